@@ -1,0 +1,1 @@
+"""Measurements: what the engine and the queue are worth, beside what one would use instead."""

@@ -1,0 +1,121 @@
+"""Goodput on a Poisson trace with mixed steps: how much load each policy carries in good time.
+
+Goodput is the highest rate of arrivals, in requests per second, at which 90 % of the requests
+finish within 4 times the time that each would take alone. Found by bisection over the rate, on
+the same arrivals for every policy; policies take turns, so that a machine that slows down slows
+all of them.
+"""
+
+import random
+import statistics
+from collections.abc import Sequence
+
+from bench.models import LARGE, SMALL, STEPS, Regime, loaded, requests
+from bench.policies import Arrival, Policy, one_at_a_time, solo_seconds, stepwise, whole_calls
+from bench.report import Metrics, table
+from jobs.request import ImageRequest
+from pipelines.seam import Pipeline
+from workers.profile import measure, probe
+from workers.scheduler import Costs
+
+IN_TIME = 4.0
+"""A request is in time when it finishes within this many times its solo time."""
+
+SHARE = 0.9
+"""The share of requests that must be in time."""
+
+PRECISION = 1.08
+"""Bisection ends when the rate is known within this factor."""
+
+
+def arrivals(rate: float, wanted: Sequence[ImageRequest], seed: int) -> list[Arrival]:
+    """A Poisson process of `rate` requests per second over these requests, in order."""
+    draw, at, trace = random.Random(seed), 0.0, []
+    for request in wanted:
+        at += draw.expovariate(rate)
+        trace.append(Arrival(at, request))
+    return trace
+
+
+def carries(
+    policy: Policy,
+    pipeline: Pipeline,
+    costs: Costs,
+    trace: Sequence[Arrival],
+    solo: dict[int, float],
+) -> bool:
+    """Whether enough of the trace finishes in time under this policy."""
+    latencies = policy(pipeline, costs, trace)
+    in_time = [
+        latency <= IN_TIME * solo[arrival.request.steps]
+        for latency, arrival in zip(latencies, trace, strict=True)
+    ]
+    return sum(in_time) >= SHARE * len(in_time)
+
+
+def goodput(
+    policy: Policy,
+    pipeline: Pipeline,
+    costs: Costs,
+    wanted: Sequence[ImageRequest],
+    solo: dict[int, float],
+    seed: int,
+) -> float:
+    """The highest rate that the policy carries, in requests per second, by bisection."""
+    capacity = len(wanted) / sum(solo[request.steps] for request in wanted)
+    low, high = 0.25 * capacity, 0.5 * capacity
+    while carries(policy, pipeline, costs, arrivals(high, wanted, seed), solo):
+        low, high = high, 2 * high
+    while high / low > PRECISION:
+        middle = (low * high) ** 0.5
+        if carries(policy, pipeline, costs, arrivals(middle, wanted, seed), solo):
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def compare(regime: Regime, seeds: Sequence[int], count: int) -> dict[str, list[float]]:
+    """Goodput of the three policies, and of our reproducible class, for each seed."""
+    pipeline, model = loaded(regime)
+    costs = measure(pipeline, probe(model))
+    solo = {steps: solo_seconds(pipeline, requests(model, 1, 0, [steps])[0]) for steps in STEPS}
+    results: dict[str, list[float]] = {}
+    for seed in seeds:
+        fast = requests(model, count, seed)
+        pinned = requests(model, count, seed, reproducible=True)
+        runs: list[tuple[str, Policy, list[ImageRequest]]] = [
+            ("one at a time", one_at_a_time, fast),
+            ("whole calls", whole_calls, fast),
+            ("ours, reproducible", stepwise, pinned),
+            ("ours, fast", stepwise, fast),
+        ]
+        for name, policy, wanted in runs:
+            rate = goodput(policy, pipeline, costs, wanted, solo, seed)
+            results.setdefault(name, []).append(rate)
+    return results
+
+
+def ratio(results: dict[str, list[float]], ours: str, other: str) -> float:
+    """The median over seeds of our rate over the other's."""
+    return statistics.median(a / b for a, b in zip(results[ours], results[other], strict=True))
+
+
+def run(seeds: Sequence[int] = (1, 2, 3), count: int = 80) -> Metrics:
+    """Both regimes; prints a table of each and returns the ratios."""
+    metrics: Metrics = {}
+    for regime in (SMALL, LARGE):
+        results = compare(regime, seeds, count)
+        base = results["one at a time"]
+        rows = [
+            (name, rates, statistics.median(r / b for r, b in zip(rates, base, strict=True)))
+            for name, rates in results.items()
+        ]
+        table(f"goodput, {regime.name} regime (requests/s; median, min..max)", rows)
+        suffix = "" if regime is SMALL else "_large"
+        metrics[f"goodput_vs_fifo{suffix}"] = ratio(results, "ours, fast", "one at a time")
+        metrics[f"goodput_vs_whole_call{suffix}"] = ratio(results, "ours, fast", "whole calls")
+        metrics[f"goodput_vs_fifo_reproducible{suffix}"] = ratio(
+            results, "ours, reproducible", "one at a time"
+        )
+    return metrics

@@ -1,0 +1,97 @@
+"""Images per second with more requests waiting than fit: ours beside one at a time.
+
+Also what the denoiser does meanwhile: the share of time in which it ran no forward pass, how
+many encoder calls a request took, and the useful share of what the device could compute. Each
+round runs both contenders in turn on the same requests.
+"""
+
+import statistics
+import time
+from collections.abc import Sequence
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from bench.models import LARGE, SMALL, Regime, device, loaded, requests
+from bench.policies import Arrival, one_at_a_time, stepwise
+from bench.report import Metrics, table
+from jobs.request import ImageRequest
+from pipelines.seam import Pipeline
+from workers.profile import measure, probe
+from workers.scheduler import Costs
+
+STEPS = (20,)
+
+
+def images_per_second(
+    pipeline: Pipeline, costs: Costs, wanted: Sequence[ImageRequest], *, ours: bool
+) -> float:
+    """All requests at once, until the last is decoded."""
+    trace = [Arrival(0.0, request) for request in wanted]
+    started = time.perf_counter()
+    (stepwise if ours else one_at_a_time)(pipeline, costs, trace)
+    return len(trace) / (time.perf_counter() - started)
+
+
+def useful_share(pipeline: Pipeline, wanted: Sequence[ImageRequest], rate: float) -> float:
+    """Counted FLOPs of the images made per second over the device's measured matrix peak."""
+    request = wanted[0]
+    with FlopCounterMode(display=False) as counter:
+        [conditioning] = pipeline.encode([request])
+        sample = pipeline.start(request, conditioning)
+        while not sample.done:
+            pipeline.step([sample], 1)
+        pipeline.decode([sample])
+    return counter.get_total_flops() * rate / matrix_peak()
+
+
+def matrix_peak(side: int = 1536) -> float:
+    """FLOP/s of a large matrix product on the benchmark's device, the best of several."""
+    a = torch.randn(side, side, device=device())
+    best = float("inf")
+    for _ in range(5):
+        started = time.perf_counter()
+        torch.mm(a, a)
+        if torch.accelerator.is_available():
+            torch.accelerator.synchronize()
+        best = min(best, time.perf_counter() - started)
+    return 2 * side**3 / best
+
+
+def compare(regime: Regime, rounds: int, count: int) -> Metrics:
+    """Interleaved rounds of both contenders, and of the reproducible class."""
+    pipeline, model = loaded(regime)
+    costs = measure(pipeline, probe(model))
+    rates: dict[str, list[float]] = {}
+    for seed in range(rounds):
+        fast = requests(model, count, seed, STEPS)
+        pinned = requests(model, count, seed, STEPS, reproducible=True)
+        for name, wanted, ours in (
+            ("one at a time", fast, False),
+            ("ours, reproducible", pinned, True),
+            ("ours, fast", fast, True),
+        ):
+            rate = images_per_second(pipeline, costs, wanted, ours=ours)
+            rates.setdefault(name, []).append(rate)
+    base = rates["one at a time"]
+    ratios = {
+        name: statistics.median(r / b for r, b in zip(found, base, strict=True))
+        for name, found in rates.items()
+    }
+    table(
+        f"saturated, {regime.name} regime (images/s; median, min..max)",
+        [(name, found, ratios[name]) for name, found in rates.items()],
+    )
+    share = useful_share(pipeline, fast, statistics.median(rates["ours, fast"]))
+    return {
+        f"saturated_{regime.name}": ratios["ours, fast"],
+        f"saturated_{regime.name}_reproducible": ratios["ours, reproducible"],
+        f"useful_flops_share_{regime.name}": share,
+    }
+
+
+def run(rounds: int = 5, count: int = 32) -> Metrics:
+    """Both regimes."""
+    metrics = compare(SMALL, rounds, count) | compare(LARGE, rounds, count // 4)
+    metrics["useful_flops_share"] = metrics["useful_flops_share_large"]
+    return metrics

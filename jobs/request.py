@@ -1,0 +1,57 @@
+"""One image's parameters, frozen, and what they cost.
+
+Knows no queue, no model and no HTTP: a request is a value that travels as JSON from the service
+through Redis to a worker, and ends as the recipe inside the picture.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+ImageFormat = Literal["png", "jpeg", "webp"]
+
+MAX_SEED = 2**53 - 1
+"""The largest seed: the largest integer that every JSON reader keeps exact (RFC 8259, 6)."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRequest:
+    """One image: what to draw and how.
+
+    `width` and `height` are pixels, `steps` denoising steps, `seed` 0..MAX_SEED.
+    `guidance_scale` makes the picture follow the prompt: the embedded guidance where the
+    transformer has one, classifier-free guidance elsewhere. `negative_prompt` belongs to the
+    latter; None means that the caller gave none. `reproducible` asks for bits that do not depend
+    on what ran beside the image.
+    """
+
+    model: str
+    prompt: str
+    seed: int
+    width: int
+    height: int
+    steps: int
+    guidance_scale: float
+    negative_prompt: str | None = None
+    format: ImageFormat = "png"
+    reproducible: bool = True
+
+    @property
+    def pixels(self) -> int:
+        """Width times height: what one forward pass over the image costs, in pixels."""
+        return self.width * self.height
+
+    @property
+    def cost(self) -> float:
+        """The whole image's work in megapixel-steps; fair shares are counted in it."""
+        return self.pixels * self.steps / 1e6
+
+    def to_json(self) -> str:
+        """Compact JSON of all fields, as kept in Redis."""
+        return json.dumps(asdict(self), separators=(",", ":"), ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> "ImageRequest":
+        """The inverse of `to_json`; a field it does not know raises TypeError."""
+        fields: dict[str, Any] = json.loads(text)
+        return cls(**fields)

@@ -1,0 +1,116 @@
+"""The seam between the worker and the models: one protocol, two values, one rule.
+
+A family (the mathematics of one kind of model) and a placement (where its weights live) together
+make a `Pipeline`. The worker calls these four and knows nothing else of models:
+
+    encode(requests)  -> conditionings    text encoders
+    start(request, conditioning) -> Sample    seeded latents and a schedule of its own
+    step(samples, bucket) -> None         ONE forward pass over samples at different steps
+    decode(samples)   -> pixels           VAE
+
+Knows no Redis, no HTTP, no threads. `encode` may run on another thread than `step` and `decode`;
+no method is called by two threads at once.
+"""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+
+from jobs.request import ImageRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Conditioning:
+    """What the text encoders made of one prompt: tensors by name, one row each (batch dim 1)."""
+
+    tensors: dict[str, torch.Tensor]
+    truncated: bool = False
+
+    @property
+    def size(self) -> int:
+        """Bytes held by the tensors."""
+        return sum(t.numel() * t.element_size() for t in self.tensors.values())
+
+
+@dataclass(slots=True)
+class Sample:
+    """An image request in flight.
+
+    `latents` is the family's own shape with batch dimension 1; None under a family that keeps
+    none between steps. `step` counts finished denoising steps, 0..`steps`. `error` is set by
+    `step` when this sample alone went wrong (NaN latents, a verdict of a safety checker): the
+    worker then drops it and its neighbours go on. `cancelled` is set by the worker while a long
+    `step` runs, and a family whose step is a whole call leaves early when all are.
+    """
+
+    request: ImageRequest
+    conditioning: Conditioning
+    latents: torch.Tensor | None
+    scheduler: Any
+    steps: int
+    step: int = 0
+    error: str | None = None
+    cancelled: bool = False
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def done(self) -> bool:
+        """Whether the denoising is finished and `decode` may be called."""
+        return self.step >= self.steps
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """What a loaded model turned out to be; the worker publishes it for the service to check by.
+
+    `multiple` is the grid of widths and heights in pixels. `guidance` is "embedded",
+    "classifier-free" or "none". `joins` says whether a sample may join others between steps.
+    `max_prompt_tokens` is where the text encoder cuts, None when unknown. `scheduler` is the
+    scheduler's class name, for the recipe.
+    """
+
+    family: str
+    multiple: int
+    guidance: str
+    joins: bool
+    max_prompt_tokens: int | None
+    scheduler: str
+
+
+class Pipeline(Protocol):
+    """A family under a placement."""
+
+    @property
+    def card(self) -> Card:
+        """What the model is; constant after loading."""
+
+    def batch_key(self, request: ImageRequest) -> Hashable:
+        """What requests must share to run in one forward pass."""
+
+    def rows(self, request: ImageRequest) -> int:
+        """Rows of the forward batch that one sample takes: 2 under classifier-free guidance."""
+
+    def tokens(self, request: ImageRequest) -> int:
+        """Image tokens of one row; rows x tokens is what admission budgets by."""
+
+    def encode(self, requests: Sequence[ImageRequest]) -> list[Conditioning]:
+        """Run the text encoders; each result equals that of encoding its request alone."""
+
+    def start(self, request: ImageRequest, conditioning: Conditioning) -> Sample:
+        """A sample at step 0, its latents drawn from the request's seed."""
+
+    def step(self, samples: Sequence[Sample], bucket: int = 0) -> None:
+        """Advance every sample by one step, in one forward pass; all share one batch key.
+
+        The forward batch is padded to `bucket` samples when that is larger than their number, so
+        that a sample's bits do not depend on how many ran beside it. Raises OutOfMemory, having
+        changed no sample, when the batch does not fit the device.
+        """
+
+    def decode(self, samples: Sequence[Sample]) -> list[torch.Tensor]:
+        """Finished samples to pixels: each float32 [3, height, width] in 0..1, on the CPU.
+
+        Raises OutOfMemory when even one does not fit the device.
+        """

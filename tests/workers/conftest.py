@@ -1,0 +1,89 @@
+"""An engine over a fake pipeline, driven on the test's own thread."""
+
+import queue
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import pytest
+
+from jobs.job import Lease
+from jobs.request import ImageRequest
+from pipelines.fake import FakePipeline
+from workers.engine import Engine
+from workers.flights import Flight, Flights
+from workers.scheduler import BUCKETS, Costs
+
+BATCHES_PAY = Costs(tuple((2 * 16 * b, 1.0) for b in BUCKETS))
+"""Costs of a device on which every bucket of guided 64x64 requests pays."""
+
+
+def request(prompt: str = "a cat", **changes: object) -> ImageRequest:
+    """A fast-class 64x64 request of 4 steps, changed as told."""
+    fields = {
+        "model": "fake",
+        "prompt": prompt,
+        "seed": 0,
+        "width": 64,
+        "height": 64,
+        "steps": 4,
+        "guidance_scale": 2.0,
+        "reproducible": False,
+    }
+    return ImageRequest(**{**fields, **changes})  # type: ignore[arg-type]
+
+
+@dataclass
+class Bench:
+    """An engine and what came out of it: delivered flights, and errors by prompt."""
+
+    pipeline: FakePipeline
+    costs: Costs = BATCHES_PAY
+    flights: Flights = field(default_factory=Flights)
+    delivered: list[Flight] = field(default_factory=list)
+    failed: dict[str, BaseException] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.ready: queue.SimpleQueue[Flight] = queue.SimpleQueue()
+        self.engine = Engine(
+            pipeline=self.pipeline,
+            costs=self.costs,
+            flights=self.flights,
+            ready=self.ready,
+            deliver=self._deliver,
+            give_up=self._give_up,
+        )
+
+    def enqueue(self, *requests: ImageRequest) -> list[Flight]:
+        """Make these requests ready, as intake does."""
+        made = []
+        for one in requests:
+            flight = Flight(Lease("job", len(self.flights), "token", 1, False, one))
+            [flight.conditioning] = self.pipeline.encode([one])
+            self.flights.add(flight)
+            self.ready.put(flight)
+            made.append(flight)
+        return made
+
+    def run(self) -> None:
+        """Run the engine until nothing is in flight any more."""
+        self.engine.run()
+
+    def _deliver(self, flight: Flight) -> None:
+        self.delivered.append(flight)
+        self._left(flight)
+
+    def _give_up(self, flight: Flight, error: BaseException) -> None:
+        self.failed[flight.lease.request.prompt] = error
+        self._left(flight)
+
+    def _left(self, flight: Flight) -> None:
+        """The last one out stops the engine."""
+        out = {id(one) for one in self.delivered} | set(self.failed)
+        if len(out) + sum(f.dropped for f in self.flights.all()) >= len(self.flights):
+            self.engine.stopping.set()
+
+
+@pytest.fixture
+def bench() -> Callable[..., Bench]:
+    """Makes a `Bench` over a fake pipeline with these options."""
+    return lambda **options: Bench(FakePipeline(**options))

@@ -1,0 +1,129 @@
+"""The scheduler's decisions, by table and by property: values in, values out."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from workers.scheduler import BUCKETS, Candidate, Costs, choose
+
+FLAT = Costs(tuple((64 * b, 1.0) for b in BUCKETS))
+"""A device on which a larger batch costs nothing: every bucket pays."""
+
+STEEP = Costs(tuple((64 * b, float(b)) for b in BUCKETS))
+"""A device on which a batch of n costs n: no bucket but 1 pays."""
+
+
+def candidate(key: str, **changes: object) -> Candidate:
+    """A reproducible candidate of 64 tokens with 10 steps to go, changed as told."""
+    fields = {
+        "key": key,
+        "group": "64x64",
+        "tokens": 64,
+        "remaining": 10,
+        "waited": 0.0,
+        "reproducible": True,
+    }
+    return Candidate(**{**fields, **changes})  # type: ignore[arg-type]
+
+
+def test_nothing_in_flight_is_no_forward() -> None:
+    assert choose([], FLAT, {}) is None
+
+
+@pytest.mark.parametrize(
+    ("costs", "pinned", "largest"), [(FLAT, 32, 32), (STEEP, 1, 1), (Costs(()), 1, 1)]
+)
+def test_buckets_follow_the_measured_costs(costs: Costs, pinned: int, largest: int) -> None:
+    assert costs.pinned(64) == pinned
+    assert costs.largest(64) == largest
+
+
+def test_costs_are_linear_between_points_and_proportional_beyond() -> None:
+    costs = Costs(((100, 1.0), (200, 3.0)))
+    assert [costs.seconds(n) for n in (50, 100, 150, 200, 400)] == [1.0, 1.0, 2.0, 3.0, 6.0]
+
+
+def test_pinned_bucket_costs_a_lone_sample_at_most_half_more() -> None:
+    costs = Costs(((64, 1.0), (128, 1.4), (256, 1.6), (512, 3.0)))
+    assert costs.pinned(64) == 2
+
+
+def test_least_remaining_work_goes_first() -> None:
+    forward = choose([candidate("long", remaining=20), candidate("short", remaining=2)], STEEP, {})
+    assert forward is not None
+    assert forward.keys == ("short",)
+
+
+def test_waiting_outweighs_remaining_work_in_the_end() -> None:
+    waited = [candidate("long", remaining=20, waited=30.0), candidate("short", remaining=2)]
+    forward = choose(waited, STEEP, {})
+    assert forward is not None
+    assert forward.keys == ("long",)
+
+
+def test_groups_never_mix() -> None:
+    mixed = [candidate(f"a{i}") for i in range(3)] + [candidate("b", group="128x128", remaining=1)]
+    forward = choose(mixed, FLAT, {})
+    assert forward is not None
+    assert forward.keys == ("b",)
+
+
+def test_reproducible_samples_run_in_the_pinned_bucket_with_fast_ones_in_free_places() -> None:
+    costs = Costs(((64, 1.0), (128, 1.2), (256, 1.4), (512, 4.0)))
+    few = [candidate("r", remaining=1), candidate("f", reproducible=False)]
+    forward = choose(few, costs, {})
+    assert forward is not None
+    assert set(forward.keys) == {"r", "f"}
+    assert forward.bucket == 4
+
+
+def test_fast_samples_run_in_a_whole_bucket_without_reproducible_ones() -> None:
+    crowd = [candidate(f"f{i}", reproducible=False, remaining=1) for i in range(5)]
+    forward = choose([*crowd, candidate("r")], FLAT, {})
+    assert forward is not None
+    assert forward.bucket == 4
+    assert all(key.startswith("f") for key in forward.keys)
+
+
+def test_a_ceiling_bounds_the_batch_of_its_group_alone() -> None:
+    crowd = [candidate(f"c{i}") for i in range(8)]
+    bounded, free = choose(crowd, FLAT, {"64x64": 2}), choose(crowd, FLAT, {"other": 2})
+    assert bounded is not None
+    assert free is not None
+    assert len(bounded.keys) == 2
+    assert len(free.keys) == 8
+
+
+candidates = st.lists(
+    st.builds(
+        candidate,
+        key=st.uuids().map(str),
+        group=st.sampled_from(["a", "b"]),
+        remaining=st.integers(1, 50),
+        waited=st.floats(0, 100),
+        reproducible=st.booleans(),
+    ),
+    min_size=1,
+    max_size=40,
+)
+
+
+@given(candidates, st.sampled_from([FLAT, STEEP, Costs(((64, 1.0), (256, 1.3), (512, 2.0)))]))
+def test_every_forward_is_sound(crowd: list[Candidate], costs: Costs) -> None:
+    forward = choose(crowd, costs, {})
+    assert forward is not None
+    chosen = [c for c in crowd if c.key in forward.keys]
+    assert 1 <= len(chosen) == len(forward.keys) <= forward.bucket
+    assert forward.bucket in BUCKETS
+    assert len({c.group for c in chosen}) == 1
+    if any(c.reproducible for c in chosen):
+        assert forward.bucket == costs.pinned(64)
+
+
+@given(candidates)
+def test_nothing_waits_for_ever(crowd: list[Candidate]) -> None:
+    """However short the others are, one that has waited longest is chosen in the end."""
+    old = candidate("old", group="own", remaining=50, waited=1e6)
+    forward = choose([*crowd, old], STEEP, {})
+    assert forward is not None
+    assert forward.keys == ("old",)

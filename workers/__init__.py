@@ -1,0 +1,1 @@
+"""The worker process: claim, encode, denoise, deliver; and the supervisor that keeps it alive."""

@@ -1,0 +1,149 @@
+"""From finished latents to a committed image, off the denoising thread.
+
+Decode, quantise, encode with the recipe, write and fsync, then commit with the fencing token: an
+image can be downloaded only after its bytes are safe. A commit that comes too late is refused by
+the queue, and the file goes again. Failures are reported here too, so that the engine never waits
+for the queue. Knows nothing of steps or batches.
+"""
+
+import hashlib
+import queue
+import threading
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+import structlog
+import torch
+
+from jobs.catalog import Model
+from jobs.errors import ImageFailed, OutOfMemory, StorageUnavailable
+from jobs.images import LocalImages
+from jobs.job import ImageResult
+from jobs.store import Commit, Store
+from pipelines.seam import Pipeline
+from workers import recipe
+from workers.flights import Flight, Flights
+
+T = TypeVar("T")
+
+log = structlog.get_logger(__name__)
+
+RETRY_SECONDS = 1.0
+"""Pause before a store that refused a write is asked again."""
+
+AGAIN_SECONDS = 2.0
+"""A failed image is tried again after this times two to the power of its attempts."""
+
+BACKLOG = 16
+"""Finished samples that may wait for decoding before the engine waits for delivery."""
+
+
+class Delivery:
+    """Takes finished and failed flights from `put` and `give_up`, on one thread of its own."""
+
+    def __init__(
+        self,
+        *,
+        model: Model,
+        store: Store,
+        images: LocalImages,
+        pipeline: Pipeline,
+        flights: Flights,
+    ) -> None:
+        self.delivered = 0
+        self.trouble: str | None = None
+        self._model, self._store, self._images = model, store, images
+        self._pipeline, self._flights = pipeline, flights
+        self._queue: queue.Queue[tuple[Flight, BaseException | None] | None] = queue.Queue(BACKLOG)
+        self._closed = threading.Event()
+
+    def put(self, flight: Flight) -> None:
+        """Deliver a finished sample; waits when the backlog is full."""
+        self._queue.put((flight, None))
+
+    def give_up(self, flight: Flight, error: BaseException) -> None:
+        """Report a failed one: final when it is the image's own fault, tried again otherwise."""
+        self._queue.put((flight, error))
+
+    def close(self) -> None:
+        """Deliver what was put before, then end `run`."""
+        self._queue.put(None)
+
+    def abandon(self) -> None:
+        """Stop waiting for a store that refuses writes; its leases will expire."""
+        self._closed.set()
+
+    def run(self) -> None:
+        """Deliver until closed."""
+        while (item := self._queue.get()) is not None:
+            flight, error = item
+            if not flight.dropped:
+                self._deliver(flight) if error is None else self._report(flight, error)
+            self._flights.remove(flight)
+
+    def _deliver(self, flight: Flight) -> None:
+        try:
+            data = self._bytes(flight)
+        except OutOfMemory as error:
+            self._report(flight, ImageFailed(f"decoding does not fit the device: {error}"))
+            return
+        except torch.AcceleratorError:
+            raise
+        except (ImageFailed, RuntimeError, ValueError, TypeError) as error:
+            self._report(flight, error)
+            return
+        lease = flight.lease
+        uri = self._insist(
+            flight,
+            lambda: self._images.write(
+                lease.job_id, lease.index, lease.token, data, f".{lease.request.format}"
+            ),
+        )
+        if uri is not None:
+            self._commit(flight, uri, data)
+
+    def _bytes(self, flight: Flight) -> bytes:
+        assert flight.sample is not None
+        [pixels] = self._pipeline.decode([flight.sample])
+        made = recipe.recipe(flight.lease.request, self._model, self._pipeline.card, flight.bucket)
+        return recipe.encode(pixels, made)
+
+    def _commit(self, flight: Flight, uri: str, data: bytes) -> None:
+        result = ImageResult(
+            uri=uri,
+            sha256=hashlib.sha256(data).hexdigest(),
+            size=len(data),
+            media_type=recipe.MEDIA_TYPES[flight.lease.request.format],
+            seconds=time.monotonic() - flight.claimed,
+        )
+        answer = self._insist(flight, lambda: self._store.commit([(flight.lease, result)]))
+        if answer == [Commit.STALE]:
+            log.info("commit refused: the image is another's now", image=flight.lease.key)
+            self._images.remove(uri)
+        elif answer is not None:
+            self.delivered += 1
+
+    def _report(self, flight: Flight, error: BaseException) -> None:
+        final = isinstance(error, ImageFailed)
+        message = str(error) if final else f"{type(error).__name__}: {error}"
+        log.warning("image failed", image=flight.lease.key, error=message, final=final)
+        delay = 0.0 if final else AGAIN_SECONDS * 2**flight.lease.attempt
+        self._insist(
+            flight,
+            lambda: self._store.fail(flight.lease, message, again=not final, delay_seconds=delay),
+        )
+
+    def _insist(self, flight: Flight, write: Callable[[], T]) -> T | None:
+        """Repeat `write` while the store refuses it; None when the flight was dropped meanwhile."""
+        while not flight.dropped and not self._closed.is_set():
+            try:
+                answer = write()
+            except StorageUnavailable as error:
+                self.trouble = str(error)
+                log.warning("waiting for storage", image=flight.lease.key, reason=self.trouble)
+                self._closed.wait(RETRY_SECONDS)
+            else:
+                self.trouble = None
+                return answer
+        return None

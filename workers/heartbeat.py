@@ -1,0 +1,101 @@
+"""Keeps the leases alive and the queue informed, apart from the forward pass.
+
+Every beat extends the leases of what is in flight and carries each sample's measured step; what
+comes back (lost leases, cancellations) drops flights. It also sweeps the queue for other workers'
+expired leases, removes the files of expired jobs, and registers what this worker is doing. Knows
+no model and no pixels.
+"""
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import structlog
+
+from jobs.errors import StorageUnavailable
+from jobs.images import LocalImages
+from jobs.store import Store
+from workers.flights import Flights
+from workers.settings import WorkerSettings
+
+log = structlog.get_logger(__name__)
+
+BEATS_A_LEASE = 6
+"""Beats in one lease's time: several may be lost before the lease is."""
+
+SLOWEST_BEAT = 0.5
+"""Seconds between beats at most, so that progress moves before a person's eyes."""
+
+REGISTERED_SECONDS = 10.0
+"""How long a worker counts as alive after its last beat."""
+
+SWEEP_SECONDS = 2.0
+"""Seconds between two looks for expired leases and expired jobs."""
+
+COLLECTED_AT_ONCE = 16
+"""Expired jobs whose files one look removes."""
+
+
+class Heartbeat:
+    """Beats until `stop`; `describe` returns what to register, `stuck` whether to give up."""
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        store: Store,
+        images: LocalImages,
+        settings: WorkerSettings,
+        flights: Flights,
+        describe: Callable[[], dict[str, Any]],
+        stuck: Callable[[], bool],
+    ) -> None:
+        self._name, self._store, self._images = name, store, images
+        self._settings, self._flights = settings, flights
+        self._describe, self._stuck = describe, stuck
+        self._stop = threading.Event()
+        self._swept = 0.0
+
+    def stop(self) -> None:
+        """End `run` after the beat in progress."""
+        self._stop.set()
+
+    def run(self) -> None:
+        """Beat until stopped; a queue that is away is tried again at the next beat."""
+        interval = min(SLOWEST_BEAT, self._settings.lease_seconds / BEATS_A_LEASE)
+        while not self._stop.wait(interval):
+            if self._stuck():
+                log.error("a forward pass takes too long; giving this worker up")
+                os._exit(70)
+            try:
+                self._beat()
+            except StorageUnavailable as error:
+                log.warning("queue unavailable", reason=str(error))
+
+    def _beat(self) -> None:
+        flights = {flight.lease.key: flight for flight in self._flights.all()}
+        leases = {(key, flight.lease.token): flight.step for key, flight in flights.items()}
+        if leases:
+            answer = self._store.beat(self._name, leases, self._settings.lease_seconds)
+            for key in answer.lost | answer.cancelled:
+                log.info("dropped", image=key, cancelled=key in answer.cancelled)
+                flights[key].drop()
+        self._store.register(self._name, self._describe(), REGISTERED_SECONDS)
+        if time.monotonic() - self._swept >= SWEEP_SECONDS:
+            self._swept = time.monotonic()
+            self._store.sweep()
+            self._collect()
+
+    def _collect(self) -> None:
+        """Remove the files of expired and deleted jobs, then their last trace in the queue."""
+        for job_id in self._store.due(COLLECTED_AT_ONCE):
+            self._images.remove_job(job_id)
+            self._store.forget(job_id)
+
+
+def worker_name(model: str, index: int) -> str:
+    """A name that no other process has: a restarted worker is another worker."""
+    return f"{socket.gethostname()}.{model}.{index}.{os.getpid()}"

@@ -1,0 +1,133 @@
+"""What a forward pass costs on this device: measured once at warm-up, kept on disk.
+
+Warm-up takes the path that requests take (encode, start, step, decode), at the model's default
+size, for growing buckets, and stops where a larger one no longer pays. The result decides the
+pinned bucket of reproducible images, so it is kept: the same deployment keeps making the same
+bits. Knows no queue.
+"""
+
+import hashlib
+import json
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import structlog
+import torch
+
+from jobs.catalog import Model
+from jobs.errors import OutOfMemory
+from jobs.request import ImageRequest
+from pipelines.seam import Pipeline
+from workers.scheduler import BUCKETS, WORTHWHILE, Costs
+
+log = structlog.get_logger(__name__)
+
+ROUNDS = 3
+"""Timed forward passes a bucket; the fastest counts, since noise only adds."""
+
+LONGEST_SECONDS = 5.0
+"""A bucket whose forward pass takes longer is the last one measured."""
+
+
+def warm_up(pipeline: Pipeline, model: Model, device: str, data: Path) -> Costs:
+    """Run the path that requests take; the costs from disk, or measured now and written there."""
+    request = probe(model)
+    _once(pipeline, request)
+    path = data / "profiles" / f"{_fingerprint(pipeline, model, device)}.json"
+    if path.exists():
+        points = json.loads(path.read_text())["points"]
+        return Costs(tuple((int(tokens), float(seconds)) for tokens, seconds in points))
+    costs = measure(pipeline, request)
+    _keep(path, model, device, costs)
+    return costs
+
+
+def probe(model: Model) -> ImageRequest:
+    """The request that warm-up runs: the entry's defaults, so the sizes that users take."""
+    d = model.defaults
+    return ImageRequest(
+        model=model.name,
+        prompt="warm-up",
+        seed=0,
+        width=d.width,
+        height=d.height,
+        steps=max(2, min(4, model.limits.max_steps)),
+        guidance_scale=d.guidance_scale,
+    )
+
+
+def measure(pipeline: Pipeline, request: ImageRequest) -> Costs:
+    """Seconds of a forward pass for growing buckets of `request`, until one no longer pays."""
+    tokens = pipeline.rows(request) * pipeline.tokens(request)
+    points: list[tuple[int, float]] = []
+    best_rate, poorer = 0.0, 0
+    for bucket in BUCKETS:
+        try:
+            seconds = _time(pipeline, request, bucket)
+        except OutOfMemory:
+            log.info("warm-up: bucket does not fit", bucket=bucket)
+            break
+        points.append((bucket * tokens, seconds))
+        rate = bucket / seconds
+        poorer = poorer + 1 if rate * WORTHWHILE < best_rate else 0
+        best_rate = max(best_rate, rate)
+        if poorer or seconds > LONGEST_SECONDS:
+            break
+    return Costs(tuple(points))
+
+
+def _time(pipeline: Pipeline, request: ImageRequest, bucket: int) -> float:
+    times = []
+    for _ in range(ROUNDS):
+        [conditioning] = pipeline.encode([request])
+        samples = [pipeline.start(request, conditioning) for _ in range(bucket)]
+        _synchronise()
+        started = time.perf_counter()
+        pipeline.step(samples, bucket)
+        _synchronise()
+        passes = 1 if pipeline.card.joins else request.steps
+        times.append((time.perf_counter() - started) / passes)
+    return min(times)
+
+
+def _once(pipeline: Pipeline, request: ImageRequest) -> None:
+    [conditioning] = pipeline.encode([request])
+    sample = pipeline.start(replace(request), conditioning)
+    while not sample.done:
+        pipeline.step([sample], 1)
+    pipeline.decode([sample])
+
+
+def _synchronise() -> None:
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
+
+
+def _fingerprint(pipeline: Pipeline, model: Model, device: str) -> str:
+    """Names the measurement: model, device, precision, and the shape that was measured."""
+    request = probe(model)
+    parts = (
+        model.path,
+        str(model.revision),
+        model.dtype,
+        model.placement,
+        _device_name(device),
+        str(torch.get_num_threads()),
+        str(pipeline.tokens(request) * pipeline.rows(request)),
+    )
+    return f"{model.name}-{hashlib.sha256('|'.join(parts).encode()).hexdigest()[:12]}"
+
+
+def _device_name(device: str) -> str:
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else device
+
+
+def _keep(path: Path, model: Model, device: str, costs: Costs) -> None:
+    """Write once: a worker that measured at the same time keeps its own until it restarts."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}")
+    described = {"model": model.name, "device": _device_name(device), "points": costs.points}
+    partial.write_text(json.dumps(described, indent=1) + "\n")
+    partial.replace(path)

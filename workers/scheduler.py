@@ -1,0 +1,107 @@
+"""Which samples share the next forward pass: pure functions over values.
+
+Knows no GPU, no Redis, no clock and no model: the engine describes what is in flight, and
+`choose` answers. Samples of one group (one batch key) may share a forward pass; its size is a
+bucket, and what a bucket costs was measured (`Costs`).
+
+Order: least remaining work first, and every second of waiting counts as a second of work less,
+so that nothing waits for ever (shortest remaining processing time, aged). A reproducible sample
+runs in the pinned bucket of its shape and nothing else, so that its bits never depend on how many
+ran beside it; fast ones may ride in the pinned bucket's free places.
+"""
+
+from bisect import bisect_left
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+
+BUCKETS = (1, 2, 4, 8, 16, 32)
+"""Sizes of a forward batch, in samples."""
+
+PINNED_SLOWDOWN = 1.5
+"""The pinned bucket is the largest that costs a lone sample at most this times its own time."""
+
+WORTHWHILE = 0.97
+"""A bucket is large enough when it reaches this share of the best images per second."""
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """Measured seconds of one forward pass by image tokens, as points of ascending tokens."""
+
+    points: tuple[tuple[int, float], ...]
+
+    def seconds(self, tokens: int) -> float:
+        """Seconds of a forward pass over `tokens`: linear between points, proportional beyond."""
+        if not self.points:
+            return float(tokens)
+        xs = [point[0] for point in self.points]
+        at = bisect_left(xs, tokens)
+        if at == 0:
+            return self.points[0][1]
+        if at == len(xs):
+            last_tokens, last_seconds = self.points[-1]
+            return last_seconds * tokens / last_tokens
+        (x0, y0), (x1, y1) = self.points[at - 1], self.points[at]
+        return y0 + (y1 - y0) * (tokens - x0) / (x1 - x0)
+
+    def pinned(self, tokens: int) -> int:
+        """The bucket of reproducible samples of `tokens` each."""
+        alone = self.seconds(tokens)
+        fits = [b for b in BUCKETS if self.seconds(b * tokens) <= PINNED_SLOWDOWN * alone]
+        return max(fits, default=1)
+
+    def largest(self, tokens: int) -> int:
+        """The smallest bucket whose throughput is within reach of the best: the knee."""
+        rates = {b: b / self.seconds(b * tokens) for b in BUCKETS}
+        best = max(rates.values())
+        return min(b for b, rate in rates.items() if rate >= WORTHWHILE * best)
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A sample in flight as the scheduler sees it.
+
+    `tokens` is rows x tokens of one forward pass, `remaining` denoising steps, `waited` seconds
+    since its last step or since it became ready.
+    """
+
+    key: str
+    group: Hashable
+    tokens: int
+    remaining: int
+    waited: float
+    reproducible: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """The next forward pass: the samples in it, and the bucket that it is padded to."""
+
+    keys: tuple[str, ...]
+    bucket: int
+
+
+def choose(
+    candidates: Sequence[Candidate], costs: Costs, ceilings: Mapping[Hashable, int]
+) -> Forward | None:
+    """The next forward pass, or None when nothing is in flight.
+
+    `ceilings` holds the groups that ran out of memory, and the most samples they may have.
+    """
+    if not candidates:
+        return None
+    order = sorted(candidates, key=lambda c: (_rank(c, costs), c.key))
+    head = order[0]
+    group = [c for c in order if c.group == head.group]
+    ceiling = ceilings.get(head.group, BUCKETS[-1])
+    if head.reproducible:
+        bucket = min(costs.pinned(head.tokens), ceiling)
+        return Forward(tuple(c.key for c in group[:bucket]), bucket)
+    fast = [c for c in group if not c.reproducible]
+    most = min(costs.largest(head.tokens), ceiling, len(fast))
+    bucket = max(b for b in BUCKETS if b <= most)
+    return Forward(tuple(c.key for c in fast[:bucket]), bucket)
+
+
+def _rank(candidate: Candidate, costs: Costs) -> float:
+    return candidate.remaining * costs.seconds(candidate.tokens) - candidate.waited

@@ -1,0 +1,279 @@
+"""One worker process: loads its model, then wires intake, engine, delivery and heartbeat.
+
+    main thread   engine: forward passes
+    intake        claims, encodes prompts ahead
+    delivery      decodes, writes, commits
+    heartbeat     extends leases, reports, sweeps
+
+SIGTERM drains: nothing more is claimed, what has not started is given back at once, what runs may
+finish for a while. The death of the process that started this one does the same, faster.
+"""
+
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import structlog
+
+from jobs import lifeline
+from jobs.catalog import Model
+from jobs.errors import ImagemillError, StorageUnavailable
+from jobs.images import LocalImages
+from jobs.store import Store
+from pipelines.load import load_pipeline
+from pipelines.seam import Pipeline
+from workers import profile
+from workers.delivery import Delivery
+from workers.engine import Engine
+from workers.flights import Flights
+from workers.heartbeat import REGISTERED_SECONDS, Heartbeat, worker_name
+from workers.intake import Intake
+from workers.scheduler import Costs
+from workers.settings import WorkerSettings
+
+log = structlog.get_logger(__name__)
+
+FAILED_SECONDS = 90.0
+"""How long a worker that could not start stays registered, so that people can read why."""
+
+LOADING_BEAT_SECONDS = 2.0
+"""Seconds between two registrations while the model loads."""
+
+RATE_SMOOTHING = 0.3
+"""Weight of the newest beat in the moving average of steps per second."""
+
+
+class Worker:
+    """A worker of one model on one device."""
+
+    def __init__(
+        self, *, model: Model, index: int, device: str, settings: WorkerSettings, store: Store
+    ) -> None:
+        self.name = worker_name(model.name, index)
+        self._model, self._device, self._settings, self._store = model, device, settings, store
+        self._images = LocalImages(settings.data / "images")
+        self._state = "starting"
+        self._error: str | None = None
+        self._started = time.time()
+        self._rate: float | None = None
+        self._seen = (0.0, 0)
+        self._engine: Engine | None = None
+        self._delivery: Delivery | None = None
+        self._intake: Intake | None = None
+        self._flights = Flights()
+        self._draining = threading.Event()
+
+    def run(self) -> int:
+        """Load, serve until told to stop, give back what is left; the process's exit code."""
+        signal.signal(signal.SIGTERM, lambda *_: self.drain())
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        lifeline.watch(self.drain)
+        try:
+            pipeline, costs = self._load()
+        except (ImagemillError, OSError, RuntimeError, ValueError) as error:
+            return self._failed(error)
+        self._publish(pipeline, costs)
+        self._serve(pipeline, costs)
+        return 0
+
+    def drain(self) -> None:
+        """Claim no more, give back what has not started, finish the rest or run out of time."""
+        if self._draining.is_set():
+            return
+        self._draining.set()
+        self._state = "draining"
+        if self._intake and self._engine:
+            self._intake.stopping.set()
+            self._engine.stopping.set()
+        timer = threading.Timer(self._settings.drain_seconds, self._leave)
+        timer.daemon = True
+        timer.start()
+
+    def _load(self) -> tuple[Pipeline, Costs]:
+        loaded = threading.Event()
+
+        def report() -> None:
+            while True:
+                self._register(REGISTERED_SECONDS)
+                if loaded.wait(LOADING_BEAT_SECONDS):
+                    return
+
+        reporting = threading.Thread(target=report, name="loading", daemon=True)
+        reporting.start()
+        try:
+            pipeline = load_pipeline(self._model, self._device)
+            return pipeline, profile.warm_up(
+                pipeline, self._model, self._device, self._settings.data
+            )
+        finally:
+            loaded.set()
+            reporting.join()
+
+    def _failed(self, error: Exception) -> int:
+        self._state, self._error = "failed", str(error)
+        log.error("worker cannot start", model=self._model.name, reason=self._error)
+        self._register(FAILED_SECONDS)
+        return 1
+
+    def _publish(self, pipeline: Pipeline, costs: Costs) -> None:
+        """Tell the service what the model turned out to be."""
+        request = profile.probe(self._model)
+        tokens = pipeline.rows(request) * pipeline.tokens(request)
+        card = {
+            **asdict(pipeline.card),
+            "costs": costs.points,
+            "pinned": costs.pinned(tokens),
+            "largest": costs.largest(tokens),
+        }
+        self._patiently(lambda: self._store.publish_card(self._model.name, card))
+
+    def _serve(self, pipeline: Pipeline, costs: Costs) -> None:
+        delivery = Delivery(
+            model=self._model,
+            store=self._store,
+            images=self._images,
+            pipeline=pipeline,
+            flights=self._flights,
+        )
+        intake = Intake(
+            model=self._model.name,
+            name=self.name,
+            store=self._store,
+            pipeline=pipeline,
+            settings=self._settings,
+            flights=self._flights,
+            capacity=lambda: engine.capacity(),
+            give_up=delivery.give_up,
+        )
+        engine = Engine(
+            pipeline=pipeline,
+            costs=costs,
+            flights=self._flights,
+            ready=intake.ready,
+            deliver=delivery.put,
+            give_up=delivery.give_up,
+        )
+        heartbeat = Heartbeat(
+            name=self.name,
+            store=self._store,
+            images=self._images,
+            settings=self._settings,
+            flights=self._flights,
+            describe=self._describe,
+            stuck=self._stuck,
+        )
+        self._intake, self._engine, self._delivery = intake, engine, delivery
+        if self._draining.is_set():
+            return
+        self._state = "ready"
+        log.info("worker ready", worker=self.name, model=self._model.name, device=self._device)
+        beating = _thread("heartbeat", heartbeat.run)
+        taking = _thread("intake", intake.run)
+        delivering = _thread("delivery", delivery.run)
+        engine.run()
+        taking.join()
+        self._give_back()
+        delivery.close()
+        delivering.join()
+        heartbeat.stop()
+        beating.join()
+        self._patiently(lambda: self._store.unregister(self.name))
+        log.info("worker drained", worker=self.name, delivered=delivery.delivered)
+
+    def _give_back(self) -> None:
+        """Return the leases of images that never started."""
+        waiting = [f for f in self._flights.all() if f.sample is None]
+        if waiting:
+            self._patiently(lambda: self._store.release([f.lease for f in waiting]))
+        for flight in waiting:
+            flight.drop()
+            self._flights.remove(flight)
+
+    def _leave(self) -> None:
+        """Out of time: give everything back and go, whatever is still running."""
+        leases = [flight.lease for flight in self._flights.all()]
+        log.warning("drain took too long", given_back=len(leases))
+        try:
+            self._store.release(leases)
+            self._store.unregister(self.name)
+        finally:
+            os._exit(0)
+
+    def _patiently(self, write: Callable[[], object]) -> None:
+        """Write to a queue that may be away for the moment; on the way out, only once."""
+        while True:
+            try:
+                write()
+            except StorageUnavailable as error:
+                log.warning("queue unavailable", reason=str(error))
+                if self._draining.wait(LOADING_BEAT_SECONDS):
+                    return
+            else:
+                return
+
+    def _register(self, seconds: float) -> None:
+        try:
+            self._store.register(self.name, self._describe(), seconds)
+        except StorageUnavailable as error:
+            log.warning("queue unavailable", reason=str(error))
+
+    def _stuck(self) -> bool:
+        started = self._engine.forward_started if self._engine else None
+        return started is not None and time.monotonic() - started > self._settings.stuck_seconds
+
+    def _describe(self) -> dict[str, Any]:
+        """What this worker is doing, for people and for the ETA; rates are per second."""
+        engine, delivery = self._engine, self._delivery
+        self._measure()
+        return {
+            "model": self._model.name,
+            "state": self._state,
+            "error": self._error or (delivery.trouble if delivery else None),
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "device": self._device,
+            "placement": self._model.placement,
+            "started": self._started,
+            "in_flight": len(self._flights),
+            "images_done": delivery.delivered if delivery else 0,
+            "steps_per_second": self._rate,
+            "forwards": engine.forwards if engine else 0,
+            "steps": engine.steps if engine else 0,
+            "busy_seconds": engine.busy_seconds if engine else 0.0,
+        }
+
+    def _measure(self) -> None:
+        """Moving average of samples x steps per second of denoising, kept while idle."""
+        if not self._engine:
+            return
+        busy, steps = self._engine.busy_seconds, self._engine.steps
+        elapsed, made = busy - self._seen[0], steps - self._seen[1]
+        if made <= 0 or elapsed <= 0:
+            return
+        rate = made / elapsed
+        old = self._rate
+        self._rate = rate if old is None else old + RATE_SMOOTHING * (rate - old)
+        self._seen = (busy, steps)
+
+
+def _thread(name: str, run: Callable[[], None]) -> threading.Thread:
+    """Start `run` on a daemon thread; if it ever raises, the whole process ends.
+
+    A worker with a dead thread would hold leases for ever; the supervisor starts a new one.
+    """
+
+    def guarded() -> None:
+        try:
+            run()
+        except BaseException:
+            log.exception("worker thread failed", thread=name)
+            os._exit(1)
+
+    thread = threading.Thread(target=guarded, name=name, daemon=True)
+    thread.start()
+    return thread
