@@ -39,6 +39,7 @@ def stepwise(pipeline: Pipeline, costs: Costs, arrivals: Sequence[Arrival]) -> l
     engine = Engine(
         pipeline=pipeline,
         costs=costs,
+        usual_tokens=1,
         flights=flights,
         ready=ready,
         deliver=done.put,

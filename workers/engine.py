@@ -27,6 +27,7 @@ IDLE_SECONDS = 0.5
 class Engine:
     """Runs forward passes on the calling thread until told to stop.
 
+    `usual_tokens` are those of a request of the model's default size, rows counted.
     Once `stopping` is set nothing more is started, and `run` returns when what runs has finished.
     """
 
@@ -35,6 +36,7 @@ class Engine:
         *,
         pipeline: Pipeline,
         costs: Costs,
+        usual_tokens: int,
         flights: Flights,
         ready: queue.SimpleQueue[Flight],
         deliver: Callable[[Flight], None],
@@ -46,15 +48,15 @@ class Engine:
         self.busy_seconds = 0.0
         self.forward_started: float | None = None
         self._pipeline, self._costs, self._flights = pipeline, costs, flights
+        self._usual_tokens = usual_tokens
         self._ready, self._deliver, self._give_up = ready, deliver, give_up
         self._running: dict[str, Flight] = {}
         self._ceilings: dict[Hashable, int] = {}
 
     def capacity(self) -> int:
-        """How many images this worker should hold: two forward batches of what it runs now."""
-        tokens = [self._tokens(flight) for flight in list(self._running.values())[:1]]
-        largest = self._costs.largest(tokens[0]) if tokens else max(BUCKETS[:4])
-        return 2 * largest
+        """How many images this worker should hold, by the largest that it runs now."""
+        running = [self._tokens(flight) for flight in list(self._running.values())]
+        return self._costs.held(max(running, default=self._usual_tokens))
 
     def run(self) -> None:
         """The loop; returns when told to stop and the samples in flight are done or dropped."""

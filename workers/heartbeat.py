@@ -80,9 +80,11 @@ class Heartbeat:
         leases = {(key, flight.lease.token): flight.step for key, flight in flights.items()}
         if leases:
             answer = self._store.beat(self._name, leases, self._settings.lease_seconds)
+            held = set(self._flights.all())  # without those that were committed meanwhile
             for key in answer.lost | answer.cancelled:
-                log.info("dropped", image=key, cancelled=key in answer.cancelled)
-                flights[key].drop()
+                if flights[key] in held:
+                    log.info("dropped", image=key, cancelled=key in answer.cancelled)
+                    flights[key].drop()
         self._store.register(self._name, self._describe(), REGISTERED_SECONDS)
         if time.monotonic() - self._swept >= SWEEP_SECONDS:
             self._swept = time.monotonic()

@@ -4,7 +4,7 @@ Knows no GPU, no Redis, no clock and no model: the engine describes what is in f
 `choose` answers. Samples of one group (one batch key) may share a forward pass; its size is a
 bucket, and what a bucket costs was measured (`Costs`).
 
-Order: least remaining work first, and every second of waiting counts as a second of work less,
+Order: least remaining work first, and `AGEING` seconds of waiting count as a second of work less,
 so that nothing waits for ever (shortest remaining processing time, aged). A reproducible sample
 runs in the pinned bucket of its shape and nothing else, so that its bits never depend on how many
 ran beside it; fast ones may ride in the pinned bucket's free places.
@@ -22,6 +22,13 @@ PINNED_SLOWDOWN = 1.5
 
 WORTHWHILE = 0.97
 """A bucket is large enough when it reaches this share of the best images per second."""
+
+
+AGEING = 20.0
+"""Seconds of waiting that weigh as much as one second of remaining work."""
+
+LEAST_HELD = 8
+"""Samples to hold at least, so that a short one can overtake where batches do not pay."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +62,10 @@ class Costs:
         rates = {b: b / self.seconds(b * tokens) for b in BUCKETS}
         best = max(rates.values())
         return min(b for b, rate in rates.items() if rate >= WORTHWHILE * best)
+
+    def held(self, tokens: int) -> int:
+        """How many samples of `tokens` each a worker should hold: two forward batches."""
+        return max(2 * self.largest(tokens), 2 * self.pinned(tokens), LEAST_HELD)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,4 +115,4 @@ def choose(
 
 
 def _rank(candidate: Candidate, costs: Costs) -> float:
-    return candidate.remaining * costs.seconds(candidate.tokens) - candidate.waited
+    return candidate.remaining * costs.seconds(candidate.tokens) - candidate.waited / AGEING

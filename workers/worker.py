@@ -122,8 +122,7 @@ class Worker:
 
     def _publish(self, pipeline: Pipeline, costs: Costs) -> None:
         """Tell the service what the model turned out to be."""
-        request = profile.probe(self._model)
-        tokens = pipeline.rows(request) * pipeline.tokens(request)
+        tokens = self._usual_tokens(pipeline)
         card = {
             **asdict(pipeline.card),
             "costs": costs.points,
@@ -131,6 +130,10 @@ class Worker:
             "largest": costs.largest(tokens),
         }
         self._patiently(lambda: self._store.publish_card(self._model.name, card))
+
+    def _usual_tokens(self, pipeline: Pipeline) -> int:
+        request = profile.probe(self._model)
+        return pipeline.rows(request) * pipeline.tokens(request)
 
     def _serve(self, pipeline: Pipeline, costs: Costs) -> None:
         delivery = Delivery(
@@ -153,6 +156,7 @@ class Worker:
         engine = Engine(
             pipeline=pipeline,
             costs=costs,
+            usual_tokens=self._usual_tokens(pipeline),
             flights=self._flights,
             ready=intake.ready,
             deliver=delivery.put,

@@ -47,6 +47,7 @@ class Bench:
         self.engine = Engine(
             pipeline=self.pipeline,
             costs=self.costs,
+            usual_tokens=2 * 16,
             flights=self.flights,
             ready=self.ready,
             deliver=self._deliver,

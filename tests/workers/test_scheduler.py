@@ -55,7 +55,7 @@ def test_least_remaining_work_goes_first() -> None:
 
 
 def test_waiting_outweighs_remaining_work_in_the_end() -> None:
-    waited = [candidate("long", remaining=20, waited=30.0), candidate("short", remaining=2)]
+    waited = [candidate("long", remaining=20, waited=500.0), candidate("short", remaining=2)]
     forward = choose(waited, STEEP, {})
     assert forward is not None
     assert forward.keys == ("long",)

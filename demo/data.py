@@ -1,0 +1,139 @@
+"""Training examples: scenes as packed latents, each with several captions as tokens.
+
+Every picture size has its own shelf. Latents are computed once, in chunks, by
+several processes, and kept in the work folder. Knows no transformer.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from diffusers import AutoencoderKL, FluxPipeline
+from torch import Tensor
+
+from demo.captions import caption
+from demo.progress import Log, save_atomically
+from demo.scenes import random_scene, render
+from demo.text import Tokens, tokenize
+from demo.tokenizers import clip_tokenizer, t5_tokenizer
+
+CHUNK: Final = 1024
+CAPTIONS: Final = 6
+"""Different sentences for each scene."""
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """Pictures of one size, (height, width) in pixels, and how training draws on them."""
+
+    size: tuple[int, int]
+    scenes: int
+    share: float  # of all training steps
+    batch: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.size[0]}x{self.size[1]}"
+
+    def chunks(self) -> range:
+        return range(0, self.scenes, CHUNK)
+
+
+SHELVES: Final = (
+    Shelf((128, 128), 20 * CHUNK, 0.76, 32),
+    Shelf((192, 192), 3 * CHUNK, 0.08, 14),
+    Shelf((128, 192), 3 * CHUNK, 0.08, 21),
+    Shelf((192, 128), 3 * CHUNK, 0.08, 21),
+)
+
+
+@dataclass(frozen=True)
+class Examples:
+    """N scenes of one size."""
+
+    latents: Tensor  # (N, image tokens, 32), normalised as the pipeline does
+    clip: Tensor  # (N, CAPTIONS, TEXT_TOKENS)
+    t5: Tensor  # (N, CAPTIONS, TEXT_TOKENS)
+
+    def pick(self, count: int) -> tuple[Tensor, Tokens]:
+        """Latents of random scenes, with one of each one's captions."""
+        scenes = torch.randint(len(self.latents), (count,))
+        version = torch.randint(CAPTIONS, (count,))
+        tokens = Tokens(self.clip[scenes, version].long(), self.t5[scenes, version].long())
+        return self.latents[scenes].float(), tokens
+
+
+@torch.no_grad()
+def encode(vae: Any, pictures: Tensor) -> Tensor:
+    """(N, image tokens, 32): latents normalised and packed as FluxPipeline packs them."""
+    pictures = (pictures * 2 - 1).contiguous(memory_format=torch.channels_last)
+    with torch.autocast("cpu", torch.bfloat16):
+        mean = vae.encode(pictures).latent_dist.mean.float()
+    latents = (mean - vae.config.shift_factor) * vae.config.scaling_factor
+    packed: Tensor = FluxPipeline._pack_latents(latents.contiguous(), *latents.shape)
+    return packed
+
+
+def _make_chunk(vae_folder: Path, shelf: Shelf, first: int, path: Path) -> str:
+    """Writes one chunk of examples; runs in a process of its own."""
+    torch.set_num_threads(1)
+    vae = AutoencoderKL.from_pretrained(vae_folder, dtype=torch.float32).eval()
+    vae = vae.to(memory_format=torch.channels_last)
+    rng = random.Random(f"{shelf.name} {first}")
+    scenes = [random_scene(rng) for _ in range(min(CHUNK, shelf.scenes - first))]
+    sentences = [caption(rng, scene) for scene in scenes for _ in range(CAPTIONS)]
+    tokens = tokenize(clip_tokenizer(), t5_tokenizer(), sentences)
+    parts = [scenes[start : start + 16] for start in range(0, len(scenes), 16)]
+    state = {
+        "latents": torch.cat([encode(vae, render(part, shelf.size)) for part in parts]).half(),
+        "clip": tokens.clip.view(len(scenes), CAPTIONS, -1).short(),
+        "t5": tokens.t5.view(len(scenes), CAPTIONS, -1).short(),
+    }
+    save_atomically(state, path)
+    return path.name
+
+
+def make(
+    work: Path, log: Log, shelves: tuple[Shelf, ...] = SHELVES, processes: int = 2
+) -> dict[Shelf, Examples]:
+    """All examples; makes those chunks that `work/latents` lacks, with `work/vae`."""
+    folder = work / "latents"
+    folder.mkdir(exist_ok=True)
+    paths = {
+        (shelf, first): folder / f"{shelf.name}-{first:05}.pt"
+        for shelf in shelves
+        for first in shelf.chunks()
+    }
+    orders = [
+        (work / "vae", shelf, first, path)
+        for (shelf, first), path in paths.items()
+        if not path.exists()
+    ]
+    for name in _made(orders, processes):
+        log(f"data {name}")
+    return {shelf: _load([paths[shelf, first] for first in shelf.chunks()]) for shelf in shelves}
+
+
+def _made(orders: list[tuple[Path, Shelf, int, Path]], processes: int) -> Iterator[str]:
+    """The names of the chunks as they are written; one process means this one."""
+    if processes == 1 or not orders:
+        yield from itertools.starmap(_make_chunk, orders)
+        return
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        for job in [pool.submit(_make_chunk, *order) for order in orders]:
+            yield job.result()
+
+
+def _load(paths: list[Path]) -> Examples:
+    chunks = [torch.load(path, weights_only=True) for path in paths]
+    return Examples(
+        *(torch.cat([chunk[name] for chunk in chunks]) for name in ("latents", "clip", "t5"))
+    )

@@ -1,0 +1,194 @@
+"""Transformer training: flow matching over all shelves, both text encoders learning along.
+
+Keeps a running average of the weights, which is what is scored and shipped. Knows
+the modules it trains and the examples; not how they were made.
+"""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import math
+import random
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from demo import transformer as denoiser
+from demo.data import Examples, Shelf
+from demo.muon import Muon, matrices_and_rest
+from demo.progress import Log, Smoothed, remaining_steps, warm_flat_cosine
+from demo.text import TextEncoders, Tokens, keep_pads_apart, tokenize
+
+STEPS: Final = 7000
+RATE: Final = 2.5e-3
+PACES: Final = {"transformer": 1.0, "text_encoder": 0.3, "text_encoder_2": 0.5}
+APART: Final = "norm|embed|shared|relative|^proj_out"
+AVERAGE: Final = 0.998
+CAPTION_DROP: Final = 0.1
+LOG_EVERY: Final = 50
+SCORE_EVERY: Final = 500
+
+
+class Average:
+    """The weights' exponential average, which can stand in for them for a while."""
+
+    def __init__(self, weights: list[Tensor]) -> None:
+        self.weights = weights
+        self.averages = [weight.detach().clone() for weight in weights]
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        keep = min(AVERAGE, (step + 1) / (step + 20))
+        torch._foreach_lerp_(self.averages, [w.detach() for w in self.weights], 1 - keep)
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Within it the modules hold the averages."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    def settle(self) -> None:
+        """Gives the modules the averages for good."""
+        self._swap()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        for weight, average in zip(self.weights, self.averages, strict=True):
+            kept = weight.clone()
+            weight.copy_(average)
+            average.copy_(kept)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"averages": self.averages}
+
+    def load_state_dict(self, state: Any, /) -> None:
+        for average, kept in zip(self.averages, state["averages"], strict=True):
+            average.copy_(kept)
+
+
+@dataclass(frozen=True)
+class Model:
+    """What is trained together."""
+
+    transformer: Any
+    text: TextEncoders
+
+    @property
+    def modules(self) -> dict[str, Any]:
+        return {
+            "transformer": self.transformer,
+            "text_encoder": self.text.text_encoder,
+            "text_encoder_2": self.text.text_encoder_2,
+        }
+
+
+def noise_levels(count: int) -> tuple[Tensor, Tensor]:
+    """(levels from 0 to 1, which of them are of the noisy kind), each (count,).
+
+    Half are logit-normal. The other half are close to 1: a flat background shows
+    its colour even under heavy noise, so that the text decides in that range only.
+    """
+    even = (torch.randperm(count) + torch.rand(count)) / count
+    normal = math.sqrt(2) * torch.erfinv((2 * even - 1).clamp(-0.9999, 0.9999))
+    noisy = torch.arange(count) % 2 == 0
+    high = 1 - 0.2 * torch.rand(count) ** 1.5
+    return torch.where(noisy, high, torch.sigmoid(0.3 + normal)), noisy
+
+
+def shelf_for(step: int, shelves: list[Shelf]) -> Shelf:
+    """The picture size of a step's batch, drawn by the shelves' shares."""
+    bounds = list(itertools.accumulate(shelf.share for shelf in shelves))
+    draw = random.Random(f"shelf {step}").random() * bounds[-1]
+    return shelves[bisect.bisect_right(bounds, draw)]
+
+
+def _optimiser(model: Model) -> Muon:
+    groups = []
+    for name, module in model.modules.items():
+        matrices, rest = matrices_and_rest(module, APART)
+        decay = 0.02 if name == "transformer" else 0.0
+        groups += [
+            {
+                "params": list(matrices.values()),
+                "orthogonal": True,
+                "half": True,
+                "weight_decay": decay,
+                "pace": PACES[name],
+            },
+            {"params": list(rest.values()), "pace": PACES[name]},
+        ]
+    return Muon(groups)
+
+
+def _drop_captions(tokens: Tokens, empty: Tokens) -> Tokens:
+    """Some sentences become the empty one, from which guidance leads away."""
+    dropped = torch.rand(len(tokens.clip), 1) < CAPTION_DROP
+    clip = torch.where(dropped, empty.clip, tokens.clip)
+    return Tokens(clip, torch.where(dropped, empty.t5, tokens.t5))
+
+
+def _errors(
+    forward: Callable[..., Any], model: Model, shelf: Shelf, examples: Examples, empty: Tokens
+) -> tuple[Tensor, Tensor]:
+    """(each example's squared error, which of them are of the noisy kind) for a fresh batch."""
+    clean, tokens = examples.pick(shelf.batch)
+    level, noisy = noise_levels(shelf.batch)
+    noise = torch.randn_like(clean)
+    mixed = torch.lerp(clean, noise, level[:, None, None])
+    tokens = _drop_captions(tokens, empty)
+    velocity = denoiser.predict(forward, model.text, mixed, level, tokens, shelf.size)
+    return (velocity - (noise - clean)).square().mean((1, 2)), noisy
+
+
+def train(
+    work: Path,
+    log: Log,
+    text: TextEncoders,
+    shelves: Mapping[Shelf, Examples],
+    *,
+    steps: int = STEPS,
+    score: Callable[[Model], str] | None = None,
+    compiled: bool = True,
+) -> Model:
+    """The model with its averaged weights; resumes from `work/transformer.pt`."""
+    torch.manual_seed(0)
+    model = Model(denoiser.build(), text)
+    forward = torch.compile(model.transformer, dynamic=False) if compiled else model.transformer
+    optimiser = _optimiser(model)
+    weights = [weight for group in optimiser.param_groups for weight in group["params"]]
+    average = Average(weights)
+    empty = tokenize(text.tokenizer, text.tokenizer_2, [""])
+    losses = {True: Smoothed(), False: Smoothed()}
+    parts = {**model.modules, "optimiser": optimiser, "average": average}
+    for step in remaining_steps(steps, work / "transformer.pt", parts, seed=3):
+        fall = warm_flat_cosine(step, steps, warm=50, flat=0.2) + 0.01
+        for group in optimiser.param_groups:
+            group["lr"] = RATE * fall * group["pace"]
+        shelf = shelf_for(step, list(shelves))
+        errors, noisy = _errors(forward, model, shelf, shelves[shelf], empty)
+        optimiser.zero_grad()
+        errors.mean().backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        optimiser.step()
+        keep_pads_apart(text.text_encoder_2)
+        average.update(step)
+        for kind, loss in losses.items():
+            loss.add(errors[noisy == kind].mean().item())
+        if (step + 1) % LOG_EVERY == 0:
+            said = f"noisy {losses[True].value:.4f}, other {losses[False].value:.4f}"
+            log(f"transformer {step + 1}/{steps} {shelf.name} loss {said}")
+        if score and (step + 1) % SCORE_EVERY == 0:
+            with average.in_place():
+                log(f"transformer {step + 1}/{steps} {score(model)}")
+    average.settle()
+    keep_pads_apart(text.text_encoder_2)
+    return model

@@ -1,0 +1,37 @@
+"""The parts as one FluxPipeline, and that pipeline as a folder.
+
+Knows which parts a pipeline has; not how they were trained.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
+
+from demo.flow import Model
+
+
+def assemble(vae: Any, model: Model) -> Any:
+    """A stock pipeline around the given modules."""
+    pipeline = FluxPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0, use_dynamic_shifting=False),
+        vae=vae,
+        text_encoder=model.text.text_encoder,
+        tokenizer=model.text.tokenizer,
+        text_encoder_2=model.text.text_encoder_2,
+        tokenizer_2=model.text.tokenizer_2,
+        transformer=model.transformer,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def save(vae: Any, model: Model, out: Path) -> int:
+    """Writes the folder with weights in float16; returns its size in bytes."""
+    pipeline = assemble(vae, model)
+    pipeline.to(torch.float16)
+    pipeline.save_pretrained(out, safe_serialization=True)
+    return sum(file.stat().st_size for file in out.rglob("*") if file.is_file())

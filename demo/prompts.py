@@ -1,0 +1,46 @@
+"""The example prompts: `python -m demo.prompts > demo/prompts.txt`.
+
+Sixteen chosen ones that show the whole vocabulary off, then random ones from a fixed
+seed. Knows sentences only.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import Final
+
+from demo.captions import plain
+from demo.scenes import random_scene
+
+COUNT: Final = 100
+SHOWPIECES: Final = (
+    "a large red circle in the top left corner on a white background",
+    "a blue heart left of a purple triangle on a yellow background",
+    "a small yellow star in the center on a black background",
+    "a green ring above an orange diamond on a white background",
+    "a huge pink heart on a purple background",
+    "a white cross right of a black square on a red background",
+    "a tiny cyan diamond in the bottom right corner on a brown background",
+    "an orange triangle below a white circle on a blue background",
+    "a brown square on the left on a cyan background",
+    "a gray star at the top on a pink background",
+    "a purple ring over a green cross on an orange background",
+    "a big black circle on the right on a gray background",
+    "a yellow triangle to the left of a red heart on a green background",
+    "a little white star in the bottom left corner on a blue background",
+    "a cyan circle under a pink star on a black background",
+    "a large orange cross in the middle on a cyan background",
+)
+
+
+def prompts() -> list[str]:
+    """All of them, in order, each once."""
+    rng = random.Random("prompts")
+    found = dict.fromkeys(SHOWPIECES)
+    while len(found) < COUNT:
+        found[plain(random_scene(rng, "any"))] = None
+    return list(found)
+
+
+if __name__ == "__main__":
+    print("\n".join(prompts()))

@@ -1,0 +1,163 @@
+"""Text training: both encoders first learn to read a scene's attributes off its caption.
+
+A transformer that had to teach them as well would need several times the steps.
+Knows captions and encoders; no pictures.
+"""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from demo.captions import caption
+from demo.muon import Muon, matrices_and_rest
+from demo.progress import Log, remaining_steps, warm_flat_cosine
+from demo.scenes import Pairs, Scene, random_scene
+from demo.text import (
+    T5_PAD,
+    WIDTH,
+    TextEncoders,
+    Tokens,
+    build_text_encoders,
+    keep_pads_apart,
+    tokenize,
+)
+from demo.vocabulary import COLORS, PLACES, RELATIONS, SHAPES, SIZE_WORDS
+
+STEPS: Final = 2000
+BATCH: Final = 64
+CLIP_SHARE: Final = 0.4
+"""CLIP has learnt to read by then; T5, which must tell roles apart, needs the rest."""
+
+NOTHING: Final = "nothing"
+_THING_COLORS: Final = (*COLORS, NOTHING)
+_THING_SHAPES: Final = (*SHAPES, NOTHING)
+_LAYOUTS: Final = (*PLACES, "side by side", "stacked")
+_SIZES: Final = (None, *SIZE_WORDS)
+_ANSWERS: Final = (COLORS, COLORS, SHAPES, _THING_COLORS, _THING_SHAPES, _LAYOUTS, _SIZES)
+_WIDTHS: Final = [len(answers) for answers in _ANSWERS]
+
+
+def attributes(scene: Scene) -> list[int]:
+    """The right answers: background, two things' colours and shapes, layout, size.
+
+    Two things are read from left to right, or from top to bottom.
+    """
+    things = scene.things
+    if scene.relation in ("right of", "below"):
+        things = things[::-1]
+    kinds = [word for thing in things for word in (thing.color, thing.shape)]
+    if scene.relation is None:
+        layout = scene.place or "center"
+        kinds += [NOTHING, NOTHING]
+    else:
+        layout = "stacked" if RELATIONS[scene.relation][1] else "side by side"
+    said = (scene.background, *kinds, layout, scene.size_word)
+    return [answers.index(word) for answers, word in zip(_ANSWERS, said, strict=True)]
+
+
+class Readers(nn.Module):
+    """A linear layer on each encoder that answers all questions at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clip = nn.Linear(WIDTH, sum(_WIDTHS))
+        self.t5 = nn.Linear(WIDTH, sum(_WIDTHS))
+
+    def read_clip(self, text: TextEncoders, tokens: Tokens) -> Tensor:
+        answers: Tensor = self.clip(text.pooled(tokens.clip))
+        return answers
+
+    def read_t5(self, text: TextEncoders, tokens: Tokens) -> Tensor:
+        """From the mean over a sentence's words."""
+        longest = int((tokens.t5 != T5_PAD).sum(1).max())
+        shown = tokens.t5[:, :longest]
+        real = (shown != T5_PAD).float()[..., None]
+        answers: Tensor = self.t5((text.words(shown) * real).sum(1) / real.sum(1))
+        return answers
+
+
+def _loss(answers: Tensor, truth: Tensor) -> Tensor:
+    parts = torch.split(answers, _WIDTHS, dim=-1)
+    return torch.stack([F.cross_entropy(part, truth[:, i]) for i, part in enumerate(parts)]).sum()
+
+
+def _all_right(answers: Tensor, truth: Tensor) -> float:
+    """Share of sentences of which every attribute was read right."""
+    parts = torch.split(answers, _WIDTHS, dim=-1)
+    right = torch.stack([part.argmax(-1) == truth[:, i] for i, part in enumerate(parts)], 1)
+    return right.all(1).float().mean().item()
+
+
+def _batch(rng: random.Random, text: TextEncoders, scenes: list[Scene]) -> tuple[Tokens, Tensor]:
+    sentences = [caption(rng, scene) for scene in scenes]
+    tokens = tokenize(text.tokenizer, text.tokenizer_2, sentences)
+    return tokens, torch.tensor([attributes(scene) for scene in scenes])
+
+
+def _optimiser(text: TextEncoders, readers: Readers) -> Muon:
+    matrices, rest = list[Tensor](), list[Tensor](readers.parameters())
+    distances = list[Tensor]()  # T5's bias for how far apart two words stand
+    for encoder in (text.text_encoder, text.text_encoder_2):
+        some, others = matrices_and_rest(encoder, apart="embed|shared|relative")
+        matrices += some.values()
+        for name, parameter in others.items():
+            (distances if "relative" in name else rest).append(parameter)
+    return Muon(
+        [
+            {"params": matrices, "orthogonal": True, "weight_decay": 0.01, "pace": 1.0},
+            {"params": rest, "pace": 1.0},
+            {"params": distances, "pace": 15.0},
+        ]
+    )
+
+
+def train(work: Path, log: Log, steps: int = STEPS) -> TextEncoders:
+    """Encoders that read; resumes from `work/text.pt`."""
+    torch.manual_seed(0)
+    text, readers = build_text_encoders(), Readers()
+    optimiser = _optimiser(text, readers)
+    parts = {
+        "clip": text.text_encoder,
+        "t5": text.text_encoder_2,
+        "readers": readers,
+        "optimiser": optimiser,
+    }
+    trained = [p for group in optimiser.param_groups[:2] for p in group["params"]]
+    for step in remaining_steps(steps, work / "text.pt", parts, seed=2):
+        for group in optimiser.param_groups:
+            fall = warm_flat_cosine(step, steps, warm=30, flat=0.0)
+            group["lr"] = group["pace"] * (3e-3 * fall + 5e-5)
+        rng = random.Random(f"text {step}")
+        scenes = [
+            random_scene(rng, wants="two" if rng.random() < 0.6 else "one") for _ in range(BATCH)
+        ]
+        tokens, truth = _batch(rng, text, scenes)
+        loss = _loss(readers.read_t5(text, tokens), truth)
+        if step < CLIP_SHARE * steps:
+            loss = loss + _loss(readers.read_clip(text, tokens), truth)
+        optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimiser.step()
+        keep_pads_apart(text.text_encoder_2)
+        if (step + 1) % 100 == 0:
+            log(f"text {step + 1}/{steps} loss {loss.item():.3f}")
+    _report(text, readers, log)
+    return text
+
+
+@torch.no_grad()
+def _report(text: TextEncoders, readers: Readers, log: Log) -> None:
+    rng = random.Random("text report")
+    questions: tuple[Pairs, ...] = ("seen", "held-out")
+    for pairs in questions:
+        tokens, truth = _batch(rng, text, [random_scene(rng, pairs) for _ in range(512)])
+        clip = _all_right(readers.read_clip(text, tokens), truth)
+        t5 = _all_right(readers.read_t5(text, tokens), truth)
+        log(f"text reads {pairs} captions: clip {clip:.1%}, t5 {t5:.1%}")

@@ -1,0 +1,175 @@
+"""The `imagemill` command: what can be typed, and what errors become.
+
+Each command reads its flags here and leaves the work to a module that is imported only then, so
+that `--help` and a typing mistake cost nothing. A user's mistake or a server that is down is one
+sentence and an exit code, never a traceback.
+
+Exit codes: 0 done, 1 something failed, 2 bad input, 3 already running, 130 stopped by Ctrl-C.
+"""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from typer.core import TyperGroup
+
+from imagemill import look, parts
+from imagemill.options import (
+    DATA,
+    HOST,
+    PORT,
+    AsJson,
+    Data,
+    Host,
+    Models,
+    Port,
+    Server,
+    catalog_path,
+)
+from jobs.errors import ConfigurationError, ImagemillError
+
+BAD_INPUT, ALREADY_RUNNING = 2, 3
+
+
+class Commands(TyperGroup):
+    """Turns our errors into a sentence on stderr and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except ImagemillError as error:
+            raise typer.Exit(_complain(error)) from None
+
+
+def _complain(error: ImagemillError) -> int:
+    from imagemill.errors import AlreadyRunning, InvalidInput
+
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    for line in str(error).splitlines() or [type(error).__name__]:
+        console.print(f"[red]error:[/red] {escape(line)}")
+    if isinstance(error, AlreadyRunning):
+        return ALREADY_RUNNING
+    return BAD_INPUT if isinstance(error, InvalidInput | ConfigurationError) else 1
+
+
+app = typer.Typer(
+    cls=Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Batches of prompts in, images out: a queue and a pool of diffusion workers.",
+)
+
+
+@app.command()
+def up(
+    host: Host = HOST,
+    port: Port = PORT,
+    data: Data = DATA,
+    models: Models = None,
+    workers: Annotated[
+        int | None, typer.Option(min=0, help="Workers of each model; default: the catalog's.")
+    ] = None,
+    private: Annotated[bool, typer.Option(hidden=True)] = False,
+) -> None:
+    """Run everything on this machine: queue server, API, page, workers."""
+    from imagemill import show
+    from imagemill.up import UpOptions, run_up
+
+    console = Console()
+    options = UpOptions(host, port, data, catalog_path(models), workers, private)
+    run_up(
+        options,
+        say=lambda news: console.print(escape(news), highlight=False, soft_wrap=True),
+        show_ready=lambda ready: console.print(show.ready_panel(ready)),
+    )
+
+
+@app.command()
+def generate(
+    prompts: Annotated[
+        list[str] | None, typer.Argument(help="What to draw, each in quotes.")
+    ] = None,
+    file: Annotated[
+        str | None,
+        typer.Option("--file", "-f", help=".txt (one a line), .jsonl, .csv, or - for stdin."),
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the images.")] = Path("out"),
+    model: Annotated[str | None, typer.Option(help="Default: the catalog's first.")] = None,
+    width: Annotated[int | None, typer.Option(help="Pixels.")] = None,
+    height: Annotated[int | None, typer.Option(help="Pixels.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
+    guidance_scale: Annotated[
+        float | None, typer.Option(help="How strictly to follow the prompt.")
+    ] = None,
+    negative_prompt: Annotated[
+        str | None, typer.Option(help="What the pictures should not show.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Drawn at random when left out.")] = None,
+    n: Annotated[int | None, typer.Option("--n", "-n", help="Images of each prompt.")] = None,
+    priority: Annotated[int | None, typer.Option(help="0 to 9; 9 goes first.")] = None,
+    format: Annotated[str | None, typer.Option(help="png, jpeg or webp.")] = None,
+    server: Server = None,
+    data: Data = DATA,
+    models: Models = None,
+    idempotency_key: Annotated[
+        str | None, typer.Option(help="The same key again is the same job, not another.")
+    ] = None,
+    resume: Annotated[
+        str | None, typer.Option(metavar="JOB", help="Go on with an earlier job.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make images of prompts; start what is needed for it, unless a server is named."""
+    from imagemill.errors import InvalidInput
+    from imagemill.generate import GenerateOptions, Generation
+    from imagemill.prompts import Prompt, read_prompts
+
+    given = [Prompt(text) for text in prompts or []]
+    if file is not None:
+        given += read_prompts(file)
+    if resume is None and not given:
+        raise InvalidInput("no prompts: give some in quotes, or a file of them with --file")
+    if resume is not None and given:
+        raise InvalidInput("--resume takes no prompts: the job has its own")
+    settings = {
+        "width": width,
+        "height": height,
+        "steps": steps,
+        "guidance_scale": guidance_scale,
+        "negative_prompt": negative_prompt,
+        "seed": seed,
+        "n": n,
+        "priority": priority,
+        "format": format,
+    }
+    options = GenerateOptions(
+        prompts=given,
+        fields={name: value for name, value in settings.items() if value is not None},
+        out=out,
+        data=data,
+        models=models,
+        server=server,
+        model=model,
+        resume=resume,
+        key=idempotency_key,
+        as_json=as_json,
+    )
+    raise typer.Exit(Generation(options, Console(), Console(stderr=True)).run())
+
+
+look.register(app)
+parts.register(app)
+
+
+def main() -> None:
+    """The entry point of the `imagemill` script."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,167 @@
+"""Follows one job to its end: polls it, downloads each image as it finishes, reports progress.
+
+Knows no terminal: what there is to show goes to a `View`. Progress is the server's measured steps,
+and every rate and ETA is computed from those.
+"""
+
+import time
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Protocol
+
+from imagemill import wire
+from imagemill.client import Client
+from imagemill.interrupts import Interrupts
+from imagemill.names import place_for, write_file
+from imagemill.reach import why_not_ready
+from jobs.job import State
+
+POLL_WAIT = 1.0
+"""Seconds that a poll may wait on the server; it also bounds how late Ctrl-C is noticed."""
+
+RATE_WINDOW = 15.0
+"""Seconds of past progress that the rate is measured over."""
+
+DOWNLOADS_AT_ONCE = 4
+LOOK_AT_WORKERS = 1.0
+"""Seconds between two looks at the workers while nothing moves."""
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    """How the job is now; rates are None until two measurements differ.
+
+    `saved` counts images in the folder, `per_second` is images a second, `eta` seconds.
+    """
+
+    total: int
+    saved: int
+    failed: int
+    progress: float
+    per_second: float | None
+    eta: float | None
+    note: str
+
+
+class View(Protocol):
+    """Where progress is shown."""
+
+    def say(self, message: str) -> None:
+        """Show a sentence that stays."""
+
+    def update(self, news: News) -> None:
+        """Show how the job is now."""
+
+
+class Rate:
+    """Progress per second over the last RATE_WINDOW seconds, from measurements alone."""
+
+    def __init__(self) -> None:
+        self._seen: deque[tuple[float, float]] = deque()
+
+    def add(self, moment: float, progress: float) -> None:
+        """A measurement: progress 0..1 at a moment of the monotonic clock."""
+        if self._seen and progress < self._seen[-1][1]:
+            self._seen.clear()  # lost work: what was measured before no longer tells the speed
+        self._seen.append((moment, progress))
+        while len(self._seen) > 2 and moment - self._seen[1][0] >= RATE_WINDOW:
+            self._seen.popleft()
+
+    def per_second(self) -> float | None:
+        """None until there are two measurements that differ."""
+        if len(self._seen) < 2:
+            return None
+        # Standing still at the start is waiting for a turn, not working slowly.
+        first = next((s for s, then in pairwise(self._seen) if then[1] > s[1]), None)
+        last = self._seen[-1]
+        if first is None or last[0] <= first[0]:
+            return None
+        return (last[1] - first[1]) / (last[0] - first[0])
+
+
+class Saved:
+    """The files of a job's images in a folder, downloaded once each."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._pool = ThreadPoolExecutor(DOWNLOADS_AT_ONCE, thread_name_prefix="download")
+        self.paths: dict[int, Path] = {}
+        self.downloaded = 0
+
+    def save(self, client: Client, job: dict[str, Any]) -> None:
+        """Bring what has finished since; raises what the first failing download raises."""
+        new = [
+            image
+            for image in job["images"]
+            if image["state"] == State.SUCCEEDED and image["index"] not in self.paths
+        ]
+        for index, path, is_new in self._pool.map(lambda image: self._one(client, job, image), new):
+            self.paths[index] = path
+            self.downloaded += is_new
+
+    def _one(
+        self, client: Client, job: dict[str, Any], image: dict[str, Any]
+    ) -> tuple[int, Path, bool]:
+        index, sha256 = image["index"], image["sha256"]
+        path, is_there = place_for(self._folder / wire.name_of(job, image), sha256)
+        if not is_there:
+            talk = wire.download(job["id"], index, sha256, client.patience)
+            write_file(path, client.say(talk))
+        return index, path, not is_there
+
+
+class Hopeless(Exception):
+    """The job cannot go on: its model cannot be loaded; the message says why."""
+
+
+def follow(
+    client: Client,
+    job: dict[str, Any],
+    saved: Saved,
+    view: View,
+    *,
+    interrupts: Interrupts,
+    give_up: bool,
+) -> dict[str, Any]:
+    """The job at its end, every image that succeeded saved; or as it is when interrupted.
+
+    With `give_up`, raises Hopeless once no worker will ever take the job.
+    """
+    rate, etag, note, looked = Rate(), None, "", -LOOK_AT_WORKERS
+    while True:
+        saved.save(client, job)
+        now = time.monotonic()
+        rate.add(now, job["progress"])
+        if State(job["state"]).finished or interrupts.asked():
+            view.update(_news(job, saved, rate, ""))
+            return job
+        if job["counts"]["running"]:
+            note = ""
+        elif now - looked >= LOOK_AT_WORKERS:
+            note, hopeless = why_not_ready(client, job["model"])
+            looked = now
+            if hopeless and give_up:
+                raise Hopeless(note)
+        view.update(_news(job, saved, rate, note))
+        wait = POLL_WAIT if etag else 0.0
+        latest, etag = client.say(wire.poll(job["id"], wait, etag, client.patience))
+        if latest is not None:
+            job = latest
+            time.sleep(wire.POLL_PAUSE)
+
+
+def _news(job: dict[str, Any], saved: Saved, rate: Rate, note: str) -> News:
+    counts, speed = job["counts"], rate.per_second()
+    left = 1.0 - job["progress"]
+    return News(
+        total=counts["total"],
+        saved=len(saved.paths),
+        failed=counts["failed"],
+        progress=job["progress"],
+        per_second=None if speed is None else speed * counts["total"],
+        eta=None if not speed else left / speed,
+        note=note or ("" if counts["running"] else str(job["state"])),
+    )

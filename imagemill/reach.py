@@ -1,0 +1,179 @@
+"""Finds the server that a command talks to, or starts a private one for as long as it is needed.
+
+Order: the address that was given (or IMAGEMILL_SERVER), then the `up` that runs on the data
+folder, then, for `generate` only, a private `up` of its own. Knows the locks of `running.py` and
+nothing of jobs.
+"""
+
+import os
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from imagemill.children import environment, last_line, module, open_log
+from imagemill.client import Client
+from imagemill.errors import ApiError, ServerUnreachable, StartFailed
+from imagemill.interrupts import Interrupts
+from imagemill.running import Record, Users, is_held, running
+from jobs.errors import ImagemillError
+
+LOOK_PAUSE = 0.1
+START_LIMIT = 120.0
+"""Seconds for the service to answer; models may go on loading after that."""
+
+ENDING_LIMIT = 90.0
+"""Seconds to wait for a private `up` that is ending."""
+
+SHARED_AFTER = 1.5
+"""Seconds after which an `up` that still shows its address is kept by somebody else."""
+
+
+def given_server(server: str | None, data: Path) -> str:
+    """The address for commands that start nothing; raises ServerUnreachable when there is none."""
+    named = server or os.environ.get("IMAGEMILL_SERVER")
+    if named:
+        return named
+    record = running(data)
+    if record is None:
+        raise ServerUnreachable(
+            str(data),
+            "nothing runs on that data folder; start `imagemill up`, or name a server with "
+            "--server or IMAGEMILL_SERVER",
+        )
+    return record.url
+
+
+@contextmanager
+def server_for(
+    server: str | None,
+    data: Path,
+    models: Path,
+    say: Callable[[str], None],
+    interrupts: Interrupts,
+) -> Iterator[tuple[Client, bool]]:
+    """A client of the named server, or of a local one kept running meanwhile.
+
+    The second value tells whether the server is a private one. Raises Interrupted
+    when the user stops the wait for it.
+    """
+    named = server or os.environ.get("IMAGEMILL_SERVER")
+    if named:
+        with Client(named, pause=interrupts.pause) as client:
+            yield client, False
+        return
+    with (
+        _local(data, models, say, interrupts) as record,
+        Client(record.url, pause=interrupts.pause) as client,
+    ):
+        yield client, record.private
+
+
+@contextmanager
+def _local(
+    data: Path, models: Path, say: Callable[[str], None], interrupts: Interrupts
+) -> Iterator[Record]:
+    users = Users(data)
+    try:
+        _until(users.join, ENDING_LIMIT, f"an `up` on {data} does not end", interrupts)
+        record = running(data)
+        if record is None:
+            say(f"starting imagemill on {data}")
+            record = _start(data, models, interrupts)
+        else:
+            say(f"using imagemill at {record.url}")
+        _wait_until_it_answers(record, data, interrupts)
+        yield record
+    finally:
+        users.leave()
+    if record.private:
+        _wait_until_gone(data)
+
+
+def _start(data: Path, models: Path, interrupts: Interrupts) -> Record:
+    """Start `up --private`, which ends by itself once nobody holds the users' lock."""
+    arguments = [
+        "--private",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        "0",
+        "--data",
+        str(data),
+        "--models",
+        str(models),
+    ]
+    log = data / "up.log"
+    with open_log(log) as output:
+        process = subprocess.Popen(
+            module("imagemill", "up", *arguments),
+            env=environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    found: list[Record] = []
+
+    def announced() -> bool:
+        ended = process.poll() is not None
+        record = running(data)
+        if record is not None:
+            found.append(record)
+        elif ended:
+            raise StartFailed(f"imagemill did not start: {last_line(log)}")
+        return record is not None
+
+    _until(announced, START_LIMIT, f"imagemill does not start; see {log}", interrupts)
+    return found[0]
+
+
+def _wait_until_it_answers(record: Record, data: Path, interrupts: Interrupts) -> None:
+    def answers() -> bool:
+        if running(data) is None:
+            raise StartFailed(f"imagemill did not start: {last_line(data / 'up.log')}")
+        try:
+            with Client(record.url, patience=0) as client:
+                client.get("/healthz")
+        except (ServerUnreachable, ApiError):
+            return False
+        return True
+
+    _until(answers, START_LIMIT, f"no answer from {record.url}", interrupts)
+
+
+def _wait_until_gone(data: Path) -> None:
+    """Return when the private `up` has ended, or when it turns out that others still use it."""
+    started = time.monotonic()
+    while is_held(data / "up.lock") and time.monotonic() - started < ENDING_LIMIT:
+        if running(data) is not None and time.monotonic() - started > SHARED_AFTER:
+            return
+        time.sleep(LOOK_PAUSE)
+
+
+def _until(done: Callable[[], bool], limit: float, complaint: str, interrupts: Interrupts) -> None:
+    deadline = time.monotonic() + limit
+    while not done():
+        if time.monotonic() > deadline:
+            raise StartFailed(complaint)
+        interrupts.pause(LOOK_PAUSE)
+
+
+def why_not_ready(client: Client, model: str) -> tuple[str, bool]:
+    """Why a model makes no images yet, as a sentence, and whether it never will.
+
+    It never will when all workers that tried to load it failed.
+    """
+    try:
+        workers = client.get("/v1/workers")["data"]
+    except ImagemillError as error:
+        return str(error), False
+    mine = [worker for worker in workers if worker.get("model") == model]
+    failed = [worker for worker in mine if worker["state"] == "failed"]
+    if failed:
+        hopeless = all(worker["state"] in ("failed", "starting") for worker in mine)
+        return f"{model} cannot be loaded: {failed[-1].get('error')}", hopeless
+    if any(worker["state"] in ("ready", "draining") for worker in mine):
+        return "waiting for its turn", False
+    return ("loading the model", False) if mine else ("waiting for a worker", False)

@@ -1,0 +1,282 @@
+"""What people see: the progress bar or its plain lines, tables, the panel of `up`.
+
+Takes plain values and writes to a rich console; talks to no server.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.panel import Panel
+from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from imagemill.follow import News
+from imagemill.up import Ready
+from jobs.job import State
+
+PLAIN_PAUSE = 5.0
+"""Seconds between two lines of progress where there is no terminal."""
+
+COLOURS = {
+    "queued": "yellow",
+    "running": "cyan",
+    "succeeded": "green",
+    "failed": "red",
+    "cancelled": "magenta",
+    "ready": "green",
+    "starting": "yellow",
+    "draining": "magenta",
+}
+
+
+def coloured(state: str) -> Text:
+    """A state's name in its colour."""
+    return Text(state, style=COLOURS.get(state, ""))
+
+
+def duration(seconds: float | None) -> str:
+    """`8 s`, `1:05 min`, `2:03:00 h`; a dash when unknown."""
+    if seconds is None:
+        return "–"
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes}:{rest:02d} min"
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d} h"
+
+
+def speed(per_second: float | None) -> str:
+    """`1.3 images/s`, or a time per image where they are slower than one in ten seconds."""
+    if not per_second:
+        return "–"
+    if per_second >= 0.1:
+        return f"{per_second:.1f} images/s"
+    return f"{1 / per_second:.0f} s/image"
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        news: News | None = task.fields.get("news")
+        return Text(speed(news.per_second) if news else "–", style="cyan")
+
+
+class _Left(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        news: News | None = task.fields.get("news")
+        if news is None or news.note:
+            return Text(news.note if news else "", style="yellow")
+        return Text(f"{duration(news.eta)} left" if news.eta is not None else "", style="green")
+
+
+class Bar:
+    """Progress on a terminal: a bar that moves by denoising steps; use as a context manager."""
+
+    def __init__(self, console: Console) -> None:
+        self._progress = Progress(
+            SpinnerColumn(),
+            BarColumn(bar_width=None),
+            TextColumn("{task.percentage:>3.0f} %"),
+            TextColumn("[bold]{task.fields[images]}[/bold] images"),
+            _Rate(),
+            _Left(),
+            console=console,
+            transient=True,
+            expand=True,
+        )
+        self._task = self._progress.add_task("", total=1.0, images="0", news=None)
+
+    def say(self, message: str) -> None:
+        """Show a sentence above the bar."""
+        self._progress.console.print(escape(message), highlight=False)
+
+    def update(self, news: News) -> None:
+        """Move the bar."""
+        failed = f" ({news.failed} failed)" if news.failed else ""
+        images = f"{news.saved}/{news.total}{failed}"
+        self._progress.update(self._task, completed=news.progress, images=images, news=news)
+
+    def __enter__(self) -> "Bar":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+
+class Lines:
+    """Progress where there is no terminal: a plain line now and then, and at every tenth."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._shown, self._tenth, self._note = 0.0, -1, ""
+
+    def say(self, message: str) -> None:
+        """Print a sentence."""
+        self._console.print(escape(message), highlight=False, soft_wrap=True)
+
+    def update(self, news: News) -> None:
+        """Print how it goes, if there is enough that is new."""
+        now, tenth = time.monotonic(), int(news.progress * 10)
+        is_new = (tenth, news.note) != (self._tenth, self._note)
+        if now - self._shown < PLAIN_PAUSE and not is_new:
+            return
+        self._shown, self._tenth, self._note = now, tenth, news.note
+        parts = [f"{news.saved}/{news.total} images", f"{news.progress:.0%}"]
+        if news.failed:
+            parts.append(f"{news.failed} failed")
+        if news.per_second and not news.note:
+            parts += [speed(news.per_second), f"{duration(news.eta)} left"]
+        self.say(", ".join([*parts, *filter(None, [news.note])]))
+
+    def __enter__(self) -> "Lines":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return
+
+
+def results_table(rows: Sequence[Mapping[str, Any]], last: str = "file") -> Table:
+    """The images of a job: number, state, seed, prompt, and each row's `file` or its error."""
+    table = Table(box=None, pad_edge=False, header_style="bold", expand=True)
+    table.add_column("#", justify="right", style="dim", no_wrap=True)
+    table.add_column("state", no_wrap=True)
+    table.add_column("seed", justify="right", style="cyan", no_wrap=True)
+    table.add_column("prompt", ratio=2, no_wrap=True, overflow="ellipsis")
+    table.add_column(last, ratio=3, no_wrap=True, overflow="ellipsis")
+    for row in rows:
+        outcome = Text(row["error"] or "", style="red") if row["error"] else Text(row["file"] or "")
+        table.add_row(
+            str(row["index"]),
+            coloured(row["state"]),
+            str(row["seed"]),
+            Text(" ".join(row["prompt"].split())),
+            outcome,
+        )
+    return table
+
+
+def jobs_table(jobs: Sequence[Mapping[str, Any]]) -> Table:
+    """A list of jobs, each with its bar."""
+    table = Table(box=None, pad_edge=False, header_style="bold", expand=True)
+    for name in ("job", "state", "model"):
+        table.add_column(name, no_wrap=name != "model")
+    table.add_column("progress", ratio=1, min_width=10)
+    for name in ("images", "failed", "submitted"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for job in jobs:
+        counts = job["counts"]
+        table.add_row(
+            job["id"],
+            coloured(job["state"]),
+            Text(job["model"]),
+            ProgressBar(total=1.0, completed=job["progress"]),
+            f"{counts['succeeded']}/{counts['total']}",
+            Text(str(counts["failed"]), style="red") if counts["failed"] else "0",
+            moment(job["created"]),
+        )
+    return table
+
+
+def job_facts(job: Mapping[str, Any]) -> Table:
+    """One job's own facts, a line each."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold")
+    table.add_column()
+    states = [state.value for state in State]
+    counts = ", ".join(f"{job['counts'][s]} {s}" for s in states if job["counts"][s])
+    rows: list[tuple[str, Any]] = [
+        ("job", job["id"]),
+        ("state", coloured(job["state"])),
+        ("model", Text(job["model"])),
+        ("progress", f"{job['progress']:.0%} of all steps"),
+        ("images", f"{job['counts']['total']}: {counts}"),
+        ("submitted", moment(job["created"])),
+    ]
+    if job.get("queue_position") is not None:
+        rows.append(("in front", f"{job['queue_position']} images"))
+    if job.get("eta_seconds") is not None:
+        rows.append(("left", f"about {duration(job['eta_seconds'])}"))
+    for name, value in rows:
+        table.add_row(name, value)
+    return table
+
+
+def models_table(models: Sequence[Mapping[str, Any]]) -> Table:
+    """The catalog as served."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("model", "placement", "dtype", "default", "limits", "workers ready", "queued"):
+        table.add_column(name, justify="right" if name in ("workers ready", "queued") else "left")
+    for model in models:
+        usual, limits = model["defaults"], model["limits"]
+        sizes = ", ".join(limits.get("sizes") or ()) or f"{limits['max_pixels'] / 1e6:.2g} Mpixel"
+        ready = int(model["ready_workers"])
+        table.add_row(
+            Text(model["id"], style="bold"),
+            model["placement"],
+            model["dtype"],
+            f"{usual['width']}x{usual['height']}, {usual['steps']} steps",
+            f"{sizes}, {limits['max_steps']} steps",
+            Text(str(ready), style="green" if ready else "red"),
+            str(model["queued"]),
+        )
+    return table
+
+
+def workers_table(workers: Sequence[Mapping[str, Any]]) -> Table:
+    """Who runs what, where, how fast."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("model", "state", "device", "host", "pid", "in flight", "made", "steps/s"):
+        right = name in ("pid", "in flight", "made", "steps/s")
+        table.add_column(name, justify="right" if right else "left", no_wrap=True)
+    table.add_column("error", style="red")
+    for worker in workers:
+        rate = worker.get("steps_per_second")
+        table.add_row(
+            Text(str(worker.get("model")), style="bold"),
+            coloured(worker["state"]),
+            str(worker.get("device", "")),
+            str(worker.get("host", "")),
+            str(worker.get("pid", "")),
+            str(worker.get("in_flight", "")),
+            str(worker.get("images_done", "")),
+            "–" if rate is None else f"{rate:.1f}",
+            Text(worker.get("error") or ""),
+        )
+    return table
+
+
+def moment(epoch: float | None) -> str:
+    """A time for people: the clock alone if it was today."""
+    if epoch is None:
+        return "–"
+    local = datetime.fromtimestamp(epoch).astimezone()
+    is_today = local.date() == datetime.now().astimezone().date()
+    return local.strftime("%H:%M:%S" if is_today else "%Y-%m-%d %H:%M")
+
+
+def ready_panel(ready: Ready) -> Panel:
+    """What `up` shows once images can be made."""
+    facts = Table.grid(padding=(0, 2))
+    facts.add_column(style="bold")
+    facts.add_column(overflow="fold")
+    usable = [worker for worker in ready.workers if worker["state"] == "ready"]
+    where = ", ".join(f"{worker['model']} on {worker.get('device')}" for worker in usable)
+    facts.add_row("Page", Text(ready.url, style="cyan"))
+    facts.add_row("API", Text(f"{ready.url}/docs", style="cyan"))
+    facts.add_row("Models", Text(", ".join(model.name for model in ready.catalog)))
+    facts.add_row("Workers", Text(f"{len(usable)} ready" + (f": {where}" if where else "")))
+    for failure in ready.failures:
+        facts.add_row("", Text(failure, style="red"))
+    facts.add_row("Data", Text(f"{ready.options.data} (with service.log and workers.log)"))
+    facts.add_row("Try", Text(ready.example, style="green"))
+    facts.add_row("Stop", Text("Ctrl-C"))
+    style = "yellow" if ready.failures else "green"
+    return Panel(facts, title="imagemill is ready", border_style=style, expand=False)

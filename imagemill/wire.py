@@ -1,0 +1,241 @@
+"""The conversation with the server, without any input or output of its own.
+
+Each operation is a generator that yields a `Call` to be sent or a `Pause` to be waited, gets the
+response back (or the transport error thrown in), and returns the parsed result. `Client` drives
+them with a blocking httpx client and `AsyncClient` with an asynchronous one, so every rule about
+retries, bodies and errors is here once.
+"""
+
+import hashlib
+import random
+import time
+from collections.abc import Generator, Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+
+from imagemill.errors import ApiError, CorruptDownload, ServerUnreachable
+from imagemill.names import SUFFIXES, file_name, place_for, write_file
+from jobs.errors import FieldProblem
+from jobs.job import State
+
+T = TypeVar("T")
+
+RETRIED = frozenset({429, 502, 503})
+"""Statuses that promise to pass: too many requests, and a server that is away for the moment."""
+
+FIRST_DELAY = 0.1
+LONGEST_DELAY = 5.0
+LONG_POLL = 20.0
+"""Seconds for which the server is asked to hold a poll until something changes."""
+DOWNLOADS = 3
+"""How often an image is asked for before its bytes are given up as wrong."""
+POLL_PAUSE = 0.25
+"""Seconds between two polls, so that a job that changes all the time is not asked all the time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One request to the server. `repeatable` tells that sending it twice does no harm."""
+
+    method: str
+    path: str
+    body: Any = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    params: Mapping[str, Any] = field(default_factory=dict)
+    read_timeout: float = 30.0
+    repeatable: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Wait for so many seconds before going on."""
+
+    seconds: float
+
+
+Conversation = Generator[Call | Pause, httpx.Response | None, T]
+
+
+def speak(call: Call, patience: float) -> Conversation[httpx.Response]:
+    """Send a call until it is answered; raises ApiError for any status from 400 on.
+
+    Connection errors and RETRIED statuses are tried again with growing, jittered delays, or when
+    the server's Retry-After says, for `patience` seconds of delays in all.
+    """
+    waited, attempt = 0.0, 0
+    while True:
+        failure: httpx.TransportError | ApiError
+        wish: float | None = None
+        try:
+            response = yield call
+            assert response is not None
+            if response.status_code < 400:
+                return response
+            failure = api_error(response)
+            wish = retry_after(response.headers.get("Retry-After"))
+            again = response.status_code in RETRIED
+        except httpx.TransportError as error:
+            failure = error
+            again = call.repeatable or isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
+        delay = backoff(attempt) if wish is None else wish
+        if not again or waited + delay > patience:
+            if isinstance(failure, ApiError):
+                raise failure
+            url = f"{failure.request.url.scheme}://{failure.request.url.netloc.decode()}"
+            raise ServerUnreachable(url, str(failure) or type(failure).__name__) from failure
+        yield Pause(delay)
+        waited, attempt = waited + delay, attempt + 1
+
+
+def backoff(attempt: int) -> float:
+    """Seconds before attempt `attempt` + 1: doubling, bounded, with a random half."""
+    longest = min(LONGEST_DELAY, FIRST_DELAY * 2.0 ** min(attempt, 30))
+    return longest * random.uniform(0.5, 1.0)
+
+
+def retry_after(value: str | None) -> float | None:
+    """Seconds out of a Retry-After header: a whole number of seconds or an HTTP date."""
+    if value is None:
+        return None
+    if value.strip().isdecimal():
+        return float(value)
+    try:
+        moment = parsedate_to_datetime(value)
+    except ValueError:
+        return None
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    return max(0.0, (moment - datetime.now(UTC)).total_seconds())
+
+
+def api_error(response: httpx.Response) -> ApiError:
+    """The typed error of a refusal: problem+json, OpenAI's envelope, or whatever there is."""
+    try:
+        body = response.json()
+    except ValueError:
+        body = None
+    if not isinstance(body, dict):
+        return ApiError(response.status_code, response.reason_phrase or "error")
+    envelope = body.get("error")
+    if isinstance(envelope, dict):
+        body = {"title": envelope.get("type"), "detail": envelope.get("message")}
+    errors = [
+        FieldProblem(str(item.get("pointer", "")), str(item.get("detail", "")))
+        for item in body.get("errors") or ()
+        if isinstance(item, dict)
+    ]
+    title = str(body.get("title") or response.reason_phrase or "error")
+    return ApiError(response.status_code, title, str(body.get("detail") or ""), errors)
+
+
+def submit(
+    model: str,
+    prompts: str | Mapping[str, Any] | Iterable[str | Mapping[str, Any]],
+    fields: Mapping[str, Any],
+    key: str,
+    patience: float,
+) -> Conversation[dict[str, Any]]:
+    """Submit a batch; the idempotency key lets a lost answer be asked for again."""
+    several = [prompts] if isinstance(prompts, str | Mapping) else list(prompts)
+    given = {name: value for name, value in fields.items() if value is not None}
+    body = {"model": model, "prompts": several, **given}
+    call = Call("POST", "/v1/jobs", body, {"Idempotency-Key": key}, read_timeout=120)
+    response = yield from speak(call, patience)
+    return as_object(response)
+
+
+def fetch(path: str, patience: float, **params: Any) -> Conversation[dict[str, Any]]:
+    """GET a JSON object."""
+    given = {name: value for name, value in params.items() if value is not None}
+    response = yield from speak(Call("GET", path, params=given), patience)
+    return as_object(response)
+
+
+def poll(
+    job_id: str, wait: float, etag: str | None, patience: float
+) -> Conversation[tuple[dict[str, Any] | None, str | None]]:
+    """The job once it changes from what `etag` stood for, or None if it has not in `wait` seconds.
+
+    Without an ETag the wait is for the job's end. Returns the new ETag with the job.
+    """
+    headers = {"If-None-Match": etag} if etag else {}
+    params = {"wait": round(wait, 1)} if wait > 0 else {}
+    call = Call("GET", f"/v1/jobs/{job_id}", None, headers, params, read_timeout=wait + 30)
+    response = yield from speak(call, patience)
+    if response.status_code == 304:
+        return None, etag
+    return as_object(response), response.headers.get("ETag")
+
+
+def until_finished(job_id: str, timeout: float, patience: float) -> Conversation[dict[str, Any]]:
+    """Wait until the job has ended; raises TimeoutError after about `timeout` seconds."""
+    deadline = time.monotonic() + timeout
+    while True:
+        left = deadline - time.monotonic()
+        job, _ = yield from poll(job_id, min(LONG_POLL, max(0.0, left)), None, patience)
+        if job is not None and State(job["state"]).finished:
+            return job
+        if left <= 0:
+            raise TimeoutError(f"job {job_id} has not ended within {timeout:g} s")
+        yield Pause(min(POLL_PAUSE, left))
+
+
+def act(job_id: str, verb: str, patience: float) -> Conversation[dict[str, Any]]:
+    """`cancel` or `retry` a job; a retry is not sent again when its answer may have been lost."""
+    call = Call("POST", f"/v1/jobs/{job_id}/{verb}", repeatable=verb == "cancel")
+    response = yield from speak(call, patience)
+    return as_object(response)
+
+
+def remove(job_id: str, patience: float) -> Conversation[None]:
+    """Delete a job and its files."""
+    yield from speak(Call("DELETE", f"/v1/jobs/{job_id}"), patience)
+
+
+def download(job_id: str, index: int, sha256: str, patience: float) -> Conversation[bytes]:
+    """An image's bytes, checked against the committed checksum; bad bytes are asked for again."""
+    call = Call("GET", f"/v1/jobs/{job_id}/images/{index}")
+    for _ in range(DOWNLOADS):
+        response = yield from speak(call, patience)
+        if hashlib.sha256(response.content).hexdigest() == sha256:
+            return response.content
+    raise CorruptDownload(
+        f"image {index} of job {job_id} arrived {DOWNLOADS} times with a wrong checksum"
+    )
+
+
+def save(job: dict[str, Any], folder: Path, patience: float) -> Conversation[list[Path]]:
+    """Put the job's finished images into `folder`, all that are not there yet; their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for raw in job["images"]:
+        if raw["state"] == State.SUCCEEDED:
+            path, is_there = place_for(folder / name_of(job, raw), raw["sha256"])
+            if not is_there:
+                data = yield from download(job["id"], raw["index"], raw["sha256"], patience)
+                write_file(path, data)
+            paths.append(path)
+    return paths
+
+
+def name_of(job: Mapping[str, Any], image: Mapping[str, Any]) -> str:
+    """The file name of a finished image of a job, both as the server tells them."""
+    suffix = SUFFIXES.get(image["media_type"], ".bin")
+    return file_name(image["index"], image["prompt"], suffix, job["counts"]["total"])
+
+
+def as_object(response: httpx.Response) -> dict[str, Any]:
+    """The response's JSON object; anything else means that this is no imagemill server."""
+    try:
+        body = response.json()
+    except ValueError:
+        body = None
+    if not isinstance(body, dict):
+        title = f"{response.request.url} does not answer as an imagemill server does"
+        raise ApiError(response.status_code, title)
+    return body

@@ -1,0 +1,256 @@
+"""`models.toml` read into frozen models, and requests checked against them.
+
+Every mistake in the file is a ConfigurationError that names the entry and the field. Knows no
+torch and loads no weights: whether a hub id or a checkpoint is any good, a worker finds out.
+"""
+
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import get_args
+
+from jobs.entry import Entry
+from jobs.errors import ConfigurationError, FieldProblem, UnknownModel
+from jobs.request import MAX_SEED, ImageFormat, ImageRequest
+
+MAX_PROMPT_CHARACTERS = 10_000
+SMALLEST_SIDE = 16
+"""Shortest width or height in pixels."""
+
+DTYPES = ("float32", "bfloat16", "float16")
+PLACEMENTS = ("replica", "split", "context_parallel", "pipelined")
+_MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """What an image gets where the caller says nothing. Sides are pixels."""
+
+    width: int = 1024
+    height: int = 1024
+    steps: int = 28
+    guidance_scale: float = 3.5
+    negative_prompt: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a caller may ask for. Sides are multiples of `multiple`; no `sizes` means any size."""
+
+    max_pixels: int = 4 * 1024 * 1024
+    max_steps: int = 200
+    max_prompts: int = 10_000
+    max_guidance_scale: float = 30.0
+    multiple: int = 16
+    sizes: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """One entry of the catalog. `path` is an absolute folder if `local`, else a hub id.
+
+    `workers` None means one per device or device group. A context-parallel group has
+    ring x ulysses x cfg x tensor ranks. `max_memory` maps a device to bytes or to such as "16GB".
+    """
+
+    name: str
+    path: str
+    local: bool = False
+    revision: str | None = None
+    variant: str | None = None
+    dtype: str = "bfloat16"
+    placement: str = "replica"
+    workers: int | None = None
+    defaults: Defaults = Defaults()
+    limits: Limits = Limits()
+    max_sequence_length: int | None = None
+    devices: tuple[str, ...] = ()
+    max_memory: Mapping[str, str | int] = field(default_factory=dict, hash=False)
+    unload: bool = False
+    ring: int = 1
+    ulysses: int = 1
+    cfg: int = 1
+    tensor: int = 1
+    stages: int = 1
+    chunks: int = 1
+    attention_backend: str | None = None
+
+    @property
+    def ranks(self) -> int:
+        """How many processes make one context-parallel group."""
+        return self.ring * self.ulysses * self.cfg * self.tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Catalog:
+    """The models that a deployment serves, in the file's order."""
+
+    models: Mapping[str, Model]
+
+    def get(self, name: str) -> Model:
+        """The model of that name. Raises UnknownModel."""
+        if name not in self.models:
+            raise UnknownModel(name, tuple(self.models))
+        return self.models[name]
+
+    def __iter__(self) -> Iterator[Model]:
+        return iter(self.models.values())
+
+    def __len__(self) -> int:
+        return len(self.models)
+
+
+def load_catalog(path: Path) -> Catalog:
+    """Read a `models.toml`. Raises ConfigurationError naming the file, the entry and the field."""
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigurationError(f"no catalog at {path}; IMAGEMILL_MODELS names another") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigurationError(f"{path}: {error}") from error
+    top = Entry(str(path), document)
+    models = top.table("models")
+    top.finish()
+    if not models.names:
+        raise ConfigurationError(f"{path}: no [models.NAME] entry")
+    folder = path.absolute().parent
+    return Catalog({name: _model(name, models.table(name), folder) for name in models.names})
+
+
+def problems(model: Model, request: ImageRequest, pointer: str) -> list[FieldProblem]:
+    """Everything in `request` that `model` does not allow; `pointer` leads to the request."""
+    limits = model.limits
+    found = [*_size_problems(limits, request), *_prompt_problems(request)]
+    if not 1 <= request.steps <= limits.max_steps:
+        found.append(("steps", f"must be between 1 and {limits.max_steps}"))
+    if not 0 <= request.guidance_scale <= limits.max_guidance_scale:
+        found.append(("guidance_scale", f"must be between 0 and {limits.max_guidance_scale:g}"))
+    if not 0 <= request.seed <= MAX_SEED:
+        found.append(("seed", f"must be between 0 and {MAX_SEED}"))
+    if request.format not in get_args(ImageFormat):
+        found.append(("format", f"must be one of {', '.join(get_args(ImageFormat))}"))
+    return [FieldProblem(f"{pointer}/{name}", f"{name} {detail}") for name, detail in found]
+
+
+def _prompt_problems(request: ImageRequest) -> Iterator[tuple[str, str]]:
+    if not request.prompt.strip():
+        yield "prompt", "must not be blank"
+    for name in ("prompt", "negative_prompt"):
+        text = getattr(request, name) or ""
+        if len(text) > MAX_PROMPT_CHARACTERS:
+            yield name, f"must be at most {MAX_PROMPT_CHARACTERS} characters"
+        if _LONE_SURROGATE.search(text):
+            yield name, "must be Unicode text; it has half of a surrogate pair"
+
+
+def _size_problems(limits: Limits, request: ImageRequest) -> Iterator[tuple[str, str]]:
+    for name in ("width", "height"):
+        side = getattr(request, name)
+        if side < SMALLEST_SIDE or side % limits.multiple:
+            yield name, f"must be a multiple of {limits.multiple} and at least {SMALLEST_SIDE}"
+    if request.pixels > limits.max_pixels:
+        size = f"{request.width}x{request.height}"
+        yield "width", f"and height make {size}, more than {limits.max_pixels} pixels"
+    elif limits.sizes and (request.width, request.height) not in limits.sizes:
+        allowed = ", ".join(f"{width}x{height}" for width, height in limits.sizes)
+        yield "width", f"and height must be one of {allowed}"
+
+
+def _model(name: str, entry: Entry, folder: Path) -> Model:
+    if not _MODEL_NAME.fullmatch(name):
+        raise entry.wrong("", "a model's name is letters, digits, '.', '_' and '-', 100 at most")
+    path, local = _weights(entry, folder)
+    defaults, limits = _defaults(entry.table("defaults")), _limits(entry.table("limits"))
+    model = Model(
+        name=name,
+        path=path,
+        local=local,
+        revision=entry.text("revision"),
+        variant=entry.text("variant"),
+        dtype=entry.one_of("dtype", DTYPES, "bfloat16"),
+        placement=entry.one_of("placement", PLACEMENTS, "replica"),
+        workers=entry.whole_or_none("workers"),
+        defaults=defaults,
+        limits=limits,
+        max_sequence_length=entry.whole_or_none("max_sequence_length"),
+        devices=entry.texts("devices"),
+        max_memory=entry.memory("max_memory"),
+        unload=entry.flag("unload"),
+        attention_backend=entry.text("attention_backend"),
+        **{part: entry.whole(part, 1) for part in _GROUP_FIELDS},
+    )
+    entry.finish()
+    _check_placement(entry, model)
+    _check_defaults(entry, model)
+    return model
+
+
+_GROUP_FIELDS = ("ring", "ulysses", "cfg", "tensor", "stages", "chunks")
+
+
+def _weights(entry: Entry, folder: Path) -> tuple[str, bool]:
+    """The absolute folder and True, or the hub id and False."""
+    text = entry.text("path")
+    if text is None:
+        raise entry.wrong("path", "is missing: a diffusers folder or a hub id")
+    if text.startswith(("/", "./", "../")) or (folder / text).exists():
+        return str((folder / text).resolve()), True
+    if not _HUB_ID.fullmatch(text):
+        raise entry.wrong("path", f"{text!r} is no folder beside the catalog, and no hub id")
+    return text, False
+
+
+def _defaults(entry: Entry) -> Defaults:
+    known = Defaults()
+    defaults = Defaults(
+        width=entry.whole("width", known.width),
+        height=entry.whole("height", known.height),
+        steps=entry.whole("steps", known.steps),
+        guidance_scale=entry.number("guidance_scale", known.guidance_scale),
+        negative_prompt=entry.text("negative_prompt"),
+    )
+    entry.finish()
+    return defaults
+
+
+def _limits(entry: Entry) -> Limits:
+    known = Limits()
+    limits = Limits(
+        max_pixels=entry.whole("max_pixels", known.max_pixels),
+        max_steps=entry.whole("max_steps", known.max_steps),
+        max_prompts=entry.whole("max_prompts", known.max_prompts),
+        max_guidance_scale=entry.number("max_guidance_scale", known.max_guidance_scale),
+        multiple=entry.whole("multiple", known.multiple),
+        sizes=entry.sizes("sizes"),
+    )
+    entry.finish()
+    return limits
+
+
+def _check_placement(entry: Entry, model: Model) -> None:
+    """Refuse fields that the entry's placement would silently ignore, and groups of one."""
+    owners = {
+        "context_parallel": ("ring", "ulysses", "cfg", "tensor"),
+        "pipelined": ("stages", "chunks"),
+    }
+    for placement, names in owners.items():
+        for name in names:
+            if model.placement != placement and getattr(model, name) != 1:
+                raise entry.wrong(name, f"belongs to placement {placement!r}")
+    if model.placement == "context_parallel" and model.ranks < 2:
+        raise entry.wrong("ring", "or ulysses, cfg or tensor must be 2 or more")
+    if model.placement == "pipelined" and model.stages < 2:
+        raise entry.wrong("stages", "must be 2 or more")
+
+
+def _check_defaults(entry: Entry, model: Model) -> None:
+    """A caller who says nothing but a prompt must be served."""
+    given = {item.name: getattr(model.defaults, item.name) for item in fields(Defaults)}
+    request = ImageRequest(model=model.name, prompt="a prompt", seed=0, **given)
+    for problem in problems(model, request, ""):
+        name = problem.pointer.removeprefix("/")
+        raise entry.wrong(f"defaults.{name}", problem.detail.removeprefix(f"{name} "))

@@ -1,0 +1,116 @@
+"""Typed reading of one table of a TOML file, where every complaint names the table and the field.
+
+Each reader takes its field out; `finish` then refuses whatever is left, so that a misspelt field
+is never ignored. Knows nothing of what the fields mean.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jobs.errors import ConfigurationError
+
+_SIZE = re.compile(r"(\d{1,6})x(\d{1,6})")
+_MEMORY = re.compile(r"\d+(\.\d+)?\s?[KMGT]i?B", re.IGNORECASE)
+
+
+class Entry:
+    """One table, at `place` such as `models.toml: models.flux`."""
+
+    def __init__(self, place: str, table: Mapping[str, Any]) -> None:
+        self._place = place
+        self._left = dict(table)
+        self._known: list[str] = []
+        self.names = tuple(table)
+
+    def wrong(self, name: str, detail: str) -> ConfigurationError:
+        """The error to raise about the field `name`."""
+        place = f"{self._place}.{name}" if name else self._place
+        return ConfigurationError(f"{place} {detail}")
+
+    def finish(self) -> None:
+        """Refuse fields that nobody asked for."""
+        for name in self._left:
+            raise self.wrong(name, f"is no known field; known: {', '.join(sorted(self._known))}")
+
+    def _take(self, name: str, default: Any) -> Any:
+        self._known.append(name)
+        return self._left.pop(name, default)
+
+    def table(self, name: str) -> "Entry":
+        """A table inside this one; an absent one is empty."""
+        value = self._take(name, {})
+        if not isinstance(value, dict):
+            raise self.wrong(name, "must be a table")
+        separator = ": " if self._place.endswith(".toml") else "."
+        return Entry(f"{self._place}{separator}{name}", value)
+
+    def text(self, name: str) -> str | None:
+        """A string that is not blank, or None."""
+        value = self._take(name, None)
+        if value is not None and (not isinstance(value, str) or not value.strip()):
+            raise self.wrong(name, "must be a text that is not blank")
+        return value
+
+    def texts(self, name: str) -> tuple[str, ...]:
+        """A list of strings; an absent one is empty."""
+        value = self._take(name, [])
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            raise self.wrong(name, "must be a list of texts")
+        return tuple(value)
+
+    def one_of(self, name: str, allowed: Sequence[str], default: str) -> str:
+        """One of the allowed strings."""
+        value = self._take(name, default)
+        if value not in allowed:
+            raise self.wrong(name, f"must be one of {', '.join(allowed)}")
+        return str(value)
+
+    def flag(self, name: str) -> bool:
+        """True or false; an absent one is false."""
+        value = self._take(name, False)
+        if not isinstance(value, bool):
+            raise self.wrong(name, "must be true or false")
+        return value
+
+    def whole_or_none(self, name: str) -> int | None:
+        """A whole number of at least 1, or None."""
+        value = self._take(name, None)
+        if value is None:
+            return None
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise self.wrong(name, "must be a whole number of at least 1")
+        return value
+
+    def whole(self, name: str, default: int) -> int:
+        """A whole number of at least 1."""
+        value = self.whole_or_none(name)
+        return default if value is None else value
+
+    def number(self, name: str, default: float) -> float:
+        """A number of at least 0; infinity and NaN are refused."""
+        value = self._take(name, default)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not 0 <= value < float("inf"):
+            raise self.wrong(name, "must be a number of at least 0")
+        return float(value)
+
+    def sizes(self, name: str) -> tuple[tuple[int, int], ...]:
+        """A list such as `["128x128", "64x128"]`, width first."""
+        found = [(text, _SIZE.fullmatch(text)) for text in self.texts(name)]
+        for text, match in found:
+            if match is None:
+                raise self.wrong(name, f"{text!r} is no size such as '128x128'")
+        return tuple((int(match[1]), int(match[2])) for _, match in found if match)
+
+    def memory(self, name: str) -> dict[str, str | int]:
+        """A table of a device to bytes or to a text such as `16GB`."""
+        value = self._take(name, {})
+        if not isinstance(value, dict):
+            raise self.wrong(name, "must be a table of a device to such as '16GB'")
+        for device, size in value.items():
+            in_words = isinstance(size, str) and _MEMORY.fullmatch(size)
+            in_bytes = isinstance(size, int) and not isinstance(size, bool) and size >= 0
+            if not (in_words or in_bytes):
+                raise self.wrong(f"{name}.{device}", "must be bytes or such as '16GB'")
+        return value

@@ -1,0 +1,22 @@
+-- Report that a leased image failed: it goes back into the queue if that may help, or is over.
+--
+-- ARGV: 1 job   2 index   3 token   4 error   5 '1' if trying again may help   6 delay, ms
+-- Returns 'again', 'failed', 'already' (this token has reported before) or 'stale'.
+
+local index = tonumber(ARGV[2])
+local job, record, state = held_image(ARGV[1], index, ARGV[3])
+if not job then
+  return (state == 'queued' or state == 'failed') and 'already' or 'stale'
+end
+local answer
+record.error = ARGV[4]
+if ARGV[5] == '1' and record.attempt < job.max_attempts then
+  requeue(job, index, record, tonumber(ARGV[6]))
+  answer = 'again'
+else
+  finish_image(job, index, record, 'failed')
+  emit(job, 'image_failed', index, {error = ARGV[4]})
+  answer = 'failed'
+end
+save_jobs()
+return answer

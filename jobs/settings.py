@@ -1,0 +1,45 @@
+"""The settings that every imagemill process shares: where the queue and the data are, and limits.
+
+Read once in a process's `main`, then passed inward as plain values. `service/settings.py` and
+`workers/settings.py` add their own fields to it. Knows nothing of what the values are used for.
+"""
+
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from jobs.errors import ConfigurationError
+
+
+class QueueSettings(BaseSettings):
+    """Values from `IMAGEMILL_*` variables, frozen. Times are seconds.
+
+    `redis_url` unset means the embedded server in `data`, run from `redis_server` when that is
+    given. `max_unfinished` is the quota: images of one tenant that are queued or running.
+    `keep_seconds` is how long a job and its files outlive its end.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="IMAGEMILL_", frozen=True)
+
+    data: Path = Path("data")
+    redis_url: str | None = None
+    redis_server: Path | None = None
+    models: Path = Path("models.toml")
+    pool: str = Field(default="default", pattern=r"^[A-Za-z0-9._-]{1,64}$")
+    max_unfinished: int = Field(default=100_000, ge=1)
+    keep_seconds: int = Field(default=7 * 86400, ge=1)
+    lease_seconds: float = Field(default=15, gt=0)
+    max_attempts: int = Field(default=3, ge=1)
+    max_stalls: int = Field(default=3, ge=0)
+
+    @classmethod
+    def read(cls, **given: Any) -> Self:
+        """The environment's values, overridden by `given` (flags). Raises ConfigurationError."""
+        try:
+            return cls(**given)
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = "IMAGEMILL_" + "_".join(str(part) for part in first["loc"]).upper()
+            raise ConfigurationError(f"{name}: {first['msg']}") from error

@@ -1,0 +1,138 @@
+"""The forward batch: samples at different steps made into the rows of one forward pass and back.
+
+What every step-level family does alike, and nothing that any of them does differently: rows padded
+to a bucket, one scheduler a sample, classifier-free guidance, the check for NaN. Pure but for
+`advance`, which commits the step to all samples or, when anything raises, to none.
+"""
+
+import copy
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from jobs.request import ImageRequest
+from pipelines.seam import Conditioning, Sample
+
+NEGATIVE = "negative_"
+"""Prefix of the negative prompt's tensors in a Conditioning, as diffusers names them."""
+
+
+def seeded(request: ImageRequest) -> torch.Generator:
+    """The request's generator, on the CPU so that every device draws the same noise."""
+    return torch.Generator().manual_seed(request.seed)
+
+
+def new_sample(
+    request: ImageRequest,
+    conditioning: Conditioning,
+    latents: torch.Tensor,
+    scheduler: Any,
+    generator: torch.Generator,
+    **extra: Any,
+) -> Sample:
+    """A sample at step 0 of a scheduler whose timesteps are set; one step is one forward pass.
+
+    `generator` has drawn the latents and goes on to draw the noise of a stochastic scheduler.
+    """
+    steps = len(scheduler.timesteps)
+    extra["generator"] = generator
+    return Sample(request, conditioning, latents, scheduler, steps, extra=extra)
+
+
+def padded(samples: Sequence[Sample], bucket: int) -> list[Sample]:
+    """The samples, repeated from the first on until there are `bucket` of them."""
+    missing = max(0, bucket - len(samples))
+    return [*samples, *(samples[i % len(samples)] for i in range(missing))]
+
+
+def current_timestep(sample: Sample) -> torch.Tensor:
+    """The scheduler's timestep that the sample stands at: a scalar in 0..1000."""
+    timestep: torch.Tensor = sample.scheduler.timesteps[sample.step]
+    return timestep
+
+
+def timesteps(batch: Sequence[Sample], guided: bool) -> torch.Tensor:
+    """One timestep a row, [rows], in the schedulers' own dtype."""
+    return torch.stack([current_timestep(s) for s in batch]).repeat(2 if guided else 1)
+
+
+def latents(batch: Sequence[Sample], guided: bool, scaled: bool = False) -> torch.Tensor:
+    """All latents, [rows, ...]; `scaled` by their schedulers, as UNets want their input."""
+    rows = [_model_input(s, scaled) for s in batch]
+    return torch.cat(rows * 2 if guided else rows)
+
+
+def embeddings(batch: Sequence[Sample], name: str, guided: bool) -> torch.Tensor:
+    """The conditionings' tensors of that name, [rows, ...]: positive rows, then negative ones."""
+    names = (name, NEGATIVE + name) if guided else (name,)
+    return torch.cat([s.conditioning.tensors[each] for each in names for s in batch])
+
+
+def predictions(output: torch.Tensor, batch: Sequence[Sample], guided: bool) -> list[torch.Tensor]:
+    """A model's output [rows, ...] as one prediction [1, ...] a sample, guidance applied.
+
+    The formula is diffusers': negative + scale (positive - negative), eq. 6 of arXiv:2207.12598
+    with scale = w + 1. Each scale is a Python number, as in diffusers, so that half precision
+    rounds alike.
+    """
+    if not guided:
+        return list(output.chunk(len(batch)))
+    positive, negative = (half.chunk(len(batch)) for half in output.chunk(2))
+    return [
+        n + s.request.guidance_scale * (p - n)
+        for s, p, n in zip(batch, positive, negative, strict=True)
+    ]
+
+
+def advance(samples: Sequence[Sample], predicted: Sequence[torch.Tensor]) -> None:
+    """Step every sample by its own scheduler; `predicted` may go on with the padding's rows.
+
+    A sample whose latents are no longer finite gets its `error` and stays where it was.
+    """
+    stepped = [_step(s, p) for s, p in zip(samples, predicted, strict=False)]
+    finite = torch.stack([torch.isfinite(new).all() for new, _, _ in stepped]).tolist()
+    for sample, (new, scheduler, generator), good in zip(samples, stepped, finite, strict=True):
+        if not good:
+            sample.error = (
+                f"the denoising came to NaN or infinity at step {sample.step + 1} of {sample.steps}"
+            )
+            continue
+        sample.latents, sample.scheduler = new, scheduler
+        sample.extra["generator"] = generator
+        sample.step += 1
+
+
+def _model_input(sample: Sample, scaled: bool) -> torch.Tensor:
+    assert sample.latents is not None
+    if not scaled:
+        return sample.latents
+    timestep = current_timestep(sample)
+    model_input: torch.Tensor = sample.scheduler.scale_model_input(sample.latents, timestep)
+    return model_input
+
+
+def _step(sample: Sample, predicted: torch.Tensor) -> tuple[torch.Tensor, Any, torch.Generator]:
+    """The sample's next latents, scheduler and generator; the sample keeps its own."""
+    assert sample.latents is not None
+    scheduler = _fork(sample.scheduler)
+    generator: torch.Generator = sample.extra["generator"].clone_state()
+    draws = "generator" in inspect.signature(scheduler.step).parameters
+    moved: torch.Tensor = scheduler.step(
+        predicted,
+        current_timestep(sample),
+        sample.latents,
+        return_dict=False,
+        **({"generator": generator} if draws else {}),
+    )[0]
+    return moved.to(sample.latents.dtype), scheduler, generator
+
+
+def _fork(scheduler: Any) -> Any:
+    """A copy that can be stepped alone: multistep schedulers keep their history in lists."""
+    fork = copy.copy(scheduler)
+    for name, value in vars(scheduler).items():
+        if isinstance(value, list):
+            setattr(fork, name, list(value))
+    return fork

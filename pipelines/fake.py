@@ -1,0 +1,125 @@
+"""A Pipeline without a model, for tests of the queue and of the workers.
+
+Deterministic: the picture is computed from seed and prompt alone, whatever ran beside it. Words in
+a prompt make it misbehave as models do:
+
+    [raise]     `step` raises RuntimeError
+    [nan]       the sample gets an error at its last step
+    [refuse]    `start` raises ImageFailed
+    [kill]      the process kills itself in `step`, as the system's out-of-memory killer would
+    [oom:N]     `step` raises OutOfMemory when more than N samples share it; [oom:0] always
+
+Real time passes only through `seconds_per_step`.
+"""
+
+import hashlib
+import math
+import os
+import re
+import signal
+import time
+from collections.abc import Callable, Hashable, Sequence
+
+import torch
+
+from jobs.errors import ImageFailed, OutOfMemory
+from jobs.request import ImageRequest
+from pipelines.seam import Card, Conditioning, Sample
+
+_OUT_OF_MEMORY = re.compile(r"\[oom:(\d+)\]")
+
+
+class FakePipeline:
+    """The seam's Pipeline. `calls` lists the samples' seeds of every `step`, in order."""
+
+    def __init__(
+        self,
+        seconds_per_step: float = 0.0,
+        largest_batch: int | None = None,
+        multiple: int = 16,
+        max_prompt_tokens: int = 77,
+        guidance: str = "classifier-free",
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.seconds_per_step = seconds_per_step
+        self.largest_batch = largest_batch
+        self.calls: list[list[int]] = []
+        self.card = Card("fake", multiple, guidance, True, max_prompt_tokens, "FakeScheduler")
+        self._sleep = sleep
+
+    def batch_key(self, request: ImageRequest) -> Hashable:
+        """Same size, same rows."""
+        return request.width, request.height, self.rows(request)
+
+    def rows(self, request: ImageRequest) -> int:
+        """As under classifier-free guidance, where the card says so."""
+        guided = self.card.guidance == "classifier-free" and request.guidance_scale > 1
+        return 2 if guided else 1
+
+    def tokens(self, request: ImageRequest) -> int:
+        """Cells of the size grid."""
+        return (request.width // self.card.multiple) * (request.height // self.card.multiple)
+
+    def encode(self, requests: Sequence[ImageRequest]) -> list[Conditioning]:
+        """One token a word; a prompt with more than the card's many is truncated."""
+        limit = self.card.max_prompt_tokens or math.inf
+        return [
+            Conditioning(
+                {"prompt_embeds": _noise(r.prompt, 0, (1, 4))}, len(r.prompt.split()) > limit
+            )
+            for r in requests
+        ]
+
+    def start(self, request: ImageRequest, conditioning: Conditioning) -> Sample:
+        """Four colours from seed and prompt; the latents merely count the steps."""
+        grid = self.card.multiple
+        if request.width % grid or request.height % grid:
+            raise ImageFailed(f"{request.width}x{request.height} is not a multiple of {grid}")
+        if "[refuse]" in request.prompt:
+            raise ImageFailed("the fake was told to refuse")
+        colours = _noise(request.prompt, request.seed, (1, 3, 2, 2))
+        return Sample(
+            request, conditioning, torch.zeros(1), None, request.steps, extra={"colours": colours}
+        )
+
+    def step(self, samples: Sequence[Sample], bucket: int = 0) -> None:
+        """Let the time of one step pass, then advance every sample."""
+        self.calls.append([s.request.seed for s in samples])
+        self._misbehave(samples, max(bucket, len(samples)))
+        if self.seconds_per_step:
+            self._sleep(self.seconds_per_step)
+        for sample in samples:
+            if "[nan]" in sample.request.prompt and sample.step == sample.steps - 1:
+                sample.error = "the fake came to NaN"
+                continue
+            assert sample.latents is not None
+            sample.latents = sample.latents + 1
+            sample.step += 1
+
+    def decode(self, samples: Sequence[Sample]) -> list[torch.Tensor]:
+        """Four flat quarters in the sample's colours."""
+        return [_picture(sample) for sample in samples]
+
+    def _misbehave(self, samples: Sequence[Sample], size: int) -> None:
+        if self.largest_batch is not None and size > self.largest_batch:
+            raise OutOfMemory(f"the fake holds {self.largest_batch} samples, not {size}")
+        for sample in samples:
+            prompt = sample.request.prompt
+            limit = _OUT_OF_MEMORY.search(prompt)
+            if limit and size > int(limit[1]):
+                raise OutOfMemory(f"the fake was told to hold {limit[1]} samples, not {size}")
+            if "[raise]" in prompt:
+                raise RuntimeError("the fake was told to raise")
+            if "[kill]" in prompt:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _noise(text: str, seed: int, shape: tuple[int, ...]) -> torch.Tensor:
+    digest = hashlib.sha256(f"{seed}\n{text}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+    return torch.rand(shape, generator=generator)
+
+
+def _picture(sample: Sample) -> torch.Tensor:
+    size = (sample.request.height, sample.request.width)
+    return torch.nn.functional.interpolate(sample.extra["colours"], size=size, mode="nearest")[0]

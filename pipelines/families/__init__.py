@@ -1,0 +1,24 @@
+"""Families of models: the mathematics of each kind, written against diffusers' own modules."""
+
+from importlib import import_module
+from typing import Any
+
+from pipelines.families.family import Family
+
+FAMILIES = {
+    "FluxPipeline": "flux:Flux",
+}
+"""`_class_name` of a model_index.json to its family, as module:class; imported when needed."""
+
+FALLBACK = "whole_call:WholeCall"
+
+
+def make_family(pipe: Any, max_sequence_length: int | None) -> Family:
+    """The family of a loaded diffusers pipeline, around it.
+
+    Raises ModelUnavailable when the pipeline does not make images from text, and
+    ConfigurationError when it cannot take `max_sequence_length`.
+    """
+    module, name = FAMILIES.get(type(pipe).__name__, FALLBACK).split(":")
+    family: Family = getattr(import_module(f"{__name__}.{module}"), name)(pipe, max_sequence_length)
+    return family

@@ -1,0 +1,142 @@
+"""Flux: a rectified-flow transformer over packed 2x2 latent patches, with CLIP and T5 prompts.
+
+Equals `FluxPipeline(guidance_scale=g)` where the transformer has embedded guidance (FLUX.1-dev),
+and `FluxPipeline(true_cfg_scale=g, negative_prompt=negative or "")` where it has none, so that
+guidance_scale works on both. Position ids are shared over a forward batch, so only images of one
+size go together; prompts are padded without a mask, so all have the model's one length.
+Knows nothing of IP adapters and LoRA scales.
+"""
+
+import copy
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.pipelines.flux.pipeline_flux import calculate_shift, retrieve_timesteps
+
+from jobs.request import ImageRequest
+from pipelines import batch
+from pipelines.families.family import Role
+from pipelines.seam import Card, Conditioning, Sample
+from pipelines.text import is_cut, sequence_length
+
+
+class Flux:
+    """A FluxPipeline, stepped. `truncated` tells of T5, which carries the words, not of CLIP."""
+
+    def __init__(self, pipe: Any, max_sequence_length: int | None = None) -> None:
+        self.pipe = pipe
+        self.length = sequence_length(max_sequence_length, default=512, largest=512)
+        self.embedded_guidance: bool = pipe.transformer.config.guidance_embeds
+        self.card = Card(
+            family="flux",
+            multiple=2 * pipe.vae_scale_factor,
+            guidance="embedded" if self.embedded_guidance else "classifier-free",
+            joins=True,
+            max_prompt_tokens=self.length,
+            scheduler=type(pipe.scheduler).__name__,
+        )
+
+    def guided(self, request: ImageRequest) -> bool:
+        """Whether the request runs with classifier-free guidance."""
+        return not self.embedded_guidance and request.guidance_scale > 1
+
+    def batch_key(self, request: ImageRequest) -> Hashable:
+        """Same size, same number of rows."""
+        return request.width, request.height, self.guided(request)
+
+    def rows(self, request: ImageRequest) -> int:
+        """Two under classifier-free guidance."""
+        return 2 if self.guided(request) else 1
+
+    def tokens(self, request: ImageRequest) -> int:
+        """2x2 latent patches of the image."""
+        return (request.width // self.card.multiple) * (request.height // self.card.multiple)
+
+    def texts(self, request: ImageRequest) -> Mapping[Role, str | None]:
+        """The prompt, and the negative one where it counts."""
+        texts: dict[Role, str | None] = {"positive": request.prompt}
+        if self.guided(request):
+            texts["negative"] = request.negative_prompt or ""
+        return texts
+
+    def encode(self, text: str | None, role: Role) -> Conditioning:
+        """T5's prompt_embeds [1, length, d] and CLIP's pooled_prompt_embeds [1, p]."""
+        text = text or ""
+        embeds, pooled, _ = self.pipe.encode_prompt(
+            prompt=text, prompt_2=None, max_sequence_length=self.length
+        )
+        return Conditioning(
+            {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled},
+            truncated=is_cut(self.pipe.tokenizer_2, text, self.length),
+        )
+
+    def start(self, request: ImageRequest, conditioning: Conditioning) -> Sample:
+        """Packed latents [1, tokens, channels]."""
+        generator = batch.seeded(request)
+        embeds = conditioning.tensors["prompt_embeds"]
+        latents, image_ids = self.pipe.prepare_latents(
+            1,
+            self.pipe.transformer.config.in_channels // 4,
+            request.height,
+            request.width,
+            embeds.dtype,
+            embeds.device,
+            generator,
+        )
+        scheduler = self._scheduler(request.steps, latents)
+        return batch.new_sample(
+            request, conditioning, latents, scheduler, generator, image_ids=image_ids
+        )
+
+    def step(self, samples: Sequence[Sample], bucket: int = 0) -> None:
+        """One transformer forward over all rows, each at its own timestep."""
+        rows = batch.padded(samples, bucket)
+        guided = self.guided(samples[0].request)
+        latents = batch.latents(rows, guided)
+        embeds = batch.embeddings(rows, "prompt_embeds", guided)
+        velocity = self.pipe.transformer(
+            hidden_states=latents,
+            timestep=batch.timesteps(rows, guided).to(latents.dtype) / 1000,
+            guidance=self._guidance(rows, latents.device),
+            pooled_projections=batch.embeddings(rows, "pooled_prompt_embeds", guided),
+            encoder_hidden_states=embeds,
+            txt_ids=embeds.new_zeros(embeds.shape[1], 3),
+            img_ids=samples[0].extra["image_ids"],
+            return_dict=False,
+        )[0]
+        batch.advance(samples, batch.predictions(velocity, rows, guided))
+
+    def decode(self, sample: Sample) -> torch.Tensor:
+        """The VAE's image of the unpacked, unscaled latents."""
+        pipe, vae, request = self.pipe, self.pipe.vae, sample.request
+        latents = pipe._unpack_latents(
+            sample.latents, request.height, request.width, pipe.vae_scale_factor
+        )
+        latents = latents / vae.config.scaling_factor + vae.config.shift_factor
+        image = vae.decode(latents, return_dict=False)[0]
+        pixels: torch.Tensor = pipe.image_processor.postprocess(image, output_type="pt")[0]
+        return pixels
+
+    def _guidance(self, rows: Sequence[Sample], device: torch.device) -> torch.Tensor | None:
+        if not self.embedded_guidance:
+            return None
+        scales = [s.request.guidance_scale for s in rows]
+        return torch.tensor(scales, dtype=torch.float32, device=device)
+
+    def _scheduler(self, steps: int, latents: torch.Tensor) -> Any:
+        """A scheduler of the sample's own, shifted by its number of image tokens."""
+        scheduler = copy.deepcopy(self.pipe.scheduler)
+        config = scheduler.config
+        shift = calculate_shift(
+            latents.shape[1],
+            config.get("base_image_seq_len", 256),
+            config.get("max_image_seq_len", 4096),
+            config.get("base_shift", 0.5),
+            config.get("max_shift", 1.15),
+        )
+        sigmas = None if config.get("use_flow_sigmas") else np.linspace(1.0, 1 / steps, steps)
+        retrieve_timesteps(scheduler, steps, latents.device, sigmas=sigmas, mu=shift)
+        scheduler.set_begin_index(0)
+        return scheduler

@@ -1,0 +1,170 @@
+"""Any other text-to-image pipeline of diffusers, one whole call at a time.
+
+A step is the whole pipeline call over images of equal size, steps and guidance, so nothing joins
+it midway. Progress and cancellation go through the pipeline's `callback_on_step_end`. Passes only
+what the pipeline's `__call__` takes, and leaves everything else at its defaults, except that sizes
+are exact: no resolution binning. Knows nothing of what happens inside the call.
+"""
+
+import inspect
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from jobs.errors import ImageFailed, ModelUnavailable
+from jobs.request import ImageRequest
+from pipelines import batch
+from pipelines.families.family import Role
+from pipelines.seam import Card, Conditioning, Sample
+
+REFUSED = "refused by the model's safety checker"
+
+
+class _AllCancelledError(Exception):
+    """Nobody wants the running call's images any more."""
+
+
+class WholeCall:
+    """A DiffusionPipeline behind the seam; `extra["pixels"]` of a done sample is its image."""
+
+    def __init__(self, pipe: Any, max_sequence_length: int | None = None) -> None:
+        self.pipe = pipe
+        self.length = max_sequence_length
+        self.takes = frozenset(inspect.signature(pipe.__call__).parameters)
+        _check_makes_images_from_text(pipe)
+        # As for Flux: where the transformer has no embedded guidance, guidance is the true one.
+        self.true_cfg = "true_cfg_scale" in self.takes and not _has_embedded_guidance(pipe)
+        self.card = Card(
+            family="whole_call",
+            multiple=_grid(pipe),
+            guidance=self._guidance_kind(),
+            joins=False,
+            max_prompt_tokens=None,
+            scheduler=type(getattr(pipe, "scheduler", None)).__name__,
+        )
+
+    def batch_key(self, request: ImageRequest) -> Hashable:
+        """All that one pipeline call has only one of."""
+        has_negative = request.negative_prompt is not None
+        return request.width, request.height, request.steps, request.guidance_scale, has_negative
+
+    def rows(self, request: ImageRequest) -> int:
+        """Two under classifier-free guidance, as far as one can tell from outside."""
+        guided = self.card.guidance == "classifier-free" and request.guidance_scale > 1
+        return 2 if guided else 1
+
+    def tokens(self, request: ImageRequest) -> int:
+        """Cells of the model's size grid."""
+        return (request.width // self.card.multiple) * (request.height // self.card.multiple)
+
+    def texts(self, request: ImageRequest) -> Mapping[Role, str | None]:
+        """None: the call encodes for itself."""
+        return {}
+
+    def encode(self, text: str | None, role: Role) -> Conditioning:
+        """Never asked for, since `texts` names none."""
+        return Conditioning({})
+
+    def start(self, request: ImageRequest, conditioning: Conditioning) -> Sample:
+        """A sample without latents; its steps are the request's."""
+        return Sample(request, conditioning, None, None, request.steps)
+
+    def step(self, samples: Sequence[Sample], bucket: int = 0) -> None:
+        """The whole call. Returns early, samples undone, when all of them are cancelled."""
+        requests = [s.request for s in batch.padded(samples, bucket)]
+        try:
+            output = self.pipe(**self._arguments(requests), **self._callback(samples))
+            verdicts = getattr(output, "nsfw_content_detected", None) or [False] * len(samples)
+            for sample, image, refused in zip(samples, output.images, verdicts, strict=False):
+                _finish(sample, image, bool(refused))
+        except _AllCancelledError:
+            return
+        except BaseException:
+            for sample in samples:
+                sample.step = 0
+            raise
+
+    def decode(self, sample: Sample) -> torch.Tensor:
+        """The pixels that the call has made."""
+        if "pixels" not in sample.extra:
+            raise ImageFailed("the image has not been made")
+        pixels: torch.Tensor = sample.extra["pixels"]
+        return pixels
+
+    def _arguments(self, requests: Sequence[ImageRequest]) -> dict[str, Any]:
+        first = requests[0]
+        wanted = {
+            "prompt": [r.prompt for r in requests],
+            "width": first.width,
+            "height": first.height,
+            "num_inference_steps": first.steps,
+            "generator": [batch.seeded(r) for r in requests],
+            "output_type": "pt",
+            "use_resolution_binning": False,
+        }
+        wanted["true_cfg_scale" if self.true_cfg else "guidance_scale"] = first.guidance_scale
+        if self.length is not None:
+            wanted["max_sequence_length"] = self.length
+        if self.true_cfg or first.negative_prompt is not None:
+            wanted["negative_prompt"] = [r.negative_prompt or "" for r in requests]
+        return {name: value for name, value in wanted.items() if name in self.takes}
+
+    def _callback(self, samples: Sequence[Sample]) -> dict[str, Callable[..., Any]]:
+        if "callback_on_step_end" not in self.takes:
+            return {}
+
+        def on_step_end(pipe: Any, index: int, timestep: Any, tensors: Any) -> dict[str, Any]:
+            if all(s.cancelled for s in samples):
+                raise _AllCancelledError
+            for sample in samples:
+                # A second-order scheduler has more timesteps than the request has steps.
+                total = max(getattr(pipe, "num_timesteps", 0), sample.steps)
+                sample.step = min((index + 1) * sample.steps // total, sample.steps)
+            return {}
+
+        return {"callback_on_step_end": on_step_end}
+
+    def _guidance_kind(self) -> str:
+        if self.true_cfg or {"negative_prompt", "guidance_scale"} <= self.takes:
+            embedded = "true_cfg_scale" in self.takes and not self.true_cfg
+            return "embedded" if embedded else "classifier-free"
+        return "embedded" if "guidance_scale" in self.takes else "none"
+
+
+def _finish(sample: Sample, image: torch.Tensor, refused: bool) -> None:
+    sample.step = sample.steps
+    if refused:
+        sample.error = REFUSED
+    elif not torch.isfinite(image).all():
+        sample.error = "the pipeline made NaN or infinite pixels"
+    else:
+        sample.extra["pixels"] = image.cpu()
+
+
+def _check_makes_images_from_text(pipe: Any) -> None:
+    """Refuse pipelines that need more than a prompt, such as an image to start from."""
+    needed = [
+        name
+        for name, parameter in inspect.signature(pipe.__call__).parameters.items()
+        if parameter.default is parameter.empty
+        and parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
+    ]
+    takes_text = "prompt" in inspect.signature(pipe.__call__).parameters
+    if not takes_text or set(needed) - {"prompt"}:
+        raise ModelUnavailable(
+            f"{type(pipe).__name__} does not make images from a prompt alone"
+            + (f"; it needs {', '.join(needed)}" if needed else "")
+        )
+
+
+def _has_embedded_guidance(pipe: Any) -> bool:
+    config = getattr(getattr(pipe, "transformer", None), "config", {})
+    return bool(config.get("guidance_embeds", False))
+
+
+def _grid(pipe: Any) -> int:
+    """Pixels that sizes must be multiples of: the image processor's, which counts patches too."""
+    processor = getattr(pipe, "image_processor", None)
+    config = getattr(processor, "config", {})
+    return int(config.get("vae_scale_factor", getattr(pipe, "vae_scale_factor", 8)))

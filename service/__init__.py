@@ -1,0 +1,1 @@
+"""The HTTP service: validates, enqueues, reports and serves images; never imports torch."""

@@ -1,0 +1,91 @@
+"""`python -m service`: the HTTP service under uvicorn, until a signal or its parent's death.
+
+Reads the settings once, finds or starts the queue server, and stops gracefully: SIGTERM or Ctrl-C
+lets requests in flight finish.
+"""
+
+import argparse
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+
+import uvicorn
+
+from jobs import lifeline
+from jobs.catalog import load_catalog
+from jobs.embedded import redis_url
+from jobs.errors import ImagemillError
+from jobs.images import LocalImages
+from jobs.store import Store
+from service.app import create_app
+from service.events import EventHub
+from service.settings import ServiceSettings
+
+GRACE_SECONDS = 5
+"""How long a stopping server waits for requests in flight."""
+
+
+class _Server(uvicorn.Server):
+    """Answers waiting requests first when it stops, so that they do not use up the grace."""
+
+    def __init__(self, config: uvicorn.Config, hub: EventHub) -> None:
+        super().__init__(config)
+        self._hub = hub
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End the waits, then as uvicorn does."""
+        self._hub.close()
+        await super().shutdown(sockets)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Serve until told to stop; 0 after a graceful end, 2 when the set-up cannot work."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s %(message)s")
+    signal.signal(signal.SIGTERM, _leave)
+    signal.signal(signal.SIGINT, _leave)
+    try:
+        settings = _settings(arguments)
+        _serve(settings)
+    except ImagemillError as error:
+        sys.stderr.write(f"imagemill service: {error}\n")
+        return 2
+    return 0
+
+
+def _settings(arguments: Sequence[str] | None) -> ServiceSettings:
+    parser = argparse.ArgumentParser(prog="python -m service", description=__doc__)
+    parser.add_argument("--host", help="address to listen on; default: this machine only")
+    parser.add_argument("--port", type=int, help="port to listen on; 0 picks a free one")
+    flags = vars(parser.parse_args(arguments))
+    return ServiceSettings.read(
+        **{name: value for name, value in flags.items() if value is not None}
+    )
+
+
+def _serve(settings: ServiceSettings) -> None:
+    catalog = load_catalog(settings.models)
+    images = LocalImages(settings.data / "images")
+    with redis_url(settings) as url:
+        store = Store.connect(url, pool=settings.pool)
+        app = create_app(settings, store, images, catalog)
+        config = uvicorn.Config(
+            app,
+            host=settings.host,
+            port=settings.port,
+            timeout_graceful_shutdown=GRACE_SECONDS,
+            server_header=False,
+        )
+        server = _Server(config, app.state.mill.hub)
+        lifeline.watch(lambda: setattr(server, "should_exit", True))
+        server.run()
+
+
+def _leave(*_: object) -> None:
+    """End by unwinding, so that the queue server is stopped in order."""
+    sys.exit(0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

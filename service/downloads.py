@@ -1,0 +1,112 @@
+"""Finished images as files: one, all of them in a ZIP, thumbnails of them on a sheet.
+
+Works from image views and paths; knows no store and no tenant.
+"""
+
+import io
+import json
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from fastapi.responses import FileResponse
+from PIL import Image, ImageOps
+from starlette.types import Receive, Scope, Send
+from zipstream import ZIP_STORED, ZipStream
+
+from jobs.job import ImageResult, ImageView, Job
+
+SHEET_IMAGES = 100
+"""Thumbnails on one sheet, at most."""
+
+THUMBNAIL = 160
+"""Longer side of a thumbnail, in pixels."""
+
+_GAP = 8
+_SUFFIXES = {"image/png": ".png", "image/jpeg": ".jpg", "image/webp": ".webp"}
+
+
+class ImageFile(FileResponse):
+    """A file whose Range was settled beforehand: `served` replaces the header, None drops it."""
+
+    def __init__(self, path: Path, served: str | None, **kwargs: Any) -> None:
+        super().__init__(path, **kwargs)
+        self._served = served
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the file, or the part of it that was settled."""
+        headers = [pair for pair in scope["headers"] if pair[0] not in (b"range", b"if-range")]
+        if self._served is not None:
+            headers.append((b"range", self._served.encode("ascii")))
+        await super().__call__({**scope, "headers": headers}, receive, send)
+
+
+def file_name(index: int, result: ImageResult) -> str:
+    """What an image is called in archives and downloads."""
+    return f"{index:05d}{_SUFFIXES.get(result.media_type, '.bin')}"
+
+
+def archive(job: Job, images: Sequence[ImageView], paths: dict[int, Path]) -> ZipStream:
+    """A ZIP of the images whose path is given, and `manifest.json` about all of them.
+
+    Its length is known before its first byte; files are read while it is iterated.
+    """
+    stream = ZipStream(compress_type=ZIP_STORED, sized=True)
+    stream.add(json.dumps(_manifest(job, images, paths), indent=1), "manifest.json")
+    for image in images:
+        if image.index in paths and image.result:
+            stream.add_path(str(paths[image.index]), file_name(image.index, image.result))
+    return stream
+
+
+def contact_sheet(paths: Sequence[Path], columns: int | None = None) -> bytes:
+    """A PNG with a thumbnail of each file, row by row; at most SHEET_IMAGES of them."""
+    columns = columns or math.ceil(math.sqrt(len(paths)))
+    rows = math.ceil(len(paths) / columns)
+    cell = THUMBNAIL + _GAP
+    sheet = Image.new("RGB", (columns * cell + _GAP, rows * cell + _GAP), "white")
+    for position, thumbnail in enumerate(_thumbnails(paths)):
+        row, column = divmod(position, columns)
+        left = _GAP + column * cell + (THUMBNAIL - thumbnail.width) // 2
+        top = _GAP + row * cell + (THUMBNAIL - thumbnail.height) // 2
+        sheet.paste(thumbnail, (left, top))
+    buffer = io.BytesIO()
+    sheet.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _thumbnails(paths: Sequence[Path]) -> Iterator[Image.Image]:
+    for path in paths[:SHEET_IMAGES]:
+        with Image.open(path) as picture:
+            picture.draft("RGB", (THUMBNAIL, THUMBNAIL))
+            yield ImageOps.contain(picture.convert("RGB"), (THUMBNAIL, THUMBNAIL))
+
+
+def _manifest(job: Job, images: Sequence[ImageView], paths: dict[int, Path]) -> dict[str, Any]:
+    return {
+        "job": job.id,
+        "model": job.model,
+        "state": job.state,
+        "created": job.created,
+        "metadata": job.metadata,
+        "images": [_manifest_entry(image, image.index in paths) for image in images],
+    }
+
+
+def _manifest_entry(image: ImageView, included: bool) -> dict[str, Any]:
+    request, result = image.request, image.result
+    return {
+        "index": image.index,
+        "file": file_name(image.index, result) if included and result else None,
+        "state": image.state,
+        "prompt": request.prompt,
+        "negative_prompt": request.negative_prompt,
+        "seed": request.seed,
+        "width": request.width,
+        "height": request.height,
+        "steps": request.steps,
+        "guidance_scale": request.guidance_scale,
+        "sha256": result.sha256 if result else None,
+        "error": image.error,
+    }

@@ -1,0 +1,36 @@
+"""What the routes work with: the parts that `create_app` was given, in one frozen value."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from jobs.catalog import Catalog
+from jobs.images import LocalImages
+from jobs.store import Store
+from service.events import EventHub
+from service.settings import ServiceSettings
+from service.views import Links
+
+
+@dataclass(frozen=True, slots=True)
+class Mill:
+    """The parts of a running service."""
+
+    settings: ServiceSettings
+    store: Store
+    images: LocalImages
+    catalog: Catalog
+    hub: EventHub
+    links: Links
+    started: int
+    """When the service started, in seconds since the epoch."""
+
+
+def mill(request: Request) -> Mill:
+    """The parts of the service that got the request."""
+    found: Mill = request.app.state.mill
+    return found
+
+
+TheMill = Annotated[Mill, Depends(mill)]

@@ -1,0 +1,61 @@
+"""The OpenAPI document: what FastAPI generates, with our problem documents and bodies in it.
+
+Bodies are read by `service/body.py` and not by FastAPI, so their schemas are added here.
+"""
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic.json_schema import models_json_schema
+
+from service.schemas import Problem, SubmitJob
+
+_MEANINGS = {
+    400: "The body or a header cannot be read.",
+    404: "There is no such thing.",
+    409: "It does not fit the state that it meets.",
+    410: "It was there and is no more.",
+    413: "The body is too large.",
+    415: "The body is not of a type that the route reads.",
+    416: "No byte of the range exists.",
+    422: "Fields cannot be accepted; each is named.",
+    429: "The caller has too much unfinished work.",
+    503: "The queue cannot be reached, or no worker is ready; Retry-After says when to try again.",
+}
+
+_PROBLEM = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
+
+Responses = dict[int | str, dict[str, Any]]
+
+NOT_MODIFIED: Responses = {304: {"description": "The caller has it already, by its ETag."}}
+
+
+def problems(*statuses: int) -> Responses:
+    """`responses` of a route for the problems that it can answer with."""
+    return {status: {"description": _MEANINGS[status], "content": _PROBLEM} for status in statuses}
+
+
+def binary(*media_types: str) -> Responses:
+    """`responses` of a route that succeeds with bytes."""
+    schema = {"schema": {"type": "string", "format": "binary"}}
+    return {200: {"description": "The bytes.", "content": dict.fromkeys(media_types, schema)}}
+
+
+def complete_document(app: FastAPI) -> dict[str, Any]:
+    """The application's OpenAPI document, made once."""
+    if app.openapi_schema is None:
+        document = get_openapi(
+            title=app.title,
+            version=app.version,
+            description=app.description,
+            routes=app.routes,
+        )
+        _, ours = models_json_schema(
+            [(SubmitJob, "validation"), (Problem, "serialization")],
+            ref_template="#/components/schemas/{model}",
+        )
+        schemas = document.setdefault("components", {}).setdefault("schemas", {})
+        schemas.update(ours["$defs"])
+        app.openapi_schema = document
+    return app.openapi_schema

@@ -1,0 +1,56 @@
+"""The stream of a job's events (Server-Sent Events)."""
+
+import re
+from collections.abc import AsyncIterator
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Response
+from fastapi.responses import StreamingResponse
+
+from service.auth import AnyCaller
+from service.errors import MalformedHeader
+from service.following import job_frames
+from service.mill import TheMill
+from service.openapi import Responses, problems
+
+router = APIRouter(tags=["jobs"])
+
+_EVENT_ID = re.compile(r"\d{1,15}-\d{1,15}")
+_ANSWERS: Responses = {
+    200: {
+        "description": "`job` frames (the job without its images), `image` frames (an image that "
+        "is made or has failed), `deleted`; comments as heartbeats.",
+        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+    },
+    204: {"description": "The job is over and the reader has seen all of it."},
+}
+
+
+@router.get(
+    "/v1/jobs/{job_id}/events",
+    response_class=Response,
+    responses=_ANSWERS | problems(400, 404, 422, 503),
+)
+async def follow_job(
+    job_id: str,
+    mill: TheMill,
+    caller: AnyCaller,
+    last_event_id: Annotated[
+        str | None, Header(description="The id of the last frame seen; go on after it.")
+    ] = None,
+) -> Response:
+    """What happens to a job, as it happens; ends when the job does."""
+    if last_event_id is not None and not _EVENT_ID.fullmatch(last_event_id):
+        raise MalformedHeader("Last-Event-ID must be the id of a frame of this stream")
+    frames = job_frames(mill, caller, job_id, last_event_id)
+    first = await anext(frames, None)
+    if first is None:
+        return Response(status_code=204)
+    headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+    return StreamingResponse(_from(first, frames), media_type="text/event-stream", headers=headers)
+
+
+async def _from(first: bytes, frames: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    yield first
+    async for frame in frames:
+        yield frame

@@ -1,0 +1,65 @@
+"""Is the process alive, can it work, what has it counted; and the way in for people."""
+
+from fastapi import APIRouter, Request, Response
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from jobs.catalog import Catalog
+from jobs.views import WorkerInfo
+from service.errors import NotReady
+from service.mill import TheMill
+from service.openapi import problems
+from service.schemas import Health, Readiness
+
+router = APIRouter(tags=["health"])
+
+
+@router.get("/healthz", response_model=Health)
+async def alive() -> Health:
+    """The process answers; says nothing of the queue or the workers."""
+    return Health()
+
+
+@router.get("/readyz", response_model=Readiness, responses=problems(422, 503))
+def ready(mill: TheMill) -> Readiness:
+    """Work can be done: the queue answers, and a model has a ready worker. Else 503 says why."""
+    mill.store.ping()
+    workers = mill.store.workers()
+    models = {model.name: 0 for model in mill.catalog}
+    for worker in workers:
+        name = str(worker.info.get("model"))
+        if worker.info.get("state") == "ready" and name in models:
+            models[name] += 1
+    if not any(models.values()):
+        raise NotReady(_why_not(workers, mill.catalog))
+    return Readiness(models=models)
+
+
+@router.get(
+    "/metrics",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+)
+def metrics(request: Request) -> Response:
+    """Prometheus text."""
+    return Response(
+        generate_latest(request.app.state.metrics.registry),
+        headers={"Content-Type": CONTENT_TYPE_LATEST},
+    )
+
+
+@router.get("/", include_in_schema=False)
+async def front() -> dict[str, str]:
+    """Where to go from here."""
+    return {"name": "imagemill", "docs": "/docs", "jobs": "/v1/jobs", "models": "/v1/models"}
+
+
+def _why_not(workers: list[WorkerInfo], catalog: Catalog) -> str:
+    reasons = [
+        f"worker {worker.id} of {worker.info.get('model')} is {worker.info.get('state')}"
+        + (f": {worker.info['error']}" if worker.info.get("error") else "")
+        for worker in workers
+    ]
+    if not reasons:
+        names = ", ".join(model.name for model in catalog)
+        return f"no worker is running for any of: {names}"
+    return "no worker is ready; " + "; ".join(reasons)

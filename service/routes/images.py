@@ -1,0 +1,146 @@
+"""The pictures of a job: one with ranges and preconditions, all in a ZIP, thumbnails on a sheet.
+
+An image is downloadable only once it is committed, which is after its file was fsynced. Unfinished
+is 409, never made is 404, made but its file is no longer there is 410.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Annotated
+
+import anyio
+import anyio.to_thread
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import StreamingResponse
+from pydantic import BaseModel, ConfigDict, Field
+
+from jobs.errors import Conflict, NotFound
+from jobs.job import ImageResult, ImageView
+from service.auth import AnyCaller
+from service.conditional import matches, usable_range
+from service.downloads import SHEET_IMAGES, ImageFile, archive, contact_sheet, file_name
+from service.errors import Gone
+from service.mill import Mill, TheMill
+from service.openapi import NOT_MODIFIED, binary, problems
+
+router = APIRouter(tags=["images"])
+
+_FOR_EVER = "private, max-age=31536000, immutable"
+_sheets = anyio.CapacityLimiter(2)
+"""Contact sheets drawn at once; each holds a core."""
+
+_IMAGE_ANSWERS = (
+    binary("image/png", "image/jpeg", "image/webp")
+    | {206: {"description": "The asked range of the bytes."}}
+    | NOT_MODIFIED
+    | problems(404, 409, 410, 416, 422, 503)
+)
+
+
+class SheetLayout(BaseModel):
+    """Which thumbnails to put on the sheet, and how."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    page: Annotated[
+        int, Field(ge=0, le=1_000_000, description=f"Which {SHEET_IMAGES} images, from 0.")
+    ] = 0
+    columns: Annotated[int | None, Field(ge=1, le=20, description="Default: a square.")] = None
+
+
+@router.get("/v1/jobs/{job_id}/images/{index}", response_class=Response, responses=_IMAGE_ANSWERS)
+@router.head(
+    "/v1/jobs/{job_id}/images/{index}",
+    response_class=Response,
+    responses=_IMAGE_ANSWERS,
+    include_in_schema=False,
+)
+def get_image(
+    job_id: str, index: int, request: Request, mill: TheMill, caller: AnyCaller
+) -> Response:
+    """The bytes of one image. They never change: the ETag is their sha256."""
+    job = mill.store.job(job_id, caller.tenant)
+    if not 0 <= index < job.counts.total:
+        raise NotFound(f"the job has no image {index}")
+    result = _made(mill.store.image(job_id, index))
+    headers = {"ETag": f'"{result.sha256}"', "Cache-Control": _FOR_EVER}
+    if matches(request.headers.get("if-none-match"), result.sha256):
+        return Response(status_code=304, headers=headers)
+    path = mill.images.path(result.uri)
+    try:
+        stat = path.stat()
+    except FileNotFoundError:
+        raise Gone(f"image {index} was made, but its file is no longer there") from None
+    served = None
+    if request.method == "GET":
+        asked, unless = request.headers.get("range"), request.headers.get("if-range")
+        served = usable_range(asked, unless, result.sha256, stat.st_size)
+    return ImageFile(
+        path,
+        served,
+        headers=headers,
+        media_type=result.media_type,
+        stat_result=stat,
+        filename=f"{job_id}-{file_name(index, result)}",
+        content_disposition_type="inline",
+    )
+
+
+@router.get(
+    "/v1/jobs/{job_id}/images.zip",
+    response_class=Response,
+    responses=binary("application/zip") | problems(404, 409, 422, 503),
+)
+def get_archive(job_id: str, mill: TheMill, caller: AnyCaller) -> Response:
+    """All finished images, with their recipes in `manifest.json`; 409 while there are none."""
+    job = mill.store.job(job_id, caller.tenant)
+    images = mill.store.images(job_id)
+    stream = archive(job, images, _finished_paths(mill, images))
+    headers = {
+        "Content-Length": str(len(stream)),
+        "Content-Disposition": f'attachment; filename="{job.id}.zip"',
+        "Cache-Control": "no-cache",
+    }
+    return StreamingResponse(stream, media_type="application/zip", headers=headers)
+
+
+@router.get(
+    "/v1/jobs/{job_id}/sheet.png",
+    response_class=Response,
+    responses=binary("image/png") | problems(404, 409, 422, 503),
+)
+async def get_sheet(
+    job_id: str, query: Annotated[SheetLayout, Query()], mill: TheMill, caller: AnyCaller
+) -> Response:
+    """Thumbnails of finished images in their order; 409 while there are none."""
+
+    def draw() -> bytes:
+        mill.store.job(job_id, caller.tenant)
+        paths = list(_finished_paths(mill, mill.store.images(job_id)).values())
+        shown = paths[query.page * SHEET_IMAGES : (query.page + 1) * SHEET_IMAGES]
+        if not shown:
+            raise NotFound(f"the job has no page {query.page} of finished images")
+        return contact_sheet(shown, query.columns)
+
+    data = await anyio.to_thread.run_sync(draw, limiter=_sheets)
+    headers = {"ETag": f'"{hashlib.sha256(data).hexdigest()}"', "Cache-Control": "no-cache"}
+    return Response(data, media_type="image/png", headers=headers)
+
+
+def _made(image: ImageView) -> ImageResult:
+    """The image's result. Raises Conflict before it is made, NotFound when it never was."""
+    if image.result is not None:
+        return image.result
+    if image.state.finished:
+        reason = f": {image.error}" if image.error else ""
+        raise NotFound(f"image {image.index} was not made, it is {image.state}{reason}")
+    raise Conflict(f"image {image.index} is not finished, it is {image.state}")
+
+
+def _finished_paths(mill: Mill, images: list[ImageView]) -> dict[int, Path]:
+    """Files of the finished images by index. Raises Conflict when there are none."""
+    made = {image.index: mill.images.path(image.result.uri) for image in images if image.result}
+    there = {index: path for index, path in made.items() if path.is_file()}
+    if not there:
+        raise Conflict("the job has no finished image yet")
+    return there

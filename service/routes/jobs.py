@@ -1,0 +1,207 @@
+"""Jobs: submit, look (and wait for news), list, cancel, retry, delete.
+
+A POST is validated in three places, in this order: `service/schemas.py` (types and bounds of any
+model), the catalog (what this model allows), the card (what the loaded model turned out to take).
+Nothing is queued unless all three agree.
+"""
+
+import asyncio
+import hashlib
+import json
+import re
+from typing import Annotated
+
+import anyio.to_thread
+from fastapi import APIRouter, Depends, Header, Query, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from jobs.job import Job, State
+from service.auth import AnyCaller, Caller
+from service.body import json_body, json_body_schema
+from service.conditional import tags
+from service.errors import MalformedHeader
+from service.eta import eta_seconds, steps_per_second
+from service.mill import Mill, TheMill
+from service.openapi import NOT_MODIFIED, problems
+from service.schemas import JobPage, JobView, SubmitJob
+from service.submission import image_requests, warnings
+from service.views import job_summary, job_view
+
+router = APIRouter(tags=["jobs"])
+
+RECHECK_SECONDS = 2.0
+"""A waiting request looks at its job at least this often: the queue thins out progress events."""
+
+_IDEMPOTENCY_KEY = re.compile(r"[!-~]{1,255}")
+
+
+class Wait(BaseModel):
+    """How long to wait for news."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    wait: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=60,
+            allow_inf_nan=False,
+            description="Seconds to wait: with If-None-Match until the job changes, else until it "
+            "is finished.",
+        ),
+    ] = 0
+
+
+class Listing(BaseModel):
+    """Which jobs to list."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    state: State | None = None
+    limit: Annotated[int, Field(ge=1, le=200)] = 50
+    cursor: Annotated[
+        str | None, Field(max_length=200, description="`next` of the page before.")
+    ] = None
+
+
+@router.post(
+    "/v1/jobs",
+    status_code=202,
+    response_model=JobView,
+    responses=problems(400, 404, 413, 415, 422, 429, 503),
+    openapi_extra=json_body_schema(SubmitJob),
+)
+def submit_job(
+    body: Annotated[SubmitJob, Depends(json_body(SubmitJob))],
+    mill: TheMill,
+    caller: AnyCaller,
+    idempotency_key: Annotated[
+        str | None,
+        Header(description="Makes a repeated POST return the same job; 1 to 255 visible ASCII."),
+    ] = None,
+) -> Response:
+    """Queue a batch of prompts. Answers at once; nothing is queued unless all of it is right."""
+    idempotency = _idempotency(idempotency_key, body)
+    model = mill.catalog.get(body.model)
+    card = mill.store.card(model.name)
+    submitted = mill.store.submit(
+        image_requests(body, model, card),
+        tenant=caller.tenant,
+        priority=body.priority,
+        weight=caller.weight,
+        idempotency=idempotency,
+        metadata=body.metadata,
+        spec={"webhook": body.webhook.model_dump() if body.webhook else None},
+        quota=mill.settings.max_unfinished,
+        keep_seconds=mill.settings.keep_seconds,
+        max_attempts=mill.settings.max_attempts,
+        max_stalls=mill.settings.max_stalls,
+    )
+    job = mill.store.job(submitted.job_id, caller.tenant)
+    response = _answer(mill, job, status=202, notes=warnings(body, card))
+    response.headers["Location"] = mill.links.job(job.id)
+    response.headers["Retry-After"] = "1"
+    return response
+
+
+@router.get(
+    "/v1/jobs/{job_id}",
+    response_model=JobView,
+    responses=NOT_MODIFIED | problems(404, 422, 503),
+)
+async def get_job(
+    job_id: str,
+    query: Annotated[Wait, Query()],
+    mill: TheMill,
+    caller: AnyCaller,
+    if_none_match: Annotated[str | None, Header()] = None,
+) -> Response:
+    """The job as it is now, or after a wait for news of it. The ETag changes when it does."""
+    known = tags(if_none_match)
+    versions = {tag.rpartition(".")[0] for tag in known}
+    job = await _wait_for_news(mill, caller, job_id, versions, query.wait)
+    return await anyio.to_thread.run_sync(_unless_known, mill, job, known)
+
+
+@router.get("/v1/jobs", response_model=JobPage, responses=problems(422, 503))
+def list_jobs(query: Annotated[Listing, Query()], mill: TheMill, caller: AnyCaller) -> JobPage:
+    """The caller's jobs, newest first, a page at a time."""
+    jobs, following = mill.store.jobs(
+        caller.tenant, state=query.state, cursor=query.cursor, limit=query.limit
+    )
+    return JobPage(data=[job_summary(job, mill.links) for job in jobs], next=following)
+
+
+@router.post(
+    "/v1/jobs/{job_id}/cancel", response_model=JobView, responses=problems(404, 409, 422, 503)
+)
+def cancel_job(job_id: str, mill: TheMill, caller: AnyCaller) -> Response:
+    """Stop what is not finished; finished images stay. A running image stops at its next step."""
+    return _answer(mill, mill.store.cancel(job_id, caller.tenant))
+
+
+@router.post(
+    "/v1/jobs/{job_id}/retry",
+    status_code=202,
+    response_model=JobView,
+    responses=problems(404, 409, 422, 503),
+)
+def retry_job(job_id: str, mill: TheMill, caller: AnyCaller) -> Response:
+    """Run again only the images that failed or were cancelled; 409 when there are none."""
+    return _answer(mill, mill.store.retry(job_id, caller.tenant), status=202)
+
+
+@router.delete("/v1/jobs/{job_id}", status_code=204, responses=problems(404, 422, 503))
+def delete_job(job_id: str, mill: TheMill, caller: AnyCaller) -> Response:
+    """Remove the job and its files; what still runs of it is stopped."""
+    mill.store.delete(job_id, caller.tenant)
+    return Response(status_code=204)
+
+
+async def _wait_for_news(
+    mill: Mill, caller: Caller, job_id: str, versions: set[str], seconds: float
+) -> Job:
+    """The job, once it is finished or no longer in one of `versions`, or `seconds` have passed."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + seconds
+    with mill.hub.watch(job_id) as watch:
+        while True:
+            job = await anyio.to_thread.run_sync(mill.store.job, job_id, caller.tenant)
+            left = deadline - loop.time()
+            news = job.version not in versions if versions else job.state.finished
+            if news or left <= 0 or mill.hub.closing:
+                return job
+            await watch.news_within(min(left, RECHECK_SECONDS))
+
+
+def _unless_known(mill: Mill, job: Job, known: list[str]) -> Response:
+    position = mill.store.position(job.id)
+    tag = f"{job.version}.{position}"
+    if tag in known or known == ["*"]:
+        return Response(status_code=304, headers={"ETag": f'W/"{tag}"'})
+    return _answer(mill, job)
+
+
+def _answer(mill: Mill, job: Job, *, status: int = 200, notes: list[str] | None = None) -> Response:
+    """The whole job as JSON, made on the calling thread."""
+    images = mill.store.images(job.id)
+    ahead = mill.store.ahead(job.id)
+    position = ahead.next if ahead else None
+    rate = steps_per_second(mill.store.workers(), job.model)
+    eta = eta_seconds(images, ahead, rate)
+    view = job_view(job, images, mill.links, position=position, eta=eta, warnings=notes or ())
+    return Response(
+        view.model_dump_json(),
+        status_code=status,
+        media_type="application/json",
+        headers={"ETag": f'W/"{job.version}.{position}"', "Cache-Control": "no-cache"},
+    )
+
+
+def _idempotency(key: str | None, body: SubmitJob) -> tuple[str, str] | None:
+    if key is None:
+        return None
+    if not _IDEMPOTENCY_KEY.fullmatch(key):
+        raise MalformedHeader("Idempotency-Key must be 1 to 255 visible ASCII characters")
+    canonical = json.dumps(body.model_dump(mode="json"), sort_keys=True)
+    return key, hashlib.sha256(canonical.encode()).hexdigest()

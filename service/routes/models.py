@@ -1,0 +1,77 @@
+"""What the deployment serves and who does the work: the catalog, and the workers that report."""
+
+from collections import Counter
+from dataclasses import asdict
+from typing import Any
+
+from fastapi import APIRouter
+
+from jobs.catalog import Model
+from service.mill import Mill, TheMill
+from service.openapi import problems
+from service.schemas import ModelList, ModelView, WorkerList, WorkerView
+
+router = APIRouter(tags=["models"])
+
+
+@router.get("/v1/models", response_model=ModelList, responses=problems(422, 503))
+def list_models(mill: TheMill) -> ModelList:
+    """The catalog, in the shape of OpenAI's model list."""
+    ready, queued = _ready(mill), _queued(mill)
+    return ModelList(data=[_view(mill, model, ready, queued) for model in mill.catalog])
+
+
+@router.get("/v1/models/{name}", response_model=ModelView, responses=problems(404, 422, 503))
+def get_model(name: str, mill: TheMill) -> ModelView:
+    """One model of the catalog."""
+    return _view(mill, mill.catalog.get(name), _ready(mill), _queued(mill))
+
+
+@router.get("/v1/workers", response_model=WorkerList, responses=problems(422, 503))
+def list_workers(mill: TheMill) -> WorkerList:
+    """Who runs what, where and how fast, as each worker last reported."""
+    return WorkerList(
+        data=[
+            WorkerView(
+                **{
+                    "model": None,
+                    "state": "unknown",
+                    **worker.info,
+                    "id": worker.id,
+                }
+            )
+            for worker in mill.store.workers()
+        ]
+    )
+
+
+def _view(mill: Mill, model: Model, ready: Counter[str], queued: Counter[str]) -> ModelView:
+    return ModelView(
+        id=model.name,
+        created=mill.started,
+        owned_by="imagemill",
+        dtype=model.dtype,
+        placement=model.placement,
+        defaults=asdict(model.defaults),
+        limits=_limits(model),
+        card=mill.store.card(model.name),
+        ready_workers=ready[model.name],
+        queued=queued[model.name],
+    )
+
+
+def _limits(model: Model) -> dict[str, Any]:
+    sizes = [f"{width}x{height}" for width, height in model.limits.sizes]
+    return {**asdict(model.limits), "sizes": sizes}
+
+
+def _ready(mill: Mill) -> Counter[str]:
+    workers = mill.store.workers()
+    return Counter(
+        str(one.info.get("model")) for one in workers if one.info.get("state") == "ready"
+    )
+
+
+def _queued(mill: Mill) -> Counter[str]:
+    depth = mill.store.queue_depth()
+    return Counter({model: sum(bands.values()) for model, bands in depth.items()})

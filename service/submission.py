@@ -1,0 +1,155 @@
+"""What a POST asks for, as image requests: defaults filled in, seeds drawn, every field checked.
+
+Pure: knows neither HTTP nor the store. The caller brings the model of the catalog and the card
+that a worker published of it, if any.
+"""
+
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from jobs.catalog import Model, problems
+from jobs.errors import FieldProblem, InvalidRequest
+from jobs.request import MAX_SEED, ImageRequest
+from service.schemas import ImageSettings, PromptItem, SubmitJob
+
+Card = Mapping[str, Any]
+
+_INHERITED = ("width", "height", "steps", "guidance_scale", "negative_prompt")
+
+
+def draw_seed() -> int:
+    """A fresh seed below 2**32, short enough to be typed again."""
+    return secrets.randbelow(2**32)
+
+
+def image_requests(
+    job: SubmitJob,
+    model: Model,
+    card: Card | None,
+    draw: Callable[[], int] = draw_seed,
+) -> list[ImageRequest]:
+    """The images of a job, in order: each prompt's copies stand together.
+
+    The k-th copy of a prompt with a given seed gets seed + k, 0 following MAX_SEED; without one
+    each image gets its own. Raises InvalidRequest that names every bad field.
+    """
+    entries = [_as_item(entry) for entry in job.prompts]
+    copies = [entry.n or job.n or 1 for entry in entries]
+    if sum(copies) > model.limits.max_prompts:
+        raise _refused([_too_many(sum(copies), model)])
+    found: dict[FieldProblem, None] = {}
+    requests: list[ImageRequest] = []
+    for position, (entry, count) in enumerate(zip(entries, copies, strict=True)):
+        request = _request(entry, job, model)
+        place = _Place(job, position)
+        for one in [*problems(model, request, ""), *_card_problems(request, entry, job, card)]:
+            found[place.of(one)] = None
+        seed = job.seed if entry.seed is None else entry.seed
+        for copy in range(count):
+            drawn = draw() if seed is None else (seed + copy) % (MAX_SEED + 1)
+            requests.append(replace(request, seed=drawn))
+    if found:
+        raise _refused(list(found))
+    return requests
+
+
+def warnings(job: SubmitJob, card: Card | None) -> list[str]:
+    """What the model will do that the caller may not expect.
+
+    The service has no tokenizer; a prompt of more words than the encoder takes tokens is certain
+    to be cut.
+    """
+    if card is None:
+        return []
+    found, entries = [], [_as_item(entry) for entry in job.prompts]
+    limit = card.get("max_prompt_tokens")
+    if isinstance(limit, int):
+        long = sum(len(entry.prompt.split()) > limit for entry in entries)
+        if long:
+            found.append(f"the model reads {limit} tokens of a prompt; {long} prompts are longer")
+    guided = any(_gives(settings, "guidance_scale") for settings in (job, *entries))
+    if guided and card.get("guidance") == "none":
+        found.append("guidance_scale has no effect: the model has no guidance")
+    return found
+
+
+class _Place:
+    """Leads a problem of an image back to the field that the caller wrote."""
+
+    def __init__(self, job: SubmitJob, position: int) -> None:
+        self._job = job
+        self._entry = job.prompts[position]
+        self._pointer = f"/prompts/{position}"
+
+    def of(self, problem: FieldProblem) -> FieldProblem:
+        """The same problem, with a pointer into the body."""
+        name = problem.pointer.removeprefix("/")
+        if isinstance(self._entry, str) and name == "prompt":
+            return replace(problem, pointer=self._pointer)
+        if isinstance(self._entry, PromptItem) and _gives(self._entry, name):
+            return replace(problem, pointer=f"{self._pointer}/{name}")
+        if _gives(self._job, name):
+            return replace(problem, pointer=f"/{name}")
+        return replace(problem, pointer=self._pointer)
+
+
+def _gives(settings: ImageSettings, name: str) -> bool:
+    return getattr(settings, name, None) is not None
+
+
+def _as_item(entry: str | PromptItem) -> PromptItem:
+    return PromptItem(prompt=entry) if isinstance(entry, str) else entry
+
+
+def _request(entry: PromptItem, job: SubmitJob, model: Model) -> ImageRequest:
+    given: dict[str, Any] = {}
+    for name in _INHERITED:
+        sources = (entry, job, model.defaults)
+        given[name] = next(
+            (value for source in sources if (value := getattr(source, name)) is not None), None
+        )
+    return ImageRequest(
+        model=model.name,
+        prompt=entry.prompt,
+        seed=0,
+        format=job.format,
+        reproducible=job.reproducible,
+        **given,
+    )
+
+
+def _card_problems(
+    request: ImageRequest, entry: PromptItem, job: SubmitJob, card: Card | None
+) -> list[FieldProblem]:
+    """What the loaded model turned out not to take."""
+    if card is None:
+        return []
+    found = []
+    multiple = card.get("multiple")
+    if isinstance(multiple, int) and multiple > 1:
+        found += [
+            FieldProblem(f"/{name}", f"{name} must be a multiple of {multiple}")
+            for name in ("width", "height")
+            if getattr(request, name) % multiple
+        ]
+    guidance = card.get("guidance")
+    if guidance in ("embedded", "none") and (entry.negative_prompt or job.negative_prompt):
+        detail = f"{request.model} takes no negative prompt: its guidance is {guidance}"
+        found.append(FieldProblem("/negative_prompt", detail))
+    return found
+
+
+def _too_many(total: int, model: Model) -> FieldProblem:
+    limit = model.limits.max_prompts
+    return FieldProblem(
+        "/prompts", f"ask for {total} images; a job of {model.name} has at most {limit}"
+    )
+
+
+def _refused(found: list[FieldProblem]) -> InvalidRequest:
+    count = len(found)
+    return InvalidRequest(
+        f"{count} field{'' if count == 1 else 's'} cannot be accepted", tuple(found)
+    )

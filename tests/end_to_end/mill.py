@@ -1,0 +1,142 @@
+"""A real `imagemill` on a folder of its own: started as a user would, watched by process id.
+
+Every process that belongs to a data folder carries it in its environment or its command line;
+`processes_of` finds them all, orphans included, and nobody else's.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+
+from imagemill.client import Client
+from tests.waiting import wait_until
+
+ROOT = Path(__file__).parents[2]
+MODELS = ROOT / "models.toml"
+COMMAND = [sys.executable, "-m", "imagemill"]
+
+START_SECONDS = 60.0
+"""Importing torch on busy cores takes its time."""
+
+
+def environment() -> dict[str, str]:
+    """Ours without any setting of imagemill's, but for short leases and no colour."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("IMAGEMILL_")}
+    return {**kept, "IMAGEMILL_LEASE_SECONDS": "4", "COLUMNS": "100", "NO_COLOR": "1"}
+
+
+def run(*arguments: str | Path, seconds: float = 90) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end."""
+    return subprocess.run(
+        [*COMMAND, *map(str, arguments)],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+    )
+
+
+def start(*arguments: str | Path) -> subprocess.Popen[str]:
+    """Start a command in a process group of its own, as a shell with job control does."""
+    return subprocess.Popen(
+        [*COMMAND, *map(str, arguments)],
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        process_group=0,
+    )
+
+
+def processes_of(data: Path) -> dict[int, str]:
+    """Every process, however orphaned, that works on the data folder: pid and command."""
+    found = {}
+    for process in psutil.process_iter():
+        try:
+            if process.status() == psutil.STATUS_ZOMBIE:
+                continue
+            command = process.cmdline()
+            belongs = process.environ().get("IMAGEMILL_DATA") == str(data)
+        except psutil.Error:
+            continue
+        if belongs or any(str(data) in word for word in command):
+            found[process.pid] = " ".join(command)
+    return found
+
+
+class Mill:
+    """A running `imagemill up`."""
+
+    def __init__(self, data: Path, process: subprocess.Popen[str]) -> None:
+        self.data, self.process = data, process
+        self.url = str(wait_until(self._record, START_SECONDS)["url"])
+
+    def _record(self) -> Any:
+        assert self.process.poll() is None, "`up` ended"
+        path = self.data / "up.json"
+        return json.loads(path.read_text()) if path.exists() else None
+
+    def pid_of(self, part: str) -> int | None:
+        """The process of a part: `service`, `workers` (the supervisor), `worker` or `queue`."""
+        for pid, command in processes_of(self.data).items():
+            is_worker = "-m workers --model" in command
+            matches = {
+                "service": "-m service" in command,
+                "workers": "-m workers" in command and not is_worker,
+                "worker": is_worker,
+                "queue": "queue.sock" in command,
+            }
+            if matches[part]:
+                return pid
+        return None
+
+    def kill(self, part: str) -> int:
+        """SIGKILL a part; returns the pid that it had."""
+        pid = wait_until(lambda: self.pid_of(part), START_SECONDS)
+        os.kill(pid, signal.SIGKILL)
+        return pid
+
+    def ready_workers(self) -> list[dict[str, Any]]:
+        """The workers that say they are ready."""
+        with Client(self.url) as client:
+            workers = client.get("/v1/workers")["data"]
+        return [worker for worker in workers if worker["state"] == "ready"]
+
+    def answers(self) -> bool:
+        """Whether the service is up."""
+        try:
+            return httpx.get(f"{self.url}/healthz", timeout=2).status_code == 200
+        except httpx.HTTPError:
+            return False
+
+
+@contextmanager
+def up(data: Path, models: Path = MODELS) -> Iterator[Mill]:
+    """`imagemill up` on a free port, stopped afterwards; nothing of it may be left then."""
+    process = start("up", "--port", "0", "--data", data, "--models", models)
+    try:
+        mill = Mill(data, process)
+        wait_until(mill.answers, START_SECONDS)
+        yield mill
+    finally:
+        process.terminate()
+        try:
+            process.wait(60)
+        finally:
+            process.kill()
+            process.communicate()
+            left = processes_of(data)
+            for pid in left:
+                os.kill(pid, signal.SIGKILL)
+    assert left == {}

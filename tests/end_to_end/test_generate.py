@@ -1,0 +1,133 @@
+"""A newcomer's way: prompts in, files with their recipe out, Ctrl-C, and going on from there."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from imagemill.client import Client
+from tests.end_to_end import mill as mills
+from tests.end_to_end.mill import MODELS, Mill, processes_of, run, start
+from tests.waiting import wait_until
+
+COLOURS = ("red", "green", "blue", "yellow")
+SHAPES = ("circle", "square", "star")
+PROMPTS = [
+    f"a large {colour} {shape} on a white background" for colour in COLOURS for shape in SHAPES
+]
+
+
+@pytest.fixture(scope="module")
+def mill(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mill]:
+    with mills.up(tmp_path_factory.mktemp("data")) as mill:
+        yield mill
+
+
+def test_twelve_prompts_become_twelve_pictures_with_their_recipes(tmp_path: Path) -> None:
+    """Nothing runs beforehand, and nothing is left afterwards."""
+    prompts, out, data = tmp_path / "prompts.txt", tmp_path / "out", tmp_path / "data"
+    prompts.write_text("\n".join(PROMPTS))
+    done = run("generate", "--file", prompts, "--out", out, "--data", data, "--models", MODELS)
+    assert done.returncode == 0, done.stdout + done.stderr
+    files = sorted(out.glob("0*.png"))
+    assert [path.name[:4] for path in files] == [f"{index:04d}" for index in range(12)]
+    for prompt, path in zip(PROMPTS, files, strict=True):
+        with Image.open(path) as picture:
+            assert picture.size == (128, 128)
+            recipe = json.loads(picture.text["imagemill"])
+            assert (recipe["prompt"], recipe["model"]) == (prompt, "demo")
+            assert picture.text["parameters"].startswith(prompt)
+    with Image.open(out / "sheet.png") as sheet:
+        sheet.verify()
+    assert processes_of(data) == {}
+
+
+def test_a_second_up_says_where_the_first_is_and_breaks_nothing(mill: Mill) -> None:
+    second = run("up", "--port", "0", "--data", mill.data, "--models", MODELS)
+    assert second.returncode == 3
+    assert f"already running on {mill.data} at {mill.url}" in second.stderr.replace("\n", " ")
+    assert second.stderr.count("error:") == 1
+    assert mill.answers()
+
+
+def test_a_taken_port_is_one_sentence(mill: Mill, tmp_path: Path) -> None:
+    port = mill.url.rpartition(":")[2]
+    done = run("up", "--port", port, "--data", tmp_path, "--models", MODELS)
+    assert done.returncode == 1
+    assert f"port {port} on 127.0.0.1 is taken" in done.stderr
+    assert processes_of(tmp_path) == {}
+
+
+def test_ctrl_c_cancels_and_resume_completes(mill: Mill, tmp_path: Path) -> None:
+    wait_until(mill.ready_workers, 60)
+    flags = ["--out", str(tmp_path), "--data", str(mill.data)]
+    generate = start("generate", *PROMPTS, "--n", "3", "--steps", "6", *flags)
+    wait_until(lambda: len(list(tmp_path.glob("0*.png"))) >= 4, 60)
+    os.killpg(generate.pid, signal.SIGINT)
+    output, _ = generate.communicate(timeout=30)
+    assert generate.returncode == 130, output
+    kept = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("0*.png")}
+    assert 4 <= len(kept) < 36
+    with Client(mill.url) as client:
+        job_id = client.get("/v1/jobs", limit=1)["data"][0]["id"]
+        assert client.job(job_id).counts.cancelled == 36 - len(kept)
+    assert f"imagemill generate --resume {job_id} --out {tmp_path}" in output.replace("\n", " ")
+    resumed = run("generate", "--resume", job_id, *flags, "--json")
+    assert resumed.returncode == 0, resumed.stderr
+    images = json.loads(resumed.stdout)["images"]
+    assert {image["state"] for image in images} == {"succeeded"}
+    assert {image["file"] for image in images} == {path.name for path in tmp_path.glob("0*.png")}
+    assert len(images) == 36
+    now = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("0*.png")}
+    assert {name: now[name] for name in kept} == kept
+
+
+def test_the_tables_tell_what_there_is(mill: Mill) -> None:
+    wait_until(mill.ready_workers, 60)
+    models = json.loads(run("models", "--data", mill.data, "--json").stdout)
+    assert [model["id"] for model in models] == ["demo"]
+    assert "ready" in run("workers", "--data", mill.data).stdout
+    assert run("status", "--server", mill.url).returncode == 0
+    refused = run("generate", "a", "--width", "100", "--data", mill.data)
+    assert refused.returncode == 2
+    assert "--width" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+def test_a_killed_generate_takes_its_private_up_along(tmp_path: Path) -> None:
+    """SIGKILL in the middle of the start: the private `up` sees that nobody uses it any more."""
+    data = tmp_path / "data"
+    generate = start("generate", "a red circle", "--data", data, "--models", MODELS)
+    wait_until(lambda: (data / "up.json").exists(), 60)
+    assert len(processes_of(data)) > 1
+    generate.kill()
+    generate.communicate()
+    wait_until(lambda: processes_of(data) == {}, 60)
+
+
+def test_ctrl_c_while_starting_leaves_nothing(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    generate = start("generate", "a", "--out", tmp_path, "--data", data, "--models", MODELS)
+    wait_until(lambda: (data / "up.json").exists(), 60)
+    os.killpg(generate.pid, signal.SIGINT)
+    output, _ = generate.communicate(timeout=60)
+    assert generate.returncode == 130, output
+    wait_until(lambda: processes_of(data) == {}, 60)
+
+
+def test_the_output_of_a_pipe_that_closes_early_is_no_traceback(mill: Mill) -> None:
+    """`imagemill status --json | head -1`."""
+    command = [*mills.COMMAND, "status", "--data", str(mill.data), "--json"]
+    with subprocess.Popen(
+        command, env=mills.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert isinstance(process.stdout, io.BufferedReader)
+        process.stdout.close()
+        _, errors = process.communicate()
+    assert b"Traceback" not in errors

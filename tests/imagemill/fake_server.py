@@ -1,0 +1,183 @@
+"""A server that keeps jobs in memory and makes one image a poll: for what only needs answers.
+
+Speaks the routes that the client uses, in the service's shapes. `script` holds statuses to answer
+with before anything else, to try out retries.
+"""
+
+import hashlib
+import io
+import json
+import re
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from PIL import Image
+
+
+def picture(seed: int) -> bytes:
+    """A small PNG whose colour follows from the seed."""
+    out = io.BytesIO()
+    colour = (seed * 53 % 256, seed * 101 % 256, seed * 197 % 256)
+    Image.new("RGB", (32, 32), colour).save(out, "PNG")
+    return out.getvalue()
+
+
+class FakeServer:
+    """Use as a context manager; `url` is its address.
+
+    `fails` are prompts whose images fail, `holds` keeps images from being made, `workers` is what
+    /v1/workers answers, `calls` counts requests by method and path without ids.
+    """
+
+    def __init__(self) -> None:
+        self.jobs: dict[str, dict[str, Any]] = {}
+        self.keys: dict[str, str] = {}
+        self.fails: set[str] = set()
+        self.holds = False
+        self.script: list[tuple[int, dict[str, str]]] = []
+        self.workers: list[dict[str, Any]] = [{"id": "w", "model": "demo", "state": "ready"}]
+        self.calls: dict[str, int] = {}
+        self.bodies: list[dict[str, Any]] = []
+        self._http = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self.url = f"http://127.0.0.1:{self._http.server_port}"
+
+    def __enter__(self) -> "FakeServer":
+        threading.Thread(target=self._http.serve_forever, args=(0.01,), daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._http.shutdown()
+        self._http.server_close()
+
+    def _handler(self) -> type[BaseHTTPRequestHandler]:
+        fake = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                self._answer("GET", None)
+
+            def do_DELETE(self) -> None:
+                self._answer("DELETE", None)
+
+            def do_POST(self) -> None:
+                length = int(self.headers.get("Content-Length") or 0)
+                text = self.rfile.read(length)
+                self._answer("POST", json.loads(text) if text else None)
+
+            def _answer(self, method: str, body: Any) -> None:
+                path = self.path.split("?")[0]
+                status, content, headers = fake.answer(method, path, body, dict(self.headers))
+                data = content if isinstance(content, bytes) else json.dumps(content).encode()
+                self.send_response(status)
+                for name, value in headers.items():
+                    self.send_header(name, value)
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            def log_message(self, *_: Any) -> None:
+                return
+
+        return Handler
+
+    def answer(
+        self, method: str, path: str, body: Any, headers: dict[str, str]
+    ) -> tuple[int, Any, dict[str, str]]:
+        """Status, body and headers of the answer to one request."""
+        name = f"{method} {re.sub(r'job-[0-9]+', 'ID', path)}"
+        self.calls[name] = self.calls.get(name, 0) + 1
+        if self.script:
+            status, extra = self.script.pop(0)
+            return status, {"title": "for now", "status": status}, extra
+        if method == "POST" and path == "/v1/jobs":
+            return self._submit(body, headers)
+        if path == "/v1/workers":
+            return 200, {"data": self.workers}, {}
+        if path == "/v1/models":
+            return 200, {"data": [{"id": "demo"}]}, {}
+        if path == "/v1/jobs":
+            return 200, {"data": list(self.jobs.values()), "next": None}, {}
+        match = re.fullmatch(r"/v1/jobs/(job-\d+)(?:/(\w+)(?:/(\d+))?)?", path)
+        if match is None or match[1] not in self.jobs:
+            return 404, {"title": "Not Found", "status": 404, "detail": f"nothing at {path}"}, {}
+        return self._of_job(self.jobs[match[1]], method, match[2], match[3])
+
+    def _submit(self, body: Any, headers: dict[str, str]) -> tuple[int, Any, dict[str, str]]:
+        self.bodies.append(body)
+        key = headers.get("Idempotency-Key", "")
+        if key in self.keys:
+            return 202, self.jobs[self.keys[key]], {}
+        entries = [{"prompt": p} if isinstance(p, str) else p for p in body["prompts"]]
+        bad = [
+            {"pointer": f"/prompts/{i}/width", "detail": "width must be a multiple of 16"}
+            for i, entry in enumerate(entries)
+            if entry.get("width", 16) % 16
+        ]
+        if bad:
+            return 422, {"title": "Unprocessable", "detail": "bad fields", "errors": bad}, {}
+        job_id = f"job-{len(self.jobs) + 1}"
+        images = [self._image(i, e["prompt"]) for i, e in enumerate(entries)]
+        job = {"id": job_id, "model": body["model"], "images": images, "created": 1.75e9}
+        self.jobs[job_id] = job
+        self.keys[key] = job_id
+        return 202, self._counted(job), {}
+
+    def _image(self, index: int, prompt: str) -> dict[str, Any]:
+        return {
+            "index": index,
+            "prompt": prompt,
+            "seed": 7 + index,
+            "state": "queued",
+            "step": 0,
+            "steps": 4,
+            "sha256": None,
+            "media_type": None,
+            "seconds": None,
+            "error": None,
+        }
+
+    def _of_job(
+        self, job: dict[str, Any], method: str, verb: str | None, index: str | None
+    ) -> tuple[int, Any, dict[str, str]]:
+        if method == "DELETE":
+            del self.jobs[job["id"]]
+            return 204, b"", {}
+        if index is not None:
+            return 200, picture(job["images"][int(index)]["seed"]), {"Content-Type": "image/png"}
+        if verb == "cancel":
+            self._move(job, {"queued", "running"}, "cancelled")
+        elif verb == "retry":
+            self._move(job, {"failed", "cancelled"}, "queued")
+        elif not self.holds:
+            self._make_one(job)
+        return 200, self._counted(job), {}
+
+    def _move(self, job: dict[str, Any], states: set[str], state: str) -> None:
+        for image in job["images"]:
+            if image["state"] in states:
+                image.update(state=state, error=None)
+
+    def _make_one(self, job: dict[str, Any]) -> None:
+        waiting = [image for image in job["images"] if image["state"] == "queued"]
+        if not waiting:
+            return
+        image = waiting[0]
+        if image["prompt"] in self.fails:
+            image.update(state="failed", error="the latents are not numbers")
+            return
+        sha256 = hashlib.sha256(picture(image["seed"])).hexdigest()
+        made = {"state": "succeeded", "step": 4, "sha256": sha256, "media_type": "image/png"}
+        image.update(made, seconds=0.5)
+
+    def _counted(self, job: dict[str, Any]) -> dict[str, Any]:
+        """The job with what follows from its images filled in."""
+        states = [image["state"] for image in job["images"]]
+        names = ("queued", "running", "succeeded", "failed", "cancelled")
+        job["counts"] = {"total": len(states), **{name: states.count(name) for name in names}}
+        unfinished = job["counts"]["queued"] + job["counts"]["running"]
+        worst = next((n for n in ("failed", "cancelled") if job["counts"][n]), "succeeded")
+        is_fresh = unfinished == len(states)
+        job["state"] = worst if not unfinished else "queued" if is_fresh else "running"
+        job["progress"] = sum(image["step"] for image in job["images"]) / (4 * len(states))
+        return job

@@ -1,0 +1,147 @@
+"""Children of `up`: restarts with growing pauses, last words, and no folder in our way."""
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from imagemill import children
+from imagemill.children import Kept, Program, environment, last_line, module, open_log
+from jobs.errors import ImagemillError
+from tests.waiting import wait_until
+
+
+@dataclass
+class Pretend:
+    """A child whose life the test decides."""
+
+    name: str = "thing"
+    lives: bool = False
+    starts: int = 0
+    trouble: ImagemillError | None = None
+    killed: list[str] = field(default_factory=list)
+
+    def start(self) -> None:
+        self.starts += 1
+        if self.trouble:
+            raise self.trouble
+        self.lives = True
+
+    def alive(self) -> bool:
+        return self.lives
+
+    def last_words(self) -> str:
+        return "no reason"
+
+    def stop(self) -> None:
+        self.lives = False
+
+    def gone(self, seconds: float) -> bool:
+        return not self.lives
+
+    def kill(self) -> None:
+        self.lives = False
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    now = [1000.0]
+    monkeypatch.setattr(children.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_a_dead_child_is_started_again_ever_later(clock: list[float]) -> None:
+    child = Pretend()
+    kept = Kept(child)
+    kept.start()
+    pauses = []
+    for _ in range(9):
+        assert kept.tend() is None
+        child.lives = False
+        news = kept.tend()
+        assert news is not None
+        assert "the thing died (no reason)" in news
+        assert kept.due is not None
+        pauses.append(kept.due - clock[0])
+        clock[0] = kept.due - 0.01
+        assert kept.tend() is None
+        clock[0] += 0.02
+        assert kept.tend() == "the thing runs again"
+    assert pauses == [0.5, 1, 2, 4, 8, 16, 30, 30, 30]
+    clock[0] += 61
+    child.lives = False
+    assert "in 0.5 s" in (kept.tend() or "")
+
+
+def test_a_start_that_fails_is_tried_again(clock: list[float]) -> None:
+    child = Pretend(lives=True)
+    kept = Kept(child, started=clock[0])
+    child.lives, child.trouble = False, ImagemillError("no room")
+    kept.tend()
+    clock[0] += 1
+    assert kept.tend() == "the thing does not start: no room"
+    assert kept.tend() is None
+    child.trouble = None
+    clock[0] += 60
+    assert kept.tend() == "the thing runs again"
+
+
+def test_last_words_of_a_program(tmp_path: Path) -> None:
+    code = "print('one'); print('the reason'); print(); raise SystemExit(2)"
+    program = Program(
+        "it", [sys.executable, "-c", code], dict(os.environ), tmp_path / "logs" / "it.log"
+    )
+    program.start()
+    assert program.gone(30)
+    assert (program.code, program.last_words()) == (2, "exit code 2: the reason")
+
+
+def test_a_kill_reaches_the_grandchildren_too(tmp_path: Path) -> None:
+    code = (
+        "import subprocess, sys, time\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+        "print(child.pid, flush=True); time.sleep(600)"
+    )
+    log = tmp_path / "it.log"
+    program = Program("it", [sys.executable, "-c", code], dict(os.environ), log)
+    program.start()
+    wait_until(lambda: log.exists() and log.read_text().strip().isdecimal())
+    grandchild = int(log.read_text())
+    program.kill()
+    assert program.last_words() == "killed by SIGKILL"
+    wait_until(lambda: not is_alive(grandchild))
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:
+        return False
+    return status.rpartition(")")[2].split()[0] != "Z"
+
+
+def test_a_folder_of_the_users_own_is_not_run_in_our_place(tmp_path: Path) -> None:
+    (tmp_path / "jobs").mkdir()
+    (tmp_path / "jobs" / "__init__.py").write_text("raise SystemExit('the wrong jobs')")
+    done = subprocess.run(
+        [*module("imagemill"), "--help"], cwd=tmp_path, env=environment(), capture_output=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_settings_become_variables() -> None:
+    env = environment(data=Path("/x"), port=7, redis_url=None)
+    assert (env["IMAGEMILL_DATA"], env["IMAGEMILL_PORT"]) == ("/x", "7")
+    assert env.get("IMAGEMILL_REDIS_URL") == os.environ.get("IMAGEMILL_REDIS_URL")
+
+
+def test_a_large_log_is_set_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(children, "LARGEST_LOG", 10)
+    log = tmp_path / "it.log"
+    log.write_text("a long first line\n")
+    open_log(log).close()
+    assert (tmp_path / "it.log.1").read_text() == "a long first line\n"
+    assert last_line(log).startswith("nothing in")

@@ -1,0 +1,284 @@
+"""The client against a scripted transport: bodies, retries, errors, and both kinds alike."""
+
+import asyncio
+import hashlib
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+import imagemill
+from imagemill import ApiError, AsyncClient, Client, CorruptDownload, ServerUnreachable
+from imagemill.wire import LONGEST_DELAY, backoff, retry_after
+from jobs.errors import NotFound
+from jobs.job import Counts, State
+
+DATA = b"the bytes of a picture"
+SHA256 = hashlib.sha256(DATA).hexdigest()
+
+
+def job(state: str = "running", made: int = 1, total: int = 2) -> dict[str, Any]:
+    """A job as the service tells it, `made` of its images finished."""
+    counts = {"total": total, "succeeded": made, "queued": total - made}
+    images = [
+        {
+            "index": index,
+            "prompt": f"prompt {index}",
+            "seed": index,
+            "state": "succeeded" if index < made else "queued",
+            "step": 4 if index < made else 0,
+            "steps": 4,
+            "sha256": SHA256 if index < made else None,
+            "media_type": "image/png" if index < made else None,
+            "error": None,
+        }
+        for index in range(total)
+    ]
+    return {
+        "id": "job-1",
+        "model": "demo",
+        "state": state,
+        "progress": made / total,
+        "counts": {"running": 0, "failed": 0, "cancelled": 0, **counts},
+        "images": images,
+    }
+
+
+class Script:
+    """Answers requests in turn from a list of responses and errors; keeps what was asked."""
+
+    def __init__(self, *answers: httpx.Response | Exception) -> None:
+        self.answers = list(answers)
+        self.requests: list[httpx.Request] = []
+        self.pauses: list[float] = []
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        self.requests.append(request)
+        answer = self.answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def client(self, **options: Any) -> Client:
+        transport = httpx.MockTransport(self)
+        return Client("http://mill", transport=transport, pause=self.pauses.append, **options)
+
+
+def test_submit_sends_what_is_given_under_one_key_however_often() -> None:
+    script = Script(
+        httpx.ConnectError("refused"),
+        httpx.ReadTimeout("slow"),
+        httpx.Response(503, headers={"Retry-After": "2"}),
+        httpx.Response(202, json=job("queued", made=0)),
+    )
+    found = script.client().submit("demo", ["a", {"prompt": "b", "n": 2}], steps=8, seed=None)
+    assert (found.id, found.state, found.progress) == ("job-1", State.QUEUED, 0.0)
+    bodies = [json.loads(request.content) for request in script.requests]
+    assert bodies == [{"model": "demo", "prompts": ["a", {"prompt": "b", "n": 2}], "steps": 8}] * 4
+    assert len({request.headers["Idempotency-Key"] for request in script.requests}) == 1
+    assert script.pauses[2] == 2.0
+
+
+def test_two_submits_have_two_keys_and_one_prompt_need_not_be_a_list() -> None:
+    script = Script(*[httpx.Response(202, json=job()) for _ in range(3)])
+    client = script.client()
+    client.submit("demo", "a")
+    client.submit("demo", {"prompt": "a"})
+    client.submit("demo", (text for text in "ab"), idempotency_key="mine")
+    bodies = [json.loads(request.content)["prompts"] for request in script.requests]
+    assert bodies == [["a"], [{"prompt": "a"}], ["a", "b"]]
+    keys = [request.headers["Idempotency-Key"] for request in script.requests]
+    assert keys[2] == "mine"
+    assert len(set(keys)) == 3
+
+
+def test_a_refusal_is_typed_and_not_tried_again() -> None:
+    problem = {
+        "title": "Unprocessable Content",
+        "status": 422,
+        "detail": "1 field cannot be accepted",
+        "errors": [{"pointer": "/prompts/0/width", "detail": "width must be a multiple of 16"}],
+    }
+    script = Script(httpx.Response(422, json=problem))
+    with pytest.raises(ApiError) as caught:
+        script.client().submit("demo", ["a"], width=7)
+    error = caught.value
+    assert (error.status, error.title) == (422, "Unprocessable Content")
+    assert error.errors[0].pointer == "/prompts/0/width"
+    assert str(error) == "1 field cannot be accepted (HTTP 422)"
+    assert len(script.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("response", "said"),
+    [
+        (httpx.Response(500, text="boom"), "Internal Server Error (HTTP 500)"),
+        (httpx.Response(400, json={"error": {"message": "no", "type": "bad"}}), "no (HTTP 400)"),
+        (httpx.Response(404, json=["odd"]), "Not Found (HTTP 404)"),
+        (httpx.Response(200, text="<html>"), "does not answer as an imagemill server"),
+    ],
+)
+def test_odd_answers_are_errors_too(response: httpx.Response, said: str) -> None:
+    with pytest.raises(ApiError) as caught:
+        Script(response).client().job("job-1")
+    assert said in str(caught.value)
+
+
+def test_patience_ends() -> None:
+    script = Script(*[httpx.ConnectError("refused")] * 100)
+    with pytest.raises(ServerUnreachable, match="no imagemill server answers"):
+        script.client(patience=3).job("job-1")
+    assert 2 < sum(script.pauses) <= 3
+    script = Script(*[httpx.Response(429, headers={"Retry-After": "60"})] * 2)
+    with pytest.raises(ApiError, match="429"):
+        script.client(patience=30).job("job-1")
+    assert script.pauses == []
+
+
+def test_a_retry_is_not_sent_twice_when_its_answer_was_lost() -> None:
+    script = Script(httpx.Response(200, json=job()), httpx.ReadError("cut"))
+    handle = script.client().job("job-1")
+    with pytest.raises(ServerUnreachable):
+        handle.retry()
+    script = Script(
+        httpx.Response(200, json=job()),
+        httpx.ConnectError("refused"),
+        httpx.Response(202, json=job("queued")),
+    )
+    assert script.client().job("job-1").retry().state is State.QUEUED
+
+
+def test_wait_polls_to_the_end_and_gives_up_in_time() -> None:
+    script = Script(
+        httpx.Response(200, json=job()),
+        httpx.Response(200, json=job()),
+        httpx.Response(200, json=job("succeeded", made=2)),
+    )
+    handle = script.client().job("job-1").wait(60)
+    assert handle.state is State.SUCCEEDED
+    assert handle.counts == Counts(2, 0, 0, 2, 0, 0)
+    assert script.requests[1].url.params["wait"] == "20.0"
+    waiting = Script(*[httpx.Response(200, json=job())] * 2)
+    with pytest.raises(TimeoutError, match="job-1 has not ended within 0 s"):
+        waiting.client().job("job-1").wait(0)
+
+
+def test_save_brings_each_image_once_and_checks_it(tmp_path: Path) -> None:
+    script = Script(
+        httpx.Response(200, json=job(made=1)),
+        httpx.Response(200, content=b"cut"),
+        httpx.Response(200, content=DATA),
+    )
+    handle = script.client().job("job-1")
+    (path,) = handle.save(tmp_path)
+    assert path == tmp_path / "0000-prompt-0.png"
+    assert path.read_bytes() == DATA
+    assert handle.save(tmp_path) == [path]
+    assert len(script.requests) == 3
+    assert [image.state for image in handle.images()] == [State.SUCCEEDED, State.QUEUED]
+    with pytest.raises(NotFound, match="image 1 of job job-1 is queued"):
+        handle.download(1)
+
+
+def test_wrong_bytes_are_refused() -> None:
+    script = Script(httpx.Response(200, json=job()), *[httpx.Response(200, content=b"x")] * 3)
+    with pytest.raises(CorruptDownload):
+        script.client().job("job-1").download(0)
+
+
+def test_the_asynchronous_client_says_the_same(tmp_path: Path) -> None:
+    script = Script(
+        httpx.Response(502),
+        httpx.Response(202, json=job("queued", made=0)),
+        httpx.Response(200, json=job("succeeded", made=2)),
+        httpx.Response(200, content=DATA),
+        httpx.Response(200, content=DATA),
+        httpx.Response(200, json=job("cancelled")),
+        httpx.Response(204),
+    )
+
+    async def talk() -> None:
+        async def pause(seconds: float) -> None:
+            script.pauses.append(seconds)
+
+        transport = httpx.MockTransport(script)
+        async with AsyncClient("http://mill", transport=transport, pause=pause) as client:
+            handle = await client.submit("demo", ["a", "b"])
+            assert (await handle.wait()).state is State.SUCCEEDED
+            assert len(await handle.save(tmp_path)) == 2
+            assert (await handle.cancel()).state is State.CANCELLED
+            await handle.delete()
+
+    asyncio.run(talk())
+    assert len(script.pauses) == 1
+    assert script.requests[-1].method == "DELETE"
+
+
+def public(kind: type) -> set[str]:
+    return {name for name in dir(kind) if not name.startswith("_")}
+
+
+def test_both_clients_and_both_jobs_offer_the_same() -> None:
+    assert public(Client) == public(AsyncClient)
+    assert public(imagemill.Job) == public(imagemill.AsyncJob)
+
+
+def test_the_environment_names_server_and_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IMAGEMILL_SERVER", "http://far:9/")
+    monkeypatch.setenv("IMAGEMILL_API_KEY", "secret")
+    script = Script(httpx.Response(200, json=job()))
+    with Client(transport=httpx.MockTransport(script)) as client:
+        client.job("job-1")
+        assert client.server == "http://far:9"
+    assert script.requests[0].headers["Authorization"] == "Bearer secret"
+    assert str(script.requests[0].url) == "http://far:9/v1/jobs/job-1"
+
+
+@pytest.mark.parametrize("value", [None, "soon", "-1", "inf", ""])
+def test_retry_after_that_says_nothing(value: str | None) -> None:
+    assert retry_after(value) is None
+
+
+def test_retry_after_in_seconds_and_as_a_date() -> None:
+    assert retry_after("7") == 7.0
+    later = format_datetime(datetime.now(UTC) + timedelta(seconds=30), usegmt=True)
+    assert 25 < (retry_after(later) or 0) <= 30
+    assert retry_after("Mon, 01 Jan 2001 00:00:00 GMT") == 0.0
+
+
+def test_delays_grow_and_stay_bounded() -> None:
+    delays = [backoff(attempt) for attempt in range(2000)]
+    assert delays[0] <= 0.1
+    assert all(LONGEST_DELAY / 2 <= delay <= LONGEST_DELAY for delay in delays[10:])
+
+
+def run_python(code: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize(
+    "code", ["import imagemill", "from imagemill import Client", "import imagemill.cli"]
+)
+def test_importing_stays_light(code: str) -> None:
+    heavy = {"torch", "diffusers", "redis", "fastapi"}
+    heavy |= {"httpx", "PIL"} if "Client" not in code else set()
+    probe = "import sys, time\n" + code + "\nprint(time.process_time(), *sys.modules)"
+    seconds, *modules = run_python(probe).split()
+    assert not heavy & set(modules)
+    assert float(seconds) < 0.5
+
+
+def test_unknown_names_are_attribute_errors() -> None:
+    get: Callable[[str], object] = lambda name: getattr(imagemill, name)  # noqa: E731
+    with pytest.raises(AttributeError, match="no attribute 'Clinet'"):
+        get("Clinet")

@@ -1,0 +1,216 @@
+"""`imagemill generate` against a server in memory: files, exit codes, words, resuming."""
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from imagemill import follow, wire
+from imagemill.cli import app
+from imagemill.names import sha256_of
+from tests.imagemill.fake_server import FakeServer
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeServer]:
+    monkeypatch.setattr(wire, "POLL_PAUSE", 0.001)
+    monkeypatch.setenv("COLUMNS", "100")
+    with FakeServer() as fake:
+        monkeypatch.setenv("IMAGEMILL_SERVER", fake.url)
+        yield fake
+
+
+def run(*arguments: str | Path, stdin: str | None = None) -> Any:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], input=stdin)
+
+
+def test_every_prompt_becomes_a_file_and_all_are_on_the_sheet(
+    server: FakeServer, tmp_path: Path
+) -> None:
+    done = run("generate", "a red circle", "a blue heart", "--out", tmp_path / "out", "--steps", 4)
+    assert done.exit_code == 0, done.output
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == ["0000-a-red-circle.png", "0001-a-blue-heart.png", "sheet.png"]
+    assert server.bodies[0] == {
+        "model": "demo",
+        "prompts": ["a red circle", "a blue heart"],
+        "steps": 4,
+    }
+    with Image.open(tmp_path / "out" / "sheet.png") as sheet:
+        assert sheet.width > 2 * 176
+    assert "2 of 2 images" in done.output
+    assert "0001-a-blue-heart.png" in done.output
+
+
+def test_all_flags_reach_the_server(server: FakeServer, tmp_path: Path) -> None:
+    given = {
+        "model": "demo",
+        "width": 64,
+        "height": 32,
+        "guidance_scale": 2.5,
+        "negative_prompt": "fog",
+        "seed": 3,
+        "n": 2,
+        "priority": 9,
+        "format": "webp",
+    }
+    flags = ["--idempotency-key", "mine"]
+    for name, value in given.items():
+        flags += ["--" + name.replace("_", "-"), str(value)]
+    assert run("generate", "a", *flags, "--out", tmp_path).exit_code == 0
+    assert server.bodies[0] == {"prompts": ["a"], **given}
+    assert list(server.keys) == ["mine"]
+
+
+def test_prompts_from_a_file_and_from_standard_input(server: FakeServer, tmp_path: Path) -> None:
+    assert run("generate", "-f", "-", "-o", tmp_path, stdin="one\ntwo\n").exit_code == 0
+    (tmp_path / "p.jsonl").write_text('{"prompt": "three", "seed": 3}\n')
+    assert run("generate", "-f", tmp_path / "p.jsonl", "-o", tmp_path).exit_code == 0
+    assert [body["prompts"] for body in server.bodies] == [
+        ["one", "two"],
+        [{"prompt": "three", "seed": 3}],
+    ]
+
+
+def test_a_failed_image_fails_the_command_and_nothing_else(
+    server: FakeServer, tmp_path: Path
+) -> None:
+    server.fails = {"bad"}
+    done = run("generate", "good", "bad", "--out", tmp_path)
+    assert done.exit_code == 1
+    assert "the latents are not numbers" in done.output
+    assert (tmp_path / "0000-good.png").exists()
+    assert f"imagemill generate --resume job-1 --out {tmp_path}" in done.output.replace("\n", "")
+
+
+def test_resume_makes_and_brings_only_what_is_missing(server: FakeServer, tmp_path: Path) -> None:
+    server.fails = {"bad"}
+    run("generate", "good", "bad", "lost", "--out", tmp_path)
+    good, lost = tmp_path / "0000-good.png", tmp_path / "0002-lost.png"
+    before = good.stat().st_mtime_ns
+    lost.unlink()
+    server.fails = set()
+    server.calls.clear()
+    done = run("generate", "--resume", "job-1", "--out", tmp_path)
+    assert done.exit_code == 0, done.output
+    assert server.calls["POST /v1/jobs/ID/retry"] == 1
+    assert "POST /v1/jobs" not in server.calls
+    assert [name for name in server.calls if "/images/" in name] == [
+        "GET /v1/jobs/ID/images/2",
+        "GET /v1/jobs/ID/images/1",
+    ]
+    assert good.stat().st_mtime_ns == before
+    assert lost.exists()
+    assert "1 were there already" in done.output
+
+
+def test_images_of_another_job_are_not_overwritten(server: FakeServer, tmp_path: Path) -> None:
+    run("generate", "a", "--out", tmp_path)
+    kept = sha256_of(tmp_path / "0000-a.png")
+    server.keys.clear()
+    server.jobs["job-1"]["images"][0]["seed"] = 99
+    server.jobs["job-1"]["images"][0]["sha256"] = None
+    server.jobs["job-1"]["images"][0]["state"] = "queued"
+    assert run("generate", "--resume", "job-1", "--out", tmp_path).exit_code == 0
+    assert sha256_of(tmp_path / "0000-a.png") == kept
+    assert (tmp_path / "0000-a-2.png").exists()
+
+
+def test_json_is_one_document_on_stdout(server: FakeServer, tmp_path: Path) -> None:
+    server.fails = {"bad"}
+    done = run("generate", "good", "bad", "--out", tmp_path, "--json")
+    assert done.exit_code == 1
+    document = json.loads(done.stdout)
+    assert document["counts"]["failed"] == 1
+    assert document["images"][0]["file"] == "0000-good.png"
+    assert document["images"][1]["error"] == "the latents are not numbers"
+    assert document["resume"].startswith("imagemill generate --resume job-1")
+    assert "job job-1" in done.stderr
+
+
+def test_bad_input_names_its_place(server: FakeServer, tmp_path: Path) -> None:
+    path = tmp_path / "p.csv"
+    path.write_text("prompt,width\na,32\nb,33\n")
+    done = run("generate", "-f", path, "--out", tmp_path)
+    assert done.exit_code == 2
+    assert done.stderr == f"error: {path} line 3: width must be a multiple of 16\n"
+    done = run("generate", "-f", tmp_path / "none.txt")
+    assert (done.exit_code, done.stderr.count("\n")) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "no prompts"),
+        (["a", "--resume", "job-1"], "--resume takes no prompts"),
+    ],
+)
+def test_commands_that_make_no_sense(
+    server: FakeServer, arguments: list[str], said: str, tmp_path: Path
+) -> None:
+    done = run("generate", *arguments, "--out", tmp_path)
+    assert done.exit_code == 2
+    assert said in done.stderr
+
+
+def test_an_unknown_job_is_one_sentence(server: FakeServer, tmp_path: Path) -> None:
+    done = run("generate", "--resume", "job-9", "--out", tmp_path)
+    assert done.exit_code == 1
+    assert "nothing at /v1/jobs/job-9" in done.stderr
+    assert "Traceback" not in done.output
+
+
+def test_a_server_that_is_down_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(wire, "FIRST_DELAY", 100.0)
+    monkeypatch.setattr(wire, "LONGEST_DELAY", 100.0)
+    done = run("models", "--server", "http://127.0.0.1:9")
+    assert done.exit_code == 1
+    assert "no imagemill server answers at http://127.0.0.1:9" in done.stderr
+    done = run("status", "--data", tmp_path)
+    assert "nothing runs on that data folder; start `imagemill up`" in done.stderr
+
+
+def test_ctrl_c_cancels_keeps_and_tells_how_to_go_on(
+    server: FakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The signal comes after the first image; a second run then finishes the job."""
+    poll = wire.poll
+
+    def poll_until_one_is_made(*arguments: Any) -> Any:
+        if server.jobs["job-1"]["counts"]["succeeded"] == 1 and not server.holds:
+            server.holds = True
+            os.kill(os.getpid(), signal.SIGINT)
+        return poll(*arguments)
+
+    monkeypatch.setattr(follow.wire, "poll", poll_until_one_is_made)
+    done = run("generate", "a", "b", "c", "--out", tmp_path)
+    assert done.exit_code == 130
+    assert server.calls["POST /v1/jobs/ID/cancel"] == 1
+    assert (tmp_path / "0000-a.png").exists()
+    command = f"imagemill generate --resume job-1 --out {tmp_path}"
+    assert done.output.replace("\n", "").count(command) == 1
+    server.holds = False
+    monkeypatch.setattr(follow.wire, "poll", poll)
+    done = run("generate", "--resume", "job-1", "--out", tmp_path)
+    assert done.exit_code == 0, done.output
+    assert len(list(tmp_path.glob("000?-*.png"))) == 3
+    assert server.calls["GET /v1/jobs/ID/images/0"] == 1
+
+
+def test_status_models_workers_and_cancel(server: FakeServer, tmp_path: Path) -> None:
+    run("generate", "a red circle", "--out", tmp_path)
+    assert "1/1" in run("status").output
+    assert "a red circle" in run("status", "job-1").output
+    assert json.loads(run("status", "job-1", "--json").stdout)["state"] == "succeeded"
+    assert json.loads(run("models", "--json").stdout) == [{"id": "demo"}]
+    assert "ready" in run("workers").output
+    assert "1 of 1 images were made" in run("cancel", "job-1").output
+    assert run("cancel", "job-9").exit_code == 1

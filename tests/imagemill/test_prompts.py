@@ -1,0 +1,119 @@
+"""Prompt files: every form, and every mistake with its line."""
+
+import io
+import sys
+from pathlib import Path
+
+import pytest
+
+from imagemill.errors import InvalidInput
+from imagemill.prompts import Prompt, read_prompts
+
+
+def write(folder: Path, name: str, text: str | bytes) -> str:
+    path = folder / name
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    return str(path)
+
+
+def problems_of(path: str) -> list[str]:
+    with pytest.raises(InvalidInput) as caught:
+        read_prompts(path)
+    return [problem.removeprefix(path) for problem in caught.value.problems]
+
+
+def test_text_is_one_prompt_a_line_and_a_hash_is_no_comment(tmp_path: Path) -> None:
+    path = write(tmp_path, "p.txt", "\ufeffa red circle  \r\n\n  \n# hash\nüber \u2028 Berge\n")
+    prompts = read_prompts(path)
+    assert [p.text for p in prompts] == ["a red circle", "# hash", "über \u2028 Berge"]
+    assert [p.source for p in prompts] == [f"{path} line {n}" for n in (1, 4, 5)]
+    assert prompts[0].body() == "a red circle"
+
+
+def test_jsonl_takes_strings_and_objects(tmp_path: Path) -> None:
+    lines = '"a red circle"\n\n{"prompt": "b", "steps": 8, "guidance_scale": 2, "seed": null}\n'
+    prompts = read_prompts(write(tmp_path, "p.jsonl", lines))
+    assert [p.body() for p in prompts] == [
+        "a red circle",
+        {"prompt": "b", "steps": 8, "guidance_scale": 2},
+    ]
+
+
+def test_jsonl_names_every_bad_line(tmp_path: Path) -> None:
+    lines = [
+        '{"prompt": "good"}',
+        "not json",
+        "3",
+        '{"steps": 4}',
+        '{"prompt": " "}',
+        '{"prompt": "a", "steps": "4"}',
+        '{"prompt": "a", "seed": true}',
+        '{"prompt": "a", "stepz": 4}',
+    ]
+    found = problems_of(write(tmp_path, "p.jsonl", "\n".join(lines)))
+    assert [problem.split(":")[0] for problem in found] == [f" line {n}" for n in range(2, 9)]
+    assert found[0] == " line 2: not JSON: Expecting value at column 1"
+    assert found[4] == ' line 6: `steps` must be a whole number, not "4"'
+    assert found[5] == " line 7: `seed` must be a whole number, not true"
+    assert "unknown field `stepz`" in found[6]
+
+
+def test_many_problems_are_counted_not_listed(tmp_path: Path) -> None:
+    found = problems_of(write(tmp_path, "p.jsonl", "x\n" * 100))
+    assert len(found) == 21
+    assert found[-1] == ": 80 more lines with problems"
+
+
+def test_csv_has_a_header_and_optional_columns(tmp_path: Path) -> None:
+    text = 'prompt,width,guidance_scale,n\n"a, b",128,2.5,\nplain,,,3\n\n"two\nlines",64,,\nlast\n'
+    prompts = read_prompts(write(tmp_path, "p.csv", text))
+    assert prompts[0].body() == {"prompt": "a, b", "width": 128, "guidance_scale": 2.5}
+    assert prompts[1].body() == {"prompt": "plain", "n": 3}
+    assert prompts[2].text == "two\nlines"
+    assert prompts[2].source.endswith(" line 5")
+    assert prompts[3].source.endswith(" line 7")
+
+
+def test_csv_names_every_bad_row(tmp_path: Path) -> None:
+    text = "prompt,width\na,wide\n,128\nb,128,3\nc,12\n"
+    assert problems_of(write(tmp_path, "p.csv", text)) == [
+        " line 2: `width` must be a whole number, not 'wide'",
+        " line 3: `prompt` is empty",
+        " line 4: 3 cells under 2 columns (put quotes around commas)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("text,width\na,1\n", "`prompt` among them"),
+        ("prompt,wodth\na,1\n", "unknown field `wodth`"),
+        ("prompt,seed,seed\na,1,2\n", "column `seed` is there twice"),
+        ('prompt\n"open\n', "line 2: not CSV"),
+    ],
+)
+def test_csv_that_cannot_be_read_at_all(tmp_path: Path, text: str, said: str) -> None:
+    found = problems_of(write(tmp_path, "p.csv", text))
+    assert len(found) == 1
+    assert said in found[0]
+
+
+def test_files_that_give_no_prompts(tmp_path: Path) -> None:
+    assert problems_of(write(tmp_path, "p.txt", "\n \n")) == [": no prompts in it"]
+    assert problems_of(str(tmp_path / "none.txt")) == [": No such file or directory"]
+    assert problems_of(write(tmp_path, "q.txt", b"good\n\xff\n")) == [" line 2: not UTF-8 text"]
+
+
+@pytest.mark.parametrize(
+    ("text", "body"),
+    [("a red circle\n", "a red circle"), ('{"prompt": "a", "n": 2}\n', {"prompt": "a", "n": 2})],
+)
+def test_standard_input(monkeypatch: pytest.MonkeyPatch, text: str, body: object) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+    (prompt,) = read_prompts("-")
+    assert prompt.body() == body
+    assert prompt.source == "stdin line 1"
+
+
+def test_a_prompt_without_fields_is_a_plain_text() -> None:
+    assert Prompt("a").body() == "a"

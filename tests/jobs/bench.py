@@ -1,0 +1,101 @@
+"""What the queue's tests do over and over: submit, claim, commit; and moving time by hand.
+
+Time is the server's and cannot be wound, so a test that needs a lease to be over, an image to have
+waited or a job to be old moves the deadline that the server keeps instead of waiting for it.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+from uuid import uuid4
+
+import redis
+
+from jobs.job import ImageResult, Lease
+from jobs.keys import Keys
+from jobs.request import ImageRequest
+from jobs.store import Store
+
+MODEL = "demo"
+
+
+def request(**given: Any) -> ImageRequest:
+    """A small request; equal unless told otherwise."""
+    values = {"model": MODEL, "prompt": "a red square", "seed": 7, "width": 128, "height": 128}
+    return ImageRequest(**{**values, "steps": 8, "guidance_scale": 2.5, **given})
+
+
+def result(lease: Lease) -> ImageResult:
+    """What a worker would commit for the lease."""
+    uri = f"{lease.job_id}/{lease.index}.{lease.token}.png"
+    return ImageResult(uri, "0" * 64, 1234, "image/png", 0.5)
+
+
+class Bench:
+    """A store, its raw connection, and shorthand for the moves."""
+
+    def __init__(self, store: Store, raw: "redis.Redis", pool: str) -> None:
+        self.store, self.raw, self.key = store, raw, Keys(pool)
+
+    def submit(
+        self, images: int | Sequence[ImageRequest] = 1, tenant: str = "ann", **given: Any
+    ) -> str:
+        """Submit so many equal images, or these; returns the job id."""
+        requests = [request() for _ in range(images)] if isinstance(images, int) else images
+        values = {"priority": 5, "metadata": {}, "spec": {}, "quota": 10**6, "keep_seconds": 3600}
+        values |= {"max_attempts": 3, **given}
+        return self.store.submit(requests, tenant=tenant, **values).job_id
+
+    def claim(self, limit: int = 1, worker: str = "w1", **given: Any) -> list[Lease]:
+        """Claim with a fresh nonce; the worker holds whatever it leased before."""
+        values = {"lease_seconds": 60, "nonce": uuid4().hex, "held": self.held(worker), **given}
+        return self.store.claim(values.pop("model", MODEL), worker, limit=limit, **values)
+
+    def held(self, worker: str) -> list[str]:
+        """What the worker's last claim leased, so that the next one gives nothing back."""
+        return self.raw.lrange(self.key("claimed", worker), 1, -1)[::2]
+
+    def claim_one(self, **given: Any) -> Lease:
+        """Claim one image, which must be there."""
+        [lease] = self.claim(1, **given)
+        return lease
+
+    def order(self, images: int) -> list[tuple[str, int]]:
+        """(job, index) of the next images in the order of their claims, one by one."""
+        leases = [self.claim_one(held=()) if not n else self.claim_one() for n in range(images)]
+        return [(lease.job_id, lease.index) for lease in leases]
+
+    def commit(self, *leases: Lease) -> list[str]:
+        """Commit these leases."""
+        return self.store.commit([(lease, result(lease)) for lease in leases])
+
+    def make_all(self) -> int:
+        """Claim and commit until nothing is ready; returns how many images that made."""
+        made = 0
+        while leases := self.claim(100, held=()):
+            self.commit(*leases)
+            made += len(leases)
+        return made
+
+    def lose(self, *leases: Lease) -> None:
+        """Let the leases run out."""
+        for lease in leases:
+            self.raw.zadd(self.key("leases"), {lease.key: 1})
+
+    def states(self, job_id: str) -> list[str]:
+        """The states of a job's images, by index."""
+        return [str(image.state) for image in self.store.images(job_id)]
+
+    def counts(self, job_id: str) -> dict[str, int]:
+        """The job's counts that are not zero, but for the total."""
+        counts = self.store.job(job_id, None).counts
+        names = ("queued", "running", "succeeded", "failed", "cancelled")
+        return {name: getattr(counts, name) for name in names if getattr(counts, name)}
+
+    def quota(self, tenant: str = "ann") -> int:
+        """The tenant's unfinished images."""
+        return int(self.raw.hget(self.key("quota"), tenant) or 0)
+
+    def keys(self) -> set[str]:
+        """All keys of the pool, without the prefix."""
+        names = self.raw.scan_iter(f"{self.key.prefix}*", count=1000)
+        return {name.removeprefix(self.key.prefix) for name in names}

@@ -1,0 +1,33 @@
+"""One embedded server for the session; a pool of keys of its own for each test."""
+
+from collections.abc import Iterator
+from uuid import uuid4
+
+import pytest
+import redis
+
+from jobs.embedded import EmbeddedServer
+from jobs.store import Store
+from tests.jobs.bench import Bench
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
+    with EmbeddedServer.ensure(tmp_path_factory.mktemp("queue")) as server:
+        yield server
+
+
+@pytest.fixture
+def bench(server: EmbeddedServer) -> Iterator[Bench]:
+    pool = uuid4().hex[:12]
+    store = Store.connect(server.url, pool=pool)
+    with redis.Redis.from_url(server.url, decode_responses=True, protocol=2) as raw:
+        yield Bench(store, raw, pool)
+        for name in raw.scan_iter(f"im:{{{pool}}}:*", count=1000):
+            raw.unlink(name)
+    store.close()
+
+
+@pytest.fixture
+def store(bench: Bench) -> Store:
+    return bench.store

@@ -1,0 +1,185 @@
+"""claim: what a worker gets, and that a lost reply loses nothing."""
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from tests.jobs.bench import Bench, request
+
+
+def test_images_come_in_index_order_with_all_they_need(bench: Bench) -> None:
+    job_id = bench.submit(3)
+    first, second = bench.claim(2)
+    assert (first.key, second.key) == (f"{job_id}:0", f"{job_id}:1")
+    assert (first.attempt, first.solo, first.request) == (1, False, request())
+    assert first.token != second.token
+    assert bench.states(job_id) == ["running", "running", "queued"]
+    job = bench.store.job(job_id, "ann")
+    assert job.state == "running"
+    assert job.started is not None
+
+
+def test_a_model_without_work_gives_nothing(bench: Bench) -> None:
+    bench.submit(1)
+    assert bench.claim(5, model="other") == []
+    assert len(bench.claim(5)) == 1
+    assert bench.claim(5) == []
+
+
+def test_no_image_is_leased_twice(bench: Bench) -> None:
+    bench.submit(200)
+    with ThreadPoolExecutor(4) as threads:
+        found = threads.map(lambda n: bench.claim(7, worker=f"w{n}"), range(40))
+        keys = [lease.key for leases in found for lease in leases]
+    assert len(keys) == len(set(keys)) == 200
+
+
+def test_the_same_nonce_returns_the_same_leases(bench: Bench) -> None:
+    bench.submit(5)
+    leases = bench.claim(2, nonce="n")
+    assert bench.claim(2, nonce="n", held=()) == leases
+    assert len(bench.claim(9)) == 3
+
+
+def test_the_same_nonce_leaves_out_what_is_over(bench: Bench) -> None:
+    bench.submit(2)
+    done, left = bench.claim(2, nonce="n")
+    bench.commit(done)
+    assert bench.claim(2, nonce="n") == [left]
+
+
+def test_leases_of_a_lost_reply_go_back_at_the_next_claim(bench: Bench) -> None:
+    job_id = bench.submit(3)
+    bench.claim(2, nonce="lost")
+    [again] = bench.claim(1, nonce="next", held=())
+    assert (again.key, again.attempt) == (f"{job_id}:0", 1)
+    assert bench.counts(job_id) == {"queued": 2, "running": 1}
+
+
+def test_leases_that_are_held_stay(bench: Bench) -> None:
+    job_id = bench.submit(3)
+    held = [lease.key for lease in bench.claim(2, nonce="got")]
+    [third] = bench.claim(1, nonce="next", held=held)
+    assert third.key == f"{job_id}:2"
+    assert bench.counts(job_id) == {"running": 3}
+
+
+def test_one_workers_claim_leaves_anothers_alone(bench: Bench) -> None:
+    job_id = bench.submit(2)
+    bench.claim(1, worker="w1")
+    bench.claim(1, worker="w2", held=())
+    assert bench.counts(job_id) == {"running": 2}
+
+
+def test_an_image_that_the_worker_still_holds_is_not_leased_to_it(bench: Bench) -> None:
+    job_id = bench.submit(1)
+    old = bench.claim_one()
+    bench.store.cancel(job_id, "ann")
+    bench.store.retry(job_id, "ann")
+    assert bench.claim(1, held=[old.key]) == []
+    assert bench.claim_one(worker="w2").key == old.key
+
+
+def test_pixels_are_limited_but_an_idle_worker_gets_one_image(bench: Bench) -> None:
+    bench.submit(5)
+    one = 128 * 128
+    assert len(bench.claim(5, max_pixels=2 * one + 1)) == 2
+    assert bench.claim(5, max_pixels=one - 1, held=["other:1"]) == []
+    assert len(bench.claim(5, max_pixels=one - 1, held=())) == 1
+
+
+def test_a_preferred_size_overtakes_a_little(bench: Bench) -> None:
+    wide = bench.submit([request(width=256, height=64)] * 20)
+    square = bench.submit([request()] * 20)
+    preferred = {"prefer": (128, 128)}
+    taken = [bench.claim_one(**preferred).job_id for _ in range(40)]
+    assert taken[0] == square
+    most_ahead = max(
+        taken[:n].count(square) - taken[:n].count(wide)
+        for n in range(41)
+        if taken[:n].count(square) < 20
+    )
+    assert 3 <= most_ahead <= 5
+
+
+def test_a_preferred_size_of_another_tenant_counts_too(bench: Bench) -> None:
+    bench.submit([request(width=256, height=64)] * 5, tenant="ann")
+    square = bench.submit(5, tenant="bob")
+    assert bench.claim_one(prefer=(128, 128)).job_id == square
+    assert bench.claim_one(prefer=(256, 64)).job_id != square
+
+
+def test_an_image_that_stalled_comes_alone(bench: Bench) -> None:
+    job_id = bench.submit(4)
+    poisoned = bench.claim(2, worker="dead")[1]
+    bench.lose(poisoned)
+    bench.store.sweep()
+
+    [alone] = bench.claim(4)
+    assert (alone.key, alone.solo, alone.attempt) == (poisoned.key, True, 1)
+    assert [lease.solo for lease in bench.claim(4)] == [False, False]
+    assert bench.counts(job_id) == {"running": 4}
+
+
+def test_an_image_that_stalled_is_not_added_to_others(bench: Bench) -> None:
+    first, second = bench.submit(2), bench.submit(2)
+    lost = bench.claim(2, worker="dead")[1]
+    bench.lose(lost)
+    bench.store.sweep()
+    assert lost.job_id == second
+    assert [lease.job_id for lease in bench.claim(4)] == [first]
+    assert [lease.key for lease in bench.claim(4)] == [lost.key]
+
+
+def test_requeued_images_come_before_untouched_ones(bench: Bench) -> None:
+    job_id = bench.submit(20)
+    leases = bench.claim(12)
+    bench.store.release([leases[11], leases[2], leases[10]])
+    assert [lease.index for lease in bench.claim(4, worker="w2")] == [2, 10, 11, 12]
+    assert bench.counts(job_id) == {"running": 13, "queued": 7}
+
+
+def test_lingering_waits_for_a_fuller_batch(bench: Bench) -> None:
+    bench.submit(1)
+    started = time.monotonic()
+    assert len(bench.claim(4, linger_seconds=0.15)) == 1
+    assert time.monotonic() - started >= 0.1
+
+
+def test_lingering_ends_when_the_batch_is_full(bench: Bench) -> None:
+    bench.submit(1)
+    with ThreadPoolExecutor(1) as thread:
+        claimed = thread.submit(bench.claim, 4, linger_seconds=30)
+        bench.submit(3)
+        assert len(claimed.result(timeout=10)) == 4
+
+
+def test_a_bell_wakes_a_waiting_worker(bench: Bench) -> None:
+    with ThreadPoolExecutor(1) as thread:
+        started = time.monotonic()
+        waiting = thread.submit(bench.store.wait, "demo", 4)
+        bench.submit(1)
+        waiting.result()
+        assert time.monotonic() - started < 2
+
+
+def test_waiting_without_work_ends(bench: Bench) -> None:
+    bench.store.wait("demo", 0.05)
+
+
+@pytest.mark.parametrize("gone", ["job", "requests"])
+def test_jobs_that_vanished_are_dropped_from_the_queue(bench: Bench, gone: str) -> None:
+    """As after a server that lost the end of its log."""
+    lost, kept = bench.submit(3), bench.submit(3)
+    bench.raw.delete(bench.key(gone, lost))
+    assert {lease.job_id for lease in bench.claim(9)} == {kept}
+    assert bench.store.queue_depth() == {}
+    assert bench.claim(9) == []
+
+
+def test_a_band_of_vanished_jobs_only_is_emptied(bench: Bench) -> None:
+    lost = bench.submit(3)
+    bench.raw.delete(bench.key("job", lost))
+    assert bench.claim(9) == []
+    assert bench.store.queue_depth() == {}

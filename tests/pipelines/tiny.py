@@ -1,0 +1,454 @@
+"""Tiny pipelines of ten families, built offline with random weights, saved as diffusers folders.
+
+`save_tiny("FluxPipeline", folder)` writes one; a load and a 4-step image take a fraction of a
+second. They are real: diffusers' own classes, 8x VAEs (32x for none), tokenizers over single
+bytes. Noise is added to every parameter, since layers initialised to zero would hide whatever is
+fed to them.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import diffusers as d
+import torch
+import transformers as t
+from tokenizers.pre_tokenizers import ByteLevel
+
+BYTES = sorted(ByteLevel.alphabet())
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+WIDTH = 32
+"""Hidden size of most parts."""
+
+
+def save_tiny(name: str, folder: Path) -> Path:
+    """Build the tiny pipeline of that name (see `BUILDERS`) and save it in `folder`."""
+    torch.manual_seed(0)
+    pipe = BUILDERS[name]()
+    for component in pipe.components.values():
+        if isinstance(component, torch.nn.Module):
+            _stir(component)
+    pipe.save_pretrained(folder)
+    return folder
+
+
+def _stir(module: torch.nn.Module) -> None:
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
+
+
+def _clip_tokenizer() -> Any:
+    tokens = [*BYTES, *(byte + "</w>" for byte in BYTES), "<|startoftext|>", "<|endoftext|>"]
+    vocab = {token: index for index, token in enumerate(tokens)}
+    return t.CLIPTokenizer(vocab=vocab, merges=[], model_max_length=77)
+
+
+def _t5_tokenizer() -> Any:
+    vocab = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -2.0)]
+    vocab += [(chr(code), -3.0) for code in range(33, 127)]
+    return t.T5TokenizerFast(vocab=vocab, extra_ids=0, model_max_length=512)
+
+
+def _chat_tokenizer() -> Any:
+    tokens = [*BYTES, "<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    vocab = {token: index for index, token in enumerate(tokens)}
+    tokenizer = t.Qwen2Tokenizer(vocab=vocab, merges=[], model_max_length=4096)
+    tokenizer.add_tokens(["<|im_start|>", "<|im_end|>"], special_tokens=True)
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+def _clip(kind: Any = t.CLIPTextModel, hidden: int = WIDTH) -> Any:
+    config = t.CLIPTextConfig(
+        vocab_size=514,
+        hidden_size=hidden,
+        intermediate_size=40,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        bos_token_id=512,
+        eos_token_id=513,
+        pad_token_id=513,
+        projection_dim=WIDTH,
+        max_position_embeddings=77,
+    )
+    return kind(config)
+
+
+def _t5() -> Any:
+    return t.T5EncoderModel(
+        t.T5Config(
+            vocab_size=98,
+            d_model=WIDTH,
+            d_kv=8,
+            d_ff=40,
+            num_layers=2,
+            num_heads=4,
+            feed_forward_proj="gated-gelu",
+        )
+    )
+
+
+def _qwen3(kind: Any, layers: int) -> Any:
+    return kind(
+        t.Qwen3Config(
+            hidden_size=16,
+            intermediate_size=16,
+            num_hidden_layers=layers,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            head_dim=8,
+            vocab_size=259,
+            max_position_embeddings=4096,
+        )
+    )
+
+
+def _vae(channels: int, scaling: float, shift: float | None = None, quant: bool = False) -> Any:
+    return d.AutoencoderKL(
+        in_channels=3,
+        out_channels=3,
+        block_out_channels=(8, 8, 8, 8),
+        layers_per_block=1,
+        latent_channels=channels,
+        norm_num_groups=4,
+        sample_size=64,
+        use_quant_conv=quant,
+        use_post_quant_conv=quant,
+        shift_factor=shift,
+        scaling_factor=scaling,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+    )
+
+
+def _flow_shifted() -> Any:
+    return d.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+
+
+def _flux(guidance_embeds: bool) -> Any:
+    transformer = d.FluxTransformer2DModel(
+        patch_size=1,
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=4,
+        joint_attention_dim=WIDTH,
+        pooled_projection_dim=WIDTH,
+        axes_dims_rope=(4, 4, 8),
+        guidance_embeds=guidance_embeds,
+    )
+    return d.FluxPipeline(
+        scheduler=_flow_shifted(),
+        vae=_vae(4, 1.5035, 0.0609),
+        text_encoder=_clip(),
+        tokenizer=_clip_tokenizer(),
+        text_encoder_2=_t5(),
+        tokenizer_2=_t5_tokenizer(),
+        transformer=transformer,
+    )
+
+
+def _unet(**options: Any) -> Any:
+    return d.UNet2DConditionModel(
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        sample_size=32,
+        in_channels=4,
+        out_channels=4,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        norm_num_groups=4,
+        **options,
+    )
+
+
+def _sd15() -> Any:
+    return d.StableDiffusionPipeline(
+        vae=_vae(4, 0.18215, quant=True),
+        text_encoder=_clip(),
+        tokenizer=_clip_tokenizer(),
+        unet=_unet(cross_attention_dim=WIDTH, attention_head_dim=4),
+        scheduler=d.PNDMScheduler(
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            skip_prk_steps=True,
+            steps_offset=1,
+        ),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def _sdxl() -> Any:
+    unet = _unet(
+        cross_attention_dim=2 * WIDTH,
+        attention_head_dim=(2, 4),
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        transformer_layers_per_block=(1, 1),
+        projection_class_embeddings_input_dim=6 * 8 + WIDTH,
+    )
+    return d.StableDiffusionXLPipeline(
+        vae=_vae(4, 0.13025, quant=True),
+        text_encoder=_clip(),
+        tokenizer=_clip_tokenizer(),
+        text_encoder_2=_clip(t.CLIPTextModelWithProjection),
+        tokenizer_2=_clip_tokenizer(),
+        unet=unet,
+        scheduler=d.EulerDiscreteScheduler(
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            timestep_spacing="leading",
+            steps_offset=1,
+        ),
+    )
+
+
+def _sd3() -> Any:
+    transformer = d.SD3Transformer2DModel(
+        sample_size=32,
+        patch_size=1,
+        in_channels=4,
+        num_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=4,
+        caption_projection_dim=WIDTH,
+        joint_attention_dim=WIDTH,
+        pooled_projection_dim=2 * WIDTH,
+        out_channels=4,
+        qk_norm="rms_norm",
+    )
+    return d.StableDiffusion3Pipeline(
+        transformer=transformer,
+        scheduler=d.FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=_vae(4, 1.5035, 0.0609),
+        text_encoder=_clip(t.CLIPTextModelWithProjection, hidden=16),
+        tokenizer=_clip_tokenizer(),
+        text_encoder_2=_clip(t.CLIPTextModelWithProjection, hidden=16),
+        tokenizer_2=_clip_tokenizer(),
+        text_encoder_3=_t5(),
+        tokenizer_3=_t5_tokenizer(),
+    )
+
+
+def _sana() -> Any:
+    transformer = d.SanaTransformer2DModel(
+        patch_size=1,
+        in_channels=4,
+        out_channels=4,
+        num_layers=1,
+        num_attention_heads=2,
+        attention_head_dim=4,
+        num_cross_attention_heads=2,
+        cross_attention_head_dim=4,
+        cross_attention_dim=8,
+        caption_channels=8,
+        sample_size=32,
+    )
+    vae = d.AutoencoderDC(
+        in_channels=3,
+        latent_channels=4,
+        attention_head_dim=2,
+        encoder_block_types=("ResBlock", "ResBlock", "EfficientViTBlock"),
+        decoder_block_types=("ResBlock", "ResBlock", "EfficientViTBlock"),
+        encoder_block_out_channels=(8, 8, 8),
+        decoder_block_out_channels=(8, 8, 8),
+        encoder_qkv_multiscales=((), (), (5,)),
+        decoder_qkv_multiscales=((), (), (5,)),
+        encoder_layers_per_block=(1, 1, 1),
+        decoder_layers_per_block=[1, 1, 1],
+        downsample_block_type="conv",
+        upsample_block_type="interpolate",
+        decoder_norm_types="rms_norm",
+        decoder_act_fns="silu",
+        scaling_factor=0.41407,
+    )
+    text_encoder = t.Gemma2Model(
+        t.Gemma2Config(
+            head_dim=16,
+            hidden_size=8,
+            intermediate_size=64,
+            max_position_embeddings=8192,
+            num_attention_heads=2,
+            num_hidden_layers=1,
+            num_key_value_heads=2,
+            vocab_size=259,
+        )
+    )
+    return d.SanaPipeline(
+        tokenizer=_chat_tokenizer(),
+        text_encoder=text_encoder,
+        vae=vae,
+        transformer=transformer,
+        scheduler=d.DPMSolverMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+        ),
+    )
+
+
+def _pixart() -> Any:
+    transformer = d.PixArtTransformer2DModel(
+        sample_size=32,
+        num_layers=2,
+        patch_size=2,
+        attention_head_dim=8,
+        num_attention_heads=4,
+        caption_channels=WIDTH,
+        in_channels=4,
+        cross_attention_dim=WIDTH,
+        out_channels=8,
+        attention_bias=True,
+        activation_fn="gelu-approximate",
+        num_embeds_ada_norm=1000,
+        norm_type="ada_norm_single",
+        norm_elementwise_affine=False,
+        norm_eps=1e-6,
+    )
+    return d.PixArtSigmaPipeline(
+        transformer=transformer,
+        vae=_vae(4, 0.13025, quant=True),
+        scheduler=d.DPMSolverMultistepScheduler(),
+        text_encoder=_t5(),
+        tokenizer=_t5_tokenizer(),
+    )
+
+
+def _qwen_image() -> Any:
+    rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e6}
+    text = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "rope_parameters": rope,
+        "vocab_size": 259,
+    }
+    vision = {
+        "depth": 2,
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_heads": 2,
+        "out_hidden_size": 16,
+    }
+    special = ("vision_end", "vision_start", "vision", "image", "video")
+    config = t.Qwen2_5_VLConfig(
+        text_config=text,
+        vision_config=vision,
+        hidden_size=16,
+        vocab_size=259,
+        **{f"{name}_token_id": 256 for name in special},
+    )
+    transformer = d.QwenImageTransformer2DModel(
+        patch_size=2,
+        in_channels=16,
+        out_channels=4,
+        num_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=4,
+        joint_attention_dim=16,
+        guidance_embeds=False,
+        axes_dims_rope=(4, 4, 8),
+    )
+    vae = d.AutoencoderKLQwenImage(
+        base_dim=8,
+        z_dim=4,
+        dim_mult=[1, 2, 4, 4],
+        num_res_blocks=1,
+        temperal_downsample=[False, True, True],
+        latents_mean=[0.1, -0.2, 0.3, 0.0],
+        latents_std=[1.5, 0.5, 1.0, 2.0],
+    )
+    return d.QwenImagePipeline(
+        scheduler=_flow_shifted(),
+        vae=vae,
+        text_encoder=t.Qwen2_5_VLForConditionalGeneration(config),
+        tokenizer=_chat_tokenizer(),
+        transformer=transformer,
+    )
+
+
+def _z_image() -> Any:
+    transformer = d.ZImageTransformer2DModel(
+        all_patch_size=(2,),
+        all_f_patch_size=(1,),
+        in_channels=16,
+        dim=WIDTH,
+        n_layers=2,
+        n_refiner_layers=1,
+        n_heads=2,
+        n_kv_heads=2,
+        qk_norm=True,
+        cap_feat_dim=16,
+        rope_theta=256.0,
+        t_scale=1000.0,
+        axes_dims=[8, 4, 4],
+        axes_lens=[1024, 64, 64],
+    )
+    return d.ZImagePipeline(
+        scheduler=d.FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=_vae(16, 1.5035, 0.0609),
+        text_encoder=_qwen3(t.Qwen3Model, layers=3),
+        tokenizer=_chat_tokenizer(),
+        transformer=transformer,
+    )
+
+
+def _flux2_klein() -> Any:
+    transformer = d.Flux2Transformer2DModel(
+        patch_size=1,
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=4,
+        joint_attention_dim=48,
+        timestep_guidance_channels=256,
+        axes_dims_rope=[4, 4, 4, 4],
+        guidance_embeds=False,
+    )
+    vae = d.AutoencoderKLFlux2(
+        sample_size=64,
+        in_channels=3,
+        out_channels=3,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(8, 8, 8, 8),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=4,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+    )
+    return d.Flux2KleinPipeline(
+        scheduler=_flow_shifted(),
+        vae=vae,
+        # 28 layers, since the prompt is read at layers 9, 18 and 27.
+        text_encoder=_qwen3(t.Qwen3ForCausalLM, layers=28),
+        tokenizer=_chat_tokenizer(),
+        transformer=transformer,
+    )
+
+
+BUILDERS: dict[str, Callable[[], Any]] = {
+    "Flux": lambda: _flux(guidance_embeds=False),
+    "FluxGuidance": lambda: _flux(guidance_embeds=True),
+    "SD15": _sd15,
+    "SDXL": _sdxl,
+    "SD3": _sd3,
+    "Sana": _sana,
+    "PixArtSigma": _pixart,
+    "QwenImage": _qwen_image,
+    "ZImage": _z_image,
+    "Flux2Klein": _flux2_klein,
+}

@@ -1,0 +1,145 @@
+"""A whole service over a real queue server and real files; a worker is imitated by hand."""
+
+import hashlib
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from starlette.testclient import TestClient
+
+from jobs.catalog import Catalog, Defaults, Limits, Model
+from jobs.embedded import EmbeddedServer
+from jobs.images import LocalImages
+from jobs.job import ImageResult, Lease
+from jobs.store import Store
+from service.app import create_app
+from service.settings import ServiceSettings
+
+LIMITS = Limits(max_pixels=65536, max_steps=100, max_prompts=50, multiple=16)
+CATALOG = Catalog(
+    {
+        "demo": Model("demo", "/nowhere", defaults=Defaults(128, 128, 8, 2.5), limits=LIMITS),
+        "distilled": Model("distilled", "/nowhere", defaults=Defaults(64, 64, 4, 0), limits=LIMITS),
+        "idle": Model("idle", "/nowhere", defaults=Defaults(64, 64, 4, 1), limits=LIMITS),
+    }
+)
+_numbers = count()
+
+
+@dataclass
+class HandWorker:
+    """A worker that does what a test says, through the store's own methods."""
+
+    store: Store
+    images: LocalImages
+    name: str = "hand"
+    held: list[str] = field(default_factory=list)
+
+    def claim(self, limit: int = 1, model: str = "demo") -> list[Lease]:
+        leases = self.store.claim(
+            model,
+            self.name,
+            limit=limit,
+            max_pixels=10**9,
+            lease_seconds=60,
+            prefer=None,
+            nonce=f"nonce-{next(_numbers)}",
+            held=self.held,
+        )
+        self.held += [lease.key for lease in leases]
+        return leases
+
+    def finish(self, lease: Lease, data: bytes | None = None) -> bytes:
+        """Deliver a picture for the lease; its bytes are returned."""
+        data = data or picture(lease.request.width, lease.request.height, lease.index)
+        uri = self.images.write(lease.job_id, lease.index, lease.token, data, ".png")
+        digest = hashlib.sha256(data).hexdigest()
+        self.store.commit([(lease, ImageResult(uri, digest, len(data), "image/png", 0.5))])
+        self._drop(lease)
+        return data
+
+    def fail(self, lease: Lease, error: str = "it would not") -> None:
+        self.store.fail(lease, error, again=False)
+        self._drop(lease)
+
+    def finish_all(self, model: str = "demo") -> None:
+        while leases := self.claim(16, model):
+            for lease in leases:
+                self.finish(lease)
+
+    def _drop(self, lease: Lease) -> None:
+        self.held = [key for key in self.held if key != lease.key]
+
+
+@dataclass
+class Deployment:
+    """A running service and everything behind it."""
+
+    client: TestClient
+    store: Store
+    images: LocalImages
+    worker: HandWorker
+    settings: ServiceSettings
+
+    def submit(self, *prompts: object, **fields: object) -> dict:
+        """The job that a POST of these prompts answers with."""
+        body = {"model": "demo", "prompts": list(prompts) or ["a red circle"], **fields}
+        answer = self.client.post("/v1/jobs", json=body)
+        assert answer.status_code == 202, answer.text
+        return answer.json()
+
+    def job(self, job_id: str) -> dict:
+        answer = self.client.get(f"/v1/jobs/{job_id}")
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+
+def picture(width: int = 64, height: int = 64, shade: int = 0) -> bytes:
+    """A small PNG."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (width, height), (200, shade % 256, 40)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def pointers(answer: object) -> list[str]:
+    """The bad fields that a problem document names."""
+    return [one["pointer"] for one in answer.json()["errors"]]
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
+    with EmbeddedServer.ensure(tmp_path_factory.mktemp("queue")) as found:
+        yield found
+
+
+@contextmanager
+def deployed(
+    url: str, folder: Path, *, start: bool = True, **settings: object
+) -> Iterator[Deployment]:
+    """A service with a pool of its own; `start` False leaves its lifespan to a server."""
+    store = Store.connect(url, pool=f"test{next(_numbers)}-{folder.name}"[:60])
+    images = LocalImages(folder / "images")
+    chosen = ServiceSettings(**settings)
+    app = create_app(chosen, store, images, CATALOG)
+    client = TestClient(app)
+    with client if start else nullcontext():
+        yield Deployment(client, store, images, HandWorker(store, images), chosen)
+
+
+@pytest.fixture(scope="module")
+def mill(server: EmbeddedServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    """One service for a module's tests; each test makes jobs of its own."""
+    with deployed(server.url, tmp_path_factory.mktemp("mill")) as found:
+        yield found
+
+
+@pytest.fixture
+def fresh(server: EmbeddedServer, tmp_path: Path) -> Iterator[Deployment]:
+    """A service with an empty queue and small limits, for one test."""
+    with deployed(server.url, tmp_path, max_unfinished=20, max_body_bytes=20_000) as found:
+        yield found

@@ -1,0 +1,27 @@
+"""A service that listens on a real port, for streams and for clients that bring their own HTTP."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import uvicorn
+from fastapi import FastAPI
+
+from tests.waiting import wait_until
+
+
+@contextmanager
+def listening(app: FastAPI) -> Iterator[str]:
+    """The address of `app`, served on a thread until the context ends."""
+    config = uvicorn.Config(app, port=0, log_level="warning", timeout_graceful_shutdown=2)
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    try:
+        wait_until(lambda: server.started)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        app.state.mill.hub.close()
+        server.should_exit = True
+        thread.join()

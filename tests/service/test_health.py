@@ -1,0 +1,101 @@
+"""Liveness, readiness and what Prometheus reads."""
+
+from pathlib import Path
+
+from prometheus_client.parser import text_string_to_metric_families
+from starlette.testclient import TestClient
+
+from jobs.embedded import EmbeddedServer
+from jobs.images import LocalImages
+from jobs.store import Store
+from service.app import create_app
+from service.settings import ServiceSettings
+from tests.service.conftest import CATALOG, Deployment, HandWorker
+from tests.waiting import wait_until
+
+COUNTED_AS_MADE = ("imagemill_images_finished_total", "succeeded")
+
+
+def samples(deployment: Deployment) -> dict[tuple[str, ...], float]:
+    """What /metrics says: (name, label values in order of label names) -> value."""
+    answer = deployment.client.get("/metrics")
+    assert answer.headers["content-type"].startswith("text/plain")
+    return {
+        (sample.name, *(value for _, value in sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(answer.text)
+        for sample in family.samples
+    }
+
+
+def test_the_process_is_alive(mill: Deployment) -> None:
+    assert mill.client.get("/healthz").json() == {"status": "ok"}
+
+
+def test_the_front_door_leads_on(mill: Deployment) -> None:
+    assert mill.client.get("/").json()["docs"] == "/docs"
+    assert mill.client.get("/docs").status_code == 200
+
+
+def test_without_a_worker_it_is_not_ready(fresh: Deployment) -> None:
+    answer = fresh.client.get("/readyz")
+    assert (answer.status_code, "no worker is running" in answer.json()["detail"]) == (503, True)
+    assert "retry-after" in answer.headers
+
+
+def test_a_worker_that_could_not_load_says_which_file(fresh: Deployment) -> None:
+    error = "models.demo: vae/diffusion_pytorch_model.safetensors is missing"
+    fresh.store.register("w1", {"model": "demo", "state": "failed", "error": error}, 60)
+    fresh.store.register("w2", {"model": "other", "state": "ready"}, 60)
+    answer = fresh.client.get("/readyz")
+    assert (answer.status_code, error in answer.json()["detail"]) == (503, True)
+
+
+def test_with_a_ready_worker_it_is_ready(fresh: Deployment) -> None:
+    fresh.store.register("w1", {"model": "demo", "state": "ready"}, 60)
+    answer = fresh.client.get("/readyz")
+    assert answer.status_code == 200
+    assert answer.json() == {"status": "ready", "models": {"demo": 1, "distilled": 0, "idle": 0}}
+
+
+def test_metrics_tell_of_requests_queue_workers_and_images(fresh: Deployment) -> None:
+    fresh.store.register("w1", {"model": "demo", "state": "ready"}, 60)
+    fresh.submit("a", n=3, priority=7)
+    first, second = fresh.worker.claim(2)
+    fresh.worker.finish(first)
+    fresh.worker.fail(second)
+    wait_until(lambda: samples(fresh).get(("imagemill_images_finished_total", "failed")) == 1)
+    found = samples(fresh)
+    assert found["imagemill_queue_up",] == 1
+    assert found["imagemill_queue_images", "demo", "7"] == 1
+    assert found["imagemill_workers", "demo", "ready"] == 1
+    assert found["imagemill_images_finished_total", "succeeded"] == 1
+    assert found["imagemill_http_requests_total", "POST", "/v1/jobs", "202"] == 1
+
+
+def test_when_the_queue_is_out_of_reach_it_says_so(tmp_path: Path) -> None:
+    with EmbeddedServer.ensure(tmp_path / "queue") as server:
+        store, images = Store.connect(server.url), LocalImages(tmp_path / "images")
+        app = create_app(ServiceSettings(), store, images, CATALOG)
+        with TestClient(app) as client:
+            gone = Deployment(client, store, images, HandWorker(store, images), ServiceSettings())
+            job_id = gone.submit("a")["id"]
+            server.stop()
+            for method, path in [
+                ("GET", "/readyz"),
+                ("GET", "/v1/jobs"),
+                ("GET", f"/v1/jobs/{job_id}"),
+                ("GET", f"/v1/jobs/{job_id}?wait=1"),
+                ("GET", "/v1/models"),
+                ("POST", f"/v1/jobs/{job_id}/cancel"),
+            ]:
+                answer = client.request(method, path)
+                assert (answer.status_code, path) == (503, path)
+                assert int(answer.headers["retry-after"]) > 0
+            posted = client.post("/v1/jobs", json={"model": "demo", "prompts": ["a"]})
+            assert posted.status_code == 503
+            assert client.get("/healthz").status_code == 200
+            assert samples(gone)[("imagemill_queue_up",)] == 0
+            with EmbeddedServer.ensure(tmp_path / "queue"):
+                wait_until(lambda: client.get(f"/v1/jobs/{job_id}").status_code == 200)
+                gone.worker.finish_all()
+                wait_until(lambda: samples(gone).get(COUNTED_AS_MADE) == 1)
