@@ -42,7 +42,7 @@ def useful_share(pipeline: Pipeline, wanted: Sequence[ImageRequest], rate: float
         while not sample.done:
             pipeline.step([sample], 1)
         pipeline.decode([sample])
-    return counter.get_total_flops() * rate / matrix_peak()
+    return float(counter.get_total_flops()) * rate / matrix_peak()
 
 
 def matrix_peak(side: int = 1536) -> float:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Hashable
 import structlog
 import torch
 
-from jobs.errors import ImageFailed, OutOfMemory
+from jobs.errors import ImageFailed, OutOfMemory, PipelineError
 from pipelines.seam import Pipeline, Sample
 from workers.flights import Flight, Flights
 from workers.scheduler import BUCKETS, Candidate, Costs, Forward, choose
@@ -87,7 +87,9 @@ class Engine:
         assert flight.conditioning is not None
         try:
             flight.sample = self._pipeline.start(flight.lease.request, flight.conditioning)
-        except (ImageFailed, OutOfMemory, RuntimeError, ValueError, TypeError) as error:
+        except torch.AcceleratorError:
+            raise
+        except (PipelineError, RuntimeError, ValueError, TypeError) as error:
             self._give_up(flight, error)
             return
         flight.touched = time.monotonic()

@@ -11,8 +11,9 @@ import uuid
 from collections.abc import Callable
 
 import structlog
+import torch
 
-from jobs.errors import ImageFailed, StorageUnavailable
+from jobs.errors import PipelineError, StorageUnavailable
 from jobs.job import Lease
 from jobs.store import Store
 from pipelines.seam import Pipeline
@@ -111,7 +112,9 @@ class Intake:
             return
         try:
             [flight.conditioning] = self._pipeline.encode([flight.lease.request])
-        except (ImageFailed, RuntimeError, ValueError, TypeError) as error:
+        except torch.AcceleratorError:
+            raise
+        except (PipelineError, RuntimeError, ValueError, TypeError) as error:
             self._give_up(flight, error)
             return
         self.ready.put(flight)
