@@ -130,7 +130,7 @@ class Lease:
 
     Only the holder of the current token can extend, commit or fail it. `attempt` counts from 1.
     `solo` marks an image whose earlier worker died: it runs alone, so that a poisonous one takes
-    no neighbours with it.
+    no neighbours with it. `priority` is its job's, 0..9.
     """
 
     job_id: str
@@ -139,6 +139,7 @@ class Lease:
     attempt: int
     solo: bool
     request: ImageRequest
+    priority: int = 5
 
     @property
     def key(self) -> str:

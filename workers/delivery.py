@@ -8,7 +8,6 @@ for the queue. Knows nothing of steps or batches.
 
 import hashlib
 import queue
-import threading
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -56,7 +55,6 @@ class Delivery:
         self._model, self._store, self._images = model, store, images
         self._pipeline, self._flights = pipeline, flights
         self._queue: queue.Queue[tuple[Flight, BaseException | None] | None] = queue.Queue(BACKLOG)
-        self._closed = threading.Event()
 
     def put(self, flight: Flight) -> None:
         """Deliver a finished sample; waits when the backlog is full."""
@@ -69,10 +67,6 @@ class Delivery:
     def close(self) -> None:
         """Deliver what was put before, then end `run`."""
         self._queue.put(None)
-
-    def abandon(self) -> None:
-        """Stop waiting for a store that refuses writes; its leases will expire."""
-        self._closed.set()
 
     def run(self) -> None:
         """Deliver until closed."""
@@ -136,13 +130,13 @@ class Delivery:
 
     def _insist(self, flight: Flight, write: Callable[[], T]) -> T | None:
         """Repeat `write` while the store refuses it; None when the flight was dropped meanwhile."""
-        while not flight.dropped and not self._closed.is_set():
+        while not flight.dropped:
             try:
                 answer = write()
             except StorageUnavailable as error:
                 self.trouble = str(error)
                 log.warning("waiting for storage", image=flight.lease.key, reason=self.trouble)
-                self._closed.wait(RETRY_SECONDS)
+                time.sleep(RETRY_SECONDS)
             else:
                 self.trouble = None
                 return answer

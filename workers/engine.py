@@ -110,6 +110,8 @@ class Engine:
         return [
             Candidate(
                 key=key,
+                job=flight.lease.job_id,
+                priority=flight.lease.priority,
                 group=self._pipeline.batch_key(flight.lease.request),
                 tokens=self._tokens(flight),
                 remaining=flight.sample.steps - flight.sample.step,

@@ -64,11 +64,12 @@ class Intake:
         if not self._flights.wait_below(capacity, BELL_SECONDS):
             return True
         leases = self._claim(capacity - len(self._flights))
-        for lease in leases:
-            if lease.solo:
-                self._run_alone(lease)
+        taken = [self._take(lease) for lease in leases]  # at once: from now on they are kept alive
+        for flight in taken:
+            if flight.lease.solo:
+                self._run_alone(flight)
             else:
-                self._encode(self._take(lease))
+                self._encode(flight)
         return bool(leases)
 
     def _claim(self, limit: int) -> list[Lease]:
@@ -97,9 +98,8 @@ class Intake:
         self._size = (lease.request.width, lease.request.height)
         return flight
 
-    def _run_alone(self, lease: Lease) -> None:
+    def _run_alone(self, flight: Flight) -> None:
         """Hand over a solo image when all others have left, and wait until it has left too."""
-        flight = self._take(lease)
         while not self._flights.wait_below(2, BELL_SECONDS):
             if self.stopping.is_set():
                 return

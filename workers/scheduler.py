@@ -4,13 +4,18 @@ Knows no GPU, no Redis, no clock and no model: the engine describes what is in f
 `choose` answers. Samples of one group (one batch key) may share a forward pass; its size is a
 bucket, and what a bucket costs was measured (`Costs`).
 
-Order: least remaining work first, and `AGEING` seconds of waiting count as a second of work less,
-so that nothing waits for ever (shortest remaining processing time, aged). A reproducible sample
-runs in the pinned bucket of its shape and nothing else, so that its bits never depend on how many
-ran beside it; fast ones may ride in the pinned bucket's free places.
+Order: priority first, raised by waiting. Inside a priority one sample of each job, then a second
+one of each, and so on, so that a large job does not hold up a small one. Among equals least
+remaining work first, where waiting counts too, so that nothing waits for ever (shortest remaining
+processing time, aged). Whose images are claimed at all, by caller and by priority, the queue has
+decided before.
+
+A reproducible sample runs in the pinned bucket of its shape and nothing else, so that its bits
+never depend on how many ran beside it; fast ones may ride in the pinned bucket's free places.
 """
 
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -26,6 +31,9 @@ WORTHWHILE = 0.97
 
 AGEING = 20.0
 """Seconds of waiting that weigh as much as one second of remaining work."""
+
+PROMOTION_SECONDS = 30.0
+"""Waiting this long raises a sample's priority by one, as in the queue."""
 
 LEAST_HELD = 8
 """Samples to hold at least, so that a short one can overtake where batches do not pay."""
@@ -77,6 +85,8 @@ class Candidate:
     """
 
     key: str
+    job: str
+    priority: int
     group: Hashable
     tokens: int
     remaining: int
@@ -101,7 +111,7 @@ def choose(
     """
     if not candidates:
         return None
-    order = sorted(candidates, key=lambda c: (_rank(c, costs), c.key))
+    order = _fairly(sorted(candidates, key=lambda c: (_rank(c, costs), c.key)))
     head = order[0]
     group = [c for c in order if c.group == head.group]
     ceiling = ceilings.get(head.group, BUCKETS[-1])
@@ -112,6 +122,20 @@ def choose(
     most = min(costs.largest(head.tokens), ceiling, len(fast))
     bucket = max(b for b in BUCKETS if b <= most)
     return Forward(tuple(c.key for c in fast[:bucket]), bucket)
+
+
+def _fairly(ranked: Sequence[Candidate]) -> list[Candidate]:
+    """Highest priority first; in it the first of every job, then the second of every job..."""
+    seen: Counter[str] = Counter()
+    turns: dict[str, int] = {}
+    for candidate in ranked:
+        turns[candidate.key] = seen[candidate.job]
+        seen[candidate.job] += 1
+    return sorted(ranked, key=lambda c: (-_promoted(c), turns[c.key]))
+
+
+def _promoted(candidate: Candidate) -> int:
+    return candidate.priority + int(candidate.waited / PROMOTION_SECONDS)
 
 
 def _rank(candidate: Candidate, costs: Costs) -> float:

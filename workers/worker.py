@@ -44,6 +44,9 @@ FAILED_SECONDS = 90.0
 LOADING_BEAT_SECONDS = 2.0
 """Seconds between two registrations while the model loads."""
 
+ORPHANED_SECONDS = 3.0
+"""How long a worker whose supervisor was killed goes on with what it runs."""
+
 RATE_SMOOTHING = 0.3
 """Weight of the newest beat in the moving average of steps per second."""
 
@@ -72,7 +75,7 @@ class Worker:
         """Load, serve until told to stop, give back what is left; the process's exit code."""
         signal.signal(signal.SIGTERM, lambda *_: self.drain())
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        lifeline.watch(self.drain)
+        lifeline.watch(lambda: self.drain(ORPHANED_SECONDS))
         try:
             pipeline, costs = self._load()
         except (ImagemillError, OSError, RuntimeError, ValueError) as error:
@@ -81,8 +84,11 @@ class Worker:
         self._serve(pipeline, costs)
         return 0
 
-    def drain(self) -> None:
-        """Claim no more, give back what has not started, finish the rest or run out of time."""
+    def drain(self, seconds: float | None = None) -> None:
+        """Claim no more, give back what has not started, finish the rest within `seconds`.
+
+        None means the settings' `drain_seconds`.
+        """
         if self._draining.is_set():
             return
         self._draining.set()
@@ -90,7 +96,8 @@ class Worker:
         if self._intake and self._engine:
             self._intake.stopping.set()
             self._engine.stopping.set()
-        timer = threading.Timer(self._settings.drain_seconds, self._leave)
+        limit = self._settings.drain_seconds if seconds is None else seconds
+        timer = threading.Timer(limit, self._leave)
         timer.daemon = True
         timer.start()
 

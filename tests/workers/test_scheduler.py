@@ -17,6 +17,8 @@ def candidate(key: str, **changes: object) -> Candidate:
     """A reproducible candidate of 64 tokens with 10 steps to go, changed as told."""
     fields = {
         "key": key,
+        "job": key,
+        "priority": 5,
         "group": "64x64",
         "tokens": 64,
         "remaining": 10,
@@ -59,6 +61,22 @@ def test_waiting_outweighs_remaining_work_in_the_end() -> None:
     forward = choose(waited, STEEP, {})
     assert forward is not None
     assert forward.keys == ("long",)
+
+
+def test_priority_goes_first_until_waiting_has_raised_the_others() -> None:
+    high = candidate("high", priority=9, remaining=20)
+    for waited, expected in ((0.0, "high"), (200.0, "low")):
+        forward = choose([candidate("low", priority=4, waited=waited), high], STEEP, {})
+        assert forward is not None
+        assert forward.keys == (expected,)
+
+
+def test_a_large_job_does_not_hold_up_a_small_one() -> None:
+    large = [candidate(f"l{i}", job="large", remaining=1) for i in range(9)]
+    small = [candidate(f"s{i}", job="small", remaining=20) for i in range(2)]
+    forward = choose([*large, *small], Costs(((64, 1.0), (256, 1.4), (512, 9.0))), {})
+    assert forward is not None
+    assert forward.keys == ("l0", "s0", "l1", "s1")
 
 
 def test_groups_never_mix() -> None:
