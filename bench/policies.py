@@ -43,6 +43,7 @@ def stepwise(pipeline: Pipeline, costs: Costs, arrivals: Sequence[Arrival]) -> l
         flights=flights,
         ready=ready,
         deliver=done.put,
+        show=lambda flight, sample: None,
         give_up=lambda flight, error: _fail(error),
     )
     start = time.perf_counter()
@@ -50,7 +51,7 @@ def stepwise(pipeline: Pipeline, costs: Costs, arrivals: Sequence[Arrival]) -> l
     def feed() -> None:
         for index, arrival in enumerate(arrivals):
             _sleep_until(start + arrival.at)
-            flight = Flight(Lease("bench", index, "token", 1, False, arrival.request))
+            flight = Flight(Lease(f"job{index}", index, "token", 1, False, arrival.request))
             [flight.conditioning] = pipeline.encode([arrival.request])
             flights.add(flight)
             ready.put(flight)

@@ -31,6 +31,7 @@ NAMES = {
     "times": "times",  # hash: <model> -> ready since, <model>:<priority> -> last served; ms
     "bell": "bell:%s",  # list of one model: a token for each idle worker to wake
     # Workers.
+    "wishes": "wishes",  # zset: job:index -> ms until which somebody wants to see a preview
     "leases": "leases",  # zset: job:index -> deadline, ms
     "claimed": "claimed:%s",  # list of one worker: nonce, then key and token of its last claim
     "fence": "fence",  # counter: half of every token
@@ -48,6 +49,7 @@ LIFETIMES_MS = {
     "once_without_key": 10 * 60 * 1000,
     "claimed": 3600 * 1000,
     "bell": 60 * 1000,
+    "wish": 15 * 1000,
     "jobs": 90 * 24 * 3600 * 1000,
     # A finished job's keys outlive its end by `keep_seconds` and this: the collector comes first.
     "job_grace": 24 * 3600 * 1000,

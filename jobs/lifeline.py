@@ -18,6 +18,12 @@ LIFELINE = "IMAGEMILL_LIFELINE_FD"
 inherited the variable but not the descriptor does not watch a stranger's file."""
 
 
+_lines: "weakref.WeakKeyDictionary[subprocess.Popen[Any], Callable[[], object]]" = (
+    weakref.WeakKeyDictionary()
+)
+"""What closes the writing end, per child."""
+
+
 def spawn(argv: Sequence[str], **kwargs: Any) -> subprocess.Popen[Any]:
     """`subprocess.Popen(argv, **kwargs)` whose child can `watch` this process.
 
@@ -27,7 +33,8 @@ def spawn(argv: Sequence[str], **kwargs: Any) -> subprocess.Popen[Any]:
     """
     reading, writing = os.pipe()
     try:
-        env = dict(kwargs.pop("env", None) or os.environ)
+        given = kwargs.pop("env", None)
+        env = dict(os.environ if given is None else given)
         env[LIFELINE] = f"{reading}:{os.fstat(reading).st_ino}"
         passed = (*kwargs.pop("pass_fds", ()), reading)
         process = subprocess.Popen(list(argv), env=env, pass_fds=passed, **kwargs)
@@ -36,8 +43,13 @@ def spawn(argv: Sequence[str], **kwargs: Any) -> subprocess.Popen[Any]:
         raise
     finally:
         os.close(reading)
-    weakref.finalize(process, os.close, writing)
+    _lines[process] = weakref.finalize(process, os.close, writing)
     return process
+
+
+def cut(process: subprocess.Popen[Any]) -> None:
+    """Let the child believe that we are gone."""
+    _lines[process]()
 
 
 def watch(on_parent_death: Callable[[], object]) -> bool:

@@ -17,9 +17,13 @@ from redis.backoff import ExponentialBackoff, NoBackoff
 from redis.exceptions import (
     AuthenticationError,
     BusyLoadingError,
+    ClusterDownError,
+    MasterDownError,
     NoScriptError,
     OutOfMemoryError,
+    ReadOnlyError,
     RedisError,
+    TryAgainError,
 )
 from redis.retry import Retry
 
@@ -126,26 +130,31 @@ def _our_errors() -> Iterator[None]:
         raise StorageUnavailable(sentence) from error
 
 
-_REFUSALS = {
+_LOADING = "the queue server is starting and still loads its data"
+_CLUSTER = "the queue server's cluster is down or moving keys"
+# redis-py makes classes of some of the server's error codes, and leaves others in the text.
+_BY_CLASS: dict[type[Exception], str] = {
+    BusyLoadingError: _LOADING,
+    OutOfMemoryError: "the queue server is out of memory",
+    ReadOnlyError: "the queue server is a replica and takes no writes",
+    MasterDownError: "the queue server has lost its primary",
+    ClusterDownError: _CLUSTER,
+    TryAgainError: _CLUSTER,
+    redis.TimeoutError: "the queue server does not answer in time",
+    TimeoutError: "the queue server does not answer in time",
+}
+_BY_CODE = {
     "MISCONF": "the queue server cannot write to its disk; is it full?",
-    "OOM": "the queue server is out of memory",
-    "READONLY": "the queue server is a replica and takes no writes",
-    "MASTERDOWN": "the queue server has lost its primary",
     "NOREPLICAS": "the queue server misses the replicas that it needs for a write",
-    "CLUSTERDOWN": "the queue server's cluster is down",
-    "TRYAGAIN": "the queue server's cluster is moving keys",
     "BUSY": "the queue server is busy with a script",
 }
 
 
 def _sentence(error: Exception) -> str | None:
-    if isinstance(error, BusyLoadingError):
-        return "the queue server is starting and still loads its data"
-    if isinstance(error, OutOfMemoryError):
-        return _REFUSALS["OOM"]
-    if isinstance(error, redis.TimeoutError | TimeoutError):
-        return "the queue server does not answer in time"
+    """What to tell of an error that time may heal; None for any other."""
+    for kind, sentence in _BY_CLASS.items():
+        if isinstance(error, kind):
+            return sentence
     if isinstance(error, redis.ConnectionError | OSError):
         return f"the queue server cannot be reached: {error}"
-    word = str(error).partition(" ")[0]
-    return _REFUSALS.get(word)
+    return _BY_CODE.get(str(error).partition(" ")[0])

@@ -204,7 +204,12 @@ class Store(Reader):
         return Beat(
             lost=frozenset(key for key, answer in told if answer == "lost"),
             cancelled=frozenset(key for key, answer in told if answer == "cancelled"),
+            wished=frozenset(key for key, answer in told if answer == "wished"),
         )
+
+    def want_preview(self, job_id: str, index: int) -> None:
+        """Ask an image's worker for previews for the next 15 seconds; unknown images are fine."""
+        self._link.run("wish", job_id, index)
 
     def commit(self, finished: Sequence[tuple[Lease, ImageResult]]) -> list[Commit]:
         """Finish images whose bytes are safe; one answer each. STALE ones are another's now."""

@@ -32,10 +32,14 @@ class Submitted:
 
 @dataclass(frozen=True, slots=True)
 class Beat:
-    """Keys (`job:index`) that a worker should stop with: another's or gone, and cancelled."""
+    """Keys (`job:index`) that a worker should stop with: another's or gone, and cancelled.
+
+    `wished` are those of which somebody wants to see a preview.
+    """
 
     lost: frozenset[str]
     cancelled: frozenset[str]
+    wished: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,9 +131,9 @@ def image_view(
 
 def lease_view(found: Sequence[Any]) -> Lease:
     """A lease from claim.lua's answer."""
-    job_id, index, token, attempt, stalls, body = found
+    job_id, index, token, attempt, stalls, priority, body = found
     request = ImageRequest.from_json(body)
-    return Lease(job_id, int(index), token, int(attempt), int(stalls) > 0, request)
+    return Lease(job_id, int(index), token, int(attempt), int(stalls) > 0, request, int(priority))
 
 
 def event_view(event_id: str, found: Mapping[str, str]) -> Event:

@@ -2,8 +2,8 @@
 
 Decode, quantise, encode with the recipe, write and fsync, then commit with the fencing token: an
 image can be downloaded only after its bytes are safe. A commit that comes too late is refused by
-the queue, and the file goes again. Failures are reported here too, so that the engine never waits
-for the queue. Knows nothing of steps or batches.
+the queue, and the file goes again. Failures are reported here too, and previews
+made, so that the engine never waits for the queue or the disk. Knows nothing of steps or batches.
 """
 
 import hashlib
@@ -16,11 +16,11 @@ import structlog
 import torch
 
 from jobs.catalog import Model
-from jobs.errors import ImageFailed, OutOfMemory, StorageUnavailable
+from jobs.errors import ImageFailed, OutOfMemory, PipelineError, StorageUnavailable
 from jobs.images import LocalImages
 from jobs.job import ImageResult
 from jobs.store import Commit, Store
-from pipelines.seam import Pipeline
+from pipelines.seam import Pipeline, Sample
 from workers import recipe
 from workers.flights import Flight, Flights
 
@@ -54,11 +54,17 @@ class Delivery:
         self.trouble: str | None = None
         self._model, self._store, self._images = model, store, images
         self._pipeline, self._flights = pipeline, flights
-        self._queue: queue.Queue[tuple[Flight, BaseException | None] | None] = queue.Queue(BACKLOG)
+        self._queue: queue.Queue[tuple[Flight, BaseException | Sample | None] | None]
+        self._queue = queue.Queue(BACKLOG)
 
     def put(self, flight: Flight) -> None:
         """Deliver a finished sample; waits when the backlog is full."""
         self._queue.put((flight, None))
+
+    def show(self, flight: Flight, sample: Sample) -> None:
+        """Make a preview of a sample as it stands; left out while finished ones wait."""
+        if self._queue.empty():
+            self._queue.put((flight, sample))
 
     def give_up(self, flight: Flight, error: BaseException) -> None:
         """Report a failed one: final when it is the image's own fault, tried again otherwise."""
@@ -71,10 +77,23 @@ class Delivery:
     def run(self) -> None:
         """Deliver until closed."""
         while (item := self._queue.get()) is not None:
-            flight, error = item
+            flight, outcome = item
+            if isinstance(outcome, Sample):
+                self._preview(flight, outcome)
+                continue
             if not flight.dropped:
-                self._deliver(flight) if error is None else self._report(flight, error)
+                self._deliver(flight) if outcome is None else self._report(flight, outcome)
             self._flights.remove(flight)
+
+    def _preview(self, flight: Flight, sample: Sample) -> None:
+        """Write what the sample is about to become; a preview that fails is no failure."""
+        try:
+            pixels = self._pipeline.preview(sample)
+            if pixels is not None:
+                data = recipe.thumbnail(pixels)
+                self._images.write(flight.lease.job_id, flight.lease.index, "preview", data, ".jpg")
+        except (PipelineError, StorageUnavailable) as error:
+            log.info("no preview", image=flight.lease.key, reason=str(error))
 
     def _deliver(self, flight: Flight) -> None:
         try:

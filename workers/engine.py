@@ -9,6 +9,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Hashable
+from dataclasses import replace
 
 import structlog
 import torch
@@ -40,6 +41,7 @@ class Engine:
         flights: Flights,
         ready: queue.SimpleQueue[Flight],
         deliver: Callable[[Flight], None],
+        show: Callable[[Flight, Sample], None],
         give_up: Callable[[Flight, BaseException], None],
     ) -> None:
         self.stopping = threading.Event()
@@ -49,7 +51,7 @@ class Engine:
         self.forward_started: float | None = None
         self._pipeline, self._costs, self._flights = pipeline, costs, flights
         self._usual_tokens = usual_tokens
-        self._ready, self._deliver, self._give_up = ready, deliver, give_up
+        self._ready, self._deliver, self._show, self._give_up = ready, deliver, show, give_up
         self._running: dict[str, Flight] = {}
         self._ceilings: dict[Hashable, int] = {}
 
@@ -156,6 +158,7 @@ class Engine:
             self.steps += 1 if self._pipeline.card.joins else sample.steps
             flight.touched, flight.bucket = now, bucket
             if sample.error is None and not sample.done:
+                self._preview(flight, sample)
                 continue
             del self._running[flight.lease.key]
             if sample.error is not None:
@@ -164,6 +167,12 @@ class Engine:
                 self._flights.remove(flight)
             else:
                 self._deliver(flight)
+
+    def _preview(self, flight: Flight, sample: Sample) -> None:
+        """Hand on the sample as it stands, once a beat while somebody wishes to see it."""
+        if flight.wished:
+            flight.wished = False
+            self._show(flight, replace(sample, extra=dict(sample.extra)))
 
     def _shrink(self, batch: list[Flight], error: OutOfMemory) -> None:
         """Halve the group's forward batch; a sample that does not fit alone fails."""

@@ -18,7 +18,7 @@ class Flight:
 
     `dropped` is set when the lease was lost or the image cancelled: whoever holds the flight next
     lets go of it. `touched` is when it last made a step or became ready. `bucket` is the size of
-    the forward batch that it last ran in.
+    the forward batch that it last ran in. `wished` is set when somebody wants to see a preview.
     """
 
     lease: Lease
@@ -28,6 +28,7 @@ class Flight:
     sample: Sample | None = None
     dropped: bool = False
     bucket: int = 0
+    wished: bool = False
 
     @property
     def step(self) -> int:

@@ -85,6 +85,8 @@ class Heartbeat:
                 if flights[key] in held:
                     log.info("dropped", image=key, cancelled=key in answer.cancelled)
                     flights[key].drop()
+            for key in answer.wished:
+                flights[key].wished = True
         self._store.register(self._name, self._describe(), REGISTERED_SECONDS)
         if time.monotonic() - self._swept >= SWEEP_SECONDS:
             self._swept = time.monotonic()

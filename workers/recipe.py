@@ -32,6 +32,9 @@ PNG_COMPRESS_LEVEL = 4
 
 LOSSY_QUALITY = 95
 
+PREVIEW_SIDE, PREVIEW_QUALITY = 512, 80
+"""The longer side of a preview, in pixels at most, and its JPEG quality."""
+
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
@@ -84,13 +87,23 @@ def recipe(request: ImageRequest, model: Model, card: Card, bucket: int) -> Reci
     )
 
 
-def encode(pixels: torch.Tensor, made: Recipe) -> bytes:
-    """float32 [3, height, width] in 0..1 to the file's bytes, recipe included.
+def thumbnail(pixels: torch.Tensor) -> bytes:
+    """float32 [3, height, width] in 0..1 to a small JPEG: a preview, without a recipe."""
+    picture = _picture(pixels)
+    picture.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE))
+    out = io.BytesIO()
+    picture.save(out, "JPEG", quality=PREVIEW_QUALITY)
+    return out.getvalue()
 
-    Quantised as diffusers does: times 255, rounded to the nearest.
-    """
-    array = (pixels.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
-    picture = Image.fromarray(array)
+
+def _picture(pixels: torch.Tensor) -> Image.Image:
+    """Quantised as diffusers does: times 255, rounded to the nearest."""
+    return Image.fromarray((pixels.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy())
+
+
+def encode(pixels: torch.Tensor, made: Recipe) -> bytes:
+    """float32 [3, height, width] in 0..1 to the file's bytes, recipe included."""
+    picture = _picture(pixels)
     out = io.BytesIO()
     if made.request.format == "png":
         info = PngImagePlugin.PngInfo()

@@ -167,6 +167,7 @@ class Worker:
             flights=self._flights,
             ready=intake.ready,
             deliver=delivery.put,
+            show=delivery.show,
             give_up=delivery.give_up,
         )
         heartbeat = Heartbeat(

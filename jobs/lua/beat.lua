@@ -1,8 +1,12 @@
 -- Extend a worker's leases and record how far each image is. Also the channel by which a worker
--- learns that an image was cancelled, or that it is another's now.
+-- learns that an image was cancelled, that it is another's now, or that somebody wants to see it.
 --
 -- ARGV: 1 lease, ms   2... job, index, token, step of each image
--- Returns 'ok', 'lost' or 'cancelled' for each.
+-- Returns 'ok', 'wished', 'lost' or 'cancelled' for each.
+
+local function is_wished(image)
+  return tonumber(redis.call('ZSCORE', key('wishes'), image) or 0) > NOW
+end
 
 local answers = {}
 for place = 2, #ARGV, 4 do
@@ -16,8 +20,11 @@ for place = 2, #ARGV, 4 do
       job.changed = true
     end
   end
-  local others = state == 'cancelled' and 'cancelled' or 'lost'
-  answers[#answers + 1] = job and 'ok' or others
+  if job then
+    answers[#answers + 1] = is_wished(image_key(job, index)) and 'wished' or 'ok'
+  else
+    answers[#answers + 1] = state == 'cancelled' and 'cancelled' or 'lost'
+  end
 end
 save_jobs()
 return answers

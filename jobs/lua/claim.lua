@@ -3,7 +3,7 @@
 -- ARGV: 1 model   2 worker   3 limit, images   4 limit, pixels in all   5 lease, ms
 --       6, 7 preferred width and height, or ''   8 linger, ms   9 nonce   10 random part of tokens
 --       11... job:index that the worker holds now
--- Returns {'leases', {job, index, token, attempt, stalls, request}...}, or {'linger', ms to wait}.
+-- Returns {'leases', {job, index, token, attempt, stalls, priority, request}...}, or {'linger', ms to wait}.
 --
 -- Safe to repeat. The same nonce returns the same leases, if they still stand. Another nonce gives
 -- back those of the last claim that the worker does not hold: their reply was lost.
@@ -24,7 +24,8 @@ local leases, remembered = {}, {ARGV[9]}
 
 local function hand_over(job, index, record, body)
   redis.call('ZADD', key('leases'), NOW + lease_ms, image_key(job, index))
-  leases[#leases + 1] = {job.id, index, record.token, record.attempt, record.stalls, body}
+  leases[#leases + 1] = {job.id, index, record.token, record.attempt, record.stalls,
+    job.priority, body}
   remembered[#remembered + 1] = image_key(job, index)
   remembered[#remembered + 1] = record.token
 end

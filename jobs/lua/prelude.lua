@@ -187,7 +187,7 @@ local function held_image(id, index, token)
   local job = job_of(id)
   if not job then return nil, nil, 'stale' end
   local record = record_of(job, index)
-  if record.token ~= token then return nil, nil, 'stale' end
+  if token == '' or record.token ~= token then return nil, nil, 'stale' end
   if record.state ~= 'running' then return nil, nil, record.state end
   return job, record, 'running'
 end

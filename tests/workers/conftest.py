@@ -41,6 +41,7 @@ class Bench:
     flights: Flights = field(default_factory=Flights)
     delivered: list[Flight] = field(default_factory=list)
     failed: dict[str, BaseException] = field(default_factory=dict)
+    shown: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.ready: queue.SimpleQueue[Flight] = queue.SimpleQueue()
@@ -51,6 +52,7 @@ class Bench:
             flights=self.flights,
             ready=self.ready,
             deliver=self._deliver,
+            show=lambda flight, sample: self.shown.append(sample.step),
             give_up=self._give_up,
         )
 

@@ -91,3 +91,13 @@ def test_reproducible_samples_always_run_in_one_bucket(bench: MakeBench) -> None
     pinned = engine.costs.pinned(2 * 16)
     buckets = {f.bucket for f in engine.delivered if f.lease.request.reproducible}
     assert buckets == {pinned}
+
+
+def test_a_preview_is_shown_once_a_wish_and_nobody_else_notices(bench: MakeBench) -> None:
+    engine = bench()
+    [wished, _] = engine.enqueue(request(seed=1, steps=8), request(seed=2, steps=8))
+    wished.wished = True
+    engine.run()
+    assert engine.shown == [1]
+    assert len(engine.delivered) == 2
+    assert len(engine.pipeline.calls) == 8
