@@ -25,14 +25,14 @@ from demo.muon import Muon, matrices_and_rest
 from demo.progress import Log, Smoothed, remaining_steps, warm_flat_cosine
 from demo.text import TextEncoders, Tokens, keep_pads_apart, tokenize
 
-STEPS: Final = 7000
+STEPS: Final = 9000
 RATE: Final = 2.5e-3
 PACES: Final = {"transformer": 1.0, "text_encoder": 0.3, "text_encoder_2": 0.5}
 APART: Final = "norm|embed|shared|relative|^proj_out"
 AVERAGE: Final = 0.998
 CAPTION_DROP: Final = 0.1
 LOG_EVERY: Final = 50
-SCORE_EVERY: Final = 500
+SCORE_EVERY: Final = 1000
 
 
 class Average:
@@ -169,26 +169,27 @@ def train(
     empty = tokenize(text.tokenizer, text.tokenizer_2, [""])
     losses = {True: Smoothed(), False: Smoothed()}
     parts = {**model.modules, "optimiser": optimiser, "average": average}
-    for step in remaining_steps(steps, work / "transformer.pt", parts, seed=3):
-        fall = warm_flat_cosine(step, steps, warm=50, flat=0.2) + 0.01
-        for group in optimiser.param_groups:
-            group["lr"] = RATE * fall * group["pace"]
-        shelf = shelf_for(step, list(shelves))
-        errors, noisy = _errors(forward, model, shelf, shelves[shelf], empty)
-        optimiser.zero_grad()
-        errors.mean().backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(weights, 1.0)
-        optimiser.step()
-        keep_pads_apart(text.text_encoder_2)
-        average.update(step)
-        for kind, loss in losses.items():
-            loss.add(errors[noisy == kind].mean().item())
-        if (step + 1) % LOG_EVERY == 0:
-            said = f"noisy {losses[True].value:.4f}, other {losses[False].value:.4f}"
-            log(f"transformer {step + 1}/{steps} {shelf.name} loss {said}")
-        if score and (step + 1) % SCORE_EVERY == 0:
-            with average.in_place():
-                log(f"transformer {step + 1}/{steps} {score(model)}")
+    with denoiser.plain_attention(model.transformer, text):
+        for step in remaining_steps(steps, work / "transformer.pt", parts, seed=3):
+            fall = warm_flat_cosine(step, steps, warm=50, flat=0.2) + 0.01
+            for group in optimiser.param_groups:
+                group["lr"] = RATE * fall * group["pace"]
+            shelf = shelf_for(step, list(shelves))
+            errors, noisy = _errors(forward, model, shelf, shelves[shelf], empty)
+            optimiser.zero_grad()
+            errors.mean().backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_(weights, 1.0)
+            optimiser.step()
+            keep_pads_apart(text.text_encoder_2)
+            average.update(step)
+            for kind, loss in losses.items():
+                loss.add(errors[noisy == kind].mean().item())
+            if (step + 1) % LOG_EVERY == 0:
+                said = f"noisy {losses[True].value:.4f}, other {losses[False].value:.4f}"
+                log(f"transformer {step + 1}/{steps} {shelf.name} loss {said}")
+            if score and (step + 1) % SCORE_EVERY == 0:
+                with average.in_place():
+                    log(f"transformer {step + 1}/{steps} {score(model)}")
     average.settle()
     keep_pads_apart(text.text_encoder_2)
     return model

@@ -69,7 +69,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("demo/work"))
     parser.add_argument("--until", choices=STAGES, default="save", help="the last stage to run")
     parser.add_argument("--steps", type=int, default=flow.STEPS, help="of the transformer")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(arguments.threads)

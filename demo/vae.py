@@ -98,8 +98,11 @@ def _freeze_variance(vae: Any) -> None:
     vae.encoder.conv_out.bias.grad[LATENT_CHANNELS:] = 0
 
 
-def train(work: Path, log: Log, phases: Sequence[Phase] = PHASES) -> Any:
-    """The trained codec, in eval mode; resumes from `work/vae.pt`."""
+def train(work: Path, log: Log, phases: Sequence[Phase] = PHASES, measured: int = 128) -> Any:
+    """The trained codec, in eval mode; resumes from `work/vae.pt`.
+
+    Its latents are measured on so many scenes.
+    """
     torch.manual_seed(0)
     vae = build()
     optimiser, error = _optimiser(vae), Smoothed()
@@ -119,7 +122,7 @@ def train(work: Path, log: Log, phases: Sequence[Phase] = PHASES) -> Any:
         if (step + 1) % 100 == 0:
             decibel = decibels(error.value or 1.0)
             log(f"vae {step + 1}/{len(schedule)} side {schedule[step].side} psnr {decibel:.1f}")
-    return _calibrated(vae.eval(), log)
+    return _calibrated(vae.eval(), measured, log)
 
 
 def decibels(squared: float) -> float:
@@ -128,14 +131,14 @@ def decibels(squared: float) -> float:
 
 
 @torch.no_grad()
-def _calibrated(vae: Any, log: Log) -> Any:
+def _calibrated(vae: Any, count: int, log: Log) -> Any:
     """Sets the factors that make latents of scenes zero-mean and of unit deviation."""
     rng = random.Random(5)
-    pictures = render([random_scene(rng) for _ in range(128)], (128, 128)) * 2 - 1
+    pictures = render([random_scene(rng) for _ in range(count)], (128, 128)) * 2 - 1
     latents = torch.cat([vae.encode(part).latent_dist.mean for part in pictures.chunk(8)])
     rebuilt = torch.cat([vae.decode(part).sample for part in latents.chunk(8)])
     vae.register_to_config(
         scaling_factor=1 / latents.std().item(), shift_factor=latents.mean().item()
     )
-    log(f"vae on 128 scenes: psnr {decibels(F.mse_loss(rebuilt, pictures).item()):.1f}")
+    log(f"vae on {count} scenes: psnr {decibels(F.mse_loss(rebuilt, pictures).item()):.1f}")
     return vae

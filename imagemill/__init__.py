@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from imagemill.client import AsyncClient, AsyncJob, Client, Image, Job
-    from imagemill.errors import ApiError, CorruptDownload, ServerUnreachable
+    from imagemill.errors import ApiError, CorruptDownload, NoServer, ServerUnreachable
 
 __all__ = [
     "ApiError",
@@ -18,10 +18,11 @@ __all__ = [
     "CorruptDownload",
     "Image",
     "Job",
+    "NoServer",
     "ServerUnreachable",
 ]
 
-_ERRORS = ("ApiError", "CorruptDownload", "ServerUnreachable")
+_ERRORS = ("ApiError", "CorruptDownload", "NoServer", "ServerUnreachable")
 
 
 def __getattr__(name: str) -> object:

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from typer.core import TyperGroup
 
-from imagemill import look, parts
+from imagemill import flags, look, parts
 from imagemill.options import (
     DATA,
     HOST,
@@ -62,8 +62,24 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
-    help="Batches of prompts in, images out: a queue and a pool of diffusion workers.",
 )
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"imagemill {version('imagemill')}")
+        raise typer.Exit
+
+
+@app.callback()
+def top(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it and exit.")
+    ] = False,
+) -> None:
+    """Batches of prompts in, images out: a queue and a pool of diffusion workers."""
 
 
 @app.command()
@@ -92,51 +108,29 @@ def up(
 
 @app.command()
 def generate(
-    prompts: Annotated[
-        list[str] | None, typer.Argument(help="What to draw, each in quotes.")
-    ] = None,
-    file: Annotated[
-        str | None,
-        typer.Option("--file", "-f", help=".txt (one a line), .jsonl, .csv, or - for stdin."),
-    ] = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the images.")] = Path("out"),
-    model: Annotated[str | None, typer.Option(help="Default: the catalog's first.")] = None,
-    width: Annotated[int | None, typer.Option(help="Pixels.")] = None,
-    height: Annotated[int | None, typer.Option(help="Pixels.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
-    guidance_scale: Annotated[
-        float | None, typer.Option(help="How strictly to follow the prompt.")
-    ] = None,
-    negative_prompt: Annotated[
-        str | None, typer.Option(help="What the pictures should not show.")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Drawn at random when left out.")] = None,
-    n: Annotated[int | None, typer.Option("--n", "-n", help="Images of each prompt.")] = None,
-    priority: Annotated[int | None, typer.Option(help="0 to 9; 9 goes first.")] = None,
-    format: Annotated[str | None, typer.Option(help="png, jpeg or webp.")] = None,
+    prompts: flags.Prompts = None,
+    file: flags.File = None,
+    out: flags.Out = Path("out"),
+    model: flags.Model = None,
+    width: flags.Width = None,
+    height: flags.Height = None,
+    steps: flags.Steps = None,
+    guidance_scale: flags.GuidanceScale = None,
+    negative_prompt: flags.NegativePrompt = None,
+    seed: flags.Seed = None,
+    n: flags.Copies = None,
+    priority: flags.Priority = None,
+    format: flags.Format = None,
     server: Server = None,
     data: Data = DATA,
     models: Models = None,
-    idempotency_key: Annotated[
-        str | None, typer.Option(help="The same key again is the same job, not another.")
-    ] = None,
-    resume: Annotated[
-        str | None, typer.Option(metavar="JOB", help="Go on with an earlier job.")
-    ] = None,
+    idempotency_key: flags.IdempotencyKey = None,
+    resume: flags.Resume = None,
     as_json: AsJson = False,
 ) -> None:
     """Make images of prompts; start what is needed for it, unless a server is named."""
-    from imagemill.errors import InvalidInput
     from imagemill.generate import GenerateOptions, Generation
-    from imagemill.prompts import Prompt, read_prompts
 
-    given = [Prompt(text) for text in prompts or []]
-    if file is not None:
-        given += read_prompts(file)
-    if resume is None and not given:
-        raise InvalidInput("no prompts: give some in quotes, or a file of them with --file")
-    if resume is not None and given:
-        raise InvalidInput("--resume takes no prompts: the job has its own")
     settings = {
         "width": width,
         "height": height,
@@ -149,7 +143,7 @@ def generate(
         "format": format,
     }
     options = GenerateOptions(
-        prompts=given,
+        prompts=flags.all_prompts(prompts or [], file, resume),
         fields={name: value for name, value in settings.items() if value is not None},
         out=out,
         data=data,

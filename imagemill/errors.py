@@ -2,6 +2,7 @@
 
     ImagemillError
     ├── ApiError            the server answered, and said no
+    ├── NoServer            none was named, and none runs here
     ├── ServerUnreachable   no answer, for as long as the client was willing to try
     ├── CorruptDownload     bytes arrived that are not the image's
     ├── InvalidInput        what the user typed, or a prompt file; one problem a line; exit code 2
@@ -27,6 +28,10 @@ class ApiError(ImagemillError):
         self.title = title
         self.detail = detail
         self.errors = tuple(errors)
+
+
+class NoServer(ImagemillError):
+    """No server was named, and none runs on the data folder."""
 
 
 class ServerUnreachable(ImagemillError):

@@ -16,7 +16,8 @@ from imagemill import wire
 from imagemill.client import Client
 from imagemill.interrupts import Interrupts
 from imagemill.names import place_for, write_file
-from imagemill.reach import why_not_ready
+from imagemill.reach import NO_WORKER, why_not_ready
+from jobs.errors import ImagemillError
 from jobs.job import State
 
 POLL_WAIT = 1.0
@@ -26,6 +27,12 @@ RATE_WINDOW = 15.0
 """Seconds of past progress that the rate is measured over."""
 
 DOWNLOADS_AT_ONCE = 4
+PAUSE_PER_IMAGE = 2e-4
+"""More seconds between polls for each image of the job: an answer about 10,000 takes half a one."""
+
+LONELY_SECONDS = 30.0
+"""Seconds without any worker after which the user is told where to look."""
+
 LOOK_AT_WORKERS = 1.0
 """Seconds between two looks at the workers while nothing moves."""
 
@@ -113,7 +120,7 @@ class Saved:
         return index, path, not is_there
 
 
-class Hopeless(Exception):
+class Hopeless(ImagemillError):
     """The job cannot go on: its model cannot be loaded; the message says why."""
 
 
@@ -125,12 +132,15 @@ def follow(
     *,
     interrupts: Interrupts,
     give_up: bool,
+    advice: str,
 ) -> dict[str, Any]:
     """The job at its end, every image that succeeded saved; or as it is when interrupted.
 
-    With `give_up`, raises Hopeless once no worker will ever take the job.
+    With `give_up`, raises Hopeless once no worker will ever take the job. `advice` says where to
+    look when no worker shows up.
     """
-    rate, etag, note, looked = Rate(), None, "", -LOOK_AT_WORKERS
+    rate, etag, note = Rate(), None, ""
+    looked, lonely_since = -LOOK_AT_WORKERS, time.monotonic()
     while True:
         saved.save(client, job)
         now = time.monotonic()
@@ -143,6 +153,10 @@ def follow(
         elif now - looked >= LOOK_AT_WORKERS:
             note, hopeless = why_not_ready(client, job["model"])
             looked = now
+            lonely_since = lonely_since if note == NO_WORKER else now
+            if now - lonely_since > LONELY_SECONDS:
+                view.say(f"no worker has reported for {LONELY_SECONDS:g} s; {advice}")
+                lonely_since = now
             if hopeless and give_up:
                 raise Hopeless(note)
         view.update(_news(job, saved, rate, note))
@@ -150,7 +164,7 @@ def follow(
         latest, etag = client.say(wire.poll(job["id"], wait, etag, client.patience))
         if latest is not None:
             job = latest
-            time.sleep(wire.POLL_PAUSE)
+            interrupts.rest(wire.POLL_PAUSE + PAUSE_PER_IMAGE * job["counts"]["total"])
 
 
 def _news(job: dict[str, Any], saved: Saved, rate: Rate, note: str) -> News:

@@ -10,12 +10,12 @@ import shlex
 import time
 import uuid
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 
 from imagemill import show, wire
 from imagemill.client import Client
@@ -91,23 +91,31 @@ class Generation:
     def _with_server(self, client: Client, is_private: bool, interrupts: Interrupts) -> int:
         saved = Saved(self._options.out)
         self._job = job = self._begin(client)
-        with self._view as view:
-            try:
-                job = follow(client, job, saved, view, interrupts=interrupts, give_up=is_private)
-            except Hopeless as reason:
-                self._cancel(client, job, saved)
-                self._stderr.print(f"[red]error:[/red] {escape(str(reason))}", highlight=False)
-                self._tell_resume()
-                return 1
-            except Interrupted:
-                job = self._cancel(client, job, saved)
-        if interrupts.asked() and not State(job["state"]).finished:
+        log = self._options.data / "workers.log"
+        advice = "start one with `imagemill worker`" if not is_private else f"{log} may tell why"
+        try:
+            with self._view as view, suppress(Interrupted):
+                job = follow(
+                    client,
+                    job,
+                    saved,
+                    view,
+                    interrupts=interrupts,
+                    give_up=is_private,
+                    advice=advice,
+                )
+        except Hopeless:
+            self._cancel(client, job, saved)
+            raise
+        if not State(job["state"]).finished:
+            self._say("cancelling what has not finished (Ctrl-C again to leave at once)")
             job = self._cancel(client, job, saved)
         self._job = job
         self._report(job, saved)
         if interrupts.asked():
             self._tell_stopped()
             return INTERRUPTED
+        self._tell_resume()
         return 0 if job["state"] == State.SUCCEEDED else 1
 
     def _begin(self, client: Client) -> dict[str, Any]:
@@ -141,7 +149,6 @@ class Generation:
 
     def _cancel(self, client: Client, job: dict[str, Any], saved: Saved) -> dict[str, Any]:
         """Cancel, and bring what had finished before that took effect."""
-        self._say("cancelling what has not finished (Ctrl-C again to leave at once)")
         with Client(client.server, patience=CANCEL_PATIENCE) as patient:
             try:
                 job = patient.say(wire.act(job["id"], "cancel", CANCEL_PATIENCE))
@@ -168,8 +175,6 @@ class Generation:
         if len(rows) > ROWS_SHOWN:
             self._say(f"… and {len(rows) - ROWS_SHOWN} more that failed")
         self._say(self._summary(job, saved, sheet, seconds))
-        if job["counts"]["failed"]:
-            self._tell_resume()
 
     def _summary(
         self, job: dict[str, Any], saved: Saved, sheet: Path | None, seconds: float

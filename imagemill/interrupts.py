@@ -30,6 +30,10 @@ class Interrupts:
         if self._asked.wait(seconds):
             raise Interrupted
 
+    def rest(self, seconds: float) -> None:
+        """Sleep, shorter when the user wants to stop."""
+        self._asked.wait(seconds)
+
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self._asked.is_set():
             raise KeyboardInterrupt

@@ -7,6 +7,7 @@ nothing of jobs.
 
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,12 +15,17 @@ from pathlib import Path
 
 from imagemill.children import environment, last_line, module, open_log
 from imagemill.client import Client
-from imagemill.errors import ApiError, ServerUnreachable, StartFailed
+from imagemill.errors import ApiError, NoServer, ServerUnreachable, StartFailed
 from imagemill.interrupts import Interrupts
 from imagemill.running import Record, Users, is_held, running
+from jobs.catalog import load_catalog
 from jobs.errors import ImagemillError
 
+NO_WORKER = "waiting for a worker"
 LOOK_PAUSE = 0.1
+FIRST_PATIENCE = 2.0
+"""Seconds of retries at the first contact with a named server, which may just be a wrong name."""
+
 START_LIMIT = 120.0
 """Seconds for the service to answer; models may go on loading after that."""
 
@@ -31,16 +37,15 @@ SHARED_AFTER = 1.5
 
 
 def given_server(server: str | None, data: Path) -> str:
-    """The address for commands that start nothing; raises ServerUnreachable when there is none."""
+    """The address for commands that start nothing; raises NoServer when there is none."""
     named = server or os.environ.get("IMAGEMILL_SERVER")
     if named:
         return named
     record = running(data)
     if record is None:
-        raise ServerUnreachable(
-            str(data),
-            "nothing runs on that data folder; start `imagemill up`, or name a server with "
-            "--server or IMAGEMILL_SERVER",
+        raise NoServer(
+            f"nothing runs on the data folder {data}; start `imagemill up`, or name a server "
+            "with --server or IMAGEMILL_SERVER"
         )
     return record.url
 
@@ -55,11 +60,13 @@ def server_for(
 ) -> Iterator[tuple[Client, bool]]:
     """A client of the named server, or of a local one kept running meanwhile.
 
-    The second value tells whether the server is a private one. Raises Interrupted
-    when the user stops the wait for it.
+    The second value tells whether the server is a private one. Raises Interrupted when the user
+    stops the wait for it.
     """
     named = server or os.environ.get("IMAGEMILL_SERVER")
     if named:
+        with Client(named, patience=FIRST_PATIENCE, pause=interrupts.pause) as first:
+            first.get("/healthz")
         with Client(named, pause=interrupts.pause) as client:
             yield client, False
         return
@@ -74,58 +81,56 @@ def server_for(
 def _local(
     data: Path, models: Path, say: Callable[[str], None], interrupts: Interrupts
 ) -> Iterator[Record]:
-    users = Users(data)
+    """The `up` of the folder, adopted or started; a private one is seen off at the end."""
+    users, started = Users(data), None
+    record: Record | None = None
     try:
         _until(users.join, ENDING_LIMIT, f"an `up` on {data} does not end", interrupts)
         record = running(data)
         if record is None:
             say(f"starting imagemill on {data}")
-            record = _start(data, models, interrupts)
+            started = _start(data, models)
+            record = _announced(data, started, interrupts)
         else:
             say(f"using imagemill at {record.url}")
         _wait_until_it_answers(record, data, interrupts)
         yield record
     finally:
         users.leave()
-    if record.private:
-        _wait_until_gone(data)
+        is_private = started is not None or (record is not None and record.private)
+        if is_private and not isinstance(sys.exception(), KeyboardInterrupt):
+            _wait_until_gone(data, started)
 
 
-def _start(data: Path, models: Path, interrupts: Interrupts) -> Record:
+def _start(data: Path, models: Path) -> subprocess.Popen[bytes]:
     """Start `up --private`, which ends by itself once nobody holds the users' lock."""
-    arguments = [
-        "--private",
-        "--host",
-        "127.0.0.1",
-        "--port",
-        "0",
-        "--data",
-        str(data),
-        "--models",
-        str(models),
-    ]
-    log = data / "up.log"
-    with open_log(log) as output:
-        process = subprocess.Popen(
-            module("imagemill", "up", *arguments),
+    load_catalog(models)  # a mistake in it is said here, not in a log
+    where = ["--host", "127.0.0.1", "--port", "0", "--data", str(data), "--models", str(models)]
+    with open_log(data / "up.log") as output:
+        return subprocess.Popen(
+            module("imagemill", "up", "--private", *where),
             env=environment(),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
             start_new_session=True,
         )
+
+
+def _announced(data: Path, process: subprocess.Popen[bytes], interrupts: Interrupts) -> Record:
+    """The address, once told: by the process that was started, or by one that was faster."""
     found: list[Record] = []
 
-    def announced() -> bool:
-        ended = process.poll() is not None
+    def is_known() -> bool:
+        has_ended = process.poll() is not None
         record = running(data)
         if record is not None:
             found.append(record)
-        elif ended:
-            raise StartFailed(f"imagemill did not start: {last_line(log)}")
+        elif has_ended and not is_held(data / "up.lock"):
+            raise StartFailed(f"imagemill did not start: {last_line(data / 'up.log')}")
         return record is not None
 
-    _until(announced, START_LIMIT, f"imagemill does not start; see {log}", interrupts)
+    _until(is_known, START_LIMIT, f"imagemill does not start; see {data / 'up.log'}", interrupts)
     return found[0]
 
 
@@ -143,11 +148,13 @@ def _wait_until_it_answers(record: Record, data: Path, interrupts: Interrupts) -
     _until(answers, START_LIMIT, f"no answer from {record.url}", interrupts)
 
 
-def _wait_until_gone(data: Path) -> None:
+def _wait_until_gone(data: Path, started: subprocess.Popen[bytes] | None) -> None:
     """Return when the private `up` has ended, or when it turns out that others still use it."""
-    started = time.monotonic()
-    while is_held(data / "up.lock") and time.monotonic() - started < ENDING_LIMIT:
-        if running(data) is not None and time.monotonic() - started > SHARED_AFTER:
+    begun = time.monotonic()
+    while time.monotonic() - begun < ENDING_LIMIT:
+        if not is_held(data / "up.lock") and (started is None or started.poll() is not None):
+            return
+        if running(data) is not None and time.monotonic() - begun > SHARED_AFTER:
             return
         time.sleep(LOOK_PAUSE)
 
@@ -173,7 +180,7 @@ def why_not_ready(client: Client, model: str) -> tuple[str, bool]:
     failed = [worker for worker in mine if worker["state"] == "failed"]
     if failed:
         hopeless = all(worker["state"] in ("failed", "starting") for worker in mine)
-        return f"{model} cannot be loaded: {failed[-1].get('error')}", hopeless
+        return f"the model cannot be loaded: {failed[-1].get('error')}", hopeless
     if any(worker["state"] in ("ready", "draining") for worker in mine):
         return "waiting for its turn", False
-    return ("loading the model", False) if mine else ("waiting for a worker", False)
+    return ("loading the model", False) if mine else (NO_WORKER, False)

@@ -197,12 +197,12 @@ def job_facts(job: Mapping[str, Any]) -> Table:
         ("state", coloured(job["state"])),
         ("model", Text(job["model"])),
         ("progress", f"{job['progress']:.0%} of all steps"),
-        ("images", f"{job['counts']['total']}: {counts}"),
+        ("images", f"{job['counts']['total']} ({counts})"),
         ("submitted", moment(job["created"])),
     ]
     if job.get("queue_position") is not None:
         rows.append(("in front", f"{job['queue_position']} images"))
-    if job.get("eta_seconds") is not None:
+    if job.get("eta_seconds"):
         rows.append(("left", f"about {duration(job['eta_seconds'])}"))
     for name, value in rows:
         table.add_row(name, value)
@@ -279,4 +279,5 @@ def ready_panel(ready: Ready) -> Panel:
     facts.add_row("Try", Text(ready.example, style="green"))
     facts.add_row("Stop", Text("Ctrl-C"))
     style = "yellow" if ready.failures else "green"
-    return Panel(facts, title="imagemill is ready", border_style=style, expand=False)
+    title = "imagemill is up, but no worker is ready" if not usable else "imagemill is ready"
+    return Panel(facts, title=title, border_style=style, expand=False)

@@ -24,7 +24,7 @@ from typing import Any
 
 import httpx
 
-from imagemill.children import Child, Kept, Program, Queue, environment, module
+from imagemill.children import Child, Kept, Program, Queue, environment, last_line, module
 from imagemill.errors import StartFailed
 from imagemill.running import Record, Users, announce, claimed, withdraw
 from jobs import lifeline
@@ -36,6 +36,9 @@ TICK = 0.1
 
 PROBE_PAUSE = 0.25
 """Seconds between two questions whether all is ready."""
+
+LONELY_SECONDS = 30.0
+"""Seconds without any worker after which the user is told where to look."""
 
 DRAIN_LIMIT, STOP_LIMIT = 60.0, 15.0
 """Seconds that the workers and the service get to end by themselves."""
@@ -144,6 +147,7 @@ class Launcher:
         self._wake = threading.Event()
         self._http = httpx.Client(base_url=url, timeout=2, trust_env=False)
         self._is_ready = False
+        self._lonely_since: float | None = time.monotonic()
         self._next_probe = 0.0
 
     def run(self) -> None:
@@ -222,11 +226,21 @@ class Launcher:
             workers = response.raise_for_status().json()["data"]
         except (httpx.HTTPError, ValueError, KeyError):
             return
+        self._complain_if_lonely(workers)
         settled = {w["model"] for w in workers if w["state"] in ("ready", "failed")}
         wanted = {m.name for m in self._catalog if m.workers != 0}
         if self._options.workers == 0 or wanted <= settled:
             self._is_ready = True
             self._show_ready(Ready(self._url, self._options, self._catalog, workers))
+
+    def _complain_if_lonely(self, workers: list[dict[str, Any]]) -> None:
+        """Say once where to look when workers die before they can say anything themselves."""
+        if workers:
+            self._lonely_since = None
+        elif self._lonely_since and time.monotonic() - self._lonely_since > LONELY_SECONDS:
+            log = self._options.data / "workers.log"
+            self._say(f"no worker has reported yet; the last line of {log}: {last_line(log)}")
+            self._lonely_since = None
 
     def _end(self) -> None:
         """Workers first, so that what they finish can still be kept; then the rest."""

@@ -8,6 +8,7 @@ retries, bodies and errors is here once.
 
 import hashlib
 import random
+import re
 import time
 from collections.abc import Generator, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -86,10 +87,16 @@ def speak(call: Call, patience: float) -> Conversation[httpx.Response]:
         if not again or waited + delay > patience:
             if isinstance(failure, ApiError):
                 raise failure
-            url = f"{failure.request.url.scheme}://{failure.request.url.netloc.decode()}"
-            raise ServerUnreachable(url, str(failure) or type(failure).__name__) from failure
+            raise _unreachable(failure) from failure
         yield Pause(delay)
         waited, attempt = waited + delay, attempt + 1
+
+
+def _unreachable(failure: httpx.TransportError) -> ServerUnreachable:
+    """Who did not answer, and why, without the number of the error."""
+    url = failure.request.url
+    reason = re.sub(r"^\[Errno -?\d+\] ", "", str(failure)) or type(failure).__name__
+    return ServerUnreachable(f"{url.scheme}://{url.netloc.decode()}", reason)
 
 
 def backoff(attempt: int) -> float:

@@ -6,8 +6,9 @@ to a bucket, one scheduler a sample, classifier-free guidance, the check for NaN
 """
 
 import copy
+import functools
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -70,6 +71,21 @@ def embeddings(batch: Sequence[Sample], name: str, guided: bool) -> torch.Tensor
     return torch.cat([s.conditioning.tensors[each] for each in names for s in batch])
 
 
+def scales(batch: Sequence[Sample]) -> torch.Tensor:
+    """Guidance scales, float32 [samples], for a model that has guidance as an input."""
+    like = batch[0].latents
+    device = like.device if like is not None else None
+    return torch.tensor(
+        [s.request.guidance_scale for s in batch], dtype=torch.float32, device=device
+    )
+
+
+def without_variance(output: torch.Tensor, config: Any) -> torch.Tensor:
+    """The first half of the channels of a model that also predicts its variance; else all."""
+    learns_variance = config.out_channels // 2 == config.in_channels
+    return output.chunk(2, dim=1)[0] if learns_variance else output
+
+
 def predictions(output: torch.Tensor, batch: Sequence[Sample], guided: bool) -> list[torch.Tensor]:
     """A model's output [rows, ...] as one prediction [1, ...] a sample, guidance applied.
 
@@ -86,6 +102,12 @@ def predictions(output: torch.Tensor, batch: Sequence[Sample], guided: bool) -> 
     ]
 
 
+def pixels(pipe: Any, image: torch.Tensor) -> torch.Tensor:
+    """A VAE's image [1, 3, height, width] in -1..1 as [3, height, width] in 0..1."""
+    processed: torch.Tensor = pipe.image_processor.postprocess(image, output_type="pt")
+    return processed[0]
+
+
 def advance(samples: Sequence[Sample], predicted: Sequence[torch.Tensor]) -> None:
     """Step every sample by its own scheduler; `predicted` may go on with the padding's rows.
 
@@ -99,8 +121,8 @@ def advance(samples: Sequence[Sample], predicted: Sequence[torch.Tensor]) -> Non
                 f"the denoising came to NaN or infinity at step {sample.step + 1} of {sample.steps}"
             )
             continue
+        sample.extra |= {"generator": generator, "previous": sample.latents}
         sample.latents, sample.scheduler = new, scheduler
-        sample.extra["generator"] = generator
         sample.step += 1
 
 
@@ -118,15 +140,20 @@ def _step(sample: Sample, predicted: torch.Tensor) -> tuple[torch.Tensor, Any, t
     assert sample.latents is not None
     scheduler = _fork(sample.scheduler)
     generator: torch.Generator = sample.extra["generator"].clone_state()
-    draws = "generator" in inspect.signature(scheduler.step).parameters
     moved: torch.Tensor = scheduler.step(
         predicted,
         current_timestep(sample),
         sample.latents,
         return_dict=False,
-        **({"generator": generator} if draws else {}),
+        **({"generator": generator} if _takes_generator(type(scheduler).step) else {}),
     )[0]
     return moved.to(sample.latents.dtype), scheduler, generator
+
+
+@functools.cache
+def _takes_generator(step: Callable[..., Any]) -> bool:
+    """Whether a scheduler class's step draws noise. Kept, since asking costs more than a step."""
+    return "generator" in inspect.signature(step).parameters
 
 
 def _fork(scheduler: Any) -> Any:

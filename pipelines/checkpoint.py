@@ -19,6 +19,7 @@ from jobs.catalog import Model
 from jobs.errors import ModelUnavailable
 
 INDEX = "model_index.json"
+INDEX_OF_SHARDS = ".safetensors.index.json"
 _CONFIG_OF = (
     ("Scheduler", "scheduler_config.json"),
     ("Tokenizer", None),
@@ -94,6 +95,7 @@ def look_over(model: Model, checkpoint: Checkpoint) -> None:
 
     Reads headers only. Raises ModelUnavailable for the first thing missing or damaged.
     """
+    shards = f".safetensors.index.{model.variant}.json" if model.variant else INDEX_OF_SHARDS
     for name, class_name in checkpoint.components.items():
         folder = checkpoint.folder / name
         if not folder.is_dir():
@@ -103,7 +105,7 @@ def look_over(model: Model, checkpoint: Checkpoint) -> None:
             )
         for path in sorted(folder.glob("*.json")):
             document = _read_json(model, path)
-            if path.name.endswith(".safetensors.index.json"):
+            if path.name.endswith(shards):
                 _check_shards(model, path, document)
         config = next(file for ending, file in _CONFIG_OF if class_name.endswith(ending))
         if config and not (folder / config).is_file():
@@ -120,9 +122,15 @@ def _check_weights(model: Model, folder: Path) -> None:
             with safe_open(path, framework="pt"):
                 pass
         except (SafetensorError, OSError) as error:
-            raise ModelUnavailable(
-                f"model {model.name!r}: {path} is cut short or damaged: {_first_line(error)}"
-            ) from error
+            trouble = f"is cut short or damaged: {_first_line(error)}"
+            if _is_lfs_pointer(path):
+                trouble = "is only a Git LFS pointer to the weights; `git lfs pull` fetches them"
+            raise ModelUnavailable(f"model {model.name!r}: {path} {trouble}") from error
+
+
+def _is_lfs_pointer(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(32).startswith(b"version https://git-lfs")
 
 
 def _weights(folder: Path) -> Iterator[Path]:

@@ -100,6 +100,10 @@ class FakePipeline:
         """Four flat quarters in the sample's colours."""
         return [_picture(sample) for sample in samples]
 
+    def preview(self, sample: Sample) -> torch.Tensor | None:
+        """The picture, darker the earlier it is; None before the first step."""
+        return _picture(sample) * (sample.step / sample.steps) if sample.step else None
+
     def _misbehave(self, samples: Sequence[Sample], size: int) -> None:
         if self.largest_batch is not None and size > self.largest_batch:
             raise OutOfMemory(f"the fake holds {self.largest_batch} samples, not {size}")

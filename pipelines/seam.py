@@ -99,7 +99,10 @@ class Pipeline(Protocol):
         """Run the text encoders; each result equals that of encoding its request alone."""
 
     def start(self, request: ImageRequest, conditioning: Conditioning) -> Sample:
-        """A sample at step 0, its latents drawn from the request's seed."""
+        """A sample at step 0, its latents drawn from the request's seed.
+
+        Raises ImageFailed when the size is not on the model's grid.
+        """
 
     def step(self, samples: Sequence[Sample], bucket: int = 0) -> None:
         """Advance every sample by one step, in one forward pass; all share one batch key.
@@ -112,5 +115,13 @@ class Pipeline(Protocol):
     def decode(self, samples: Sequence[Sample]) -> list[torch.Tensor]:
         """Finished samples to pixels: each float32 [3, height, width] in 0..1, on the CPU.
 
-        Raises OutOfMemory when even one does not fit the device.
+        Raises OutOfMemory when even one does not fit the device, and ImageFailed when one came to
+        NaN or was refused by a safety checker: decode one at a time to know which.
+        """
+
+    def preview(self, sample: Sample) -> torch.Tensor | None:
+        """What a running sample is about to become, as `decode` gives it; None if untold.
+
+        Costs a decode and leaves the sample as it was; while `step` may run, give it a copy with an
+        `extra` of its own. Raises OutOfMemory, and ImageFailed as `decode` does.
         """

@@ -1,8 +1,12 @@
-"""How long a prompt may be, in the text encoder's tokens, and whether one was cut.
+"""How long a prompt may be, in the text encoder's tokens, and how long one is.
 
 Knows tokenizers, not the encoders behind them.
 """
 
+import copy
+from collections.abc import Callable
+from functools import lru_cache
+from threading import Lock
 from typing import Any
 
 from jobs.errors import ConfigurationError
@@ -20,6 +24,23 @@ def sequence_length(asked: int | None, default: int, largest: int) -> int:
     return asked
 
 
-def is_cut(tokenizer: Any, text: str, limit: int) -> bool:
-    """Whether `text` with its special tokens has more than `limit` tokens."""
-    return len(tokenizer(text).input_ids) > limit
+class TokenCounter:
+    """Counts a text's tokens, special ones included, from any thread.
+
+    On a copy of the tokenizer: padding and truncation are a tokenizer's state, and two threads on
+    one get each other's. `prepare` is what the model does to a text before it tokenizes.
+    """
+
+    def __init__(self, tokenizer: Any, prepare: Callable[[str], str] = str) -> None:
+        self._tokenizer = copy.deepcopy(tokenizer)
+        self._prepare = prepare
+        self._lock = Lock()
+        self._count = lru_cache(maxsize=4096)(self._tokenize)
+
+    def __call__(self, text: str) -> int:
+        """Tokens of `text` were it never cut."""
+        return self._count(text)
+
+    def _tokenize(self, text: str) -> int:
+        with self._lock:
+            return len(self._tokenizer(self._prepare(text)).input_ids)

@@ -20,7 +20,9 @@ from jobs.errors import ImagemillError
 from jobs.images import LocalImages
 from jobs.store import Store
 from service.app import create_app
+from service.auth import check_reach
 from service.events import EventHub
+from service.keys import KeyRing
 from service.settings import ServiceSettings
 
 GRACE_SECONDS = 5
@@ -66,6 +68,7 @@ def _settings(arguments: Sequence[str] | None) -> ServiceSettings:
 
 def _serve(settings: ServiceSettings) -> None:
     catalog = load_catalog(settings.models)
+    check_reach(settings, KeyRing(settings.data / "keys.json"))
     images = LocalImages(settings.data / "images")
     with redis_url(settings) as url:
         store = Store.connect(url, pool=settings.pool)

@@ -10,22 +10,49 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
 
-from fastapi import FastAPI
-from fastapi.exceptions import RequestValidationError
-from starlette.exceptions import HTTPException
+import anyio.to_thread
+from fastapi import Depends, FastAPI
 
 from jobs.catalog import Catalog
-from jobs.errors import ImagemillError
 from jobs.images import LocalImages
 from jobs.store import Store
-from service.errors import on_bad_parameters, on_fault, on_http_exception, on_our_error
+from service import handlers
+from service.auth import Gate, caller
+from service.documents import Documents
 from service.events import EventHub
+from service.keys import KeyRing
 from service.metrics import CountRequests, Metrics
 from service.mill import Mill
-from service.openapi import complete_document
-from service.routes import events, health, images, jobs, models
+from service.openai.shelf import FileShelf
+from service.openapi import complete_document, openai_errors, problems
+from service.routes import (
+    events,
+    health,
+    images,
+    jobs,
+    models,
+    openai_batches,
+    openai_files,
+    openai_images,
+    sdapi,
+)
 from service.settings import ServiceSettings
 from service.views import Links
+from service.webhooks.notices import Notices
+from service.webhooks.outbox import Outbox, kept_secret
+from service.webhooks.sender import WebhookSender
+
+_ROUTES = (
+    jobs,
+    events,
+    images,
+    openai_images,
+    openai_files,
+    openai_batches,
+    sdapi,
+    models,
+)
+_OPENAI_ROUTES = (openai_images, openai_files, openai_batches)
 
 
 def create_app(
@@ -45,6 +72,8 @@ def create_app(
         images=images,
         catalog=catalog,
         hub=EventHub(store),
+        files=FileShelf(settings.data / "files"),
+        batches=Documents(settings.data / "batches", "batch_"),
         links=Links(settings.public_url or ""),
         started=int(time.time()),
     )
@@ -54,14 +83,16 @@ def create_app(
 
 def _assemble(app: FastAPI, parts: Mill) -> None:
     app.state.mill = parts
+    app.state.gate = Gate(KeyRing(parts.settings.data / "keys.json"))
     app.state.metrics = Metrics(parts.store, parts.hub)
     app.add_middleware(CountRequests, metrics=app.state.metrics)
-    app.add_exception_handler(ImagemillError, on_our_error)
-    app.add_exception_handler(RequestValidationError, on_bad_parameters)
-    app.add_exception_handler(HTTPException, on_http_exception)
-    app.add_exception_handler(Exception, on_fault)
-    for module in (jobs, events, images, models, health):
-        app.include_router(module.router)
+    handlers.install(app)
+    for module in _ROUTES:
+        failures = problems(401, 403, 429)
+        if module in _OPENAI_ROUTES:
+            failures = openai_errors(401, 403, 429)
+        app.include_router(module.router, dependencies=[Depends(caller)], responses=failures)
+    app.include_router(health.router)
     _set_openapi(app, lambda: complete_document(app))
 
 
@@ -71,12 +102,26 @@ def _set_openapi(app: FastAPI, make: Callable[[], dict[str, object]]) -> None:
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
-    hub: EventHub = app.state.mill.hub
-    hub.start()
+    parts: Mill = app.state.mill
+    parts.hub.start()
+    sender = _webhooks(parts)
+    sender.start()
     try:
         yield
     finally:
-        await hub.stop()
+        await parts.hub.stop()
+        await anyio.to_thread.run_sync(sender.stop)
+
+
+def _webhooks(parts: Mill) -> WebhookSender:
+    root, given = parts.settings.data / "webhooks", parts.settings.webhook_secret
+    return WebhookSender(
+        parts.store,
+        Outbox(root),
+        Notices(parts.store, parts.links),
+        given.get_secret_value() if given else kept_secret(root),
+        private=parts.settings.allows_private_webhooks,
+    )
 
 
 def _version() -> str:

@@ -1,28 +1,103 @@
-"""Who calls: the tenant whose jobs a request may see, and that tenant's share.
+"""Who calls: the tenant whose jobs a request may see, its share, and what it may ask for.
 
-While the service listens on a loopback address and has no keys, everybody is the tenant `local`.
-Knows no route.
+Once there is a key, every request but those for health shows one. Without keys, everybody is the
+tenant `local`; that is only so while the service listens on a loopback address, or is told to be
+open (`IMAGEMILL_ANONYMOUS`). Knows no route.
 """
 
+import math
+import time
 from dataclasses import dataclass
 from typing import Annotated
 
-from fastapi import Depends
+from fastapi import Depends, Request
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from limits import parse
+from limits.storage import MemoryStorage
+from limits.strategies import MovingWindowRateLimiter
+
+from jobs.errors import ConfigurationError
+from service.errors import CrossSite, RateLimited, Unauthenticated
+from service.keys import Key, KeyRing
+from service.settings import ServiceSettings
 
 LOCAL = "local"
+
+_bearer = HTTPBearer(
+    auto_error=False, scheme_name="key", description="An API key, where the service has any."
+)
+_SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """The caller of a request: its tenant, and its weight in the fair share."""
+    """The caller of a request. `max_unfinished` None means the service's own quota."""
 
     tenant: str
     weight: float = 1.0
+    max_unfinished: int | None = None
+    max_priority: int = 9
 
 
-def caller() -> Caller:
-    """The caller of the request at hand."""
-    return Caller(LOCAL)
+class Gate:
+    """Lets callers in by their keys, as often as their keys allow; rates are per process."""
+
+    def __init__(self, ring: KeyRing) -> None:
+        self._ring = ring
+        self._limiter = MovingWindowRateLimiter(MemoryStorage())
+
+    def admit(self, shown: str | None) -> Caller:
+        """The caller who shows this key. Raises Unauthenticated, RateLimited."""
+        if not self._ring:
+            return Caller(LOCAL)
+        if shown is None:
+            raise Unauthenticated("this service wants an API key: Authorization: Bearer KEY")
+        key = self._ring.find(shown)
+        if key is None:
+            raise Unauthenticated("this API key is not known here")
+        self._count(key)
+        return Caller(key.tenant, key.weight, key.max_unfinished, key.max_priority)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether callers need no key."""
+        return not self._ring
+
+    def _count(self, key: Key) -> None:
+        if key.rate is None:
+            return
+        rate = parse(key.rate)
+        if not self._limiter.hit(rate, key.id):
+            reset = self._limiter.get_window_stats(rate, key.id).reset_time
+            wait = max(1, math.ceil(reset - time.time()))
+            raise RateLimited(f"this key may make {key.rate} requests", wait)
+
+
+def check_reach(settings: ServiceSettings, ring: KeyRing) -> None:
+    """Refuse to be open to other machines by accident. Raises ConfigurationError."""
+    if not (settings.loopback or settings.anonymous or ring):
+        raise ConfigurationError(
+            f"host {settings.host} can be reached from other machines and there is no API key: "
+            "make one with `python -m service.keys add NAME`, or set IMAGEMILL_ANONYMOUS=true"
+        )
+
+
+async def caller(
+    request: Request,
+    credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
+) -> Caller:
+    """The caller of the request at hand. Raises Unauthenticated, RateLimited, CrossSite."""
+    gate: Gate = request.app.state.gate
+    found = gate.admit(credentials.credentials if credentials else None)
+    if gate.is_open and request.method not in _SAFE:
+        _check_site(request)
+    return found
+
+
+def _check_site(request: Request) -> None:
+    """A page of another site must not drive the service through its visitor's browser."""
+    if request.headers.get("sec-fetch-site") == "cross-site":
+        raise CrossSite("a page of another site may not do this without a key")
 
 
 AnyCaller = Annotated[Caller, Depends(caller)]

@@ -82,10 +82,13 @@ def parse(raw: bytes) -> Any:
 
 
 def _validated(model: type[BodyModel], raw: bytes) -> BodyModel:
+    value = parse(raw)
     try:
-        return model.model_validate(parse(raw))
+        body = model.model_validate(value)
     except ValidationError as error:
         raise invalid(error) from error
+    _check_text(raw, value)
+    return body
 
 
 def _check_type(request: Request) -> None:
@@ -99,6 +102,15 @@ def _check_type(request: Request) -> None:
         raise UnsupportedBody("the body must be in UTF-8")
     if request.headers.get("content-encoding", "identity") != "identity":
         raise UnsupportedBody("the body must not be compressed")
+
+
+def _check_text(raw: bytes, value: Any) -> None:
+    """Refuse half of a surrogate pair in a text that no schema looked at."""
+    if b"\\ud" in raw.lower():
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise MalformedBody("the body holds half of a surrogate pair") from error
 
 
 def _check_depth(value: Any) -> None:

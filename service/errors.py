@@ -1,29 +1,24 @@
-"""Errors as HTTP: one table from error class to status, and RFC 9457 problem documents.
+"""Errors as HTTP: one table from error class to status, and the two forms that answers take.
 
-Every answer that is not a success leaves through here as `application/problem+json`, whether the
-store, the catalog, a route or the framework raised it. OpenAI-compatible routes wrap the same
-table in OpenAI's envelope. Knows no route and no store.
+Every answer that is not a success is a `Failure` first; it goes out as an RFC 9457 problem
+document, or in OpenAI's envelope on OpenAI's routes. `service/handlers.py` decides which. Knows no
+route and no store.
 """
 
 import http
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-import structlog
-from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
-from starlette.exceptions import HTTPException
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse
 
 from jobs import errors
 from jobs.errors import FieldProblem, ImagemillError
 
 MAX_FIELD_PROBLEMS = 1000
 """Bad fields that one answer names; a body of nothing else cannot make a larger answer."""
-
-log = structlog.get_logger(__name__)
 
 
 class MalformedBody(ImagemillError):
@@ -54,6 +49,34 @@ class Gone(ImagemillError):
     """The image was made, but its file is no longer there."""
 
 
+class Unauthenticated(ImagemillError):
+    """The caller showed no key, or one that is not known."""
+
+
+class CrossSite(ImagemillError):
+    """A browser brought the request from another site's page."""
+
+
+class RateLimited(ImagemillError):
+    """The key has been used too often; in `seconds` it may be used again."""
+
+    def __init__(self, message: str, seconds: int) -> None:
+        super().__init__(message)
+        self.seconds = seconds
+
+
+class CallerLeft(ImagemillError):
+    """The caller hung up before its images were made; nobody reads this answer."""
+
+
+class TookTooLong(ImagemillError):
+    """The images were not made while the caller could wait on the line."""
+
+
+class ImagesFailed(ImagemillError):
+    """A worker could not make the images that the caller waits for; trying again would not help."""
+
+
 class NotReady(ImagemillError):
     """The service cannot make images at the moment; the message says what is missing."""
 
@@ -61,8 +84,11 @@ class NotReady(ImagemillError):
 STATUS: dict[type[ImagemillError], tuple[int, str]] = {
     MalformedBody: (400, "malformed-body"),
     MalformedHeader: (400, "malformed-header"),
+    Unauthenticated: (401, "unauthenticated"),
+    CrossSite: (403, "cross-site"),
     errors.UnknownModel: (404, "unknown-model"),
     errors.NotFound: (404, "not-found"),
+    CallerLeft: (408, "caller-left"),
     errors.Conflict: (409, "conflict"),
     Gone: (410, "gone"),
     BodyTooLarge: (413, "body-too-large"),
@@ -71,8 +97,11 @@ STATUS: dict[type[ImagemillError], tuple[int, str]] = {
     errors.InvalidRequest: (422, "invalid-request"),
     errors.IdempotencyMismatch: (422, "idempotency-mismatch"),
     errors.QuotaExceeded: (429, "quota-exceeded"),
+    RateLimited: (429, "rate-limited"),
+    ImagesFailed: (502, "images-failed"),
     errors.StorageUnavailable: (503, "storage-unavailable"),
     NotReady: (503, "not-ready"),
+    TookTooLong: (504, "took-too-long"),
     ImagemillError: (500, "internal"),
 }
 """What each error class is in HTTP: status, and the last part of the problem's type."""
@@ -80,13 +109,14 @@ STATUS: dict[type[ImagemillError], tuple[int, str]] = {
 RETRY_AFTER_SECONDS = {429: 5, 503: 2}
 """When trying again may help, by status."""
 
+_FINAL = frozenset({"images-failed", "conflict", "idempotency-mismatch", "took-too-long"})
+"""Failures that clients of OpenAI's would try again by their status, where it cannot help."""
+
 _SENTENCES = {"extra_forbidden": "unknown field", "missing": "required"}
 
 
-class ProblemResponse(JSONResponse):
-    """A problem document. ASCII only, so that any text a caller sent can be quoted in it."""
-
-    media_type = "application/problem+json"
+class AsciiResponse(JSONResponse):
+    """JSON in ASCII, so that any text a caller sent can be quoted in it."""
 
     def render(self, content: Any) -> bytes:
         """Compact JSON; a lone surrogate in it becomes its escape."""
@@ -98,52 +128,98 @@ def status_of(error: ImagemillError) -> tuple[int, str]:
     return next(STATUS[cls] for cls in type(error).__mro__ if cls in STATUS)
 
 
-def problem(
-    status: int,
-    detail: str,
-    *,
-    slug: str | None = None,
-    fields: tuple[FieldProblem, ...] = (),
-    headers: Mapping[str, str] | None = None,
-    **extensions: Any,
-) -> ProblemResponse:
-    """A problem document of `status`; `fields` are named up to MAX_FIELD_PROBLEMS."""
-    document: dict[str, Any] = {
-        "type": f"urn:imagemill:problem:{slug}" if slug else "about:blank",
-        "title": http.HTTPStatus(status).phrase,
-        "status": status,
-        "detail": detail,
-        "errors": [
-            {"pointer": field.pointer, "detail": field.detail}
-            for field in fields[:MAX_FIELD_PROBLEMS]
-        ],
-        **extensions,
-    }
-    merged = dict(headers or {})
-    if status in RETRY_AFTER_SECONDS:
-        merged.setdefault("Retry-After", str(RETRY_AFTER_SECONDS[status]))
-    return ProblemResponse(document, status_code=status, headers=merged)
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An answer that is not a success, before it takes one form or another.
+
+    `slug` is the last part of the problem's type; `fields` are the bad ones.
+    """
+
+    status: int
+    detail: str
+    slug: str | None = None
+    fields: tuple[FieldProblem, ...] = ()
+    headers: Mapping[str, str] = field(default_factory=dict)
+    extensions: Mapping[str, Any] = field(default_factory=dict)
 
 
-def problem_of(error: ImagemillError) -> ProblemResponse:
-    """The problem document of one of our errors."""
+def failure_of(error: ImagemillError) -> Failure:
+    """What one of our errors is in HTTP."""
     status, slug = status_of(error)
-    fields = error.problems if isinstance(error, errors.InvalidRequest) else ()
-    extensions = {"known": error.known} if isinstance(error, errors.UnknownModel) else {}
-    headers = {"Content-Range": f"bytes */{error.size}"} if isinstance(error, Unsatisfiable) else {}
-    return problem(
-        status, str(error), slug=slug, fields=tuple(fields), headers=headers, **extensions
+    return Failure(
+        status=status,
+        detail=str(error),
+        slug=slug,
+        fields=tuple(error.problems) if isinstance(error, errors.InvalidRequest) else (),
+        headers=_headers_of(error),
+        extensions={"known": error.known} if isinstance(error, errors.UnknownModel) else {},
     )
+
+
+def _headers_of(error: ImagemillError) -> dict[str, str]:
+    if isinstance(error, Unsatisfiable):
+        return {"Content-Range": f"bytes */{error.size}"}
+    if isinstance(error, RateLimited):
+        return {"Retry-After": str(error.seconds)}
+    if isinstance(error, Unauthenticated):
+        return {"WWW-Authenticate": "Bearer"}
+    return {}
+
+
+def as_problem(failure: Failure) -> JSONResponse:
+    """An RFC 9457 problem document, with up to MAX_FIELD_PROBLEMS fields named."""
+    document: dict[str, Any] = {
+        "type": f"urn:imagemill:problem:{failure.slug}" if failure.slug else "about:blank",
+        "title": http.HTTPStatus(failure.status).phrase,
+        "status": failure.status,
+        "detail": failure.detail,
+        "errors": [
+            {"pointer": one.pointer, "detail": one.detail}
+            for one in failure.fields[:MAX_FIELD_PROBLEMS]
+        ],
+        **failure.extensions,
+    }
+    return _response(failure, failure.status, document, "application/problem+json")
+
+
+def as_openai(failure: Failure) -> JSONResponse:
+    """OpenAI's envelope; bad fields are 400 there, and the first one is named."""
+    status = 400 if failure.status == 422 else failure.status
+    document = {"error": openai_error(failure)}
+    return _response(failure, status, document, "application/json")
+
+
+def openai_error(failure: Failure) -> dict[str, str | None]:
+    """What OpenAI's envelope holds."""
+    kind = "invalid_request_error" if failure.status < 500 else "server_error"
+    first = failure.fields[0] if failure.fields else None
+    return {
+        "message": first.detail if first else failure.detail,
+        "type": "rate_limit_error" if failure.status == 429 else kind,
+        "param": first.pointer.removeprefix("/").replace("/", ".") if first else None,
+        "code": failure.slug.replace("-", "_") if failure.slug else None,
+    }
+
+
+def _response(
+    failure: Failure, status: int, document: dict[str, Any], media_type: str
+) -> JSONResponse:
+    headers = dict(failure.headers)
+    if status in RETRY_AFTER_SECONDS:
+        headers.setdefault("Retry-After", str(RETRY_AFTER_SECONDS[status]))
+    if failure.slug in _FINAL:
+        headers["X-Should-Retry"] = "false"
+    return AsciiResponse(document, status_code=status, headers=headers, media_type=media_type)
 
 
 def invalid(error: ValidationError, prefix: tuple[str, ...] = ()) -> errors.InvalidRequest:
     """Pydantic's verdict on a body as ours, a pointer for each bad field."""
     found = error.errors(include_url=False, include_context=False, include_input=False)
     fields = tuple(
-        FieldProblem(pointer((*prefix, *one["loc"])), _sentence(one["type"], one["msg"]))
+        FieldProblem(pointer((*prefix, *one["loc"])), sentence(one["type"], one["msg"]))
         for one in found
     )
-    return errors.InvalidRequest(_summary(len(fields)), fields)
+    return errors.InvalidRequest(summary(len(fields)), fields)
 
 
 def pointer(location: tuple[int | str, ...]) -> str:
@@ -156,57 +232,12 @@ def pointer(location: tuple[int | str, ...]) -> str:
     )
 
 
-def _sentence(kind: str, message: str) -> str:
+def sentence(kind: str, message: str) -> str:
+    """Pydantic's message of an error type, in our words."""
     return _SENTENCES.get(kind, message.removeprefix("Value error, "))
 
 
-def _summary(count: int) -> str:
+def summary(count: int) -> str:
+    """How many bad fields there are, as a sentence."""
     shown = "" if count <= MAX_FIELD_PROBLEMS else f", the first {MAX_FIELD_PROBLEMS} are listed"
     return f"{count} field{'' if count == 1 else 's'} cannot be accepted{shown}"
-
-
-async def on_our_error(request: Request, error: Exception) -> Response:
-    """Starlette's handler for ImagemillError."""
-    assert isinstance(error, ImagemillError)
-    if status_of(error)[0] >= 500:
-        log.warning("request failed", path=request.url.path, error=str(error))
-    return problem_of(error)
-
-
-async def on_bad_parameters(request: Request, error: Exception) -> Response:
-    """Starlette's handler for query, path and header values that FastAPI refused."""
-    assert isinstance(error, RequestValidationError)
-    fields = tuple(
-        FieldProblem(pointer(tuple(one["loc"])), _sentence(one["type"], one["msg"]))
-        for one in error.errors()
-    )
-    return problem(422, _summary(len(fields)), slug="invalid-request", fields=fields)
-
-
-async def on_http_exception(request: Request, error: Exception) -> Response:
-    """Starlette's handler for what the framework itself refuses: no such route, wrong method."""
-    assert isinstance(error, HTTPException)
-    headers = dict(error.headers or {})
-    detail = str(error.detail)
-    if error.status_code == 404:
-        detail = f"nothing is at {request.url.path}"
-    if error.status_code == 405:
-        headers["Allow"] = ", ".join(_methods_of(request))
-        detail = f"{request.url.path} takes {headers['Allow']}"
-    return problem(error.status_code, detail, headers=headers)
-
-
-async def on_fault(request: Request, error: Exception) -> Response:
-    """Starlette's handler for a bug; the server logs the traceback itself."""
-    return problem(500, "the service met a fault of its own; its log says which", slug="internal")
-
-
-def _methods_of(request: Request) -> list[str]:
-    """All methods that some route takes at the request's path."""
-    methods = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
-    routes = request.app.router.routes
-    return [
-        method
-        for method in methods
-        if any(route.matches({**request.scope, "method": method})[0].value == 2 for route in routes)
-    ]

@@ -8,7 +8,9 @@ from fastapi import Depends, Request
 from jobs.catalog import Catalog
 from jobs.images import LocalImages
 from jobs.store import Store
+from service.documents import Documents
 from service.events import EventHub
+from service.openai.shelf import FileShelf
 from service.settings import ServiceSettings
 from service.views import Links
 
@@ -22,6 +24,8 @@ class Mill:
     images: LocalImages
     catalog: Catalog
     hub: EventHub
+    files: FileShelf
+    batches: Documents
     links: Links
     started: int
     """When the service started, in seconds since the epoch."""

@@ -9,22 +9,32 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
+from service.openai.batch_schemas import CreateBatch
+from service.openai.schemas import GenerateImages, OpenAIError
 from service.schemas import Problem, SubmitJob
+from service.sdapi.schemas import PngToRead, TextToImage
 
 _MEANINGS = {
     400: "The body or a header cannot be read.",
+    401: "The service wants an API key, or another one.",
+    403: "A browser brought this from another site.",
     404: "There is no such thing.",
+    408: "The caller hung up.",
     409: "It does not fit the state that it meets.",
     410: "It was there and is no more.",
     413: "The body is too large.",
     415: "The body is not of a type that the route reads.",
     416: "No byte of the range exists.",
     422: "Fields cannot be accepted; each is named.",
-    429: "The caller has too much unfinished work.",
+    429: "The caller has too much unfinished work, or calls too often.",
+    502: "A worker could not make the images.",
     503: "The queue cannot be reached, or no worker is ready; Retry-After says when to try again.",
+    504: "The images were not made in time.",
 }
 
 _PROBLEM = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
+
+_ENVELOPE = {"application/json": {"schema": {"$ref": "#/components/schemas/OpenAIError"}}}
 
 Responses = dict[int | str, dict[str, Any]]
 
@@ -34,6 +44,14 @@ NOT_MODIFIED: Responses = {304: {"description": "The caller has it already, by i
 def problems(*statuses: int) -> Responses:
     """`responses` of a route for the problems that it can answer with."""
     return {status: {"description": _MEANINGS[status], "content": _PROBLEM} for status in statuses}
+
+
+def openai_errors(*statuses: int) -> Responses:
+    """`responses` of a route that fails in OpenAI's envelope (422 is there for FastAPI's sake)."""
+    return {
+        status: {"description": _MEANINGS[status], "content": _ENVELOPE}
+        for status in (*statuses, 422)
+    }
 
 
 def binary(*media_types: str) -> Responses:
@@ -52,7 +70,15 @@ def complete_document(app: FastAPI) -> dict[str, Any]:
             routes=app.routes,
         )
         _, ours = models_json_schema(
-            [(SubmitJob, "validation"), (Problem, "serialization")],
+            [
+                (SubmitJob, "validation"),
+                (GenerateImages, "validation"),
+                (CreateBatch, "validation"),
+                (TextToImage, "validation"),
+                (PngToRead, "validation"),
+                (Problem, "serialization"),
+                (OpenAIError, "serialization"),
+            ],
             ref_template="#/components/schemas/{model}",
         )
         schemas = document.setdefault("components", {}).setdefault("schemas", {})

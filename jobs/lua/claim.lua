@@ -3,7 +3,8 @@
 -- ARGV: 1 model   2 worker   3 limit, images   4 limit, pixels in all   5 lease, ms
 --       6, 7 preferred width and height, or ''   8 linger, ms   9 nonce   10 random part of tokens
 --       11... job:index that the worker holds now
--- Returns {'leases', {job, index, token, attempt, stalls, priority, request}...}, or {'linger', ms to wait}.
+-- Returns {'leases', {job, index, token, attempt, stalls, priority, request}...},
+-- or {'linger', ms to wait}.
 --
 -- Safe to repeat. The same nonce returns the same leases, if they still stand. Another nonce gives
 -- back those of the last claim that the worker does not hold: their reply was lost.

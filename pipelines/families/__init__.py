@@ -7,6 +7,14 @@ from pipelines.families.family import Family
 
 FAMILIES = {
     "FluxPipeline": "flux:Flux",
+    "Flux2KleinPipeline": "flux2:Flux2Klein",
+    "PixArtSigmaPipeline": "pixart_sigma:PixArtSigma",
+    "QwenImagePipeline": "qwen_image:QwenImage",
+    "SanaPipeline": "sana:Sana",
+    "StableDiffusion3Pipeline": "sd3:StableDiffusion3",
+    "StableDiffusionPipeline": "sd15:StableDiffusion",
+    "StableDiffusionXLPipeline": "sdxl:StableDiffusionXL",
+    "ZImagePipeline": "z_image:ZImage",
 }
 """`_class_name` of a model_index.json to its family, as module:class; imported when needed."""
 

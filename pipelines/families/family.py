@@ -14,6 +14,9 @@ from pipelines.seam import Card, Conditioning, Sample
 
 Role = Literal["positive", "negative"]
 
+REFUSED = "refused by the model's safety checker"
+"""The error of an image that a checkpoint's own safety checker does not let out."""
+
 
 class Family(Protocol):
     """One kind of model. `card`, `batch_key`, `rows`, `tokens` and `step` are the seam's."""

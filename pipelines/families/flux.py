@@ -7,27 +7,27 @@ size go together; prompts are padded without a mask, so all have the model's one
 Knows nothing of IP adapters and LoRA scales.
 """
 
-import copy
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
-from diffusers.pipelines.flux.pipeline_flux import calculate_shift, retrieve_timesteps
 
 from jobs.request import ImageRequest
 from pipelines import batch
 from pipelines.families.family import Role
+from pipelines.families.stepped import Stepped
+from pipelines.schedule import flow_sigmas, own_scheduler, resolution_shift
 from pipelines.seam import Card, Conditioning, Sample
-from pipelines.text import is_cut, sequence_length
+from pipelines.text import TokenCounter, sequence_length
 
 
-class Flux:
+class Flux(Stepped):
     """A FluxPipeline, stepped. `truncated` tells of T5, which carries the words, not of CLIP."""
 
     def __init__(self, pipe: Any, max_sequence_length: int | None = None) -> None:
         self.pipe = pipe
         self.length = sequence_length(max_sequence_length, default=512, largest=512)
+        self.count = TokenCounter(pipe.tokenizer_2)
         self.embedded_guidance: bool = pipe.transformer.config.guidance_embeds
         self.card = Card(
             family="flux",
@@ -40,26 +40,7 @@ class Flux:
 
     def guided(self, request: ImageRequest) -> bool:
         """Whether the request runs with classifier-free guidance."""
-        return not self.embedded_guidance and request.guidance_scale > 1
-
-    def batch_key(self, request: ImageRequest) -> Hashable:
-        """Same size, same number of rows."""
-        return request.width, request.height, self.guided(request)
-
-    def rows(self, request: ImageRequest) -> int:
-        """Two under classifier-free guidance."""
-        return 2 if self.guided(request) else 1
-
-    def tokens(self, request: ImageRequest) -> int:
-        """2x2 latent patches of the image."""
-        return (request.width // self.card.multiple) * (request.height // self.card.multiple)
-
-    def texts(self, request: ImageRequest) -> Mapping[Role, str | None]:
-        """The prompt, and the negative one where it counts."""
-        texts: dict[Role, str | None] = {"positive": request.prompt}
-        if self.guided(request):
-            texts["negative"] = request.negative_prompt or ""
-        return texts
+        return not self.embedded_guidance and super().guided(request)
 
     def encode(self, text: str | None, role: Role) -> Conditioning:
         """T5's prompt_embeds [1, length, d] and CLIP's pooled_prompt_embeds [1, p]."""
@@ -69,7 +50,7 @@ class Flux:
         )
         return Conditioning(
             {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled},
-            truncated=is_cut(self.pipe.tokenizer_2, text, self.length),
+            truncated=self.count(text) > self.length,
         )
 
     def start(self, request: ImageRequest, conditioning: Conditioning) -> Sample:
@@ -85,7 +66,15 @@ class Flux:
             embeds.device,
             generator,
         )
-        scheduler = self._scheduler(request.steps, latents)
+        config = self.pipe.scheduler.config
+        scheduler = own_scheduler(
+            self.pipe.scheduler,
+            request.steps,
+            latents.device,
+            sigmas=flow_sigmas(config, request.steps),
+            mu=resolution_shift(config, latents.shape[1]),
+        )
+        scheduler.set_begin_index(0)
         return batch.new_sample(
             request, conditioning, latents, scheduler, generator, image_ids=image_ids
         )
@@ -99,7 +88,7 @@ class Flux:
         velocity = self.pipe.transformer(
             hidden_states=latents,
             timestep=batch.timesteps(rows, guided).to(latents.dtype) / 1000,
-            guidance=self._guidance(rows, latents.device),
+            guidance=batch.scales(rows) if self.embedded_guidance else None,
             pooled_projections=batch.embeddings(rows, "pooled_prompt_embeds", guided),
             encoder_hidden_states=embeds,
             txt_ids=embeds.new_zeros(embeds.shape[1], 3),
@@ -115,28 +104,4 @@ class Flux:
             sample.latents, request.height, request.width, pipe.vae_scale_factor
         )
         latents = latents / vae.config.scaling_factor + vae.config.shift_factor
-        image = vae.decode(latents, return_dict=False)[0]
-        pixels: torch.Tensor = pipe.image_processor.postprocess(image, output_type="pt")[0]
-        return pixels
-
-    def _guidance(self, rows: Sequence[Sample], device: torch.device) -> torch.Tensor | None:
-        if not self.embedded_guidance:
-            return None
-        scales = [s.request.guidance_scale for s in rows]
-        return torch.tensor(scales, dtype=torch.float32, device=device)
-
-    def _scheduler(self, steps: int, latents: torch.Tensor) -> Any:
-        """A scheduler of the sample's own, shifted by its number of image tokens."""
-        scheduler = copy.deepcopy(self.pipe.scheduler)
-        config = scheduler.config
-        shift = calculate_shift(
-            latents.shape[1],
-            config.get("base_image_seq_len", 256),
-            config.get("max_image_seq_len", 4096),
-            config.get("base_shift", 0.5),
-            config.get("max_shift", 1.15),
-        )
-        sigmas = None if config.get("use_flow_sigmas") else np.linspace(1.0, 1 / steps, steps)
-        retrieve_timesteps(scheduler, steps, latents.device, sigmas=sigmas, mu=shift)
-        scheduler.set_begin_index(0)
-        return scheduler
+        return batch.pixels(pipe, vae.decode(latents, return_dict=False)[0])

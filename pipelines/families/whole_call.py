@@ -1,13 +1,13 @@
 """Any other text-to-image pipeline of diffusers, one whole call at a time.
 
 A step is the whole pipeline call over images of equal size, steps and guidance, so nothing joins
-it midway. Progress and cancellation go through the pipeline's `callback_on_step_end`. Passes only
-what the pipeline's `__call__` takes, and leaves everything else at its defaults, except that sizes
-are exact: no resolution binning. Knows nothing of what happens inside the call.
+it midway. Progress and cancellation go through the pipeline's step callback. Passes only what
+the pipeline's `__call__` takes, and leaves everything else at its defaults, except that sizes are
+exact: no resolution binning. Knows nothing of what happens inside the call.
 """
 
 import inspect
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,10 +15,8 @@ import torch
 from jobs.errors import ImageFailed, ModelUnavailable
 from jobs.request import ImageRequest
 from pipelines import batch
-from pipelines.families.family import Role
+from pipelines.families.family import REFUSED, Role
 from pipelines.seam import Card, Conditioning, Sample
-
-REFUSED = "refused by the model's safety checker"
 
 
 class _AllCancelledError(Exception):
@@ -76,7 +74,8 @@ class WholeCall:
         try:
             output = self.pipe(**self._arguments(requests), **self._callback(samples))
             verdicts = getattr(output, "nsfw_content_detected", None) or [False] * len(samples)
-            for sample, image, refused in zip(samples, output.images, verdicts, strict=False):
+            images = _images(output, type(self.pipe).__name__)
+            for sample, image, refused in zip(samples, images, verdicts, strict=False):
                 _finish(sample, image, bool(refused))
         except _AllCancelledError:
             return
@@ -110,20 +109,29 @@ class WholeCall:
             wanted["negative_prompt"] = [r.negative_prompt or "" for r in requests]
         return {name: value for name, value in wanted.items() if name in self.takes}
 
-    def _callback(self, samples: Sequence[Sample]) -> dict[str, Callable[..., Any]]:
-        if "callback_on_step_end" not in self.takes:
-            return {}
+    def _callback(self, samples: Sequence[Sample]) -> dict[str, Any]:
+        """Arguments by which the call tells of every step, in today's way or the older one."""
 
         def on_step_end(pipe: Any, index: int, timestep: Any, tensors: Any) -> dict[str, Any]:
-            if all(s.cancelled for s in samples):
-                raise _AllCancelledError
-            for sample in samples:
-                # A second-order scheduler has more timesteps than the request has steps.
-                total = max(getattr(pipe, "num_timesteps", 0), sample.steps)
-                sample.step = min((index + 1) * sample.steps // total, sample.steps)
+            self._tell(samples, index)
             return {}
 
-        return {"callback_on_step_end": on_step_end}
+        def on_step(index: int, timestep: Any, latents: Any) -> None:
+            self._tell(samples, index)
+
+        if "callback_on_step_end" in self.takes:
+            return {"callback_on_step_end": on_step_end}
+        if {"callback", "callback_steps"} <= self.takes:
+            return {"callback": on_step, "callback_steps": 1}
+        return {}
+
+    def _tell(self, samples: Sequence[Sample], index: int) -> None:
+        if all(s.cancelled for s in samples):
+            raise _AllCancelledError
+        for sample in samples:
+            # A second-order scheduler has more timesteps than the request has steps.
+            total = max(getattr(self.pipe, "num_timesteps", 0), sample.steps)
+            sample.step = min((index + 1) * sample.steps // total, sample.steps)
 
     def _guidance_kind(self) -> str:
         if self.true_cfg or {"negative_prompt", "guidance_scale"} <= self.takes:
@@ -132,10 +140,19 @@ class WholeCall:
         return "embedded" if "guidance_scale" in self.takes else "none"
 
 
+def _images(output: Any, name: str) -> Any:
+    if not hasattr(output, "images"):
+        raise ImageFailed(f"{name} makes no images but {type(output).__name__}")
+    return output.images
+
+
 def _finish(sample: Sample, image: torch.Tensor, refused: bool) -> None:
     sample.step = sample.steps
+    height, width = image.shape[-2:]
     if refused:
         sample.error = REFUSED
+    elif (width, height) != (sample.request.width, sample.request.height):
+        sample.error = f"the pipeline made {width}x{height} pixels, which nobody asked for"
     elif not torch.isfinite(image).all():
         sample.error = "the pipeline made NaN or infinite pixels"
     else:
@@ -143,17 +160,20 @@ def _finish(sample: Sample, image: torch.Tensor, refused: bool) -> None:
 
 
 def _check_makes_images_from_text(pipe: Any) -> None:
-    """Refuse pipelines that need more than a prompt, such as an image to start from."""
+    """Refuse pipelines that take no prompt or no size, or need more, such as an image."""
+    parameters = inspect.signature(pipe.__call__).parameters
+    lacking = [name for name in ("prompt", "width", "height") if name not in parameters]
     needed = [
         name
-        for name, parameter in inspect.signature(pipe.__call__).parameters.items()
+        for name, parameter in parameters.items()
         if parameter.default is parameter.empty
         and parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
+        and name != "prompt"
     ]
-    takes_text = "prompt" in inspect.signature(pipe.__call__).parameters
-    if not takes_text or set(needed) - {"prompt"}:
+    if lacking or needed:
         raise ModelUnavailable(
-            f"{type(pipe).__name__} does not make images from a prompt alone"
+            f"{type(pipe).__name__} does not make images from a prompt and a size alone"
+            + (f"; it takes no {', '.join(lacking)}" if lacking else "")
             + (f"; it needs {', '.join(needed)}" if needed else "")
         )
 

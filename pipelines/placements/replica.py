@@ -5,6 +5,7 @@ OutOfMemory when the device is full. Knows no mathematics of any model.
 """
 
 from collections.abc import Hashable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from pipelines.checkpoint import Checkpoint
 from pipelines.families import make_family
 from pipelines.families.family import Family
 from pipelines.memory import reports_out_of_memory
+from pipelines.preview import finished_latents
 from pipelines.seam import Card, Conditioning, Sample
 
 
@@ -75,6 +77,13 @@ class Replica:
         Raises ImageFailed when the decoder makes NaN of a sample's latents.
         """
         return [self._decode(sample) for sample in samples]
+
+    @reports_out_of_memory
+    def preview(self, sample: Sample) -> torch.Tensor | None:
+        """The decoded guess at what the sample becomes; None before its first step."""
+        with torch.inference_mode():
+            latents = finished_latents(sample)
+        return None if latents is None else self._decode(replace(sample, latents=latents))
 
     def _encode(self, request: ImageRequest) -> Conditioning:
         tensors: dict[str, torch.Tensor] = {}

@@ -22,6 +22,7 @@ from service.downloads import SHEET_IMAGES, ImageFile, archive, contact_sheet, f
 from service.errors import Gone
 from service.mill import Mill, TheMill
 from service.openapi import NOT_MODIFIED, binary, problems
+from service.results import preview
 
 router = APIRouter(tags=["images"])
 
@@ -84,6 +85,20 @@ def get_image(
         filename=f"{job_id}-{file_name(index, result)}",
         content_disposition_type="inline",
     )
+
+
+@router.get(
+    "/v1/jobs/{job_id}/images/{index}/preview",
+    response_class=Response,
+    responses=binary("image/jpeg") | problems(404, 422, 503),
+)
+def get_preview(job_id: str, index: int, mill: TheMill, caller: AnyCaller) -> Response:
+    """What a worker last showed of an image that it makes; 404 while there is nothing to see."""
+    mill.store.job(job_id, caller.tenant)
+    data = preview(mill.images, job_id, index)
+    if data is None:
+        raise NotFound(f"there is no preview of image {index}")
+    return Response(data, media_type="image/jpeg", headers={"Cache-Control": "no-store"})
 
 
 @router.get(

@@ -5,10 +5,6 @@ model), the catalog (what this model allows), the card (what the loaded model tu
 Nothing is queued unless all three agree.
 """
 
-import asyncio
-import hashlib
-import json
-import re
 from typing import Annotated
 
 import anyio.to_thread
@@ -16,23 +12,18 @@ from fastapi import APIRouter, Depends, Header, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from jobs.job import Job, State
-from service.auth import AnyCaller, Caller
+from service.auth import AnyCaller
 from service.body import json_body, json_body_schema
 from service.conditional import tags
-from service.errors import MalformedHeader
+from service.enqueue import enqueue
 from service.eta import eta_seconds, steps_per_second
 from service.mill import Mill, TheMill
 from service.openapi import NOT_MODIFIED, problems
 from service.schemas import JobPage, JobView, SubmitJob
-from service.submission import image_requests, warnings
 from service.views import job_summary, job_view
+from service.waiting import wait_for_job
 
 router = APIRouter(tags=["jobs"])
-
-RECHECK_SECONDS = 2.0
-"""A waiting request looks at its job at least this often: the queue thins out progress events."""
-
-_IDEMPOTENCY_KEY = re.compile(r"[!-~]{1,255}")
 
 
 class Wait(BaseModel):
@@ -81,24 +72,8 @@ def submit_job(
     ] = None,
 ) -> Response:
     """Queue a batch of prompts. Answers at once; nothing is queued unless all of it is right."""
-    idempotency = _idempotency(idempotency_key, body)
-    model = mill.catalog.get(body.model)
-    card = mill.store.card(model.name)
-    submitted = mill.store.submit(
-        image_requests(body, model, card),
-        tenant=caller.tenant,
-        priority=body.priority,
-        weight=caller.weight,
-        idempotency=idempotency,
-        metadata=body.metadata,
-        spec={"webhook": body.webhook.model_dump() if body.webhook else None},
-        quota=mill.settings.max_unfinished,
-        keep_seconds=mill.settings.keep_seconds,
-        max_attempts=mill.settings.max_attempts,
-        max_stalls=mill.settings.max_stalls,
-    )
-    job = mill.store.job(submitted.job_id, caller.tenant)
-    response = _answer(mill, job, status=202, notes=warnings(body, card))
+    job, notes = enqueue(mill, caller, body, idempotency_key)
+    response = _answer(mill, job, status=202, notes=notes)
     response.headers["Location"] = mill.links.job(job.id)
     response.headers["Retry-After"] = "1"
     return response
@@ -119,7 +94,13 @@ async def get_job(
     """The job as it is now, or after a wait for news of it. The ETag changes when it does."""
     known = tags(if_none_match)
     versions = {tag.rpartition(".")[0] for tag in known}
-    job = await _wait_for_news(mill, caller, job_id, versions, query.wait)
+    job = await wait_for_job(
+        mill,
+        caller,
+        job_id,
+        lambda job: job.version not in versions if versions else job.state.finished,
+        query.wait,
+    )
     return await anyio.to_thread.run_sync(_unless_known, mill, job, known)
 
 
@@ -158,22 +139,6 @@ def delete_job(job_id: str, mill: TheMill, caller: AnyCaller) -> Response:
     return Response(status_code=204)
 
 
-async def _wait_for_news(
-    mill: Mill, caller: Caller, job_id: str, versions: set[str], seconds: float
-) -> Job:
-    """The job, once it is finished or no longer in one of `versions`, or `seconds` have passed."""
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + seconds
-    with mill.hub.watch(job_id) as watch:
-        while True:
-            job = await anyio.to_thread.run_sync(mill.store.job, job_id, caller.tenant)
-            left = deadline - loop.time()
-            news = job.version not in versions if versions else job.state.finished
-            if news or left <= 0 or mill.hub.closing:
-                return job
-            await watch.news_within(min(left, RECHECK_SECONDS))
-
-
 def _unless_known(mill: Mill, job: Job, known: list[str]) -> Response:
     position = mill.store.position(job.id)
     tag = f"{job.version}.{position}"
@@ -196,12 +161,3 @@ def _answer(mill: Mill, job: Job, *, status: int = 200, notes: list[str] | None 
         media_type="application/json",
         headers={"ETag": f'W/"{job.version}.{position}"', "Cache-Control": "no-cache"},
     )
-
-
-def _idempotency(key: str | None, body: SubmitJob) -> tuple[str, str] | None:
-    if key is None:
-        return None
-    if not _IDEMPOTENCY_KEY.fullmatch(key):
-        raise MalformedHeader("Idempotency-Key must be 1 to 255 visible ASCII characters")
-    canonical = json.dumps(body.model_dump(mode="json"), sort_keys=True)
-    return key, hashlib.sha256(canonical.encode()).hexdigest()

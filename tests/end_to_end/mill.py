@@ -29,9 +29,10 @@ START_SECONDS = 60.0
 
 
 def environment() -> dict[str, str]:
-    """Ours without any setting of imagemill's, but for short leases and no colour."""
+    """Ours without any setting of imagemill's, but for shorter leases and drains; no colour."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith("IMAGEMILL_")}
-    return {**kept, "IMAGEMILL_LEASE_SECONDS": "4", "COLUMNS": "100", "NO_COLOR": "1"}
+    short = {"IMAGEMILL_LEASE_SECONDS": "4", "IMAGEMILL_DRAIN_SECONDS": "5"}
+    return {**kept, **short, "COLUMNS": "100", "NO_COLOR": "1"}
 
 
 def run(*arguments: str | Path, seconds: float = 90) -> subprocess.CompletedProcess[str]:
@@ -46,17 +47,25 @@ def run(*arguments: str | Path, seconds: float = 90) -> subprocess.CompletedProc
     )
 
 
-def start(*arguments: str | Path) -> subprocess.Popen[str]:
+def start(*arguments: str | Path, output: Path) -> subprocess.Popen[bytes]:
     """Start a command in a process group of its own, as a shell with job control does."""
-    return subprocess.Popen(
-        [*COMMAND, *map(str, arguments)],
-        cwd=ROOT,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        process_group=0,
-    )
+    with output.open("wb") as file:
+        return subprocess.Popen(
+            [*COMMAND, *map(str, arguments)],
+            cwd=ROOT,
+            env=environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            process_group=0,
+        )
+
+
+def start_up(data: Path, models: Path = MODELS) -> "Mill":
+    """`imagemill up` on a free port; what it says goes to a file beside the folder."""
+    output = data.with_name(f"{data.name}.txt")
+    process = start("up", "--port", "0", "--data", data, "--models", models, output=output)
+    return Mill(data, process, output)
 
 
 def processes_of(data: Path) -> dict[int, str]:
@@ -78,14 +87,19 @@ def processes_of(data: Path) -> dict[int, str]:
 class Mill:
     """A running `imagemill up`."""
 
-    def __init__(self, data: Path, process: subprocess.Popen[str]) -> None:
+    def __init__(self, data: Path, process: subprocess.Popen[bytes], output: Path) -> None:
         self.data, self.process = data, process
+        self._output = output
         self.url = str(wait_until(self._record, START_SECONDS)["url"])
 
     def _record(self) -> Any:
-        assert self.process.poll() is None, "`up` ended"
+        assert self.process.poll() is None, self.said()
         path = self.data / "up.json"
         return json.loads(path.read_text()) if path.exists() else None
+
+    def said(self) -> str:
+        """All that `up` has printed, on one line."""
+        return " ".join(self._output.read_text().split())
 
     def pid_of(self, part: str) -> int | None:
         """The process of a part: `service`, `workers` (the supervisor), `worker` or `queue`."""
@@ -124,18 +138,17 @@ class Mill:
 @contextmanager
 def up(data: Path, models: Path = MODELS) -> Iterator[Mill]:
     """`imagemill up` on a free port, stopped afterwards; nothing of it may be left then."""
-    process = start("up", "--port", "0", "--data", data, "--models", models)
+    mill = start_up(data, models)
     try:
-        mill = Mill(data, process)
         wait_until(mill.answers, START_SECONDS)
         yield mill
     finally:
-        process.terminate()
+        mill.process.terminate()
         try:
-            process.wait(60)
+            mill.process.wait(60)
         finally:
-            process.kill()
-            process.communicate()
+            mill.process.kill()
+            mill.process.wait()
             left = processes_of(data)
             for pid in left:
                 os.kill(pid, signal.SIGKILL)

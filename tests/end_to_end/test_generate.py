@@ -5,10 +5,8 @@ import json
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
 from PIL import Image
 
 from imagemill.client import Client
@@ -23,18 +21,27 @@ PROMPTS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def mill(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mill]:
-    with mills.up(tmp_path_factory.mktemp("data")) as mill:
-        yield mill
-
-
 def test_twelve_prompts_become_twelve_pictures_with_their_recipes(tmp_path: Path) -> None:
-    """Nothing runs beforehand, and nothing is left afterwards."""
-    prompts, out, data = tmp_path / "prompts.txt", tmp_path / "out", tmp_path / "data"
+    """Two people do it at once on a folder where nothing runs: they share what one starts.
+
+    Nothing is left of it when both are done.
+    """
+    prompts, data = tmp_path / "prompts.txt", tmp_path / "data"
     prompts.write_text("\n".join(PROMPTS))
-    done = run("generate", "--file", prompts, "--out", out, "--data", data, "--models", MODELS)
+    where = ["--data", data, "--models", MODELS]
+    other = start(
+        "generate", "a pink cross", "--out", tmp_path / "b", *where, output=tmp_path / "b.txt"
+    )
+    done = run("generate", "--file", prompts, "--out", tmp_path / "a", *where)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert other.wait(60) == 0, (tmp_path / "b.txt").read_text()
+    assert len(list((tmp_path / "b").glob("0*.png"))) == 1
+    check_pictures(tmp_path / "a")
+    wait_until(lambda: processes_of(data) == {}, 30)
+
+
+def check_pictures(out: Path) -> None:
+    """The twelve files, what is in them, and the sheet."""
     files = sorted(out.glob("0*.png"))
     assert [path.name[:4] for path in files] == [f"{index:04d}" for index in range(12)]
     for prompt, path in zip(PROMPTS, files, strict=True):
@@ -45,7 +52,6 @@ def test_twelve_prompts_become_twelve_pictures_with_their_recipes(tmp_path: Path
             assert picture.text["parameters"].startswith(prompt)
     with Image.open(out / "sheet.png") as sheet:
         sheet.verify()
-    assert processes_of(data) == {}
 
 
 def test_a_second_up_says_where_the_first_is_and_breaks_nothing(mill: Mill) -> None:
@@ -65,31 +71,29 @@ def test_a_taken_port_is_one_sentence(mill: Mill, tmp_path: Path) -> None:
 
 
 def test_ctrl_c_cancels_and_resume_completes(mill: Mill, tmp_path: Path) -> None:
-    wait_until(mill.ready_workers, 60)
     flags = ["--out", str(tmp_path), "--data", str(mill.data)]
-    generate = start("generate", *PROMPTS, "--n", "3", "--steps", "6", *flags)
-    wait_until(lambda: len(list(tmp_path.glob("0*.png"))) >= 4, 60)
+    log = tmp_path / "log.txt"
+    generate = start("generate", *PROMPTS, "--n", "2", "--steps", "6", *flags, output=log)
+    wait_until(lambda: len(list(tmp_path.glob("0*.png"))) >= 3, 60)
     os.killpg(generate.pid, signal.SIGINT)
-    output, _ = generate.communicate(timeout=30)
-    assert generate.returncode == 130, output
+    assert generate.wait(30) == 130, log.read_text()
     kept = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("0*.png")}
-    assert 4 <= len(kept) < 36
+    assert 3 <= len(kept) < 24
     with Client(mill.url) as client:
         job_id = client.get("/v1/jobs", limit=1)["data"][0]["id"]
-        assert client.job(job_id).counts.cancelled == 36 - len(kept)
-    assert f"imagemill generate --resume {job_id} --out {tmp_path}" in output.replace("\n", " ")
+        assert client.job(job_id).counts.cancelled == 24 - len(kept)
+    assert f"imagemill generate --resume {job_id} --out {tmp_path}" in log.read_text()
     resumed = run("generate", "--resume", job_id, *flags, "--json")
     assert resumed.returncode == 0, resumed.stderr
     images = json.loads(resumed.stdout)["images"]
     assert {image["state"] for image in images} == {"succeeded"}
     assert {image["file"] for image in images} == {path.name for path in tmp_path.glob("0*.png")}
-    assert len(images) == 36
+    assert len(images) == 24
     now = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("0*.png")}
     assert {name: now[name] for name in kept} == kept
 
 
 def test_the_tables_tell_what_there_is(mill: Mill) -> None:
-    wait_until(mill.ready_workers, 60)
     models = json.loads(run("models", "--data", mill.data, "--json").stdout)
     assert [model["id"] for model in models] == ["demo"]
     assert "ready" in run("workers", "--data", mill.data).stdout
@@ -103,21 +107,23 @@ def test_the_tables_tell_what_there_is(mill: Mill) -> None:
 def test_a_killed_generate_takes_its_private_up_along(tmp_path: Path) -> None:
     """SIGKILL in the middle of the start: the private `up` sees that nobody uses it any more."""
     data = tmp_path / "data"
-    generate = start("generate", "a red circle", "--data", data, "--models", MODELS)
+    where = ["--data", data, "--models", MODELS]
+    generate = start("generate", "a red circle", *where, output=tmp_path / "log.txt")
     wait_until(lambda: (data / "up.json").exists(), 60)
     assert len(processes_of(data)) > 1
     generate.kill()
-    generate.communicate()
+    generate.wait()
     wait_until(lambda: processes_of(data) == {}, 60)
 
 
 def test_ctrl_c_while_starting_leaves_nothing(tmp_path: Path) -> None:
     data = tmp_path / "data"
-    generate = start("generate", "a", "--out", tmp_path, "--data", data, "--models", MODELS)
+    where, log = ["--data", data, "--models", MODELS], tmp_path / "log.txt"
+    generate = start("generate", "a", "--out", tmp_path, *where, output=log)
     wait_until(lambda: (data / "up.json").exists(), 60)
     os.killpg(generate.pid, signal.SIGINT)
-    output, _ = generate.communicate(timeout=60)
-    assert generate.returncode == 130, output
+    assert generate.wait(60) == 130, log.read_text()
+    assert "stopped" in log.read_text()
     wait_until(lambda: processes_of(data) == {}, 60)
 
 

@@ -92,6 +92,8 @@ class FakeServer:
             return status, {"title": "for now", "status": status}, extra
         if method == "POST" and path == "/v1/jobs":
             return self._submit(body, headers)
+        if path == "/healthz":
+            return 200, {"status": "ok"}, {}
         if path == "/v1/workers":
             return 200, {"data": self.workers}, {}
         if path == "/v1/models":

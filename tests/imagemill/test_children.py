@@ -10,7 +10,10 @@ import pytest
 
 from imagemill import children
 from imagemill.children import Kept, Program, environment, last_line, module, open_log
+from imagemill.up import Launcher, UpOptions
+from jobs.catalog import Catalog
 from jobs.errors import ImagemillError
+from jobs.settings import QueueSettings
 from tests.waiting import wait_until
 
 
@@ -145,3 +148,22 @@ def test_a_large_log_is_set_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     open_log(log).close()
     assert (tmp_path / "it.log.1").read_text() == "a long first line\n"
     assert last_line(log).startswith("nothing in")
+
+
+def test_asked_twice_up_kills_what_does_not_end(tmp_path: Path) -> None:
+    class Stubborn(Pretend):
+        def stop(self) -> None:
+            return
+
+    data = tmp_path / "data"
+    data.mkdir()
+    options = UpOptions("127.0.0.1", 1, data, tmp_path / "models.toml")
+    said: list[object] = []
+    settings = QueueSettings(data=data)
+    launcher = Launcher(options, settings, Catalog({}), 1, "http://x", said.append, said.append)
+    child = Stubborn(lives=True)
+    launcher._kept = [Kept(child)]
+    launcher.stop()
+    launcher.stop()
+    launcher._end()
+    assert not child.lives

@@ -174,8 +174,22 @@ def test_a_server_that_is_down_is_one_sentence(
     done = run("models", "--server", "http://127.0.0.1:9")
     assert done.exit_code == 1
     assert "no imagemill server answers at http://127.0.0.1:9" in done.stderr
+    assert "Errno" not in done.stderr
+    done = run("generate", "a", "--out", tmp_path, "--server", "http://127.0.0.1:9")
+    assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
     done = run("status", "--data", tmp_path)
-    assert "nothing runs on that data folder; start `imagemill up`" in done.stderr
+    assert f"nothing runs on the data folder {tmp_path}; start `imagemill up`" in done.stderr
+
+
+def test_a_user_without_workers_is_told_where_to_look(
+    server: FakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(follow, "LOOK_AT_WORKERS", 0.0)
+    monkeypatch.setattr(follow, "LONELY_SECONDS", 0.0)
+    server.workers = []
+    done = run("generate", "a", "b", "--out", tmp_path)
+    assert done.exit_code == 0
+    assert "no worker has reported for 0 s; start one with `imagemill worker`" in done.output
 
 
 def test_ctrl_c_cancels_keeps_and_tells_how_to_go_on(

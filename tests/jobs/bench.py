@@ -61,7 +61,7 @@ class Bench:
 
     def order(self, images: int) -> list[tuple[str, int]]:
         """(job, index) of the next images in the order of their claims, one by one."""
-        leases = [self.claim_one(held=()) if not n else self.claim_one() for n in range(images)]
+        leases = [self.claim_one(worker=uuid4().hex) for _ in range(images)]
         return [(lease.job_id, lease.index) for lease in leases]
 
     def commit(self, *leases: Lease) -> list[str]:
@@ -95,7 +95,12 @@ class Bench:
         """The tenant's unfinished images."""
         return int(self.raw.hget(self.key("quota"), tenant) or 0)
 
-    def keys(self) -> set[str]:
+    def clear(self) -> None:
+        """Forget everything in the pool."""
+        for name in self.all_keys():
+            self.raw.unlink(self.key.prefix + name)
+
+    def all_keys(self) -> set[str]:
         """All keys of the pool, without the prefix."""
         names = self.raw.scan_iter(f"{self.key.prefix}*", count=1000)
         return {name.removeprefix(self.key.prefix) for name in names}

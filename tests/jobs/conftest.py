@@ -22,9 +22,9 @@ def bench(server: EmbeddedServer) -> Iterator[Bench]:
     pool = uuid4().hex[:12]
     store = Store.connect(server.url, pool=pool)
     with redis.Redis.from_url(server.url, decode_responses=True, protocol=2) as raw:
-        yield Bench(store, raw, pool)
-        for name in raw.scan_iter(f"im:{{{pool}}}:*", count=1000):
-            raw.unlink(name)
+        bench = Bench(store, raw, pool)
+        yield bench
+        bench.clear()
     store.close()
 
 

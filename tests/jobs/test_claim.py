@@ -9,8 +9,9 @@ from tests.jobs.bench import Bench, request
 
 
 def test_images_come_in_index_order_with_all_they_need(bench: Bench) -> None:
-    job_id = bench.submit(3)
+    job_id = bench.submit(3, priority=8)
     first, second = bench.claim(2)
+    assert first.priority == 8
     assert (first.key, second.key) == (f"{job_id}:0", f"{job_id}:1")
     assert (first.attempt, first.solo, first.request) == (1, False, request())
     assert first.token != second.token

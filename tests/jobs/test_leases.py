@@ -57,6 +57,24 @@ def test_a_beat_of_nothing_is_nothing(bench: Bench) -> None:
     assert bench.store.beat("w1", {}, 60) == OK
 
 
+def test_a_wish_for_a_preview_reaches_the_worker_for_a_while(bench: Bench) -> None:
+    job_id = bench.submit(2)
+    first, second = bench.claim(2)
+    assert beat(bench, 1, first, second).wished == frozenset()
+    bench.store.want_preview(job_id, 0)
+    assert beat(bench, 1, first, second) == Beat(frozenset(), frozenset(), frozenset({first.key}))
+    bench.raw.zadd(bench.key("wishes"), {first.key: 1})
+    assert beat(bench, 1, first, second) == OK
+
+
+def test_wishes_for_what_is_not_there_go_by_themselves(bench: Bench) -> None:
+    bench.store.want_preview("nonsense", 7)
+    bench.raw.zadd(bench.key("wishes"), {"nonsense:7": 1})
+    bench.store.want_preview("nonsense", 8)
+    assert bench.raw.zrange(bench.key("wishes"), 0, -1) == ["nonsense:8"]
+    assert 0 < bench.raw.pttl(bench.key("wishes")) <= 15_000
+
+
 def test_a_commit_finishes_the_image(bench: Bench) -> None:
     job_id = bench.submit(2)
     lease = bench.claim_one()

@@ -155,7 +155,7 @@ def test_a_deleted_job_is_gone_at_once(bench: Bench) -> None:
             read()
     assert [job.id for job in bench.store.jobs("ann")[0]] == [other]
     assert bench.quota() == 1
-    assert not [name for name in bench.keys() if job_id in name]
+    assert not [name for name in bench.all_keys() if job_id in name]
     assert [lease.job_id for lease in bench.claim(9, worker="w2")] == [other]
 
 

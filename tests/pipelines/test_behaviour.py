@@ -123,6 +123,19 @@ def test_a_prompt_too_long_is_truncated_and_says_so(pipeline):
     assert short.size > 0
 
 
+def test_previews_disturb_nothing_and_end_in_the_picture(pipeline):
+    sample = begin(pipeline, ask(steps=3, width=96))
+    assert pipeline.preview(sample) is None
+    while not sample.done:
+        pipeline.step([sample])
+        preview = pipeline.preview(sample)
+        assert preview.shape == (3, 64, 96)
+        assert 0 <= preview.min() <= preview.max() <= 1
+    [pixels] = pipeline.decode([sample])
+    assert torch.equal(preview, pixels)
+    assert torch.equal(pixels, alone(pipeline, sample.request))
+
+
 # What only the fake can do on demand.
 
 

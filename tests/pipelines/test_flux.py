@@ -198,3 +198,20 @@ def test_the_bundled_model_equals_flux_pipeline():
     pipe.set_progress_bar_config(disable=True)
     for request in requests:
         assert difference(pictures[request.seed], run_flux(pipe, request, 77)) <= TOLERANCE
+
+
+@pytest.mark.skipif(not DEMO.is_dir(), reason="no bundled model")
+def test_a_preview_is_nearer_to_the_picture_than_the_noise_is():
+    pipeline = load_pipeline(entry(DEMO, max_sequence_length=77), "cpu")
+    prompt = "a large red circle in the center on a white background"
+    request = ask(prompt, steps=8, width=128, height=128, guidance_scale=2.5)
+    sample = begin(pipeline, request)
+    pictures = []
+    for _ in range(request.steps):
+        pipeline.step([sample])
+        pictures.append((pipeline.preview(sample), pipeline.decode([sample])[0]))
+    final = pictures[-1][1]
+    previews = [(preview - final).abs().mean().item() for preview, _ in pictures]
+    noisy = [(picture - final).abs().mean().item() for _, picture in pictures]
+    assert previews[3] < 0.5 * noisy[3]
+    assert previews[5] < previews[0]

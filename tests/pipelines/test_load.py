@@ -77,6 +77,12 @@ def test_truncated_weights(folder):
     assert f"{weights} is cut short or damaged" in refusal(entry(folder))
 
 
+def test_weights_that_git_lfs_never_fetched(folder):
+    weights = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    weights.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 7\n")
+    assert f"{weights} is only a Git LFS pointer" in refusal(entry(folder))
+
+
 def test_no_weights(folder):
     (folder / "text_encoder_2" / "model.safetensors").unlink()
     assert f"{folder / 'text_encoder_2'} holds no weights" in refusal(entry(folder))

@@ -1,6 +1,8 @@
 """The small parts: the embedding cache, out-of-memory signs, the forward batch."""
 
 import copy
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
@@ -13,12 +15,14 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
-from jobs.errors import OutOfMemory
+from jobs.errors import ConfigurationError, OutOfMemory
 from pipelines import batch
 from pipelines.cache import EmbeddingCache
 from pipelines.memory import is_out_of_memory, reports_out_of_memory
 from pipelines.seam import Conditioning
+from pipelines.text import TokenCounter, sequence_length
 from tests.pipelines.serving import ask
+from tests.pipelines.tiny_parts import chat_tokenizer
 
 
 def embeddings(kilobytes: int) -> Conditioning:
@@ -112,3 +116,32 @@ def test_padding_repeats_and_never_drops():
     assert batch.padded(samples, 0) == samples
     assert batch.padded(samples, 2) == samples
     assert [s.request.seed for s in batch.padded(samples, 8)] == [1, 2, 3, 1, 2, 3, 1, 2]
+
+
+def test_tokens_are_counted_while_another_thread_truncates():
+    """With one tokenizer for both, each sees the other's truncation once in a while."""
+    tokenizer = chat_tokenizer()
+    count = TokenCounter(tokenizer)
+    texts = [f"{number} " + "word " * 800 for number in range(100)]
+
+    def truncate() -> set[int]:
+        cut = {"padding": "max_length", "truncation": True, "max_length": 48}
+        return {len(tokenizer(text, **cut).input_ids) for text in texts}
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(1) as thread:
+            truncated = thread.submit(truncate)
+            counts = [count(text) for text in texts]
+    finally:
+        sys.setswitchinterval(interval)
+    assert truncated.result() == {48}
+    assert counts == [len(text) for text in texts]
+
+
+def test_a_sequence_length_is_the_catalogs_or_the_default():
+    assert sequence_length(None, default=256, largest=512) == 256
+    assert sequence_length(77, default=256, largest=512) == 77
+    with pytest.raises(ConfigurationError, match="1 to 512, not 513"):
+        sequence_length(513, default=256, largest=512)

@@ -1,10 +1,14 @@
 """Whole-call serving, over StableDiffusionPipeline, FluxPipeline and pipelines without extras."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+from diffusers import StableDiffusionImg2ImgPipeline
 
-from jobs.errors import ModelUnavailable, OutOfMemory
-from pipelines.families.whole_call import REFUSED, WholeCall
+from jobs.errors import ImageFailed, ModelUnavailable, OutOfMemory
+from pipelines.families.family import REFUSED
+from pipelines.families.whole_call import WholeCall
 from pipelines.placements.replica import Replica
 from tests.pipelines.serving import TOLERANCE, alone, ask, begin, difference
 
@@ -71,19 +75,29 @@ def test_the_bucket_pins_the_bits(pipeline):
         assert torch.equal(pipeline.decode([sample])[0], lonely)
 
 
-def test_progress_is_told_step_by_step(pipe, pipeline, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "denoiser", "expected"),
+    [
+        ("SD15", "unet", [0, 0, 1, 2, 3]),  # PNDM makes 5 passes of 4 steps
+        ("PixArtSigma", "transformer", [0, 1, 2, 3]),  # by the older callback
+    ],
+)
+def test_progress_is_told_step_by_step(tiny_pipe, monkeypatch, name, denoiser, expected):
+    pipe = tiny_pipe(name)
+    pipeline = Replica(WholeCall(pipe))
     sample = begin(pipeline, ask(steps=4))
     assert (sample.step, sample.steps) == (0, 4)
     seen = []
-    unet = pipe.unet.forward
+    model = getattr(pipe, denoiser)
+    forward = model.forward
 
     def watched(*arguments, **named):
         seen.append(sample.step)
-        return unet(*arguments, **named)
+        return forward(*arguments, **named)
 
-    monkeypatch.setattr(pipe.unet, "forward", watched)
+    monkeypatch.setattr(model, "forward", watched)
     pipeline.step([sample])
-    assert seen == [0, 0, 1, 2, 3]  # PNDM makes 5 passes of 4 steps
+    assert seen == expected
     assert sample.done
 
 
@@ -167,8 +181,44 @@ def test_the_card_of_a_whole_call(pipeline):
 
 def test_a_pipeline_that_needs_an_image_is_refused():
     class Mender:
-        def __call__(self, prompt, image, steps=3):
+        def __call__(self, prompt, image, width=64, height=64):
             raise AssertionError
 
-    with pytest.raises(ModelUnavailable, match="needs prompt, image"):
+    with pytest.raises(ModelUnavailable, match="it needs image"):
         WholeCall(Mender())
+
+
+def test_a_pipeline_that_takes_no_size_is_refused(pipe):
+    with pytest.raises(ModelUnavailable, match="it takes no width, height"):
+        WholeCall(StableDiffusionImg2ImgPipeline.from_pipe(pipe))
+
+
+class Stub:
+    """A pipeline that makes what it is told to."""
+
+    def __init__(self, output):
+        self.output = output
+
+    def __call__(self, prompt, width=64, height=64, num_inference_steps=2):
+        return self.output
+
+
+def test_a_pipeline_that_makes_no_images_fails_the_image():
+    pipeline = Replica(WholeCall(Stub(SimpleNamespace(frames=[]))))
+    sample = begin(pipeline, ask())
+    with pytest.raises(ImageFailed, match="Stub makes no images"):
+        pipeline.step([sample])
+
+
+@pytest.mark.parametrize(
+    ("image", "error"),
+    [
+        (torch.zeros(3, 64, 32), "made 32x64 pixels"),
+        (torch.full((3, 64, 64), torch.nan), "NaN"),
+    ],
+)
+def test_a_picture_that_is_not_what_was_asked_for_is_an_error(image, error):
+    pipeline = Replica(WholeCall(Stub(SimpleNamespace(images=[image]))))
+    sample = begin(pipeline, ask())
+    pipeline.step([sample])
+    assert error in sample.error

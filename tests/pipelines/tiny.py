@@ -1,7 +1,7 @@
 """Tiny pipelines of ten families, built offline with random weights, saved as diffusers folders.
 
-`save_tiny("FluxPipeline", folder)` writes one; a load and a 4-step image take a fraction of a
-second. They are real: diffusers' own classes, 8x VAEs (32x for none), tokenizers over single
+`save_tiny("Flux", folder)` writes one; a load and a 4-step image take a fraction of a second. They
+are real: diffusers' own classes, 8x VAEs (Sana's autoencoder 4x), tokenizers over single
 bytes. Noise is added to every parameter, since layers initialised to zero would hide whatever is
 fed to them.
 """
@@ -13,15 +13,17 @@ from typing import Any
 import diffusers as d
 import torch
 import transformers as t
-from tokenizers.pre_tokenizers import ByteLevel
 
-BYTES = sorted(ByteLevel.alphabet())
-CHAT_TEMPLATE = (
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+from tests.pipelines.tiny_parts import (
+    WIDTH,
+    chat_tokenizer,
+    clip,
+    clip_tokenizer,
+    qwen3,
+    t5,
+    t5_tokenizer,
+    vae,
 )
-WIDTH = 32
-"""Hidden size of most parts."""
 
 
 def save_tiny(name: str, folder: Path) -> Path:
@@ -40,90 +42,6 @@ def _stir(module: torch.nn.Module) -> None:
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
-
-
-def _clip_tokenizer() -> Any:
-    tokens = [*BYTES, *(byte + "</w>" for byte in BYTES), "<|startoftext|>", "<|endoftext|>"]
-    vocab = {token: index for index, token in enumerate(tokens)}
-    return t.CLIPTokenizer(vocab=vocab, merges=[], model_max_length=77)
-
-
-def _t5_tokenizer() -> Any:
-    vocab = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -2.0)]
-    vocab += [(chr(code), -3.0) for code in range(33, 127)]
-    return t.T5TokenizerFast(vocab=vocab, extra_ids=0, model_max_length=512)
-
-
-def _chat_tokenizer() -> Any:
-    tokens = [*BYTES, "<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    vocab = {token: index for index, token in enumerate(tokens)}
-    tokenizer = t.Qwen2Tokenizer(vocab=vocab, merges=[], model_max_length=4096)
-    tokenizer.add_tokens(["<|im_start|>", "<|im_end|>"], special_tokens=True)
-    tokenizer.chat_template = CHAT_TEMPLATE
-    return tokenizer
-
-
-def _clip(kind: Any = t.CLIPTextModel, hidden: int = WIDTH) -> Any:
-    config = t.CLIPTextConfig(
-        vocab_size=514,
-        hidden_size=hidden,
-        intermediate_size=40,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        bos_token_id=512,
-        eos_token_id=513,
-        pad_token_id=513,
-        projection_dim=WIDTH,
-        max_position_embeddings=77,
-    )
-    return kind(config)
-
-
-def _t5() -> Any:
-    return t.T5EncoderModel(
-        t.T5Config(
-            vocab_size=98,
-            d_model=WIDTH,
-            d_kv=8,
-            d_ff=40,
-            num_layers=2,
-            num_heads=4,
-            feed_forward_proj="gated-gelu",
-        )
-    )
-
-
-def _qwen3(kind: Any, layers: int) -> Any:
-    return kind(
-        t.Qwen3Config(
-            hidden_size=16,
-            intermediate_size=16,
-            num_hidden_layers=layers,
-            num_attention_heads=2,
-            num_key_value_heads=2,
-            head_dim=8,
-            vocab_size=259,
-            max_position_embeddings=4096,
-        )
-    )
-
-
-def _vae(channels: int, scaling: float, shift: float | None = None, quant: bool = False) -> Any:
-    return d.AutoencoderKL(
-        in_channels=3,
-        out_channels=3,
-        block_out_channels=(8, 8, 8, 8),
-        layers_per_block=1,
-        latent_channels=channels,
-        norm_num_groups=4,
-        sample_size=64,
-        use_quant_conv=quant,
-        use_post_quant_conv=quant,
-        shift_factor=shift,
-        scaling_factor=scaling,
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-    )
 
 
 def _flow_shifted() -> Any:
@@ -145,11 +63,11 @@ def _flux(guidance_embeds: bool) -> Any:
     )
     return d.FluxPipeline(
         scheduler=_flow_shifted(),
-        vae=_vae(4, 1.5035, 0.0609),
-        text_encoder=_clip(),
-        tokenizer=_clip_tokenizer(),
-        text_encoder_2=_t5(),
-        tokenizer_2=_t5_tokenizer(),
+        vae=vae(4, 1.5035, 0.0609),
+        text_encoder=clip(),
+        tokenizer=clip_tokenizer(),
+        text_encoder_2=t5(),
+        tokenizer_2=t5_tokenizer(),
         transformer=transformer,
     )
 
@@ -170,9 +88,9 @@ def _unet(**options: Any) -> Any:
 
 def _sd15() -> Any:
     return d.StableDiffusionPipeline(
-        vae=_vae(4, 0.18215, quant=True),
-        text_encoder=_clip(),
-        tokenizer=_clip_tokenizer(),
+        vae=vae(4, 0.18215, quant=True),
+        text_encoder=clip(),
+        tokenizer=clip_tokenizer(),
         unet=_unet(cross_attention_dim=WIDTH, attention_head_dim=4),
         scheduler=d.PNDMScheduler(
             beta_start=0.00085,
@@ -198,11 +116,11 @@ def _sdxl() -> Any:
         projection_class_embeddings_input_dim=6 * 8 + WIDTH,
     )
     return d.StableDiffusionXLPipeline(
-        vae=_vae(4, 0.13025, quant=True),
-        text_encoder=_clip(),
-        tokenizer=_clip_tokenizer(),
-        text_encoder_2=_clip(t.CLIPTextModelWithProjection),
-        tokenizer_2=_clip_tokenizer(),
+        vae=vae(4, 0.13025, quant=True),
+        text_encoder=clip(),
+        tokenizer=clip_tokenizer(),
+        text_encoder_2=clip(t.CLIPTextModelWithProjection),
+        tokenizer_2=clip_tokenizer(),
         unet=unet,
         scheduler=d.EulerDiscreteScheduler(
             beta_start=0.00085,
@@ -231,13 +149,13 @@ def _sd3() -> Any:
     return d.StableDiffusion3Pipeline(
         transformer=transformer,
         scheduler=d.FlowMatchEulerDiscreteScheduler(shift=3.0),
-        vae=_vae(4, 1.5035, 0.0609),
-        text_encoder=_clip(t.CLIPTextModelWithProjection, hidden=16),
-        tokenizer=_clip_tokenizer(),
-        text_encoder_2=_clip(t.CLIPTextModelWithProjection, hidden=16),
-        tokenizer_2=_clip_tokenizer(),
-        text_encoder_3=_t5(),
-        tokenizer_3=_t5_tokenizer(),
+        vae=vae(4, 1.5035, 0.0609),
+        text_encoder=clip(t.CLIPTextModelWithProjection, hidden=16),
+        tokenizer=clip_tokenizer(),
+        text_encoder_2=clip(t.CLIPTextModelWithProjection, hidden=16),
+        tokenizer_2=clip_tokenizer(),
+        text_encoder_3=t5(),
+        tokenizer_3=t5_tokenizer(),
     )
 
 
@@ -286,7 +204,7 @@ def _sana() -> Any:
         )
     )
     return d.SanaPipeline(
-        tokenizer=_chat_tokenizer(),
+        tokenizer=chat_tokenizer(),
         text_encoder=text_encoder,
         vae=vae,
         transformer=transformer,
@@ -316,10 +234,10 @@ def _pixart() -> Any:
     )
     return d.PixArtSigmaPipeline(
         transformer=transformer,
-        vae=_vae(4, 0.13025, quant=True),
+        vae=vae(4, 0.13025, quant=True),
         scheduler=d.DPMSolverMultistepScheduler(),
-        text_encoder=_t5(),
-        tokenizer=_t5_tokenizer(),
+        text_encoder=t5(),
+        tokenizer=t5_tokenizer(),
     )
 
 
@@ -373,7 +291,7 @@ def _qwen_image() -> Any:
         scheduler=_flow_shifted(),
         vae=vae,
         text_encoder=t.Qwen2_5_VLForConditionalGeneration(config),
-        tokenizer=_chat_tokenizer(),
+        tokenizer=chat_tokenizer(),
         transformer=transformer,
     )
 
@@ -397,9 +315,9 @@ def _z_image() -> Any:
     )
     return d.ZImagePipeline(
         scheduler=d.FlowMatchEulerDiscreteScheduler(shift=3.0),
-        vae=_vae(16, 1.5035, 0.0609),
-        text_encoder=_qwen3(t.Qwen3Model, layers=3),
-        tokenizer=_chat_tokenizer(),
+        vae=vae(16, 1.5035, 0.0609),
+        text_encoder=qwen3(t.Qwen3Model, layers=3),
+        tokenizer=chat_tokenizer(),
         transformer=transformer,
     )
 
@@ -434,8 +352,8 @@ def _flux2_klein() -> Any:
         scheduler=_flow_shifted(),
         vae=vae,
         # 28 layers, since the prompt is read at layers 9, 18 and 27.
-        text_encoder=_qwen3(t.Qwen3ForCausalLM, layers=28),
-        tokenizer=_chat_tokenizer(),
+        text_encoder=qwen3(t.Qwen3ForCausalLM, layers=28),
+        tokenizer=chat_tokenizer(),
         transformer=transformer,
     )
 

@@ -2,7 +2,9 @@
 
 import hashlib
 import io
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import count
@@ -85,6 +87,7 @@ class Deployment:
     images: LocalImages
     worker: HandWorker
     settings: ServiceSettings
+    pool: str = ""
 
     def submit(self, *prompts: object, **fields: object) -> dict:
         """The job that a POST of these prompts answers with."""
@@ -111,6 +114,30 @@ def pointers(answer: object) -> list[str]:
     return [one["pointer"] for one in answer.json()["errors"]]
 
 
+@contextmanager
+def working(
+    mill: Deployment, deliver: Callable[[Lease], object] | None = None, model: str = "demo"
+) -> Iterator[list[Lease]]:
+    """A worker that runs beside; what it claimed is in the list."""
+    leases: list[Lease] = []
+    stop = threading.Event()
+
+    def work() -> None:
+        while not stop.is_set():
+            mill.store.wait(model, 0.1)
+            for lease in mill.worker.claim(4, model):
+                leases.append(lease)
+                (deliver or mill.worker.finish)(lease)
+
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(work)
+        try:
+            yield leases
+        finally:
+            stop.set()
+            future.result()
+
+
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
     with EmbeddedServer.ensure(tmp_path_factory.mktemp("queue")) as found:
@@ -122,13 +149,14 @@ def deployed(
     url: str, folder: Path, *, start: bool = True, **settings: object
 ) -> Iterator[Deployment]:
     """A service with a pool of its own; `start` False leaves its lifespan to a server."""
-    store = Store.connect(url, pool=f"test{next(_numbers)}-{folder.name}"[:60])
+    pool = str(settings.pop("pool", f"test{next(_numbers)}-{folder.name}"[:60]))
+    store = Store.connect(url, pool=pool)
     images = LocalImages(folder / "images")
-    chosen = ServiceSettings(**settings)
+    chosen = ServiceSettings(**{"data": folder, **settings})
     app = create_app(chosen, store, images, CATALOG)
     client = TestClient(app)
     with client if start else nullcontext():
-        yield Deployment(client, store, images, HandWorker(store, images), chosen)
+        yield Deployment(client, store, images, HandWorker(store, images), chosen, pool)
 
 
 @pytest.fixture(scope="module")

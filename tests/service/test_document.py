@@ -1,6 +1,6 @@
 """Schemathesis over the OpenAPI document: whatever it sends, the answers are as documented."""
 
-from contextlib import nullcontext, suppress
+from contextlib import ExitStack, nullcontext, suppress
 
 import pytest
 import schemathesis
@@ -15,7 +15,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from tests.service.conftest import Deployment
+from tests.service.conftest import Deployment, working
 
 CHECKS = (
     not_a_server_error,
@@ -31,6 +31,14 @@ EXAMPLES = 12
 @pytest.mark.parametrize("mode", list(GenerationMode), ids=str)
 def test_answers_are_as_documented(mill: Deployment, mode: GenerationMode) -> None:
     mill.store.register("w1", {"model": "demo", "state": "ready"}, 600)
+    with ExitStack() as stack:
+        for model in ("demo", "distilled", "idle"):
+            stack.enter_context(working(mill, model=model))
+        try_every_operation(mill, mode)
+
+
+def try_every_operation(mill: Deployment, mode: GenerationMode) -> None:
+    """Send each operation's requests and check the answers."""
     document = schemathesis.openapi.from_asgi("/openapi.json", mill.client.app)
     for found in document.get_all_operations():
         operation = found.ok()

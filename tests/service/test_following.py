@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from itertools import islice
 
 import httpx
 import pytest
@@ -144,7 +145,7 @@ def test_heartbeats_keep_a_quiet_stream_alive(live: tuple, monkeypatch: pytest.M
     monkeypatch.setattr(following, "HEARTBEAT_SECONDS", 0.05)
     job = mill.submit("a")
     with client.stream("GET", job["urls"]["events"]) as answer:
-        kinds = [kind for _, kind, _ in (frame for _, frame in zip(range(4), frames(answer)))]
+        kinds = [kind for _, kind, _ in islice(frames(answer), 4)]
     assert "comment" in kinds
 
 
@@ -153,7 +154,8 @@ def test_a_reader_that_goes_away_is_forgotten(live: tuple, monkeypatch: pytest.M
     monkeypatch.setattr(following, "HEARTBEAT_SECONDS", 0.05)
     job = mill.submit("a")
     with client.stream("GET", job["urls"]["events"]) as answer:
-        next(frames(answer))
+        stream = frames(answer)
+        next(stream)
         assert "imagemill_waits 1.0" in client.get("/metrics").text
     wait_until(lambda: "imagemill_waits 0.0" in client.get("/metrics").text)
 

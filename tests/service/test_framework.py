@@ -5,7 +5,7 @@ import json
 import pytest
 from starlette.testclient import TestClient
 
-from service.errors import STATUS, problem_of
+from service.errors import STATUS, as_openai, as_problem, failure_of
 from tests.service.conftest import Deployment
 
 
@@ -54,9 +54,12 @@ def test_every_error_of_ours_has_a_status() -> None:
         made = error.__new__(error)
         Exception.__init__(made, "why")
         made.__dict__.update(problems=(), known=(), size=1)
-        answer = problem_of(made)
+        answer = as_problem(failure_of(made))
         assert answer.status_code == status
         assert json.loads(bytes(answer.body))["detail"] == "why"
+        envelope = as_openai(failure_of(made))
+        assert envelope.status_code == (400 if status == 422 else status)
+        assert json.loads(bytes(envelope.body))["error"]["message"] == "why"
 
 
 def test_the_document_knows_every_route_and_problem(mill: Deployment) -> None:
@@ -74,9 +77,10 @@ def test_the_document_knows_every_route_and_problem(mill: Deployment) -> None:
     assert body == {"$ref": "#/components/schemas/SubmitJob"}
     assert "prompts" in document["components"]["schemas"]["SubmitJob"]["properties"]
     for operation in operations.values():
+        form = "application/json" if operation["tags"] == ["openai"] else "application/problem+json"
         for status, answer in operation["responses"].items():
             if status >= "400":
-                assert list(answer["content"]) == ["application/problem+json"]
+                assert list(answer["content"]) == [form]
     references = set(find_references(document))
     assert references <= {
         f"#/components/schemas/{name}" for name in document["components"]["schemas"]

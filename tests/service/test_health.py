@@ -75,9 +75,10 @@ def test_metrics_tell_of_requests_queue_workers_and_images(fresh: Deployment) ->
 def test_when_the_queue_is_out_of_reach_it_says_so(tmp_path: Path) -> None:
     with EmbeddedServer.ensure(tmp_path / "queue") as server:
         store, images = Store.connect(server.url), LocalImages(tmp_path / "images")
-        app = create_app(ServiceSettings(), store, images, CATALOG)
+        settings = ServiceSettings(data=tmp_path)
+        app = create_app(settings, store, images, CATALOG)
         with TestClient(app) as client:
-            gone = Deployment(client, store, images, HandWorker(store, images), ServiceSettings())
+            gone = Deployment(client, store, images, HandWorker(store, images), settings)
             job_id = gone.submit("a")["id"]
             server.stop()
             for method, path in [

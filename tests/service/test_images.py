@@ -8,7 +8,7 @@ import zipfile
 import pytest
 from PIL import Image
 
-from tests.service.conftest import Deployment, pointers
+from tests.service.conftest import Deployment, picture, pointers
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +139,21 @@ def test_an_image_whose_file_is_gone_is_410(mill: Deployment) -> None:
     mill.images.remove_job(job_id)
     answer = mill.client.get(f"/v1/jobs/{job_id}/images/0")
     assert (answer.status_code, answer.json()["title"]) == (410, "Gone")
+
+
+def test_a_preview_is_what_a_worker_last_showed(mill: Deployment) -> None:
+    job_id = mill.submit("a")["id"]
+    path = f"/v1/jobs/{job_id}/images/0/preview"
+    assert mill.client.get(path).status_code == 404
+    for shade in (1, 2):
+        drawn = picture(16, 16, shade)
+        mill.images.write(job_id, 0, "preview", drawn, ".jpg")
+        answer = mill.client.get(path)
+        assert (answer.content, answer.headers["content-type"]) == (drawn, "image/jpeg")
+        assert answer.headers["cache-control"] == "no-store"
+    for index in ("1", "-1", "9" * 30):
+        missing = mill.client.get(f"/v1/jobs/{job_id}/images/{index}/preview")
+        assert missing.status_code == 404
 
 
 def test_the_archive_holds_the_finished_images_and_a_manifest(mill: Deployment) -> None:

@@ -1,0 +1,97 @@
+"""From a validated body to a queued job: the one way in, whichever API it came by.
+
+Knows the store and the catalog; knows no HTTP but the rule for an Idempotency-Key.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jobs.errors import FieldProblem, InvalidRequest
+from jobs.job import Job
+from jobs.request import ImageRequest
+from service.auth import Caller
+from service.errors import MalformedHeader
+from service.mill import Mill
+from service.schemas import SubmitJob, Webhook
+from service.submission import image_requests, warnings
+from service.webhooks.address import is_literal_and_private
+
+_IDEMPOTENCY_KEY = re.compile(r"[!-~]{1,255}")
+
+
+def enqueue(
+    mill: Mill, caller: Caller, body: SubmitJob, idempotency_key: str | None = None
+) -> tuple[Job, list[str]]:
+    """Queue the job that `body` asks for, or find the one that the key made before.
+
+    Returns it with its warnings. Raises UnknownModel, InvalidRequest, MalformedHeader,
+    IdempotencyMismatch, QuotaExceeded, StorageUnavailable; nothing is then queued.
+    """
+    idempotency = None
+    if idempotency_key is not None:
+        idempotency = (_checked(idempotency_key), _digest(body))
+    if body.webhook and not mill.settings.allows_private_webhooks:
+        _check_address(body.webhook.url)
+    model = mill.catalog.get(body.model)
+    card = mill.store.card(model.name)
+    job_id = submit(
+        mill,
+        caller,
+        image_requests(body, model, card),
+        priority=body.priority,
+        metadata=body.metadata,
+        webhook=body.webhook,
+        idempotency=idempotency,
+    )
+    return mill.store.job(job_id, caller.tenant), warnings(body, card)
+
+
+def submit(
+    mill: Mill,
+    caller: Caller,
+    requests: Sequence[ImageRequest],
+    *,
+    priority: int,
+    metadata: Mapping[str, Any],
+    webhook: Webhook | None = None,
+    idempotency: tuple[str, str] | None = None,
+) -> str:
+    """Queue requests of one model as a job and return its id. Raises as `enqueue` does."""
+    if priority > caller.max_priority:
+        detail = f"must be at most {caller.max_priority} for this key"
+        raise InvalidRequest(f"priority {detail}", (FieldProblem("/priority", detail),))
+    return mill.store.submit(
+        requests,
+        tenant=caller.tenant,
+        priority=priority,
+        weight=caller.weight,
+        idempotency=idempotency,
+        metadata=metadata,
+        spec={"webhook": webhook.model_dump() if webhook else None},
+        quota=caller.max_unfinished or mill.settings.max_unfinished,
+        keep_seconds=mill.settings.keep_seconds,
+        max_attempts=mill.settings.max_attempts,
+        max_stalls=mill.settings.max_stalls,
+    ).job_id
+
+
+def _check_address(url: str) -> None:
+    """Refuse at once what would be refused at delivery."""
+    if is_literal_and_private(url):
+        detail = "must not lead to an address that is not public"
+        raise InvalidRequest(f"webhook {detail}", (FieldProblem("/webhook/url", detail),))
+
+
+def _checked(key: str) -> str:
+    if not _IDEMPOTENCY_KEY.fullmatch(key):
+        raise MalformedHeader("Idempotency-Key must be 1 to 255 visible ASCII characters")
+    return key
+
+
+def _digest(body: SubmitJob) -> str:
+    """The same for bodies that ask for the same, however they are written down."""
+    canonical = json.dumps(body.model_dump(mode="json"), sort_keys=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()

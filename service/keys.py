@@ -1,0 +1,206 @@
+"""API keys: `python -m service.keys add NAME` makes one; the service knows only its hash.
+
+    python -m service.keys add alice --weight 2 --max-unfinished 5000 --rate 120/minute
+    python -m service.keys list
+    python -m service.keys revoke ID
+
+The keys of a data folder are in one file, which a running service reads again when it changes. A
+key is 256 random bits, so a plain SHA-256 is as good at rest as a slow hash. Knows no HTTP.
+"""
+
+import argparse
+import fcntl
+import hashlib
+import json
+import os
+import secrets
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import structlog
+from limits import parse
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from jobs.errors import ConfigurationError
+from service.settings import ServiceSettings
+
+log = structlog.get_logger(__name__)
+
+RECHECK_SECONDS = 1.0
+"""How long a change of the key file may go unnoticed."""
+
+
+def _rate(text: str) -> str:
+    parse(text)
+    return text
+
+
+class Key(BaseModel):
+    """What one key may do. `sha256` is of the whole key; several keys may share a tenant.
+
+    `weight` is the tenant's share, `max_unfinished` its quota of images (None: the service's),
+    `max_priority` the highest it may ask for, `rate` requests such as `600/minute` (None: any).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: Annotated[str, Field(pattern=r"^key_[0-9a-f]{12}$")]
+    tenant: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    created: float
+    weight: Annotated[float, Field(gt=0, le=1000)] = 1.0
+    max_unfinished: Annotated[int, Field(ge=1)] | None = None
+    max_priority: Annotated[int, Field(ge=0, le=9)] = 9
+    rate: Annotated[str, AfterValidator(_rate)] | None = None
+
+
+_KEYS = TypeAdapter(list[Key])
+
+
+class KeyRing:
+    """The keys in one file; no file means no keys."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._checked = time.monotonic()
+        self._seen = self._stamp()
+        self._by_hash = self._read()
+
+    def __bool__(self) -> bool:
+        """Whether there are any keys, and so callers must show one."""
+        return bool(self._current())
+
+    def find(self, key: str) -> Key | None:
+        """What is known of a key that a caller shows."""
+        return self._current().get(_digest(key))
+
+    def all(self) -> list[Key]:
+        """Every key, oldest first."""
+        return sorted(self._current().values(), key=lambda one: one.created)
+
+    def add(self, tenant: str, **allowed: object) -> tuple[str, Key]:
+        """Make a key, which is returned this once. Raises ConfigurationError."""
+        shown = f"im_{secrets.token_urlsafe(32)}"
+        try:
+            made = Key.model_validate(
+                {
+                    "id": f"key_{secrets.token_hex(6)}",
+                    "tenant": tenant,
+                    "sha256": _digest(shown),
+                    "created": time.time(),
+                    **allowed,
+                }
+            )
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise ConfigurationError(f"{first['loc'][0]}: {first['msg']}") from error
+        with self._changing() as keys:
+            keys[made.sha256] = made
+        return shown, made
+
+    def revoke(self, key_id: str) -> None:
+        """Take a key back. Raises ConfigurationError when there is none of that id."""
+        with self._changing() as keys:
+            found = next((one for one in keys.values() if one.id == key_id), None)
+            if found is None:
+                raise ConfigurationError(f"no key {key_id}")
+            del keys[found.sha256]
+
+    def _current(self) -> Mapping[str, Key]:
+        now = time.monotonic()
+        if now - self._checked >= RECHECK_SECONDS:
+            self._checked = now
+            stamp = self._stamp()
+            if stamp != self._seen:
+                self._seen = stamp
+                try:
+                    self._by_hash = self._read()
+                except ConfigurationError as error:
+                    log.error(
+                        "the key file cannot be read; the keys stay as they were", error=error
+                    )
+        return self._by_hash
+
+    def _stamp(self) -> tuple[int, int] | None:
+        try:
+            found = self._path.stat()
+        except FileNotFoundError:
+            return None
+        return found.st_mtime_ns, found.st_ino
+
+    def _read(self) -> dict[str, Key]:
+        try:
+            keys = _KEYS.validate_json(self._path.read_bytes())
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValidationError) as error:
+            raise ConfigurationError(f"{self._path}: {error}") from error
+        return {key.sha256: key for key in keys}
+
+    @contextmanager
+    def _changing(self) -> Iterator[dict[str, Key]]:
+        """The keys to change; written when the context ends, with nobody else changing them."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        lock = os.open(self._path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            keys = self._read()
+            yield keys
+            partial = self._path.with_name(f".keys.{secrets.token_hex(4)}")
+            descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(_KEYS.dump_json(list(keys.values()), indent=1))
+                file.flush()
+                os.fsync(descriptor)
+            partial.replace(self._path)
+            self._by_hash, self._seen = keys, self._stamp()
+        finally:
+            os.close(lock)
+
+
+def _digest(key: str) -> str:
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; 2 when what it is asked for cannot be."""
+    given = vars(_parser().parse_args(arguments))
+    action = given.pop("action")
+    try:
+        ring = KeyRing(ServiceSettings.read().data / "keys.json")
+        if action == "add":
+            shown, made = ring.add(**{name: one for name, one in given.items() if one is not None})
+            sys.stdout.write(f"{shown}\n")
+            sys.stderr.write(f"{made.id} for tenant {made.tenant}; the key is shown only now\n")
+        elif action == "revoke":
+            ring.revoke(given["id"])
+        else:
+            shown_keys = [key.model_dump(exclude={"sha256"}) for key in ring.all()]
+            sys.stdout.write(json.dumps(shown_keys, indent=1) + "\n")
+    except ConfigurationError as error:
+        sys.stderr.write(f"imagemill keys: {error}\n")
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m service.keys", description=__doc__)
+    actions = parser.add_subparsers(dest="action", required=True)
+    add = actions.add_parser("add", help="make a key and print it once")
+    add.add_argument("tenant", help="whose jobs the key sees")
+    add.add_argument("--weight", type=float, help="share beside other tenants; default 1")
+    add.add_argument("--max-unfinished", type=int, help="images queued or running at once")
+    add.add_argument("--max-priority", type=int, help="highest priority, 0 to 9")
+    add.add_argument("--rate", help="requests, such as 600/minute")
+    actions.add_parser("list", help="show all keys but not their secrets")
+    revoke = actions.add_parser("revoke", help="take a key back")
+    revoke.add_argument("id")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,48 @@
+"""Finished images in the shape of OpenAI's Images API."""
+
+import base64
+import time
+from collections.abc import Sequence
+from typing import Literal
+
+from jobs.images import LocalImages
+from jobs.job import ImageView
+from service.openai.schemas import GeneratedImage, GeneratedImages
+from service.views import Links
+
+Form = Literal["b64_json", "url"]
+
+
+def generated(
+    files: LocalImages,
+    links: Links,
+    job_id: str,
+    images: Sequence[ImageView],
+    form: Form | None,
+) -> GeneratedImages:
+    """The answer that holds `images`, all of them made; in both forms when `form` is None.
+
+    Raises NotFound when a file is gone.
+    """
+    request = images[0].request
+    return GeneratedImages(
+        created=int(time.time()),
+        data=[_image(files, links, job_id, image, form) for image in images],
+        size=f"{request.width}x{request.height}",
+        output_format=request.format,
+        job=job_id,
+    )
+
+
+def _image(
+    files: LocalImages, links: Links, job_id: str, image: ImageView, form: Form | None
+) -> GeneratedImage:
+    encoded = None
+    if form != "url" and image.result is not None:
+        encoded = base64.b64encode(files.read(image.result.uri)).decode("ascii")
+    return GeneratedImage(
+        b64_json=encoded,
+        url=links.image(job_id, image.index) if form != "b64_json" else None,
+        seed=image.request.seed,
+        index=image.index,
+    )

@@ -1,0 +1,127 @@
+"""A finished batch's output and error files: a line of JSON for every line of the input.
+
+Lines come job by job, which is not the input's order; `custom_id` tells them apart. Knows the
+store and the shelf; does not decide when a batch is finished.
+"""
+
+import json
+import secrets
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jobs.errors import ImagemillError, NotFound
+from jobs.job import ImageView, State
+from service.errors import Gone, ImagesFailed, failure_of, openai_error
+from service.mill import Mill
+from service.openai.answers import generated
+from service.openai.batch_input import PlannedLine
+from service.views import Links
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The files' ids, None for one that would be empty, and how many lines went how."""
+
+    output_file_id: str | None
+    error_file_id: str | None
+    completed: int
+    failed: int
+
+
+def write_outcome(
+    mill: Mill,
+    tenant: str,
+    batch_id: str,
+    jobs: Sequence[str],
+    lines: Sequence[PlannedLine],
+    links: Links,
+    stopped: str,
+) -> Outcome:
+    """Write both files of a batch whose jobs are over.
+
+    `stopped` is the code of lines that were cancelled or whose job is gone.
+    """
+    counts = {True: 0, False: 0}
+    with (
+        mill.files.adding(tenant, f"{batch_id}_output.jsonl", "batch_output") as good,
+        mill.files.adding(tenant, f"{batch_id}_error.jsonl", "batch_output") as bad,
+    ):
+        for is_good, entry in _entries(mill, jobs, lines, links, stopped):
+            counts[is_good] += 1
+            (good if is_good else bad).target.write(json.dumps(entry).encode() + b"\n")
+    for file, count in ((good, counts[True]), (bad, counts[False])):
+        if not count:
+            mill.files.remove(tenant, file.id)
+    return Outcome(
+        good.id if counts[True] else None,
+        bad.id if counts[False] else None,
+        counts[True],
+        counts[False],
+    )
+
+
+def is_complete(line: PlannedLine, images: Sequence[ImageView]) -> bool:
+    """Whether all images of a line were made."""
+    own = images[line.first : line.first + line.count]
+    return len(own) == line.count and all(image.result for image in own)
+
+
+def _entries(
+    mill: Mill, jobs: Sequence[str], lines: Sequence[PlannedLine], links: Links, stopped: str
+) -> Iterator[tuple[bool, dict[str, Any]]]:
+    for place, job_id in enumerate(jobs):
+        images = images_of(mill, job_id)
+        for line in lines:
+            if line.job == place:
+                yield _entry(mill, job_id, line, images, links, stopped)
+
+
+def images_of(mill: Mill, job_id: str) -> list[ImageView]:
+    """A job's images; none when the job is gone."""
+    try:
+        return mill.store.images(job_id)
+    except NotFound:
+        return []
+
+
+def _entry(
+    mill: Mill,
+    job_id: str,
+    line: PlannedLine,
+    images: Sequence[ImageView],
+    links: Links,
+    stopped: str,
+) -> tuple[bool, dict[str, Any]]:
+    own = images[line.first : line.first + line.count]
+    if is_complete(line, images):
+        try:
+            answer = generated(mill.images, links, job_id, own, line.form)
+        except NotFound as error:
+            return False, _line(line, _failed(Gone(str(error))))
+        return True, _line(line, {"status_code": 200, "body": answer.model_dump(mode="json")})
+    broken = next((image for image in own if image.state is State.FAILED), None)
+    if broken is not None:
+        reason = f"image {broken.index - line.first} could not be made: {broken.error}"
+        return False, _line(line, _failed(ImagesFailed(reason)))
+    message = "this request was not finished: the batch was stopped, or its job is gone"
+    return False, _line(line, None, {"code": stopped, "message": message})
+
+
+def _failed(error: ImagemillError) -> dict[str, Any]:
+    failure = failure_of(error)
+    return {"status_code": failure.status, "body": {"error": openai_error(failure)}}
+
+
+def _line(
+    line: PlannedLine, response: dict[str, Any] | None, error: dict[str, str] | None = None
+) -> dict[str, Any]:
+    number = secrets.token_hex(12)
+    if response is not None:
+        response = {"request_id": f"req_{number}", **response}
+    return {
+        "id": f"batch_req_{number}",
+        "custom_id": line.custom_id,
+        "response": response,
+        "error": error,
+    }

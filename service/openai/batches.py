@@ -1,0 +1,240 @@
+"""OpenAI Batches over our jobs: begun, looked at, finished, cancelled.
+
+A batch is a document on disk that names its jobs. Nothing watches it: whoever looks at one whose
+jobs are over writes its output files then, once, so a restart loses nothing. Knows no HTTP.
+"""
+
+import json
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any
+
+from jobs.errors import FieldProblem, ImagemillError, InvalidRequest, NotFound
+from jobs.job import Job
+from service.auth import Caller
+from service.enqueue import submit
+from service.mill import Mill
+from service.openai.batch_input import Plan, PlannedLine, plan
+from service.openai.batch_output import images_of, is_complete, write_outcome
+from service.openai.batch_schemas import ENDPOINT, BatchView, CreateBatch
+from service.views import Links
+
+WINDOW_SECONDS = 86400
+"""The completion window, `24h`; what is not done by then is cancelled."""
+
+_LINES = ".lines"
+_ENDS = ("failed_at", "completed_at", "expired_at", "cancelled_at")
+_finishing: set[str] = set()
+_lock = threading.Lock()
+
+
+def begin(mill: Mill, caller: Caller, body: CreateBatch, base: str) -> BatchView:
+    """Queue what an input file asks for; a file with a bad line makes a failed batch.
+
+    `base` is how the caller reaches us, for URLs in the output. Raises NotFound for no such file,
+    InvalidRequest, QuotaExceeded, StorageUnavailable; nothing is then queued.
+    """
+    file = mill.files.get(caller.tenant, body.input_file_id)
+    if file.purpose != "batch":
+        detail = f"the file's purpose is {file.purpose}, not batch"
+        raise InvalidRequest(detail, (FieldProblem("/input_file_id", detail),))
+    with mill.files.path(caller.tenant, file.id).open("rb") as raw:
+        planned = plan(raw, mill.catalog, mill.store.card)
+    document = _document(mill.batches.new_id(), body, planned, base)
+    document["jobs"] = jobs = [] if planned.errors else _submit(mill, caller, planned, document)
+    try:
+        with mill.batches.writing(caller.tenant, document["id"], _LINES) as target:
+            for line in planned.lines:
+                target.write(json.dumps(list(asdict(line).values())).encode() + b"\n")
+        mill.batches.put(caller.tenant, document["id"], document)
+    except ImagemillError:
+        _delete(mill, caller, jobs)
+        raise
+    return _view(document, 0, 0)
+
+
+def look(mill: Mill, caller: Caller, batch_id: str) -> BatchView:
+    """A batch as it is; its output files are written if its jobs are over. Raises NotFound."""
+    document = mill.batches.get(caller.tenant, batch_id)
+    if _is_over(document):
+        return _view(document, document["completed"], document["failed"])
+    jobs = _jobs(mill, caller, document)
+    if time.time() > document["expires_at"] and not document["cancelling_at"]:
+        _stop(mill, caller, document, "batch_expired")
+        jobs = _jobs(mill, caller, document)
+    lines = _lines(mill, caller, document)
+    if all(job is None or job.state.finished for job in jobs):
+        with _once(batch_id) as is_ours:
+            if is_ours:
+                _finish(mill, caller, document, lines)
+                return _view(document, document["completed"], document["failed"])
+        document["finalizing_at"] = int(time.time())
+    return _view(document, *_counts(mill, document, jobs, lines))
+
+
+def cancel(mill: Mill, caller: Caller, batch_id: str) -> BatchView:
+    """Stop what is not finished of a batch; what is stays. One that is over stays as it is."""
+    document = mill.batches.get(caller.tenant, batch_id)
+    if not _is_over(document) and not document["cancelling_at"]:
+        _stop(mill, caller, document, "batch_cancelled")
+    return look(mill, caller, batch_id)
+
+
+def _document(batch_id: str, body: CreateBatch, planned: Plan, base: str) -> dict[str, Any]:
+    now = int(time.time())
+    return {
+        "id": batch_id,
+        "created_at": now,
+        "expires_at": now + WINDOW_SECONDS,
+        "input_file_id": body.input_file_id,
+        "metadata": body.metadata,
+        "total": 0 if planned.errors else len(planned.lines),
+        "single": all(line.count == 1 for line in planned.lines),
+        "errors": [error.model_dump() for error in planned.errors],
+        "base": base,
+        "stopped": "batch_expired",
+        "completed": 0,
+        "failed": 0,
+        "output_file_id": None,
+        "error_file_id": None,
+        "cancelling_at": None,
+        "finalizing_at": None,
+        **dict.fromkeys(_ENDS),
+        "failed_at": now if planned.errors else None,
+    }
+
+
+def _submit(mill: Mill, caller: Caller, planned: Plan, document: dict[str, Any]) -> list[str]:
+    """All jobs of a plan, or none."""
+    made: list[str] = []
+    try:
+        for job in planned.jobs:
+            metadata = {"batch": document["id"]}
+            made.append(
+                submit(mill, caller, job.requests, priority=job.priority, metadata=metadata)
+            )
+    except ImagemillError:
+        _delete(mill, caller, made)
+        raise
+    return made
+
+
+def _delete(mill: Mill, caller: Caller, jobs: Sequence[str]) -> None:
+    for job_id in jobs:
+        mill.store.delete(job_id, caller.tenant)
+
+
+def _stop(mill: Mill, caller: Caller, document: dict[str, Any], code: str) -> None:
+    document["cancelling_at"] = int(time.time())
+    document["stopped"] = code
+    mill.batches.put(caller.tenant, document["id"], document)
+    for job in _jobs(mill, caller, document):
+        if job is not None:
+            mill.store.cancel(job.id, caller.tenant)
+
+
+def _jobs(mill: Mill, caller: Caller, document: dict[str, Any]) -> list[Job | None]:
+    """The batch's jobs; None for one that is gone."""
+    found: list[Job | None] = []
+    for job_id in document["jobs"]:
+        try:
+            found.append(mill.store.job(job_id, caller.tenant))
+        except NotFound:
+            found.append(None)
+    return found
+
+
+def _lines(mill: Mill, caller: Caller, document: dict[str, Any]) -> list[PlannedLine]:
+    path = mill.batches.path(caller.tenant, document["id"], _LINES)
+    with path.open("rb") as raw:
+        return [PlannedLine(*json.loads(text)) for text in raw]
+
+
+def _finish(
+    mill: Mill, caller: Caller, document: dict[str, Any], lines: Sequence[PlannedLine]
+) -> None:
+    """Write the output files and the end of the batch, unless somebody has."""
+    document.update(mill.batches.get(caller.tenant, document["id"]))
+    if _is_over(document):
+        return
+    outcome = write_outcome(
+        mill,
+        caller.tenant,
+        document["id"],
+        document["jobs"],
+        lines,
+        Links(document["base"]),
+        document["stopped"],
+    )
+    document.update(asdict(outcome))
+    end = "completed_at"
+    if document["cancelling_at"]:
+        end = "expired_at" if document["stopped"] == "batch_expired" else "cancelled_at"
+    document["finalizing_at"] = document[end] = int(time.time())
+    mill.batches.put(caller.tenant, document["id"], document)
+
+
+def _counts(
+    mill: Mill,
+    document: dict[str, Any],
+    jobs: Sequence[Job | None],
+    lines: Sequence[PlannedLine],
+) -> tuple[int, int]:
+    """Lines that are complete, and lines that have failed, so far."""
+    if document["single"]:
+        there = [job.counts for job in jobs if job is not None]
+        return sum(one.succeeded for one in there), sum(one.failed for one in there)
+    images = [images_of(mill, job_id) for job_id in document["jobs"]]
+    completed = sum(is_complete(line, images[line.job]) for line in lines)
+    failed = sum(
+        any(image.error for image in images[line.job][line.first : line.first + line.count])
+        for line in lines
+    )
+    return completed, failed
+
+
+def _is_over(document: dict[str, Any]) -> bool:
+    return any(document[end] for end in _ENDS)
+
+
+@contextmanager
+def _once(batch_id: str) -> Iterator[bool]:
+    """Whether this thread may finish the batch; False while another does."""
+    with _lock:
+        is_ours = batch_id not in _finishing
+        _finishing.add(batch_id)
+    try:
+        yield is_ours
+    finally:
+        if is_ours:
+            with _lock:
+                _finishing.discard(batch_id)
+
+
+def _status(document: dict[str, Any]) -> str:
+    for end in _ENDS:
+        if document[end]:
+            return end.removesuffix("_at")
+    if document["finalizing_at"]:
+        return "finalizing"
+    return "cancelling" if document["cancelling_at"] else "in_progress"
+
+
+def _view(document: dict[str, Any], completed: int, failed: int) -> BatchView:
+    shown = {name: document.get(name) for name in BatchView.model_fields if name in document}
+    errors = {"data": document["errors"]} if document["errors"] else None
+    counts = {"total": document["total"], "completed": completed, "failed": failed}
+    return BatchView.model_validate(
+        {
+            **shown,
+            "endpoint": ENDPOINT,
+            "completion_window": "24h",
+            "errors": errors,
+            "status": _status(document),
+            "in_progress_at": None if document["errors"] else document["created_at"],
+            "request_counts": counts,
+        }
+    )

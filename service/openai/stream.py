@@ -1,0 +1,129 @@
+"""A job as OpenAI's stream of image events: previews while it runs, each image when it is made.
+
+A worker that draws previews leaves the latest under a name of its own beside the images; where
+there are none, no partial image is invented. Knows the events, not the route.
+"""
+
+import base64
+import json
+import time
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import anyio
+import anyio.to_thread
+from fastapi.sse import format_sse_event
+
+from jobs.errors import ImagemillError, NotFound
+from jobs.job import ImageView, Job
+from service.auth import Caller
+from service.errors import TookTooLong, failure_of, openai_error
+from service.mill import Mill
+from service.openai.schemas import GenerateImages
+from service.results import failure, preview
+from service.waiting import RECHECK_SECONDS
+
+_HEARTBEAT = format_sse_event(comment="still here")
+_NO_TOKENS = {
+    "total_tokens": 0,
+    "input_tokens": 0,
+    "output_tokens": 0,
+    "input_tokens_details": {"text_tokens": 0, "image_tokens": 0},
+}
+"""OpenAI's events must have a usage; this service counts no tokens."""
+
+
+@dataclass(slots=True)
+class _Told:
+    """What the reader has had: images, and previews by image."""
+
+    images: set[int] = field(default_factory=set)
+    previews: dict[int, list[bytes]] = field(default_factory=dict)
+
+
+async def image_events(
+    mill: Mill, caller: Caller, job_id: str, body: GenerateImages, *, keep: bool
+) -> AsyncIterator[bytes]:
+    """Frames until the job is over; a reader that leaves cancels it unless `keep`."""
+    told, is_over = _Told(), False
+    deadline = time.monotonic() + mill.settings.sync_seconds
+    try:
+        with mill.hub.watch(job_id) as watch:
+            while not is_over:
+                job, frames, problem = await anyio.to_thread.run_sync(
+                    _news, mill, caller, job_id, body, told
+                )
+                for frame in frames:
+                    yield frame
+                is_over = job.state.finished
+                if problem is not None:
+                    raise problem
+                if not is_over and (mill.hub.closing or time.monotonic() > deadline):
+                    raise TookTooLong("the images were not made while the caller could wait")
+                if not is_over and not await watch.news_within(RECHECK_SECONDS):
+                    yield _HEARTBEAT
+    except ImagemillError as error:
+        yield format_sse_event(
+            event="error", data_str=json.dumps({"error": openai_error(failure_of(error))})
+        )
+    finally:
+        if not is_over and not keep:
+            with anyio.CancelScope(shield=True):
+                await anyio.to_thread.run_sync(_cancel, mill, caller, job_id)
+
+
+def _news(
+    mill: Mill, caller: Caller, job_id: str, body: GenerateImages, told: _Told
+) -> tuple[Job, list[bytes], ImagemillError | None]:
+    """The job, frames of what the reader has not had, and what ended the job badly, if it did."""
+    job = mill.store.job(job_id, caller.tenant)
+    images = mill.store.images(job_id)
+    frames = [frame for image in images for frame in _frames(mill, job_id, image, body, told)]
+    return job, frames, failure(job, images)
+
+
+def _frames(
+    mill: Mill, job_id: str, image: ImageView, body: GenerateImages, told: _Told
+) -> Iterator[bytes]:
+    if image.index in told.images:
+        return
+    if image.result is not None:
+        told.images.add(image.index)
+        data = mill.images.read(image.result.uri)
+        yield _frame("completed", image, data, image.request.format, {"usage": _NO_TOKENS})
+        return
+    seen = told.previews.setdefault(image.index, [])
+    if len(seen) < (body.partial_images or 0) and not image.state.finished:
+        drawn = preview(mill.images, job_id, image.index)
+        if drawn is not None and drawn not in seen:
+            seen.append(drawn)
+            number = {"partial_image_index": len(seen) - 1}
+            yield _frame("partial_image", image, drawn, "jpeg", number)
+
+
+def _frame(
+    kind: str, image: ImageView, data: bytes, output_format: str, more: dict[str, Any]
+) -> bytes:
+    name = f"image_generation.{kind}"
+    event = {
+        "type": name,
+        "b64_json": base64.b64encode(data).decode("ascii"),
+        "created_at": int(time.time()),
+        "size": f"{image.request.width}x{image.request.height}",
+        "quality": "auto",
+        "background": "opaque",
+        "output_format": output_format,
+        "index": image.index,
+        "seed": image.request.seed,
+        **more,
+    }
+    return format_sse_event(event=name, data_str=json.dumps(event))
+
+
+def _cancel(mill: Mill, caller: Caller, job_id: str) -> None:
+    """Cancel a job that may be gone by now."""
+    try:
+        mill.store.cancel(job_id, caller.tenant)
+    except NotFound:
+        return

@@ -1,0 +1,92 @@
+"""OpenAI's Images API: one prompt in, its images in the answer or as a stream of events.
+
+The images run as an ordinary job, which is cancelled when its caller hangs up, unless an
+Idempotency-Key says that the caller will come again.
+"""
+
+from typing import Annotated
+
+import anyio.to_thread
+from fastapi import APIRouter, Depends, Header, Request, Response
+from fastapi.responses import StreamingResponse
+from pydantic import ValidationError
+
+from jobs.errors import InvalidRequest, UnknownModel
+from jobs.job import Job
+from service.auth import AnyCaller, Caller
+from service.body import json_body, json_body_schema
+from service.enqueue import enqueue
+from service.errors import invalid
+from service.mill import Mill, TheMill
+from service.openai.answers import generated
+from service.openai.schemas import GeneratedImages, GenerateImages
+from service.openai.stream import image_events
+from service.openapi import Responses, openai_errors
+from service.results import failure
+from service.views import Links
+from service.waiting import finish_or_cancel
+
+router = APIRouter(tags=["openai"])
+
+_IMAGES: Responses = {
+    200: {
+        "description": "The images; with `stream`, events image_generation.partial_image and "
+        "image_generation.completed.",
+        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+    }
+}
+
+
+@router.post(
+    "/v1/images/generations",
+    response_model=GeneratedImages,
+    responses=_IMAGES | openai_errors(400, 404, 408, 409, 413, 415, 429, 502, 503, 504),
+    openapi_extra=json_body_schema(GenerateImages),
+)
+async def generate_images(
+    request: Request,
+    body: Annotated[GenerateImages, Depends(json_body(GenerateImages))],
+    mill: TheMill,
+    caller: AnyCaller,
+    idempotency_key: Annotated[str | None, Header()] = None,
+) -> Response:
+    """Make images of one prompt and answer with them."""
+    job = await anyio.to_thread.run_sync(_enqueue, mill, caller, body, idempotency_key)
+    keep = idempotency_key is not None
+    if body.stream:
+        frames = image_events(mill, caller, job.id, body, keep=keep)
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        return StreamingResponse(frames, media_type="text/event-stream", headers=headers)
+
+    async def has_left() -> bool:
+        return not keep and await request.is_disconnected()
+
+    job = await finish_or_cancel(mill, caller, job.id, has_left)
+    links = Links(mill.links.base or str(request.base_url).rstrip("/"))
+    answer = await anyio.to_thread.run_sync(_answer, mill, job, body, links)
+    return Response(answer, media_type="application/json")
+
+
+def _enqueue(mill: Mill, caller: Caller, body: GenerateImages, key: str | None) -> Job:
+    """The job behind the request; its problems are named by the fields of the request."""
+    first = next(iter(mill.catalog)).name
+    try:
+        job, _ = enqueue(mill, caller, body.as_job(first), key)
+    except UnknownModel:
+        raise
+    except ValidationError as error:
+        refusal = invalid(error)
+    except InvalidRequest as error:
+        refusal = error
+    else:
+        return job
+    raise InvalidRequest(str(refusal), tuple(map(body.field_of, refusal.problems)))
+
+
+def _answer(mill: Mill, job: Job, body: GenerateImages, links: Links) -> str:
+    """The finished job in OpenAI's shape. Raises what kept it from succeeding."""
+    images = mill.store.images(job.id)
+    problem = failure(job, images)
+    if problem is not None:
+        raise problem
+    return generated(mill.images, links, job.id, images, body.response_format).model_dump_json()

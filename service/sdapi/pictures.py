@@ -1,0 +1,48 @@
+"""Pictures and what they say of themselves, in A1111's form. Knows no store and no HTTP."""
+
+import base64
+import binascii
+import io
+import re
+from typing import Any
+
+from PIL import Image, UnidentifiedImageError
+
+from jobs.errors import FieldProblem, InvalidRequest
+
+_SETTING = re.compile(r'\s*([\w ]+):\s*("(?:\\.|[^"\\])*"|[^,]*)(?:,|$)')
+
+
+def from_base64(text: str) -> bytes:
+    """The bytes of base64, with or without a data URL's head. Raises InvalidRequest."""
+    head, comma, rest = text.partition(",")
+    try:
+        return base64.b64decode(rest if comma and head.startswith("data:") else text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise _bad("must be base64") from error
+
+
+def texts(data: bytes) -> dict[str, str]:
+    """A picture's text chunks. Raises InvalidRequest for what is no picture."""
+    try:
+        with Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP")) as picture:
+            return {
+                str(name): value for name, value in picture.info.items() if isinstance(value, str)
+            }
+    except (UnidentifiedImageError, EOFError, OSError, ValueError, SyntaxError) as error:
+        raise _bad("must be a picture") from error
+    except Image.DecompressionBombError as error:
+        raise _bad("must not be that large") from error
+
+
+def settings(text: str) -> dict[str, Any]:
+    """The settings in a `parameters` text: prompt, negative prompt, and the last line's pairs."""
+    lines = text.strip().split("\n")
+    last = lines.pop() if lines[-1].startswith("Steps: ") else ""
+    prompt, _, negative = "\n".join(lines).partition("\nNegative prompt: ")
+    pairs = {name.strip(): value.strip() for name, value in _SETTING.findall(last)}
+    return {"Prompt": prompt, "Negative prompt": negative, **pairs}
+
+
+def _bad(detail: str) -> InvalidRequest:
+    return InvalidRequest(f"image {detail}", (FieldProblem("/image", detail),))

@@ -1,0 +1,104 @@
+"""Messages that are still to be delivered, on disk, with how far the event stream was read.
+
+A message is written before the reading position is, so a crash in between makes it anew under the
+same id. Knows no HTTP and no store.
+"""
+
+import base64
+import fcntl
+import os
+import secrets
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from jobs.errors import NotFound
+from service.documents import Documents
+
+_PENDING, _STATE, _CURSOR = "pending", "state", "msg_cursor"
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One notice to one URL; `attempt` counts from 0, `due` is seconds since the epoch."""
+
+    id: str
+    url: str
+    body: str
+    created_at: float
+    attempt: int
+    due: float
+
+
+class Outbox:
+    """The messages under `root`; one process at a time works on them."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._documents = Documents(root, "msg_")
+        self._lock: int | None = None
+
+    def take(self) -> bool:
+        """Become the one process that works on these messages; False while another is."""
+        if self._lock is None:
+            self._root.mkdir(parents=True, exist_ok=True, mode=0o700)
+            lock = os.open(self._root / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(lock)
+                return False
+            self._lock = lock
+        return True
+
+    def leave(self) -> None:
+        """Let another process take over."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def put(self, message: Message) -> None:
+        """Write or replace a message. Raises StorageUnavailable."""
+        self._documents.put(_PENDING, message.id, asdict(message))
+
+    def remove(self, message_id: str) -> None:
+        """Forget a message; one that is gone already is fine."""
+        try:
+            self._documents.remove(_PENDING, message_id)
+        except NotFound:
+            return
+
+    def pending(self) -> list[Message]:
+        """All messages, oldest first."""
+        return [Message(**found) for found in reversed(self._documents.all(_PENDING))]
+
+    def cursor(self) -> str | None:
+        """The id of the last event that was turned into messages."""
+        try:
+            return str(self._documents.get(_STATE, _CURSOR)["after"])
+        except NotFound:
+            return None
+
+    def move_cursor(self, after: str) -> None:
+        """Remember how far the stream was read. Raises StorageUnavailable."""
+        self._documents.put(_STATE, _CURSOR, {"after": after, "at": time.time()})
+
+
+def kept_secret(root: Path) -> str:
+    """The signing secret of this data folder, made at first use, readable by its owner only."""
+    path = root / "secret"
+    root.mkdir(parents=True, exist_ok=True, mode=0o700)
+    made = "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode("ascii")
+    partial = path.with_name(f".secret.{secrets.token_hex(4)}")
+    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(made)
+        file.flush()
+        os.fsync(descriptor)
+    try:
+        os.link(partial, path)
+    except FileExistsError:
+        return path.read_text().strip()
+    finally:
+        partial.unlink()
+    return made

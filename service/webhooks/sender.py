@@ -1,0 +1,179 @@
+"""Delivers messages: signed by Standard Webhooks, tried again for three days, one process at once.
+
+One thread follows the event stream from where it was last read and hands due messages to a few
+others, which post them; no worker and no request waits for any of it. At most two messages are
+under way to one host, so a slow one holds up nobody else. Delivery is at least once: receivers tell
+repetitions by the `webhook-id` header.
+"""
+
+import random
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import UTC, datetime
+from urllib.parse import urlsplit
+
+import httpx
+import structlog
+from standardwebhooks import Webhook
+
+from jobs.errors import StorageUnavailable
+from jobs.store import Store
+from service.webhooks.address import Refused, target_of
+from service.webhooks.notices import Notices
+from service.webhooks.outbox import Message, Outbox
+
+log = structlog.get_logger(__name__)
+
+RETRY_SECONDS = (0, 5, 300, 1800, 7200, 18_000, 36_000, 50_400, 72_000, 86_400)
+"""Pause before each attempt, as the Standard Webhooks specification recommends."""
+
+BLOCK_SECONDS = 0.25
+TROUBLE_SECONDS = 2.0
+"""Pause after the store or the disk failed, or while another process does the work."""
+
+_TIMEOUT = httpx.Timeout(10.0, connect=5.0)
+_THREADS = 8
+_PER_HOST = 2
+_GONE = 410
+
+
+class WebhookSender:
+    """Works from `start` to `stop`; `private` allows addresses that are not public."""
+
+    def __init__(
+        self, store: Store, outbox: Outbox, notices: Notices, secret: str, *, private: bool
+    ) -> None:
+        self._store = store
+        self._outbox = outbox
+        self._notices = notices
+        self._signer = Webhook(secret)
+        self._private = private
+        self._stopping = threading.Event()
+        self._lock = threading.Lock()
+        self._waiting: dict[str, Message] = {}
+        self._under_way: Counter[str] = Counter()
+        self._thread = threading.Thread(target=self._run, name="webhooks", daemon=True)
+        self._posters = ThreadPoolExecutor(_THREADS, thread_name_prefix="webhook")
+        self._client = httpx.Client(timeout=_TIMEOUT, trust_env=False, follow_redirects=False)
+
+    def start(self) -> None:
+        """Begin to follow and to deliver."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End; what is not delivered stays in the outbox."""
+        self._stopping.set()
+        self._thread.join()
+        self._posters.shutdown(wait=False, cancel_futures=True)
+        self._client.close()
+        self._outbox.leave()
+
+    def _run(self) -> None:
+        after: str | None = None
+        while not self._stopping.is_set():
+            try:
+                if after is None:
+                    after = self._take_over()
+                if after is None:
+                    self._stopping.wait(TROUBLE_SECONDS)
+                    continue
+                after = self._follow(after)
+                self._hand_out()
+            except (StorageUnavailable, OSError) as error:
+                log.warning("webhooks wait", error=str(error))
+                self._stopping.wait(TROUBLE_SECONDS)
+
+    def _take_over(self) -> str | None:
+        """Where to read on, once this process is the one to deliver."""
+        if not self._outbox.take():
+            return None
+        with self._lock:
+            self._waiting = {message.id: message for message in self._outbox.pending()}
+        after = self._outbox.cursor()
+        if after is None:
+            after = self._store.last_event()
+            self._outbox.move_cursor(after)
+        return after
+
+    def _follow(self, after: str) -> str:
+        """Turn new events into messages; the position is kept whenever there were any."""
+        events = self._store.events(after, BLOCK_SECONDS)
+        messages = [message for message in map(self._notices.of, events) if message]
+        for message in messages:
+            self._outbox.put(message)
+        if events:
+            after = events[-1].id
+        if messages:
+            self._outbox.move_cursor(after)
+            with self._lock:
+                self._waiting.update({message.id: message for message in messages})
+        return after
+
+    def _hand_out(self) -> None:
+        """Give due messages to the posters, a few to each host."""
+        now = time.time()
+        with self._lock:
+            for message in sorted(self._waiting.values(), key=lambda one: one.due):
+                host = urlsplit(message.url).netloc
+                if message.due > now or sum(self._under_way.values()) >= _THREADS:
+                    break
+                if self._under_way[host] < _PER_HOST:
+                    self._under_way[host] += 1
+                    del self._waiting[message.id]
+                    self._posters.submit(self._deliver, message, host)
+
+    def _deliver(self, message: Message, host: str) -> None:
+        try:
+            trouble = self._post(message)
+            again = self._settle(message, trouble)
+        except StorageUnavailable as error:
+            log.warning("a webhook's state cannot be kept", id=message.id, error=str(error))
+            again = replace(message, due=time.time() + TROUBLE_SECONDS)
+        with self._lock:
+            self._under_way[host] -= 1
+            if not self._under_way[host]:
+                del self._under_way[host]
+            if again is not None:
+                self._waiting[again.id] = again
+
+    def _settle(self, message: Message, trouble: str | None) -> Message | None:
+        """Forget a message that was heard or is past hope; else the next attempt, kept on disk."""
+        attempt = message.attempt + 1
+        if trouble is None or trouble == str(_GONE) or attempt >= len(RETRY_SECONDS):
+            if trouble is not None:
+                log.warning("webhook given up", id=message.id, url=message.url, reason=trouble)
+            self._outbox.remove(message.id)
+            return None
+        pause = RETRY_SECONDS[attempt] * random.uniform(1.0, 1.1)
+        log.info("webhook not heard", id=message.id, reason=trouble, again_in=round(pause))
+        again = replace(message, attempt=attempt, due=time.time() + pause)
+        self._outbox.put(again)
+        return again
+
+    def _post(self, message: Message) -> str | None:
+        """Post once; None when it was heard, else why not."""
+        now = datetime.now(UTC)
+        try:
+            target = target_of(message.url, private=self._private)
+            request = self._client.build_request(
+                "POST",
+                target.url,
+                content=message.body.encode(),
+                headers={
+                    "host": target.host,
+                    "content-type": "application/json",
+                    "user-agent": "imagemill",
+                    "webhook-id": message.id,
+                    "webhook-timestamp": str(int(now.timestamp())),
+                    "webhook-signature": self._signer.sign(message.id, now, message.body),
+                },
+                extensions={"sni_hostname": target.server_name},
+            )
+            answer = self._client.send(request, stream=True)
+            answer.close()
+        except (httpx.HTTPError, OSError, Refused, ValueError) as error:
+            return str(error) or type(error).__name__
+        return None if answer.is_success else str(answer.status_code)

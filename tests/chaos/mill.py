@@ -1,0 +1,190 @@
+"""The thing to break: a server, some workers that are replaced as they die, and the audit after."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, TypeVar
+from uuid import uuid4
+
+import redis
+
+from jobs import lifeline
+from jobs.embedded import EmbeddedServer
+from jobs.errors import Conflict, NotFound, StorageUnavailable
+from jobs.images import LocalImages
+from jobs.job import Job
+from jobs.keys import FOREVER, Keys
+from jobs.request import ImageRequest
+from jobs.store import Event, Store
+from tests.waiting import wait_until
+
+T = TypeVar("T")
+
+
+class Mill:
+    """Everything on one folder. `jobs` maps each acknowledged and undeleted job to its tenant."""
+
+    def __init__(self, folder: Path, workers: int) -> None:
+        self.folder, self.images = folder, LocalImages(folder / "images")
+        self.server = EmbeddedServer.ensure(folder / "queue")
+        self.store = Store.connect(self.server.url, timeout=2)
+        self.jobs: dict[str, str] = {}
+        self.done: Counter[str] = Counter()
+        self.children: list[subprocess.Popen[Any]] = []
+        for _ in range(workers):
+            self.add_worker()
+
+    def add_worker(self) -> None:
+        """Start one more."""
+        argv = [sys.executable, "-m", "tests.chaos.worker", self.server.url, uuid4().hex]
+        self.children.append(lifeline.spawn([*argv, str(self.folder / "images")]))
+
+    def replace_dead_workers(self) -> None:
+        """As a supervisor would."""
+        for child in [child for child in self.children if child.poll() is not None]:
+            self.children.remove(child)
+            self.done["worker deaths"] += 1
+            self.add_worker()
+
+    def insist(self, call: Callable[[], T]) -> T:
+        """Repeat while the server is away, which a caller of the API may do as well."""
+
+        def answer() -> tuple[T] | None:
+            with suppress(StorageUnavailable):
+                return (call(),)
+            return None
+
+        return wait_until(answer, 30)[0]
+
+    def submit(self, prompts: list[str], max_stalls: int = 1000) -> str:
+        """A job of a random tenant, submitted until it is acknowledged, once."""
+        requests = [ImageRequest("demo", prompt, 1, 64, 64, 4, 1.0) for prompt in prompts]
+        tenant, key = random.choice(["ann", "bob", "cy"]), uuid4().hex
+        submitted = self.insist(
+            lambda: self.store.submit(
+                requests,
+                tenant=tenant,
+                priority=random.choice([3, 5]),
+                idempotency=(key, "body"),
+                metadata={},
+                spec={},
+                quota=10**6,
+                keep_seconds=3600,
+                max_attempts=1000,
+                max_stalls=max_stalls,
+            )
+        )
+        self.jobs[submitted.job_id] = tenant
+        self.done["images"] += len(prompts)
+        return submitted.job_id
+
+    # What can go wrong ------------------------------------------------------------------------
+
+    def kill_worker(self) -> None:
+        """SIGKILL, at any point of its work."""
+        random.choice(self.children).kill()
+        self.done["worker kills"] += 1
+
+    def freeze_worker(self, freeze_seconds: float) -> None:
+        """Stop one for longer than its leases, so that its commits come late."""
+        child = random.choice(self.children)
+        child.send_signal(signal.SIGSTOP)
+        moment = self.store_time() + freeze_seconds
+        wait_until(lambda: self.store_time() > moment)
+        child.send_signal(signal.SIGCONT)
+        self.done["freezes"] += 1
+
+    def kill_server(self) -> None:
+        """SIGKILL, and start it again on the same data."""
+        os.kill(self.server.pid, signal.SIGKILL)
+        self.server.stop()
+        self.server = EmbeddedServer.ensure(self.folder / "queue")
+        self.done["server kills"] += 1
+
+    def forget_scripts(self) -> None:
+        """As a failover does."""
+        self.insist(lambda: self.store._link.ask(lambda client: client.script_flush()))
+        self.done["script flushes"] += 1
+
+    def move(self, name: str) -> None:
+        """cancel, retry or delete some job."""
+        if not self.jobs:
+            return
+        job_id = random.choice(list(self.jobs))
+        with suppress(Conflict, NotFound):
+            self.insist(lambda: getattr(self.store, name)(job_id, self.jobs[job_id]))
+            self.done[name] += 1
+        if name == "delete":
+            del self.jobs[job_id]
+
+    def store_time(self) -> float:
+        """The server's clock, seconds."""
+        seconds, micro = self.insist(lambda: self.store._link.ask(lambda client: client.time()))
+        return float(seconds + micro / 1e6)
+
+    # Afterwards -------------------------------------------------------------------------------
+
+    def drain(self, seconds: float) -> list[Job]:
+        """Wait until every job is over; returns them."""
+
+        def all_over() -> list[Job] | None:
+            self.replace_dead_workers()
+            jobs = [self.insist(lambda j=job_id: self.store.job(j, None)) for job_id in self.jobs]
+            return jobs if all(job.state.finished for job in jobs) else None
+
+        jobs = wait_until(all_over, seconds) if self.jobs else []
+        for child in self.children:
+            child.kill()
+            child.wait()
+        return jobs
+
+    def close(self) -> None:
+        """End everything."""
+        for child in self.children:
+            child.kill()
+            child.wait()
+        self.store.close()
+        self.server.stop()
+
+    def events(self) -> list[Event]:
+        """All that ever happened."""
+        found, after = [], "0-0"
+        while page := self.store.events(after, 0):
+            found += page
+            after = page[-1].id
+        return found
+
+    def audit(self, jobs: list[Job]) -> None:
+        """No image committed twice, nothing lost, every book balanced, no key left over."""
+        told = [event for event in self.events() if event.type == "image"]
+        made = Counter((event.job_id, event.index) for event in told)
+        assert max(made.values(), default=0) <= 1, "an image was committed twice"
+        for job in jobs:
+            images = self.store.images(job.id)
+            counted = Counter(str(image.state) for image in images)
+            for state in ("queued", "running", "succeeded", "failed", "cancelled"):
+                assert getattr(job.counts, state) == counted[state], (job, counted)
+            assert job.progress == 1
+            for image in images:
+                was_made = image.state == "succeeded"
+                assert made[job.id, image.index] == was_made
+                if image.result is not None:
+                    data = self.images.read(image.result.uri)
+                    assert sha256(data).hexdigest() == image.result.sha256
+        self.check_rest()
+
+    def check_rest(self) -> None:
+        """With nothing to do, the queue holds nothing that would stay."""
+        with redis.Redis.from_url(self.server.url, decode_responses=True) as raw:
+            key = Keys("default")
+            for name in ("leases", "quota", "delayed", "depth", "times"):
+                assert not raw.exists(key(name)), name
+            for name in raw.scan_iter(f"{key.prefix}*", count=1000):
+                assert raw.pttl(name) > 0 or name.removeprefix(key.prefix) in FOREVER, name

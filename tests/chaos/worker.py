@@ -1,0 +1,112 @@
+"""A worker whose work is nothing, for killing: `python -m tests.chaos.worker URL NAME FOLDER`.
+
+Claims batches, beats from a thread, "draws" for some milliseconds, writes a file and commits. A
+prompt that says "poison" kills the process. Ends when the test does.
+"""
+
+import os
+import random
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from hashlib import sha256
+from pathlib import Path
+from typing import TypeVar
+from uuid import uuid4
+
+from jobs import lifeline
+from jobs.errors import StorageUnavailable
+from jobs.images import LocalImages
+from jobs.job import ImageResult, Lease
+from jobs.store import Store
+
+T = TypeVar("T")
+LEASE_SECONDS = 0.3
+BATCH = 8
+
+
+def patiently(call: Callable[[], T]) -> T:
+    """Repeat while the queue is away, as a worker does."""
+    while True:
+        try:
+            return call()
+        except StorageUnavailable:
+            time.sleep(0.02)
+
+
+class Worker:
+    """One process's leases, and the thread that keeps them."""
+
+    def __init__(self, url: str, name: str, folder: Path) -> None:
+        self.store = patiently(lambda: Store.connect(url, timeout=2))
+        self.images = LocalImages(folder)
+        self.name = name
+        self.leases: dict[str, Lease] = {}
+        self.lock = threading.Lock()
+
+    def beat(self) -> None:
+        """Extend what is held until the end; drop what is lost or cancelled."""
+        while True:
+            with self.lock:
+                steps = {(lease.key, lease.token): 1 for lease in self.leases.values()}
+            with suppress(StorageUnavailable):
+                told = self.store.beat(self.name, steps, LEASE_SECONDS)
+                with self.lock:
+                    for key in told.lost | told.cancelled:
+                        self.leases.pop(key, None)
+            time.sleep(LEASE_SECONDS / 5)
+
+    def turn(self) -> None:
+        """One batch."""
+        nonce = uuid4().hex
+        leases = patiently(
+            lambda: self.store.claim(
+                "demo",
+                self.name,
+                limit=random.randint(1, BATCH),
+                lease_seconds=LEASE_SECONDS,
+                nonce=nonce,
+                held=list(self.leases),
+            )
+        )
+        with self.lock:
+            self.leases |= {lease.key: lease for lease in leases}
+        for lease in leases:
+            self.draw(lease)
+            with self.lock:
+                self.leases.pop(lease.key, None)
+        patiently(self.store.sweep)
+        if not leases:
+            patiently(lambda: self.store.wait("demo", 0.1))
+
+    def draw(self, lease: Lease) -> None:
+        """Make one image, or fail, or give it back, or die of it."""
+        time.sleep(random.uniform(0, 0.01))
+        if "poison" in lease.request.prompt:
+            os.kill(os.getpid(), signal.SIGKILL)
+        fate = random.random()
+        if fate < 0.02:
+            patiently(lambda: self.store.fail(lease, "bad luck", again=True, delay_seconds=0.05))
+        elif fate < 0.04:
+            patiently(lambda: self.store.release([lease]))
+        else:
+            data = f"{lease.key} {lease.token}".encode()
+            uri = self.images.write(lease.job_id, lease.index, lease.token, data, ".png")
+            done = ImageResult(uri, sha256(data).hexdigest(), len(data), "image/png", 0.01)
+            patiently(lambda: self.store.commit([(lease, done)]))
+
+
+def main() -> None:
+    """Work until the test is gone."""
+    lifeline.watch(lambda: os._exit(0))
+    worker = Worker(sys.argv[1], sys.argv[2], Path(sys.argv[3]))
+    threading.Thread(target=worker.beat, daemon=True).start()
+    while True:
+        worker.turn()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,171 @@
+"""models.toml: what it may say, and that every mistake is named by entry and field."""
+
+from pathlib import Path
+
+import pytest
+
+from jobs.catalog import Catalog, Defaults, Limits, Model, load_catalog, problems
+from jobs.errors import ConfigurationError, UnknownModel
+from jobs.request import MAX_SEED
+from tests.jobs.bench import request
+
+
+def load(folder: Path, text: str) -> Catalog:
+    path = folder / "models.toml"
+    path.write_text(text)
+    return load_catalog(path)
+
+
+def entry(folder: Path, fields: str) -> Model:
+    return load(folder, f'[models.m]\npath = "owner/model"\n{fields}').get("m")
+
+
+def test_an_entry_that_says_little_gets_the_defaults(tmp_path: Path) -> None:
+    model = entry(tmp_path, "")
+    assert model == Model(name="m", path="owner/model")
+    assert model.defaults == Defaults(1024, 1024, 28, 3.5, None)
+    assert model.limits == Limits(4 * 2**20, 200, 10_000, 30.0, 16, ())
+    assert (model.dtype, model.placement, model.workers) == ("bfloat16", "replica", None)
+
+
+def test_an_entry_may_say_everything(tmp_path: Path) -> None:
+    catalog = load(
+        tmp_path,
+        """
+[models.demo]
+path = "./weights"
+dtype = "float32"
+workers = 2
+defaults = { width = 128, height = 64, steps = 8, guidance_scale = 2, negative_prompt = "blur" }
+limits = { max_pixels = 65536, max_steps = 100, max_prompts = 9, max_guidance_scale = 7.5, \
+multiple = 8, sizes = ["128x64", "64x128"] }
+max_sequence_length = 256
+
+[models.flux]
+path = "black-forest-labs/FLUX.1-dev"
+revision = "main"
+variant = "fp16"
+placement = "context_parallel"
+ring = 2
+ulysses = 2
+attention_backend = "_native_cudnn"
+
+[models.small]
+path = "black-forest-labs/FLUX.1-dev"
+placement = "split"
+devices = ["cuda:0", "cuda:1"]
+max_memory = { "cuda:0" = "16GB", cpu = 1000000 }
+unload = true
+
+[models.piped]
+path = "x"
+placement = "pipelined"
+stages = 2
+chunks = 3
+""",
+    )
+    assert [model.name for model in catalog] == ["demo", "flux", "small", "piped"]
+    demo = catalog.get("demo")
+    assert (demo.path, demo.local) == (str(tmp_path / "weights"), True)
+    assert demo.defaults == Defaults(128, 64, 8, 2.0, "blur")
+    assert demo.limits.sizes == ((128, 64), (64, 128))
+    assert catalog.get("flux").ranks == 4
+    assert catalog.get("small").max_memory == {"cuda:0": "16GB", "cpu": 1000000}
+    assert (catalog.get("piped").stages, catalog.get("piped").chunks) == (2, 3)
+
+
+def test_a_folder_beside_the_catalog_is_local(tmp_path: Path) -> None:
+    (tmp_path / "demo" / "model").mkdir(parents=True)
+    catalog = load(tmp_path, '[models.a]\npath="demo/model"\n[models.b]\npath="demo/other"')
+    assert catalog.get("a").path == str(tmp_path / "demo" / "model")
+    assert (catalog.get("b").path, catalog.get("b").local) == ("demo/other", False)
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ("stpes = 1", r"models\.m\.stpes is no known field; known: attention_backend"),
+        ("defaults = { step = 1 }", r"models\.m\.defaults\.step is no known field"),
+        ("limits = { size = 1 }", r"models\.m\.limits\.size is no known field"),
+        ('dtype = "int8"', r"models\.m\.dtype must be one of float32, bfloat16, float16"),
+        ('placement = "cloud"', r"models\.m\.placement must be one of replica"),
+        ("workers = 0", r"models\.m\.workers must be a whole number of at least 1"),
+        ("workers = true", r"models\.m\.workers must be a whole number"),
+        ("revision = 1", r"models\.m\.revision must be a text"),
+        ("unload = 1", r"models\.m\.unload must be true or false"),
+        ('devices = "cuda"', r"models\.m\.devices must be a list"),
+        ("defaults = 1", r"models\.m\.defaults must be a table"),
+        ("defaults = { guidance_scale = nan }", r"models\.m\.defaults\.guidance_scale must be"),
+        ("max_memory = 1", r"models\.m\.max_memory must be a table"),
+        ('max_memory = { cpu = "lots" }', r"models\.m\.max_memory\.cpu must be bytes or such"),
+        ('limits = { sizes = ["big"] }', r"models\.m\.limits\.sizes 'big' is no size"),
+        ("defaults = { steps = 300 }", r"models\.m\.defaults\.steps must be between 1 and 200"),
+        ("defaults = { width = 1000 }", r"models\.m\.defaults\.width must be a multiple of 16"),
+        ("limits = { max_pixels = 256 }", r"models\.m\.defaults\.width and height make 1024x1024"),
+        ("ring = 2", r"models\.m\.ring belongs to placement 'context_parallel'"),
+        ("stages = 2", r"models\.m\.stages belongs to placement 'pipelined'"),
+        ('placement = "context_parallel"', r"models\.m\.ring or ulysses, cfg or tensor must be"),
+        ('placement = "pipelined"', r"models\.m\.stages must be 2 or more"),
+    ],
+)
+def test_a_mistake_is_named(tmp_path: Path, fields: str, sentence: str) -> None:
+    with pytest.raises(ConfigurationError, match=sentence):
+        entry(tmp_path, fields)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("", "no \\[models.NAME\\] entry"),
+        ("[models]", "no \\[models.NAME\\] entry"),
+        ("[model.x]", "model is no known field"),
+        ("[models.x", "models.toml: "),
+        ("[models.x]", r"models\.x\.path is missing"),
+        ('[models.x]\npath="a b"', r"models\.x\.path 'a b' is no folder beside the catalog"),
+        ('[models."a:b"]\npath="x"', r"models\.a:b a model's name is"),
+        ("models = 1", "models must be a table"),
+    ],
+)
+def test_a_file_that_cannot_work_is_refused(tmp_path: Path, text: str, sentence: str) -> None:
+    with pytest.raises(ConfigurationError, match=sentence):
+        load(tmp_path, text)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"no catalog at .*none\.toml"):
+        load_catalog(tmp_path / "none.toml")
+
+
+def test_an_unknown_model_names_those_that_are(tmp_path: Path) -> None:
+    catalog = load(tmp_path, '[models.a]\npath="x"\n[models.b]\npath="x"')
+    with pytest.raises(UnknownModel, match="known models: a, b"):
+        catalog.get("c")
+    assert len(catalog) == 2
+
+
+@pytest.mark.parametrize(
+    ("wrong", "pointers"),
+    [
+        ({}, []),
+        ({"width": 100}, ["/width"]),
+        ({"width": 8, "height": 0}, ["/width", "/height"]),
+        ({"width": 4096}, ["/width"]),
+        ({"width": 64, "height": 64}, ["/width"]),
+        ({"steps": 0}, ["/steps"]),
+        ({"steps": 51}, ["/steps"]),
+        ({"guidance_scale": -0.1}, ["/guidance_scale"]),
+        ({"guidance_scale": float("nan")}, ["/guidance_scale"]),
+        ({"seed": -1}, ["/seed"]),
+        ({"seed": MAX_SEED + 1}, ["/seed"]),
+        ({"prompt": " \n"}, ["/prompt"]),
+        ({"prompt": "x" * 10_001}, ["/prompt"]),
+        ({"prompt": "half \ud83d"}, ["/prompt"]),
+        ({"negative_prompt": "x" * 10_001}, ["/negative_prompt"]),
+        ({"format": "gif"}, ["/format"]),
+        ({"steps": 0, "seed": -1, "prompt": ""}, ["/prompt", "/steps", "/seed"]),
+    ],
+)
+def test_every_problem_of_a_request_has_its_pointer(wrong: dict, pointers: list[str]) -> None:
+    limits = Limits(max_pixels=65536, max_steps=50, sizes=((128, 128), (100, 128), (8, 0)))
+    found = problems(Model("m", "x", limits=limits), request(**wrong), "/prompts/3")
+    assert [problem.pointer for problem in found] == [f"/prompts/3{name}" for name in pointers]

@@ -1,0 +1,84 @@
+"""Children learn of their parent's death, even when it is killed, and through an exec."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from jobs import lifeline
+from tests.waiting import wait_until
+
+CHILD = """
+import os, sys, threading
+from jobs import lifeline
+assert lifeline.watch(lambda: os._exit(9))
+open(sys.argv[1], "w").write(str(os.getpid()))
+threading.Event().wait()
+"""
+PARENT = """
+import sys, threading
+from jobs import lifeline
+child = lifeline.spawn([sys.executable, "-c", sys.argv[1], sys.argv[2]])
+threading.Event().wait()
+"""
+EXEC = """
+import os, sys
+os.execv(sys.executable, [sys.executable, "-c", sys.argv[1], sys.argv[2]])
+"""
+
+
+def pid_in(path: Path) -> int:
+    return int(wait_until(lambda: path.exists() and path.read_text()))
+
+
+def test_no_orphan_when_the_parent_is_killed(tmp_path: Path) -> None:
+    told = tmp_path / "pid"
+    with subprocess.Popen([sys.executable, "-c", PARENT, CHILD, str(told)]) as parent:
+        child = psutil.Process(pid_in(told))
+        parent.send_signal(signal.SIGKILL)
+    wait_until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
+
+
+def test_the_line_survives_an_exec_and_is_cut_with_the_object(tmp_path: Path) -> None:
+    told = tmp_path / "pid"
+    child = lifeline.spawn([sys.executable, "-c", EXEC, CHILD, str(told)])
+    assert pid_in(told) == child.pid
+    assert child.poll() is None
+    lifeline.cut(child)
+    assert child.wait(timeout=10) == 9
+
+
+def test_a_child_gets_the_environment_that_was_asked_for() -> None:
+    child = lifeline.spawn(
+        [sys.executable, "-c", "import os; print(sorted(os.environ))"],
+        env={"ONLY": "this"},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    told, _ = child.communicate(timeout=10)
+    assert "'ONLY'" in told
+    assert "'IMAGEMILL_LIFELINE_FD'" in told
+    assert "'PATH'" not in told
+
+
+def test_a_command_that_is_not_there_leaves_no_pipe() -> None:
+    before = os.listdir("/proc/self/fd") if sys.platform == "linux" else []
+    with pytest.raises(FileNotFoundError):
+        lifeline.spawn(["/nowhere/at/all"])
+    after = os.listdir("/proc/self/fd") if sys.platform == "linux" else []
+    assert len(after) == len(before)
+
+
+@pytest.mark.parametrize("value", [None, "nonsense", "99999:1", "0:1"])
+def test_who_was_not_spawned_watches_nothing(
+    monkeypatch: pytest.MonkeyPatch, value: str | None
+) -> None:
+    """Also where the variable came from further up, and the number is now another file's."""
+    monkeypatch.delenv(lifeline.LIFELINE, raising=False)
+    if value is not None:
+        monkeypatch.setenv(lifeline.LIFELINE, value)
+    assert not lifeline.watch(lambda: None)

@@ -1,0 +1,125 @@
+"""The server's refusals as our errors; scripts that the server forgot."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import redis
+from structlog.testing import capture_logs
+
+from jobs.embedded import EmbeddedServer
+from jobs.errors import ConfigurationError, StorageUnavailable
+from jobs.link import Link
+from jobs.store import Store
+from tests.jobs.bench import Bench
+
+
+def test_a_server_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(StorageUnavailable, match="cannot be reached"):
+        Store.connect(f"unix://{tmp_path}/none.sock")
+
+
+def test_a_url_that_is_none() -> None:
+    with pytest.raises(ConfigurationError, match="redis_url"):
+        Store.connect("nonsense://x")
+
+
+def test_a_server_that_hangs(server: EmbeddedServer) -> None:
+    store = Store.connect(server.url, timeout=0.05)
+    os.kill(server.pid, signal.SIGSTOP)
+    try:
+        with pytest.raises(StorageUnavailable, match="does not answer in time"):
+            store.ping()
+    finally:
+        os.kill(server.pid, signal.SIGCONT)
+    store.ping()
+    store.close()
+
+
+@pytest.mark.parametrize(
+    ("answer", "sentence"),
+    [
+        ("MISCONF Errors writing to the AOF file: No space left", "cannot write to its disk"),
+        ("OOM command not allowed when used memory > 'maxmemory'.", "out of memory"),
+        ("LOADING Valkey is loading the dataset in memory", "still loads its data"),
+        ("READONLY You can't write against a read only replica.", "is a replica"),
+        ("BUSY Valkey is busy running a script.", "busy with a script"),
+    ],
+)
+def test_a_refusal_is_a_sentence(
+    store: Store, monkeypatch: pytest.MonkeyPatch, answer: str, sentence: str
+) -> None:
+    parser = redis.connection.DefaultParser
+    error = parser.parse_error(answer)
+
+    def refuse(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(store._link._client, "evalsha", refuse)
+    with pytest.raises(StorageUnavailable, match=sentence):
+        store.sweep()
+
+
+def test_out_of_memory_leaves_nothing_half_done(server: EmbeddedServer, bench: Bench) -> None:
+    """For real: the server refuses the script's first write, so that none happens."""
+    bench.submit(1)
+    before = bench.all_keys()
+    bench.raw.config_set("maxmemory", 1)
+    try:
+        with pytest.raises(StorageUnavailable, match="out of memory"):
+            bench.submit(5)
+        with pytest.raises(StorageUnavailable, match="out of memory"):
+            bench.claim(1)
+    finally:
+        bench.raw.config_set("maxmemory", 0)
+    assert bench.all_keys() == before
+    assert bench.make_all() == 1
+
+
+def test_our_own_mistakes_are_not_hidden(bench: Bench) -> None:
+    bench.raw.set(bench.key("quota"), "not a hash")
+    with pytest.raises(redis.ResponseError, match="WRONGTYPE"):
+        bench.submit(1)
+
+
+def test_a_server_that_forgot_its_scripts_is_taught_again(bench: Bench) -> None:
+    job_id = bench.submit(4)
+    for _ in range(2):
+        bench.raw.script_flush()
+        bench.commit(*bench.claim(2))
+    assert bench.store.job(job_id, None).state == "succeeded"
+
+
+@pytest.mark.parametrize(
+    ("found", "warning"),
+    [
+        ({"maxmemory_policy": "allkeys-lru", "aof_enabled": 1}, "may evict jobs"),
+        ({"maxmemory_policy": "noeviction", "aof_enabled": 0}, "append-only file is off"),
+        ({"maxmemory_policy": "noeviction", "aof_enabled": 1}, None),
+    ],
+)
+def test_settings_that_lose_jobs_are_warned_of(
+    server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch, found: dict, warning: str | None
+) -> None:
+    link = Link(server.url, "p", 5)
+    monkeypatch.setattr(link, "ask", lambda _: {"redis_version": "7.0.0", **found})
+    with capture_logs() as logs:
+        link.check_server()
+    assert [warning in log["event"] for log in logs] == ([True] if warning else [])
+    link.close()
+
+
+def test_an_old_server_is_refused(server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    link = Link(server.url, "p", 5)
+    monkeypatch.setattr(link, "ask", lambda _: {"redis_version": "6.2.14"})
+    with pytest.raises(ConfigurationError, match=r"version 6\.2\.14; 7\.0 is the oldest"):
+        link.check_server()
+    link.close()
+
+
+def test_long_waits_are_cut_short(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(store._link._blocking, "blpop", lambda _, seconds: asked.append(seconds))
+    store.wait("demo", 60)
+    assert asked[0] < 5

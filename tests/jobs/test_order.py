@@ -1,0 +1,162 @@
+"""Who is next: fair shares among tenants and among a tenant's jobs, priorities, positions."""
+
+from collections import Counter
+from itertools import pairwise
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from jobs.store import Ahead
+from tests.jobs.bench import Bench, request
+
+
+def tenants_of(bench: Bench, order: list[tuple[str, int]]) -> list[str]:
+    names = {job: bench.store.job(job, None).tenant for job, _ in order}
+    return [names[job] for job, _ in order]
+
+
+def test_a_heavy_tenant_does_not_keep_a_light_one_waiting(bench: Bench) -> None:
+    bench.submit(1000, tenant="heavy")
+    bench.order(50)
+    bench.submit(4, tenant="light")
+    assert tenants_of(bench, bench.order(8)).count("light") == 4
+
+
+def test_a_long_job_does_not_keep_a_short_one_of_its_tenant_waiting(bench: Bench) -> None:
+    bench.submit(500)
+    bench.order(50)
+    short = bench.submit(4)
+    assert [job for job, _ in bench.order(8)].count(short) == 4
+
+
+def test_many_jobs_get_no_more_than_one(bench: Bench) -> None:
+    for _ in range(10):
+        bench.submit(10, tenant="many")
+    bench.submit(10, tenant="one")
+    assert Counter(tenants_of(bench, bench.order(20))) == {"many": 10, "one": 10}
+
+
+def test_cost_counts_and_not_the_number(bench: Bench) -> None:
+    bench.submit([request(steps=32)] * 20, tenant="large")
+    bench.submit([request(steps=8)] * 80, tenant="small")
+    counted = Counter(tenants_of(bench, bench.order(50)))
+    assert counted == {"large": 10, "small": 40}
+
+
+def test_a_weight_is_a_share(bench: Bench) -> None:
+    bench.submit(90, tenant="triple", weight=3)
+    bench.submit(90, tenant="single")
+    assert Counter(tenants_of(bench, bench.order(40))) == {"triple": 30, "single": 10}
+
+
+def test_coming_back_gives_no_advantage(bench: Bench) -> None:
+    """A tenant who submits one by one does not overtake who queued all at once."""
+    bench.submit(100, tenant="all")
+    taken = []
+    for _ in range(20):
+        bench.submit(1, tenant="drip")
+        taken += tenants_of(bench, bench.order(1))
+    assert taken.count("drip") <= 11
+
+
+def test_being_away_gives_no_claim_on_the_past(bench: Bench) -> None:
+    bench.submit(1, tenant="late")
+    bench.submit(300, tenant="busy")
+    bench.order(200)
+    bench.submit(50, tenant="late")
+    assert 4 <= tenants_of(bench, bench.order(10)).count("late") <= 6
+
+
+def test_higher_priority_goes_first(bench: Bench) -> None:
+    low, high = bench.submit(2, priority=1), bench.submit(2, priority=8)
+    assert [job for job, _ in bench.order(4)] == [high, high, low, low]
+
+
+def test_a_low_priority_that_waited_long_goes_once(bench: Bench) -> None:
+    low = bench.submit(5, priority=0)
+    high = bench.submit(50, priority=9)
+    assert bench.claim_one().job_id == high
+    long_ago = int(bench.raw.hget(bench.key("times"), "demo:0")) - 300_000
+    bench.raw.hset(bench.key("times"), "demo:0", long_ago)
+    assert [bench.claim_one().job_id for _ in range(3)] == [low, high, high]
+
+
+def test_a_band_that_was_empty_has_not_waited(bench: Bench) -> None:
+    bench.submit(1, priority=0)
+    bench.make_all()
+    assert not bench.raw.exists(bench.key("times"))
+
+
+def test_positions_of_one_job(bench: Bench) -> None:
+    job_id = bench.submit(10)
+    assert bench.store.ahead(job_id) == Ahead(0, 9)
+    bench.claim(4)
+    assert bench.store.ahead(job_id) == Ahead(0, 5)
+    bench.claim(6)
+    assert bench.store.position(job_id) is None
+
+
+def test_positions_among_tenants_and_bands(bench: Bench) -> None:
+    bench.submit(100, tenant="heavy")
+    light = bench.submit(4, tenant="light")
+    assert bench.store.ahead(light) == Ahead(1, 7)
+    bench.submit(30, tenant="vip", priority=9)
+    assert bench.store.ahead(light) == Ahead(31, 37)
+    assert bench.store.ahead("nonsense") is None
+
+
+submissions = st.lists(
+    st.tuples(
+        st.sampled_from(["ann", "bob", "cy"]), st.integers(1, 12), st.integers(0, 6)
+    ),  # tenant, images, claims before it
+    min_size=1,
+    max_size=7,
+)
+
+
+@given(submissions)
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_positions_foretell_the_claims(bench: Bench, plan: list[tuple[str, int, int]]) -> None:
+    """Where all images cost the same, nobody joins and nobody prefers: exactly."""
+    bench.clear()
+    jobs, left = [], 0
+    for tenant, images, claims in plan:
+        left += images - len(bench.claim(claims))
+        jobs.append(bench.submit(images, tenant=tenant))
+    bench.store.release(bench.claim(1, worker="w2"))
+    foretold = {job: bench.store.ahead(job) for job in jobs}
+    order = [job for job, _ in bench.order(left)]
+    for job, ahead in foretold.items():
+        places = [place for place, claimed in enumerate(order) if claimed == job]
+        assert ahead == (Ahead(places[0], places[-1]) if places else None)
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 40)), min_size=2, max_size=6))
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_shares_are_even_at_every_moment(bench: Bench, plan: list[tuple[str, int]]) -> None:
+    """While two tenants both have images queued, their shares differ by one image at most."""
+    bench.clear()
+    left: Counter[str] = Counter()
+    for tenant, images in plan:
+        bench.submit(images, tenant=tenant)
+        left[tenant] += images
+    got: Counter[str] = Counter()
+    for tenant in tenants_of(bench, bench.order(sum(left.values()))):
+        got[tenant] += 1
+        left[tenant] -= 1
+        shares = sorted(got[name] for name in left if left[name] > 0)
+        assert all(later - earlier <= 1 for earlier, later in pairwise(shares))
+
+
+@pytest.mark.parametrize("jobs", [2, 40])
+def test_tags_begin_anew_when_a_band_is_empty(bench: Bench, jobs: int) -> None:
+    for number in range(jobs):
+        bench.submit(2, tenant=f"t{number}")
+    bench.make_all()
+    kept = {name.partition(":")[0] for name in bench.all_keys()}
+    assert not kept & {"ready", "fair", "idle", "load", "bell", "depth", "times"}

@@ -1,0 +1,151 @@
+"""Listing, workers, cards and events."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from jobs.errors import InvalidRequest, NotFound
+from jobs.job import State
+from jobs.store import WorkerInfo
+from tests.jobs.bench import Bench, request
+from tests.waiting import wait_until
+
+
+def test_jobs_come_newest_first_and_page_by_page(bench: Bench) -> None:
+    jobs = [bench.submit(1) for _ in range(7)][::-1]
+    bench.submit(1, tenant="bob")
+    found, cursor = [], None
+    for size in (3, 3, 1):
+        page, cursor = bench.store.jobs("ann", cursor=cursor, limit=3)
+        assert len(page) == size
+        found += [job.id for job in page]
+    assert (found, cursor) == (jobs, None)
+    assert bench.store.jobs("nobody") == ([], None)
+
+
+def test_a_page_that_ends_the_list_has_no_successor(bench: Bench) -> None:
+    bench.submit(1)
+    bench.submit(1)
+    page, cursor = bench.store.jobs("ann", limit=2)
+    assert len(page) == 2
+    assert cursor is None
+
+
+def test_jobs_by_state_over_many_pages(bench: Bench) -> None:
+    done = [bench.submit(1, priority=9)]
+    bench.make_all()
+    for _ in range(210):
+        bench.submit(1)
+    page, cursor = bench.store.jobs("ann", state=State.SUCCEEDED, limit=1)
+    assert ([job.id for job in page], cursor) == (done, None)
+
+
+def test_a_cursor_that_we_never_gave_is_refused(bench: Bench) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        bench.store.jobs("ann", cursor="(evil")
+    assert caught.value.problems[0].pointer == "/cursor"
+
+
+def test_slices_of_images(bench: Bench) -> None:
+    job_id = bench.submit([request(seed=seed) for seed in range(600)])
+    bench.commit(*bench.claim(3))
+    bench.store.cancel(job_id, "ann")
+    for start, stop in ((0, -1), (1, 3), (-2, -1), (2, 500), (598, 9999), (700, 800)):
+        found = bench.store.images(job_id, start, stop)
+        last = stop if stop >= 0 else 600 + stop
+        indices = list(range(600))[start : last + 1]
+        assert [image.index for image in found] == indices
+        assert [image.request.seed for image in found] == indices
+        assert [image.state for image in found] == [
+            "succeeded" if index < 3 else "cancelled" for index in indices
+        ]
+
+
+@pytest.mark.parametrize("index", [-1, 2])
+def test_images_that_are_not_there(bench: Bench, index: int) -> None:
+    job_id = bench.submit(2)
+    with pytest.raises(NotFound):
+        bench.store.image(job_id, index)
+
+
+def test_what_is_missing_is_not_found(bench: Bench) -> None:
+    for read in (bench.store.images, bench.store.spec):
+        with pytest.raises(NotFound):
+            read("nonsense")
+
+
+def test_depth_counts_what_is_ready(bench: Bench) -> None:
+    bench.submit(3, priority=2)
+    bench.submit(2, priority=9)
+    bench.submit([request(model="other.model-2")])
+    assert bench.store.queue_depth() == {"demo": {2: 3, 9: 2}, "other.model-2": {5: 1}}
+    bench.store.fail(bench.claim_one(), "busy", again=True, delay_seconds=600)
+    assert bench.store.queue_depth()["demo"] == {2: 3, 9: 1}
+
+
+def test_workers_are_listed_while_they_register(bench: Bench) -> None:
+    assert bench.store.workers() == []
+    bench.store.register("w2", {"model": "demo", "state": "ready"}, 60)
+    bench.store.register("w1", {"model": "demo", "state": "starting", "error": None}, 60)
+    assert bench.store.workers() == [
+        WorkerInfo("w1", {"model": "demo", "state": "starting", "error": None}),
+        WorkerInfo("w2", {"model": "demo", "state": "ready"}),
+    ]
+    bench.store.unregister("w2")
+    bench.store.register("w1", {"model": "demo", "state": "ready"}, 0.05)
+    wait_until(lambda: bench.store.workers() == [])
+    bench.store.register("w3", {}, 60)
+    assert bench.raw.zrange(bench.key("workers"), 0, -1) == ["w3"]
+
+
+def test_a_card_is_what_a_worker_published(bench: Bench) -> None:
+    assert bench.store.card("demo") is None
+    bench.store.publish_card("demo", {"family": "flux", "multiple": 16})
+    assert bench.store.card("demo") == {"family": "flux", "multiple": 16}
+
+
+def test_a_jobs_life_in_events(bench: Bench) -> None:
+    after = bench.store.last_event()
+    job_id = bench.submit(2, max_attempts=1)
+    first, second = bench.claim(2)
+    bench.commit(first)
+    bench.store.fail(second, "too dark", again=True)
+    bench.store.retry(job_id, "ann")
+    bench.store.cancel(job_id, "ann")
+    bench.store.delete(job_id, "ann")
+    told = bench.store.events(after, 0)
+    assert [(event.type, event.index) for event in told] == [
+        ("queued", None),
+        ("running", None),
+        ("image", 0),
+        ("image_failed", 1),
+        ("failed", None),
+        ("running", None),
+        ("cancelled", None),
+        ("deleted", None),
+    ]
+    assert {event.job_id for event in told} == {job_id}
+    assert told[3].data == {"error": "too dark"}
+    assert bench.store.events(told[-2].id, 0) == told[-1:]
+    assert bench.store.events(bench.store.last_event(), 0) == []
+
+
+def test_progress_is_told_a_few_times_a_second(bench: Bench) -> None:
+    job_id = bench.submit(1)
+    lease = bench.claim_one()
+    after = bench.store.last_event()
+    for step in range(1, 8):
+        bench.store.beat("w1", {(lease.key, lease.token): step}, 60)
+    assert bench.store.events(after, 0) == []
+    bench.raw.hincrby(bench.key("job", job_id), "told", -250)
+    bench.store.beat("w1", {(lease.key, lease.token): 8}, 60)
+    assert [event.type for event in bench.store.events(after, 0)] == ["progress"]
+
+
+def test_reading_events_waits_for_one(bench: Bench) -> None:
+    after = bench.store.last_event()
+    assert bench.store.events(after, 0.01) == []
+    with ThreadPoolExecutor(1) as thread:
+        told = thread.submit(bench.store.events, after, 4)
+        job_id = bench.submit(1)
+        assert [event.job_id for event in told.result()] == [job_id]

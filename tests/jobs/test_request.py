@@ -1,0 +1,37 @@
+"""Requests travel as JSON and come back the same."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jobs.request import MAX_SEED, ImageRequest
+from jobs.views import packed
+from tests.jobs.bench import request
+
+prompts = st.text(st.characters(exclude_categories=["Cs"]), max_size=50)
+
+
+@given(
+    st.builds(
+        ImageRequest,
+        model=st.just("demo"),
+        prompt=prompts,
+        seed=st.integers(0, MAX_SEED),
+        width=st.integers(16, 4096),
+        height=st.integers(16, 4096),
+        steps=st.integers(1, 200),
+        guidance_scale=st.floats(0, 30),
+        negative_prompt=st.none() | prompts,
+        format=st.sampled_from(["png", "jpeg", "webp"]),
+        reproducible=st.booleans(),
+    )
+)
+def test_json_keeps_every_field(asked: ImageRequest) -> None:
+    assert ImageRequest.from_json(asked.to_json()) == asked
+    head, _, body = packed(asked).partition("\n")
+    assert head == f"{asked.width} {asked.height} {asked.steps}"
+    assert ImageRequest.from_json(body) == asked
+
+
+def test_cost_is_megapixel_steps() -> None:
+    asked = request(width=1000, height=500, steps=4)
+    assert (asked.pixels, asked.cost) == (500_000, 2.0)

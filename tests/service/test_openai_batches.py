@@ -1,0 +1,317 @@
+"""OpenAI Files and Batches through OpenAI's own client, against a service that listens."""
+
+import base64
+import json
+from collections.abc import Iterator
+
+import httpx
+import openai
+import pytest
+
+from jobs.embedded import EmbeddedServer
+from service.openai import batch_input, batches
+from tests.service.conftest import CATALOG, Deployment, deployed, picture, working
+from tests.service.live import listening
+from tests.waiting import wait_until
+
+
+@pytest.fixture(scope="module")
+def live(
+    server: EmbeddedServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Deployment, openai.OpenAI]]:
+    """A deployment that listens, and OpenAI's client to it."""
+    folder = tmp_path_factory.mktemp("batches")
+    with (
+        deployed(
+            server.url, folder, start=False, max_file_bytes=100_000, max_unfinished=150
+        ) as found,
+        listening(found.client.app) as address,
+        httpx.Client(base_url=address, timeout=20) as client,
+        openai.OpenAI(base_url=f"{address}/v1", api_key="none", timeout=20) as theirs,
+    ):
+        found.client = client
+        yield found, theirs
+
+
+def line(custom_id: str, **body: object) -> str:
+    """A line of an input file."""
+    return json.dumps(
+        {
+            "custom_id": custom_id,
+            "method": "POST",
+            "url": "/v1/images/generations",
+            "body": {"prompt": f"prompt of {custom_id}", **body},
+        }
+    )
+
+
+def upload(client: openai.OpenAI, *lines: str) -> str:
+    """The id of an uploaded file of these lines."""
+    data = "\n".join(lines).encode()
+    return client.files.create(file=("in.jsonl", data), purpose="batch").id
+
+
+def begin(client: openai.OpenAI, *lines: str) -> openai.types.Batch:
+    """A batch of these lines."""
+    return client.batches.create(
+        input_file_id=upload(client, *lines),
+        endpoint="/v1/images/generations",
+        completion_window="24h",
+        metadata={"k": "v"},
+    )
+
+
+def ended(client: openai.OpenAI, batch: openai.types.Batch) -> openai.types.Batch:
+    """The batch once it is over."""
+
+    def look() -> openai.types.Batch | None:
+        found = client.batches.retrieve(batch.id)
+        running = ("in_progress", "cancelling", "finalizing")
+        return None if found.status in running else found
+
+    return wait_until(look)
+
+
+def outcomes(client: openai.OpenAI, file_id: str) -> dict[str, dict]:
+    """The lines of an output file by custom_id."""
+    entries = [json.loads(text) for text in client.files.content(file_id).text.splitlines()]
+    return {entry["custom_id"]: entry for entry in entries}
+
+
+def test_a_file_comes_back_as_it_went(live: tuple) -> None:
+    _, client = live
+    data = b"line \xff\x00 one\nline two"
+    made = client.files.create(file=("näme.jsonl", data), purpose="batch")
+    assert (made.object, made.bytes, made.filename) == ("file", len(data), "näme.jsonl")
+    assert client.files.retrieve(made.id) == made
+    assert client.files.content(made.id).content == data
+    assert made.id in [file.id for file in client.files.list()]
+    assert client.files.delete(made.id).deleted
+    for call in (client.files.retrieve, client.files.content, client.files.delete):
+        with pytest.raises(openai.NotFoundError):
+            call(made.id)
+
+
+def test_files_are_listed_in_pages(live: tuple) -> None:
+    _, client = live
+    made = {upload(client, str(number)) for number in range(5)}
+    listed = [file.id for file in client.files.list(limit=2)]
+    assert made <= set(listed) and len(set(listed)) == len(listed)
+    backwards = [file.id for file in client.files.list(limit=2, order="asc")]
+    assert backwards == listed[::-1]
+    with pytest.raises(openai.BadRequestError):
+        client.files.list(after="file-nope")
+
+
+def test_a_file_that_is_too_large_is_413(live: tuple) -> None:
+    _, client = live
+    with pytest.raises(openai.APIStatusError) as refusal:
+        client.files.create(file=("in", b"x" * 100_001), purpose="batch")
+    assert refusal.value.status_code == 413
+
+
+@pytest.mark.parametrize(
+    ("call", "status", "param"),
+    [
+        ({"files": {"file": b"x"}}, 400, "purpose"),
+        ({"files": {"file": b"x"}, "data": {"purpose": "vision"}}, 400, "purpose"),
+        ({"files": {"other": b"x"}, "data": {"purpose": "batch"}}, 400, "file"),
+        ({"files": {"purpose": b"x"}, "data": {"file": "x"}}, 400, "file"),
+        ({"json": {"purpose": "batch"}}, 415, None),
+        ({"content": b"x", "headers": {"content-type": "multipart/form-data"}}, 400, None),
+        (
+            {"content": b"x", "headers": {"content-type": "multipart/form-data; boundary=b"}},
+            400,
+            None,
+        ),
+    ],
+)
+def test_an_upload_that_cannot_be(live: tuple, call: dict, status: int, param: object) -> None:
+    mill, _ = live
+    answer = mill.client.post("/v1/files", **call)
+    assert answer.status_code == status, answer.text
+    assert answer.json()["error"]["param"] == param
+
+
+def test_a_batch_runs_and_leaves_its_output(live: tuple) -> None:
+    mill, client = live
+    batch = begin(
+        client,
+        line("one", seed=7, size="64x32"),
+        "",
+        line("two", n=2, response_format="b64_json"),
+        line("three", model="distilled"),
+    )
+    assert (batch.status, batch.request_counts.total) == ("in_progress", 3)
+    assert batch.metadata == {"k": "v"}
+    with working(mill), working(mill, model="distilled"):
+        done = ended(client, batch)
+    assert (done.status, done.request_counts.completed) == ("completed", 3)
+    assert (done.request_counts.failed, done.error_file_id) == (0, None)
+    assert done.completed_at >= done.in_progress_at
+    found = outcomes(client, done.output_file_id)
+    assert set(found) == {"one", "two", "three"}
+    assert all(entry["response"]["status_code"] == 200 for entry in found.values())
+    (one,) = found["one"]["response"]["body"]["data"]
+    assert one["seed"] == 7 and one["b64_json"] is None
+    assert httpx.get(one["url"]).content == picture(64, 32)
+    two = found["two"]["response"]["body"]["data"]
+    assert [base64.b64decode(image["b64_json"])[:4] for image in two] == [b"\x89PNG"] * 2
+    assert client.batches.retrieve(batch.id) == done
+    assert batch.id in [one.id for one in client.batches.list(limit=1)]
+
+
+def test_lines_that_fail_are_in_the_error_file(live: tuple) -> None:
+    mill, client = live
+    batch = begin(client, line("good"), line("bad"), line("half", n=2))
+
+    def deliver(lease: object) -> None:
+        spoilt = lease.request.prompt == "prompt of bad" or lease.index == 3
+        (mill.worker.fail if spoilt else mill.worker.finish)(lease)
+
+    with working(mill, deliver):
+        done = ended(client, batch)
+    assert (done.status, done.request_counts.completed) == ("completed", 1)
+    assert done.request_counts.failed == 2
+    assert set(outcomes(client, done.output_file_id)) == {"good"}
+    failed = outcomes(client, done.error_file_id)
+    assert set(failed) == {"bad", "half"}
+    assert failed["bad"]["response"]["status_code"] == 502
+    assert "it would not" in failed["bad"]["response"]["body"]["error"]["message"]
+
+
+def test_counts_are_true_while_it_runs(live: tuple) -> None:
+    mill, client = live
+    for copies in (1, 2):
+        batch = begin(client, line("one", n=copies), line("two", n=copies))
+        for lease in mill.worker.claim(copies):
+            mill.worker.finish(lease)
+        counts = client.batches.retrieve(batch.id).request_counts
+        assert (counts.completed, counts.failed, counts.total) == (1, 0, 2)
+        mill.worker.finish_all()
+        assert ended(client, batch).request_counts.completed == 2
+
+
+def test_a_batch_can_be_cancelled_and_keeps_what_is_made(live: tuple) -> None:
+    mill, client = live
+    batch = begin(client, line("made"), line("not"))
+    (lease,) = mill.worker.claim(1)
+    mill.worker.finish(lease)
+    client.batches.cancel(batch.id)
+    done = ended(client, batch)
+    assert done.status == "cancelled" and done.cancelled_at
+    assert set(outcomes(client, done.output_file_id)) == {"made"}
+    stopped = outcomes(client, done.error_file_id)
+    assert stopped["not"]["error"]["code"] == "batch_cancelled"
+    assert client.batches.cancel(batch.id).status == "cancelled"
+
+
+def test_a_batch_expires(live: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, client = live
+    monkeypatch.setattr(batches, "WINDOW_SECONDS", -1)
+    batch = begin(client, line("late"))
+    done = ended(client, batch)
+    assert (done.status, done.output_file_id) == ("expired", None)
+    assert outcomes(client, done.error_file_id)["late"]["error"]["code"] == "batch_expired"
+
+
+def test_a_batch_whose_job_is_gone_ends(live: tuple) -> None:
+    mill, client = live
+    batch = begin(client, line("gone"))
+    mill.store.delete(batch.jobs[0], None)
+    done = ended(client, batch)
+    assert (done.request_counts.completed, done.request_counts.failed) == (0, 1)
+
+
+def test_bad_lines_make_a_failed_batch_that_names_them(live: tuple) -> None:
+    mill, client = live
+    before = mill.store.queue_depth()
+    batch = begin(
+        client,
+        line("good"),
+        "{",
+        line("good"),
+        line("size", size="100x64"),
+        line("steps", steps=1000),
+        line("model", model="nope"),
+        line("stream", stream=True),
+        '{"custom_id": "x", "method": "GET", "url": "/v1/images/generations", "body": {}}',
+    )
+    assert (batch.status, batch.request_counts.total) == ("failed", 0)
+    named = [(error.line, error.code, error.param) for error in batch.errors.data]
+    assert named == [
+        (2, "invalid_json_line", None),
+        (3, "invalid_request", "custom_id"),
+        (4, "invalid_request", "size"),
+        (5, "invalid_request", "steps"),
+        (6, "unknown_model", "model"),
+        (7, "invalid_request", "body.stream"),
+        (8, "invalid_request", "method"),
+        (8, "invalid_request", "body.prompt"),
+    ]
+    assert mill.store.queue_depth() == before
+    assert client.batches.retrieve(batch.id).status == "failed"
+
+
+def test_an_empty_file_makes_a_failed_batch(live: tuple) -> None:
+    _, client = live
+    assert begin(client, "").errors.data[0].code == "empty_file"
+
+
+def test_a_batch_over_the_quota_queues_nothing(live: tuple) -> None:
+    mill, client = live
+    before = mill.store.queue_depth()
+    lines = [line(str(number), n=10) for number in range(16)]
+    with pytest.raises(openai.RateLimitError):
+        begin(client.with_options(max_retries=0), *lines)
+    assert mill.store.queue_depth() == before
+
+
+@pytest.mark.parametrize(
+    ("fields", "error"),
+    [
+        ({"input_file_id": "file-nope"}, openai.NotFoundError),
+        ({"input_file_id": "../../x"}, openai.NotFoundError),
+        ({"endpoint": "/v1/chat/completions"}, openai.BadRequestError),
+        ({"completion_window": "1h"}, openai.BadRequestError),
+        ({"metadata": {"k": "v" * 600}}, openai.BadRequestError),
+    ],
+)
+def test_a_batch_that_cannot_be(live: tuple, fields: dict, error: type[Exception]) -> None:
+    _, client = live
+    given = {"endpoint": "/v1/images/generations", "completion_window": "24h"}
+    if "input_file_id" not in fields:
+        given["input_file_id"] = upload(client, line("a"))
+    with pytest.raises(error):
+        client.batches.create(**{**given, **fields})
+
+
+def test_an_output_file_is_no_input(live: tuple) -> None:
+    mill, client = live
+    batch = begin(client, line("a"))
+    mill.worker.finish_all()
+    output = ended(client, batch).output_file_id
+    with pytest.raises(openai.BadRequestError, match="batch_output"):
+        client.batches.create(
+            input_file_id=output, endpoint="/v1/images/generations", completion_window="24h"
+        )
+
+
+def test_batches_that_are_not_there_are_404(live: tuple) -> None:
+    _, client = live
+    for batch_id in ("batch_nope", "x", "batch_..%2f"):
+        with pytest.raises(openai.NotFoundError):
+            client.batches.retrieve(batch_id)
+        with pytest.raises(openai.NotFoundError):
+            client.batches.cancel(batch_id)
+
+
+def test_lines_fill_jobs_up_to_their_model_s_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [line(str(number), n=10).encode() for number in range(12)]
+    texts.append(line("other", priority=1).encode())
+    made = batch_input.plan(texts, CATALOG, lambda _: None)
+    assert [len(job.requests) for job in made.jobs] == [50, 50, 20, 1]
+    assert [(one.job, one.first) for one in made.lines[4:6]] == [(0, 40), (1, 0)]
+    monkeypatch.setattr(batch_input, "MAX_LINES", 5)
+    refused = batch_input.plan(texts, CATALOG, lambda _: None)
+    assert [error.code for error in refused.errors] == ["too_many_lines"]

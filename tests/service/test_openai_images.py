@@ -1,0 +1,204 @@
+"""OpenAI's Images API through OpenAI's own client, against a service that listens."""
+
+import base64
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import openai
+import pytest
+
+from jobs.embedded import EmbeddedServer
+from tests.service.conftest import Deployment, deployed, picture, working
+from tests.service.live import listening
+from tests.waiting import wait_until
+
+
+@pytest.fixture(scope="module")
+def live(
+    server: EmbeddedServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Deployment, openai.OpenAI]]:
+    """A deployment that listens, and OpenAI's client to it."""
+    folder = tmp_path_factory.mktemp("openai")
+    with (
+        deployed(server.url, folder, start=False, sync_seconds=20) as found,
+        listening(found.client.app) as address,
+        httpx.Client(base_url=address, timeout=20) as client,
+        openai.OpenAI(base_url=f"{address}/v1", api_key="none", timeout=20) as theirs,
+    ):
+        found.client = client
+        yield found, theirs
+
+
+def test_the_image_comes_as_bytes_and_as_a_url(live: tuple) -> None:
+    mill, client = live
+    with working(mill) as leases:
+        answer = client.images.generate(model="demo", prompt="a red circle", size="64x32")
+    (request,) = [lease.request for lease in leases]
+    assert (request.prompt, request.width, request.height) == ("a red circle", 64, 32)
+    (image,) = answer.data
+    assert base64.b64decode(image.b64_json) == picture(64, 32)
+    assert image.url.startswith("http://127.0.0.1:")
+    assert httpx.get(image.url).content == picture(64, 32)
+    assert (answer.size, answer.output_format) == ("64x32", "png")
+    assert image.seed == request.seed
+
+
+@pytest.mark.parametrize(("form", "other"), [("b64_json", "url"), ("url", "b64_json")])
+def test_one_form_only(live: tuple, form: str, other: str) -> None:
+    mill, client = live
+    with working(mill):
+        answer = client.images.generate(model="demo", prompt="a", n=2, response_format=form)
+    assert len(answer.data) == 2
+    assert all(getattr(image, form) and not getattr(image, other) for image in answer.data)
+
+
+def test_our_own_fields_are_the_extra_body(live: tuple) -> None:
+    mill, client = live
+    extra = {
+        "seed": 7,
+        "steps": 3,
+        "guidance_scale": 1.5,
+        "negative_prompt": "blur",
+        "reproducible": False,
+        "priority": 8,
+    }
+    with working(mill) as leases:
+        client.images.generate(prompt="a", n=2, output_format="webp", extra_body=extra)
+    requests = [lease.request for lease in leases]
+    assert [request.seed for request in requests] == [7, 8]
+    assert {
+        (r.model, r.steps, r.guidance_scale, r.negative_prompt, r.format, r.reproducible)
+        for r in requests
+    } == {("demo", 3, 1.5, "blur", "webp", False)}
+
+
+def test_it_streams_previews_and_images(live: tuple) -> None:
+    mill, client = live
+    drawn = picture(16, 16, 7)
+    events = client.images.generate(prompt="a", stream=True, partial_images=1, size="32x32")
+    (lease,) = wait_until(mill.worker.claim)
+    mill.images.write(lease.job_id, 0, "preview", drawn, ".jpg")
+    mill.store.beat("hand", {(lease.key, lease.token): 2}, 60)
+    first = next(iter(events))
+    assert (first.type, first.partial_image_index) == ("image_generation.partial_image", 0)
+    assert base64.b64decode(first.b64_json) == drawn
+    data = mill.worker.finish(lease)
+    (last,) = list(events)
+    assert (last.type, last.size) == ("image_generation.completed", "32x32")
+    assert base64.b64decode(last.b64_json) == data
+    assert last.usage.total_tokens == 0
+
+
+def test_every_image_of_a_stream_comes_once(live: tuple) -> None:
+    mill, client = live
+    with working(mill):
+        events = list(client.images.generate(prompt="a", n=3, stream=True))
+    assert sorted(event.index for event in events) == [0, 1, 2]
+
+
+def test_a_failure_ends_the_stream_with_an_error(live: tuple) -> None:
+    mill, client = live
+    with (
+        working(mill, mill.worker.fail),
+        pytest.raises(openai.APIError, match="it would not"),
+    ):
+        list(client.images.generate(prompt="a", stream=True))
+
+
+def test_a_failure_is_an_error_that_is_not_tried_again(live: tuple) -> None:
+    mill, client = live
+    with (
+        working(mill, mill.worker.fail) as leases,
+        pytest.raises(openai.InternalServerError, match="it would not") as refusal,
+    ):
+        client.images.generate(prompt="a")
+    assert (refusal.value.status_code, refusal.value.code) == (502, "images_failed")
+    assert len(leases) == 1
+
+
+REFUSED = [
+    ({"size": "100x64"}, "size"),
+    ({"size": "1024x1024"}, "size"),
+    ({"size": "99999x99999"}, "size"),
+    ({"size": "big"}, "size"),
+    ({"n": 11}, "n"),
+    ({"prompt": ""}, "prompt"),
+    ({"prompt": "  "}, "prompt"),
+    ({"quality": "hd"}, "quality"),
+    ({"style": "vivid"}, "style"),
+    ({"background": "transparent"}, "background"),
+    ({"extra_body": {"steps": 101}}, "steps"),
+    ({"extra_body": {"colour": "red"}}, "colour"),
+    ({"partial_images": 4, "stream": True}, "partial_images"),
+]
+
+
+@pytest.mark.parametrize(("fields", "name"), REFUSED)
+def test_a_bad_field_is_named_in_their_envelope(live: tuple, fields: dict, name: str) -> None:
+    mill, client = live
+    before = mill.store.queue_depth()
+    with pytest.raises(openai.BadRequestError) as refusal:
+        client.images.generate(**{"prompt": "a", **fields})
+    assert (refusal.value.param, refusal.value.type) == (name, "invalid_request_error")
+    assert mill.store.queue_depth() == before
+
+
+def test_an_unknown_model_is_their_not_found(live: tuple) -> None:
+    _, client = live
+    with pytest.raises(openai.NotFoundError, match="known models: demo") as refusal:
+        client.images.generate(prompt="a", model="dall-e-3")
+    assert (refusal.value.param, refusal.value.code) == ("model", "unknown_model")
+
+
+def test_other_failures_are_in_their_envelope_too(live: tuple) -> None:
+    mill, _ = live
+    for answer, expected in [
+        (mill.client.get("/v1/images/generations"), 405),
+        (mill.client.post("/v1/images/generations", content=b"{"), 415),
+        (mill.client.post("/v1/images/nope"), 404),
+    ]:
+        assert answer.status_code == expected
+        assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+
+
+def test_a_caller_that_hangs_up_cancels_its_job(live: tuple) -> None:
+    mill, client = live
+    for stream in (False, True):
+        with pytest.raises(openai.APITimeoutError):
+            list(
+                client.with_options(timeout=0.3, max_retries=0).images.generate(
+                    prompt=f"left {stream}", stream=stream
+                )
+            )
+        wait_until(lambda: not mill.store.queue_depth())
+    states = [job.state for job in mill.store.jobs("local", limit=2)[0]]
+    assert states == ["cancelled", "cancelled"]
+
+
+def test_a_caller_with_a_key_can_come_again(live: tuple) -> None:
+    mill, client = live
+    again = {"prompt": "a", "extra_headers": {"Idempotency-Key": "images-1"}}
+    with pytest.raises(openai.APITimeoutError):
+        client.with_options(timeout=0.3, max_retries=0).images.generate(**again)
+    with working(mill) as leases:
+        answer = client.images.generate(**again)
+    assert len(leases) == 1 and answer.data[0].b64_json
+
+
+def test_a_cancelled_job_is_a_conflict(live: tuple) -> None:
+    mill, client = live
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(client.images.generate, prompt="a")
+        (lease,) = wait_until(mill.worker.claim)
+        mill.store.cancel(lease.job_id, None)
+        with pytest.raises(openai.ConflictError, match="cancelled"):
+            waiting.result()
+
+
+def test_the_model_list_is_theirs(live: tuple) -> None:
+    _, client = live
+    assert [model.id for model in client.models.list()] == ["demo", "distilled", "idle"]
+    assert client.models.retrieve("demo").owned_by == "imagemill"
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("nope")
