@@ -5,13 +5,14 @@ from collections.abc import Callable
 
 import torch
 
-from bench import goodput, saturated, served
+from bench import fairness, goodput, saturated, served
 from bench.report import Metrics, json_line
 
 BENCHES: dict[str, Callable[[], Metrics]] = {
     "saturated": saturated.run,
     "goodput": goodput.run,
     "served": served.run,
+    "fairness": fairness.run,
 }
 
 

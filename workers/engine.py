@@ -94,7 +94,7 @@ class Engine:
         except (PipelineError, RuntimeError, ValueError, TypeError) as error:
             self._give_up(flight, error)
             return
-        flight.touched = time.monotonic()
+        flight.ready = time.monotonic()
         self._running[flight.lease.key] = flight
 
     def _let_go(self) -> None:
@@ -117,7 +117,7 @@ class Engine:
                 group=self._pipeline.batch_key(flight.lease.request),
                 tokens=self._tokens(flight),
                 remaining=flight.sample.steps - flight.sample.step,
-                waited=now - flight.touched,
+                waited=now - flight.ready,
                 reproducible=flight.lease.request.reproducible,
             )
             for key, flight in self._running.items()
@@ -151,12 +151,11 @@ class Engine:
 
     def _settle(self, batch: list[Flight], bucket: int) -> None:
         """Send on what is finished, fail what went wrong alone, keep the rest."""
-        now = time.monotonic()
         for flight in batch:
             sample = flight.sample
             assert sample is not None
             self.steps += 1 if self._pipeline.card.joins else sample.steps
-            flight.touched, flight.bucket = now, bucket
+            flight.bucket = bucket
             if sample.error is None and not sample.done:
                 self._preview(flight, sample)
                 continue
@@ -197,7 +196,7 @@ class Engine:
             return
         log.warning("forward pass failed; running its samples alone", error=str(error))
         for flight, step in zip(batch, before, strict=True):
-            if flight.step == step:
+            if flight.sample and flight.sample.step == step:
                 self._advance([flight], Forward((flight.lease.key,), forward.bucket))
             else:
                 self._settle([flight], forward.bucket)

@@ -17,13 +17,13 @@ class Flight:
     """One claimed image on its way. Times are of the monotonic clock, in seconds.
 
     `dropped` is set when the lease was lost or the image cancelled: whoever holds the flight next
-    lets go of it. `touched` is when it last made a step or became ready. `bucket` is the size of
+    lets go of it. `ready` is when its prompt was encoded. `bucket` is the size of
     the forward batch that it last ran in. `wished` is set when somebody wants to see a preview.
     """
 
     lease: Lease
     claimed: float = field(default_factory=time.monotonic)
-    touched: float = field(default_factory=time.monotonic)
+    ready: float = field(default_factory=time.monotonic)
     conditioning: Conditioning | None = None
     sample: Sample | None = None
     dropped: bool = False
@@ -32,8 +32,13 @@ class Flight:
 
     @property
     def step(self) -> int:
-        """Finished denoising steps."""
-        return self.sample.step if self.sample else 0
+        """Finished steps of those that the caller asked for.
+
+        Some schedulers take more forward passes than that (PNDM one, Heun twice as many).
+        """
+        if self.sample is None:
+            return 0
+        return self.sample.step * self.sample.request.steps // self.sample.steps
 
     def drop(self) -> None:
         """Let whoever holds this flight abandon it at the next step boundary."""

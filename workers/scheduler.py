@@ -5,10 +5,10 @@ Knows no GPU, no Redis, no clock and no model: the engine describes what is in f
 bucket, and what a bucket costs was measured (`Costs`).
 
 Order: priority first, raised by waiting. Inside a priority one sample of each job, then a second
-one of each, and so on, so that a large job does not hold up a small one. Among equals least
-remaining work first, where waiting counts too, so that nothing waits for ever (shortest remaining
-processing time, aged). Whose images are claimed at all, by caller and by priority, the queue has
-decided before.
+one of each, and so on; among those the job with the least work in flight, where waiting counts too
+(shortest remaining processing time, aged). So a large job does not hold up a small one, and nothing
+waits for ever. Whose images are claimed at all, by caller and by priority, the queue has decided
+before.
 
 A reproducible sample runs in the pinned bucket of its shape and nothing else, so that its bits
 never depend on how many ran beside it; fast ones may ride in the pinned bucket's free places.
@@ -81,7 +81,7 @@ class Candidate:
     """A sample in flight as the scheduler sees it.
 
     `tokens` is rows x tokens of one forward pass, `remaining` denoising steps, `waited` seconds
-    since its last step or since it became ready.
+    since it became ready.
     """
 
     key: str
@@ -111,7 +111,7 @@ def choose(
     """
     if not candidates:
         return None
-    order = _fairly(sorted(candidates, key=lambda c: (_rank(c, costs), c.key)))
+    order = _in_order(candidates, costs)
     head = order[0]
     group = [c for c in order if c.group == head.group]
     ceiling = ceilings.get(head.group, BUCKETS[-1])
@@ -124,19 +124,23 @@ def choose(
     return Forward(tuple(c.key for c in fast[:bucket]), bucket)
 
 
-def _fairly(ranked: Sequence[Candidate]) -> list[Candidate]:
-    """Highest priority first; in it the first of every job, then the second of every job..."""
-    seen: Counter[str] = Counter()
+def _in_order(candidates: Sequence[Candidate], costs: Costs) -> list[Candidate]:
+    """All candidates, the most urgent first."""
+    work = {c.key: c.remaining * costs.seconds(c.tokens) for c in candidates}
+    of_job: Counter[str] = Counter()
     turns: dict[str, int] = {}
-    for candidate in ranked:
-        turns[candidate.key] = seen[candidate.job]
-        seen[candidate.job] += 1
-    return sorted(ranked, key=lambda c: (-_promoted(c), turns[c.key]))
+    ranked = sorted(candidates, key=lambda c: (work[c.key] - c.waited / AGEING, c.key))
+    for turn_taker in ranked:
+        turns[turn_taker.key] = of_job[turn_taker.job]
+        of_job[turn_taker.job] += 1
+    in_flight: dict[str, float] = {}
+    for c in candidates:
+        in_flight[c.job] = in_flight.get(c.job, 0.0) + work[c.key]
+    return sorted(
+        ranked,
+        key=lambda c: (-_promoted(c), turns[c.key], in_flight[c.job] - c.waited / AGEING),
+    )
 
 
 def _promoted(candidate: Candidate) -> int:
     return candidate.priority + int(candidate.waited / PROMOTION_SECONDS)
-
-
-def _rank(candidate: Candidate, costs: Costs) -> float:
-    return candidate.remaining * costs.seconds(candidate.tokens) - candidate.waited / AGEING
