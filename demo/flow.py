@@ -25,7 +25,7 @@ from demo.muon import Muon, matrices_and_rest
 from demo.progress import Log, Smoothed, remaining_steps, warm_flat_cosine
 from demo.text import TextEncoders, Tokens, keep_pads_apart, tokenize
 
-STEPS: Final = 9000
+STEPS: Final = 6400
 RATE: Final = 2.5e-3
 PACES: Final = {"transformer": 1.0, "text_encoder": 0.3, "text_encoder_2": 0.5}
 APART: Final = "norm|embed|shared|relative|^proj_out"

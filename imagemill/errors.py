@@ -5,6 +5,7 @@
     ├── NoServer            none was named, and none runs here
     ├── ServerUnreachable   no answer, for as long as the client was willing to try
     ├── CorruptDownload     bytes arrived that are not the image's
+    ├── CannotSave          a file cannot be written here
     ├── InvalidInput        what the user typed, or a prompt file; one problem a line; exit code 2
     ├── AlreadyRunning      another `up` holds the data folder; exit code 3
     └── StartFailed         a server on this machine could not be started
@@ -44,6 +45,10 @@ class ServerUnreachable(ImagemillError):
 
 class CorruptDownload(ImagemillError):
     """An image's bytes do not have the checksum that the server committed."""
+
+
+class CannotSave(ImagemillError):
+    """A downloaded image, or the sheet, cannot be written."""
 
 
 class InvalidInput(ImagemillError):

@@ -132,12 +132,13 @@ def follow(
     *,
     interrupts: Interrupts,
     give_up: bool,
+    since: float,
     advice: str,
 ) -> dict[str, Any]:
     """The job at its end, every image that succeeded saved; or as it is when interrupted.
 
-    With `give_up`, raises Hopeless once no worker will ever take the job. `advice` says where to
-    look when no worker shows up.
+    With `give_up`, raises Hopeless once a worker that started after `since` (seconds since the
+    epoch) could not load the model. `advice` says where to look when no worker shows up.
     """
     rate, etag, note = Rate(), None, ""
     looked, lonely_since = -LOOK_AT_WORKERS, time.monotonic()
@@ -151,7 +152,7 @@ def follow(
         if job["counts"]["running"]:
             note = ""
         elif now - looked >= LOOK_AT_WORKERS:
-            note, hopeless = why_not_ready(client, job["model"])
+            note, hopeless = why_not_ready(client, job["model"], since)
             looked = now
             lonely_since = lonely_since if note == NO_WORKER else now
             if now - lonely_since > LONELY_SECONDS:

@@ -64,7 +64,7 @@ class Generation:
         bar = self._console.is_terminal
         self._view = show.Bar(self._console) if bar else show.Lines(self._console)
         self._job: dict[str, Any] | None = None
-        self._started = time.monotonic()
+        self._started, self._began = time.monotonic(), time.time()
 
     def run(self) -> int:
         """Everything from the prompts to the files."""
@@ -102,6 +102,7 @@ class Generation:
                     view,
                     interrupts=interrupts,
                     give_up=is_private,
+                    since=self._began,
                     advice=advice,
                 )
         except Hopeless:

@@ -9,7 +9,10 @@ import os
 import re
 import unicodedata
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+
+from imagemill.errors import CannotSave
 
 SUFFIXES = {"image/png": ".png", "image/jpeg": ".jpg", "image/webp": ".webp"}
 """File suffix of each media type that an image may have."""
@@ -69,10 +72,15 @@ def place_for(path: Path, sha256: str) -> tuple[Path, bool]:
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Write so that the name appears only with all its bytes: a temporary file, then a rename."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    """Write so that the name appears only with all its bytes: a temporary file, then a rename.
+
+    Raises CannotSave, and leaves nothing, when the disk refuses.
+    """
+    temporary = path.with_name(f".{path.name[:80]}.{os.getpid()}.part")
     try:
         temporary.write_bytes(data)
         temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise CannotSave(f"cannot write {path}: {error.strerror or error}") from error

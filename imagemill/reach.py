@@ -167,20 +167,22 @@ def _until(done: Callable[[], bool], limit: float, complaint: str, interrupts: I
         interrupts.pause(LOOK_PAUSE)
 
 
-def why_not_ready(client: Client, model: str) -> tuple[str, bool]:
+def why_not_ready(client: Client, model: str, since: float) -> tuple[str, bool]:
     """Why a model makes no images yet, as a sentence, and whether it never will.
 
-    It never will when all workers that tried to load it failed.
+    It never will when no worker is ready and one that started after `since` (seconds since the
+    epoch) has failed to load it; older failures may have been mended meanwhile.
     """
     try:
         workers = client.get("/v1/workers")["data"]
     except ImagemillError as error:
         return str(error), False
     mine = [worker for worker in workers if worker.get("model") == model]
-    failed = [worker for worker in mine if worker["state"] == "failed"]
-    if failed:
-        hopeless = all(worker["state"] in ("failed", "starting") for worker in mine)
-        return f"the model cannot be loaded: {failed[-1].get('error')}", hopeless
     if any(worker["state"] in ("ready", "draining") for worker in mine):
         return "waiting for its turn", False
-    return ("loading the model", False) if mine else (NO_WORKER, False)
+    failed = [w for w in mine if w["state"] == "failed" and w.get("started", 0.0) >= since]
+    if failed:
+        return f"the model cannot be loaded: {failed[-1].get('error')}", True
+    if any(worker["state"] == "starting" for worker in mine):
+        return "loading the model", False
+    return NO_WORKER, False

@@ -55,7 +55,8 @@ def claimed(data: Path) -> Iterator[None]:
 def _already(data: Path) -> str:
     record = _read(data)
     at = f" at {record.url} (process {record.pid})" if record else ""
-    return f"imagemill is already running on {data}{at}"
+    until = ", for a `generate` and no longer than that" if record and record.private else ""
+    return f"imagemill is already running on {data}{at}{until}"
 
 
 def announce(data: Path, record: Record) -> None:

@@ -3,11 +3,14 @@
 Works on files; knows no server. Shows at most LARGEST images, as many as a screen can take.
 """
 
+import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+from imagemill.names import write_file
 
 LARGEST = 400
 TILE, GAP, CAPTION = 176, 12, 34
@@ -33,9 +36,9 @@ def contact_sheet(images: Sequence[tuple[int, str, Path]], target: Path) -> None
         shift = ((TILE - thumbnail.width) // 2, TILE - thumbnail.height)
         sheet.paste(thumbnail, (left + shift[0], top + shift[1]))
         _caption(draw, font, (left, top + TILE + 4), index, prompt)
-    temporary = target.with_name(f".{target.name}.part")
-    sheet.save(temporary, "PNG")
-    temporary.replace(target)
+    data = io.BytesIO()
+    sheet.save(data, "PNG")
+    write_file(target, data.getvalue())
 
 
 def columns_for(count: int) -> int:

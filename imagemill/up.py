@@ -146,7 +146,7 @@ class Launcher:
         self._asked_to_stop = 0
         self._wake = threading.Event()
         self._http = httpx.Client(base_url=url, timeout=2, trust_env=False)
-        self._is_ready = False
+        self._is_ready, self._began = False, time.time()
         self._lonely_since: float | None = time.monotonic()
         self._next_probe = 0.0
 
@@ -154,7 +154,7 @@ class Launcher:
         """Start, watch until stopped, stop all."""
         with ExitStack() as stack:
             stack.callback(self._http.close)
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 before = signal.signal(number, lambda *_: self.stop())
                 stack.callback(signal.signal, number, before)
             lifeline.watch(self.stop)
@@ -223,15 +223,21 @@ class Launcher:
         """Show that all is ready, once every model has a worker that is, or that cannot be."""
         try:
             response = self._http.get("/v1/workers")
-            workers = response.raise_for_status().json()["data"]
+            listed = response.raise_for_status().json()["data"]
         except (httpx.HTTPError, ValueError, KeyError):
             return
+        workers = [worker for worker in listed if not self._is_stale(worker)]
         self._complain_if_lonely(workers)
         settled = {w["model"] for w in workers if w["state"] in ("ready", "failed")}
         wanted = {m.name for m in self._catalog if m.workers != 0}
         if self._options.workers == 0 or wanted <= settled:
             self._is_ready = True
             self._show_ready(Ready(self._url, self._options, self._catalog, workers))
+
+    def _is_stale(self, worker: dict[str, Any]) -> bool:
+        """Whether the entry is of this machine and older than this start: the queue remembers."""
+        started = float(worker.get("started", self._began))
+        return worker.get("host") == socket.gethostname() and started < self._began
 
     def _complain_if_lonely(self, workers: list[dict[str, Any]]) -> None:
         """Say once where to look when workers die before they can say anything themselves."""

@@ -55,6 +55,8 @@ LIFETIMES_MS = {
     "job_grace": 24 * 3600 * 1000,
     # A worker may still be writing a file of a job deleted under it.
     "deleted_grace": 60 * 1000,
+    # Whoever was told to remove a job's files has failed if they are still there after this.
+    "collecting": 60 * 1000,
 }
 
 BOUNDS = {"events": 100_000, "bell": 64}

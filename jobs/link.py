@@ -103,7 +103,8 @@ class Link:
         policy = found.get("maxmemory_policy", "noeviction")
         if policy != "noeviction":
             log.warning("the queue server may evict jobs; set noeviction", maxmemory_policy=policy)
-        if not found.get("aof_enabled"):
+        # While it loads its data, a server says that the file is off.
+        if not found.get("aof_enabled") and not found.get("loading"):
             log.warning("the queue server's append-only file is off; its death may lose jobs")
 
 

@@ -16,6 +16,9 @@ from jobs.views import Ahead, Event, WorkerInfo, event_view, image_view, job_vie
 _PAGE = 100
 """Jobs looked at in one round trip, where most may be of another state."""
 
+_LOOKED_AT = 2000
+"""Jobs that one call looks at, to find those in a state."""
+
 _EVENTS_AT_ONCE = 1000
 
 _FEW = 256
@@ -51,10 +54,14 @@ class Reader:
     def jobs(
         self, tenant: str, *, state: State | None = None, cursor: str | None = None, limit: int = 50
     ) -> tuple[list[Job], str | None]:
-        """A page of a tenant's jobs, newest first, and the cursor of the next page, if any."""
+        """A page of a tenant's jobs, newest first, and the cursor of the next page, if any.
+
+        With `state` a page may be short or empty and yet have a successor: one call looks at a
+        bounded number of jobs. Raises InvalidRequest for a cursor that it never gave.
+        """
         page: list[Job] = []
-        for score, job in self._newest_first(tenant, cursor):
-            if len(page) == limit:
+        for looked, (score, job) in enumerate(self._newest_first(tenant, cursor)):
+            if len(page) == limit or looked == _LOOKED_AT:
                 return page, cursor
             cursor = score
             if job is not None and state in (None, job.state):

@@ -21,7 +21,7 @@ class QueueSettings(BaseSettings):
     `keep_seconds` is how long a job and its files outlive its end.
     """
 
-    model_config = SettingsConfigDict(env_prefix="IMAGEMILL_", frozen=True)
+    model_config = SettingsConfigDict(env_prefix="IMAGEMILL_", env_ignore_empty=True, frozen=True)
 
     data: Path = Path("data")
     redis_url: str | None = None

@@ -188,7 +188,7 @@ class Store(Reader):
     def wait(self, model: str, seconds: float) -> None:
         """Block until there may be work for `model`, at most `seconds` or 4.5."""
         bell = self._keys("bell", model)
-        timeout = min(seconds, LONGEST_BLOCK_SECONDS)
+        timeout = max(0.01, min(seconds, LONGEST_BLOCK_SECONDS))  # 0 would be for ever
         self._link.block(lambda client: client.blpop([bell], timeout))
 
     def beat(
@@ -251,7 +251,8 @@ class Store(Reader):
     def due(self, limit: int) -> list[str]:
         """Jobs, deleted or past their time, whose files can go; then `forget` each.
 
-        A job named here can no longer be read.
+        A job named here can no longer be read. It is named again a minute later, to whoever asks,
+        unless it was forgotten.
         """
         return [str(job_id) for job_id in self._link.run("due", limit)]
 
@@ -280,7 +281,7 @@ def _check_submission(
         raise InvalidRequest("a job needs at least one prompt")
     if len({request.model for request in requests}) > 1:
         raise ValueError("the requests of a job are of one model")
-    if not tenant or not 0 <= priority <= 9 or not weight > 0:
+    if not tenant or priority not in range(10) or not 0 < weight < float("inf"):
         raise ValueError("a job has a tenant, a priority of 0 to 9, and a weight above 0")
 
 

@@ -21,10 +21,13 @@ import time
 from collections.abc import Callable, Hashable, Sequence
 
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
 
 from jobs.errors import ImageFailed, OutOfMemory
 from jobs.request import ImageRequest
-from pipelines.seam import Card, Conditioning, Sample
+from pipelines.seam import Card, Conditioning, PromptForm, Sample
 
 _OUT_OF_MEMORY = re.compile(r"\[oom:(\d+)\]")
 
@@ -44,8 +47,16 @@ class FakePipeline:
         self.seconds_per_step = seconds_per_step
         self.largest_batch = largest_batch
         self.calls: list[list[int]] = []
-        self.card = Card("fake", multiple, guidance, True, max_prompt_tokens, "FakeScheduler")
+        self.card = Card(
+            "fake", multiple, guidance, True, max_prompt_tokens, "FakeScheduler", PromptForm()
+        )
         self._sleep = sleep
+
+    def tokenizer_json(self) -> str | None:
+        """One token a word."""
+        words = Tokenizer(WordLevel({"a": 0}, unk_token="a"))
+        words.pre_tokenizer = WhitespaceSplit()
+        return str(words.to_str())
 
     def batch_key(self, request: ImageRequest) -> Hashable:
         """Same size, same rows."""

@@ -62,13 +62,33 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
+class PromptForm:
+    """What becomes of a prompt before its tokens are counted against `Card.max_prompt_tokens`.
+
+    The tokenizer reads `before` + prompt + `after`, the prompt in lower case and without white
+    space at its ends where `lowered`; `dropped` of the tokens do not count. An absent negative
+    prompt is "".
+    """
+
+    before: str = ""
+    after: str = ""
+    lowered: bool = False
+    dropped: int = 0
+
+    def of(self, text: str) -> str:
+        """What the tokenizer reads."""
+        return self.before + (text.lower().strip() if self.lowered else text) + self.after
+
+
+@dataclass(frozen=True, slots=True)
 class Card:
     """What a loaded model turned out to be; the worker publishes it for the service to check by.
 
     `multiple` is the grid of widths and heights in pixels. `guidance` is "embedded",
     "classifier-free" or "none". `joins` says whether a sample may join others between steps.
     `max_prompt_tokens` is where the text encoder cuts, None when unknown. `scheduler` is the
-    scheduler's class name, for the recipe.
+    scheduler's class name, for the recipe. `prompt` says how a prompt's tokens are counted with
+    `Pipeline.tokenizer_json`; None where they cannot be counted from outside.
     """
 
     family: str
@@ -77,6 +97,7 @@ class Card:
     joins: bool
     max_prompt_tokens: int | None
     scheduler: str
+    prompt: PromptForm | None = None
 
 
 class Pipeline(Protocol):
@@ -85,6 +106,15 @@ class Pipeline(Protocol):
     @property
     def card(self) -> Card:
         """What the model is; constant after loading."""
+
+    def tokenizer_json(self) -> str | None:
+        """The tokenizer that `card.max_prompt_tokens` counts by, as a `tokenizer.json`.
+
+        The `tokenizers` library reads it, without torch. With `form = card.prompt`, a text has
+        `len(Tokenizer.from_str(json).encode(form.of(text)).ids) - form.dropped` tokens, and is
+        truncated exactly when they are more than `card.max_prompt_tokens`. None, and then no
+        `card.prompt` either, where the model prepares its text otherwise. May be tens of MB.
+        """
 
     def batch_key(self, request: ImageRequest) -> Hashable:
         """What requests must share to run in one forward pass."""

@@ -9,7 +9,13 @@ from functools import lru_cache
 from threading import Lock
 from typing import Any
 
+from tokenizers import Tokenizer
+
 from jobs.errors import ConfigurationError
+from pipelines.seam import PromptForm
+
+_PROBE = "  A probe\nfor the TEMPLATE  "
+"""A text that no template holds, with all that one might change: white space and capitals."""
 
 
 def sequence_length(asked: int | None, default: int, largest: int) -> int:
@@ -22,6 +28,12 @@ def sequence_length(asked: int | None, default: int, largest: int) -> int:
     if not 1 <= asked <= largest:
         raise ConfigurationError(f"max_sequence_length must be 1 to {largest}, not {asked}")
     return asked
+
+
+def chat_form(chat: Callable[[str], str]) -> PromptForm | None:
+    """The form of a chat template that puts a text unchanged between two fixed ones, else None."""
+    before, found, after = chat(_PROBE).partition(_PROBE)
+    return PromptForm(before, after) if found else None
 
 
 class TokenCounter:
@@ -40,6 +52,19 @@ class TokenCounter:
     def __call__(self, text: str) -> int:
         """Tokens of `text` were it never cut."""
         return self._count(text)
+
+    def to_json(self) -> str | None:
+        """The tokenizer's own serialisation, cutting and padding nothing; None for a slow one.
+
+        What `prepare` does is not in it.
+        """
+        if not getattr(self._tokenizer, "is_fast", False):
+            return None
+        with self._lock:
+            copied = Tokenizer.from_str(self._tokenizer.backend_tokenizer.to_str())
+        copied.no_truncation()
+        copied.no_padding()
+        return str(copied.to_str())
 
     def _tokenize(self, text: str) -> int:
         with self._lock:

@@ -83,7 +83,8 @@ def create_app(
 
 def _assemble(app: FastAPI, parts: Mill) -> None:
     app.state.mill = parts
-    app.state.gate = Gate(KeyRing(parts.settings.data / "keys.json"))
+    ring = KeyRing(parts.settings.data / "keys.json")
+    app.state.gate = Gate(ring, may_be_open=parts.settings.may_be_open)
     app.state.metrics = Metrics(parts.store, parts.hub)
     app.add_middleware(CountRequests, metrics=app.state.metrics)
     handlers.install(app)

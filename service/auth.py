@@ -40,15 +40,19 @@ class Caller:
 
 
 class Gate:
-    """Lets callers in by their keys, as often as their keys allow; rates are per process."""
+    """Lets callers in by their keys, as often as their keys allow; rates are per process.
 
-    def __init__(self, ring: KeyRing) -> None:
+    Without any keys everybody is let in if it `may_be_open`, and nobody otherwise.
+    """
+
+    def __init__(self, ring: KeyRing, *, may_be_open: bool) -> None:
         self._ring = ring
+        self._may_be_open = may_be_open
         self._limiter = MovingWindowRateLimiter(MemoryStorage())
 
     def admit(self, shown: str | None) -> Caller:
         """The caller who shows this key. Raises Unauthenticated, RateLimited."""
-        if not self._ring:
+        if self.is_open:
             return Caller(LOCAL)
         if shown is None:
             raise Unauthenticated("this service wants an API key: Authorization: Bearer KEY")
@@ -61,7 +65,7 @@ class Gate:
     @property
     def is_open(self) -> bool:
         """Whether callers need no key."""
-        return not self._ring
+        return self._may_be_open and not self._ring
 
     def _count(self, key: Key) -> None:
         if key.rate is None:
@@ -75,7 +79,7 @@ class Gate:
 
 def check_reach(settings: ServiceSettings, ring: KeyRing) -> None:
     """Refuse to be open to other machines by accident. Raises ConfigurationError."""
-    if not (settings.loopback or settings.anonymous or ring):
+    if not (settings.may_be_open or ring):
         raise ConfigurationError(
             f"host {settings.host} can be reached from other machines and there is no API key: "
             "make one with `python -m service.keys add NAME`, or set IMAGEMILL_ANONYMOUS=true"

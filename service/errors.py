@@ -45,6 +45,10 @@ class Unsatisfiable(ImagemillError):
         self.size = size
 
 
+class NoPreview(ImagemillError):
+    """There is nothing to see of the image yet."""
+
+
 class Gone(ImagemillError):
     """The image was made, but its file is no longer there."""
 
@@ -88,6 +92,7 @@ STATUS: dict[type[ImagemillError], tuple[int, str]] = {
     CrossSite: (403, "cross-site"),
     errors.UnknownModel: (404, "unknown-model"),
     errors.NotFound: (404, "not-found"),
+    NoPreview: (404, "no-preview"),
     CallerLeft: (408, "caller-left"),
     errors.Conflict: (409, "conflict"),
     Gone: (410, "gone"),
@@ -161,6 +166,8 @@ def _headers_of(error: ImagemillError) -> dict[str, str]:
         return {"Content-Range": f"bytes */{error.size}"}
     if isinstance(error, RateLimited):
         return {"Retry-After": str(error.seconds)}
+    if isinstance(error, NoPreview):
+        return {"Retry-After": "1"}
     if isinstance(error, Unauthenticated):
         return {"WWW-Authenticate": "Bearer"}
     return {}

@@ -5,8 +5,9 @@ knows how many they are, not how large.
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
-from jobs.job import ImageView, State
+from jobs.job import ImageView, Job, State
 from jobs.views import Ahead, WorkerInfo
 
 
@@ -20,17 +21,42 @@ def steps_per_second(workers: Iterable[WorkerInfo], model: str) -> float:
     return sum(float(rate) for rate in rates if isinstance(rate, int | float) and rate > 0)
 
 
-def eta_seconds(images: Sequence[ImageView], ahead: Ahead | None, rate: float) -> float | None:
-    """Seconds until the last of a job's `images` is made; `ahead` as the store tells it.
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What is left of a job: steps to do, steps of an average image, images that wait."""
+
+    left: float
+    mean: float
+    waiting: int
+    is_over: bool
+
+
+def work_of_images(images: Sequence[ImageView]) -> Work:
+    """What is left of a job with these images, exactly."""
+    unfinished = [image for image in images if not image.state.finished]
+    return Work(
+        left=sum(max(0, image.request.steps - image.step) for image in unfinished),
+        mean=sum(image.request.steps for image in images) / len(images),
+        waiting=sum(image.state is State.QUEUED for image in images),
+        is_over=not unfinished,
+    )
+
+
+def work_of_counts(job: Job, sample: ImageView) -> Work:
+    """What is left of a job, taking all its images to have as many steps as `sample`."""
+    steps = sample.request.steps
+    left = (1 - job.progress) * job.counts.total * steps
+    return Work(left, steps, job.counts.queued, job.state.finished)
+
+
+def eta_seconds(work: Work, ahead: Ahead | None, rate: float) -> float | None:
+    """Seconds until a job's last image is made; `ahead` as the store tells it.
 
     `rate` is denoising steps a second. None when the rate is unknown; 0 when nothing is left.
     """
-    left = [image.request.steps - image.step for image in images if not image.state.finished]
-    if not left:
+    if work.is_over:
         return 0.0
     if rate <= 0:
         return None
-    mean = sum(image.request.steps for image in images) / len(images)
-    own = sum(image.state is State.QUEUED for image in images)
-    others = max(0, ahead.last - (own - 1)) if ahead else 0
-    return round((sum(left) + others * mean) / rate, 1)
+    others = max(0, ahead.last - (work.waiting - 1)) if ahead else 0
+    return round((work.left + others * work.mean) / rate, 1)

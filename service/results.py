@@ -5,13 +5,13 @@ Knows images and files; knows no API's shapes.
 
 from collections.abc import Sequence
 
-from jobs.errors import Conflict, ImagemillError
-from jobs.images import LocalImages
+from jobs.errors import Conflict, ImagemillError, NotFound
 from jobs.job import ImageView, Job, State
 from service.errors import ImagesFailed
+from service.mill import Mill
 
 _PREVIEW = "{job_id}/{index}.preview.jpg"
-"""Where a worker keeps the latest preview of an image that it makes."""
+"""Where a worker keeps the newest preview of an image that it makes (workers/delivery.py)."""
 
 
 def failure(job: Job, images: Sequence[ImageView]) -> ImagemillError | None:
@@ -24,9 +24,16 @@ def failure(job: Job, images: Sequence[ImageView]) -> ImagemillError | None:
     return None
 
 
-def preview(images: LocalImages, job_id: str, index: int) -> bytes | None:
-    """The latest preview of an image, a JPEG, if a worker has left one."""
+def preview(mill: Mill, job_id: str, image: ImageView) -> bytes | None:
+    """The newest preview of a running image, a JPEG, if there is one yet.
+
+    Asking makes its worker draw more of them for a while.
+    """
+    if image.state is not State.RUNNING:
+        return None
+    mill.store.want_preview(job_id, image.index)
+    uri = _PREVIEW.format(job_id=job_id, index=image.index)
     try:
-        return images.path(_PREVIEW.format(job_id=job_id, index=index)).read_bytes()
-    except FileNotFoundError:
+        return mill.images.read(uri)
+    except NotFound:
         return None

@@ -49,6 +49,11 @@ class ServiceSettings(QueueSettings):
         return self.loopback if self.webhook_private is None else self.webhook_private
 
     @property
+    def may_be_open(self) -> bool:
+        """Whether callers may come without a key, where there are none."""
+        return self.loopback or self.anonymous
+
+    @property
     def loopback(self) -> bool:
         """Whether only this machine can reach the service."""
         if self.host == "localhost":

@@ -16,6 +16,9 @@ from service.mill import Mill
 RECHECK_SECONDS = 2.0
 """A waiting request looks at its job at least this often: the queue thins out progress events."""
 
+_GATHER_SECONDS = 1e-4
+"""News of a job are gathered for so long per image, since telling of a large one is work."""
+
 
 async def wait_for_job(
     mill: Mill, caller: Caller, job_id: str, enough: Callable[[Job], bool], seconds: float
@@ -29,16 +32,23 @@ async def wait_for_job(
             left = deadline - loop.time()
             if enough(job) or left <= 0 or mill.hub.closing:
                 return job
-            await watch.news_within(min(left, RECHECK_SECONDS))
+            if await watch.news_within(min(left, RECHECK_SECONDS)):
+                await asyncio.sleep(job.counts.total * _GATHER_SECONDS)
 
 
 async def finish_or_cancel(
-    mill: Mill, caller: Caller, job_id: str, has_left: Callable[[], Awaitable[bool]]
+    mill: Mill,
+    caller: Caller,
+    job_id: str,
+    has_left: Callable[[], Awaitable[bool]],
+    *,
+    keep: bool = False,
 ) -> Job:
     """The finished job, for a caller that waits on the line for it.
 
     When the caller has left, or the settings' patience is at its end, the job is cancelled: nobody
-    would ever fetch it. Raises CallerLeft, TookTooLong.
+    would ever fetch it; unless `keep` says that the caller will come again. Raises CallerLeft,
+    TookTooLong.
     """
     loop = asyncio.get_running_loop()
     patience = mill.settings.sync_seconds
@@ -51,7 +61,8 @@ async def finish_or_cancel(
             left = deadline - loop.time()
             gone = await has_left()
             if gone or left <= 0 or mill.hub.closing:
-                await anyio.to_thread.run_sync(mill.store.cancel, job_id, caller.tenant)
+                if not keep:
+                    await anyio.to_thread.run_sync(mill.store.cancel, job_id, caller.tenant)
                 raise (
                     CallerLeft("the caller left")
                     if gone

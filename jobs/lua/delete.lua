@@ -10,7 +10,6 @@ if not job then return 'missing' end
 local was_running = job.running > 0
 if not job.finished then halt(job) end
 emit(job, 'deleted')
-job.deleted = true
 redis.call('UNLINK', key('job', job.id), key('requests', job.id), key('images', job.id),
   key('steps', job.id))
 redis.call('ZREM', key('jobs', job.tenant), job.id)

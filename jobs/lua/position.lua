@@ -25,12 +25,15 @@ end
 
 local others, own_tag, own_tenant_tag = {}, 0, 0
 for place = 1, #jobs, 2 do
-  local job = job_of(jobs[place])
-  if jobs[place] == us.id then
-    own_tag = tonumber(jobs[place + 1])
-  elseif job then
-    others[#others + 1] = {id = job.id, tag = tonumber(jobs[place + 1]),
-      cost = job.cost / job.weight, count = job.waiting}
+  local id, tag = jobs[place], tonumber(jobs[place + 1])
+  if id == us.id then
+    own_tag = tag
+  else
+    local found = redis.call('HMGET', key('job', id), 'waiting', 'cost', 'weight')
+    if found[1] then
+      others[#others + 1] = {id = id, tag = tag, cost = found[2] / found[3],
+        count = tonumber(found[1])}
+    end
   end
 end
 local rivals = {}

@@ -153,9 +153,7 @@ local function save_job(job)
 end
 
 local function save_jobs()
-  for _, job in ipairs(in_order) do
-    if not job.deleted then save_job(job) end
-  end
+  for _, job in ipairs(in_order) do save_job(job) end
 end
 
 -- Images ------------------------------------------------------------------------------------

@@ -19,11 +19,14 @@ REFUSED = "refused by the model's safety checker"
 
 
 class Family(Protocol):
-    """One kind of model. `card`, `batch_key`, `rows`, `tokens` and `step` are the seam's."""
+    """One kind of model. Whatever the seam has too, is as the seam says."""
 
     @property
     def card(self) -> Card:
         """What the model is."""
+
+    def tokenizer_json(self) -> str | None:
+        """The tokenizer that `card.max_prompt_tokens` counts by; None without a `card.prompt`."""
 
     def batch_key(self, request: ImageRequest) -> Hashable:
         """What requests must share to run in one forward pass."""

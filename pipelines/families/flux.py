@@ -17,7 +17,7 @@ from pipelines import batch
 from pipelines.families.family import Role
 from pipelines.families.stepped import Stepped
 from pipelines.schedule import flow_sigmas, own_scheduler, resolution_shift
-from pipelines.seam import Card, Conditioning, Sample
+from pipelines.seam import Card, Conditioning, PromptForm, Sample
 from pipelines.text import TokenCounter, sequence_length
 
 
@@ -36,6 +36,7 @@ class Flux(Stepped):
             joins=True,
             max_prompt_tokens=self.length,
             scheduler=type(pipe.scheduler).__name__,
+            prompt=PromptForm(),
         )
 
     def guided(self, request: ImageRequest) -> bool:

@@ -18,7 +18,7 @@ from pipelines.families.family import Role
 from pipelines.families.stepped import Stepped
 from pipelines.schedule import flow_sigmas, own_scheduler
 from pipelines.seam import Card, Conditioning, Sample
-from pipelines.text import TokenCounter, sequence_length
+from pipelines.text import TokenCounter, chat_form, sequence_length
 
 
 class Flux2Klein(Stepped):
@@ -35,6 +35,7 @@ class Flux2Klein(Stepped):
             joins=True,
             max_prompt_tokens=self.length,
             scheduler=type(pipe.scheduler).__name__,
+            prompt=chat_form(self._chat),
         )
 
     def guided(self, request: ImageRequest) -> bool:

@@ -10,13 +10,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from diffusers.utils import is_bs4_available, is_ftfy_available
 
 from jobs.request import ImageRequest
 from pipelines import batch
 from pipelines.families.family import Role
 from pipelines.families.stepped import Stepped
 from pipelines.schedule import first_latents, own_scheduler
-from pipelines.seam import Card, Conditioning, Sample
+from pipelines.seam import Card, Conditioning, PromptForm, Sample
 from pipelines.text import TokenCounter, sequence_length
 
 
@@ -34,6 +35,7 @@ class PixArtSigma(Stepped):
             joins=True,
             max_prompt_tokens=self.length,
             scheduler=type(pipe.scheduler).__name__,
+            prompt=None if _cleans_markup() else PromptForm(lowered=True),
         )
 
     def encode(self, text: str | None, role: Role) -> Conditioning:
@@ -86,3 +88,8 @@ class PixArtSigma(Stepped):
     def _cleaned(self, text: str) -> str:
         cleaned: str = self.pipe._text_preprocessing(text, clean_caption=True)[0]
         return cleaned
+
+
+def _cleans_markup() -> bool:
+    """Whether the packages are there with which the pipeline does more than lower the case."""
+    return bool(is_bs4_available() and is_ftfy_available())

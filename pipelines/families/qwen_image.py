@@ -8,6 +8,7 @@ that pad to the same rung, and always run masked.
 """
 
 from collections.abc import Hashable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,8 +19,8 @@ from pipelines import batch
 from pipelines.families.family import Role
 from pipelines.families.stepped import Stepped
 from pipelines.schedule import flow_sigmas, own_scheduler, resolution_shift
-from pipelines.seam import Card, Conditioning, Sample
-from pipelines.text import TokenCounter, sequence_length
+from pipelines.seam import Card, Conditioning, PromptForm, Sample
+from pipelines.text import TokenCounter, chat_form, sequence_length
 
 RUNG = 64
 """Reproducible prompts are padded to a multiple of this many tokens."""
@@ -40,6 +41,7 @@ class QwenImage(Stepped):
             joins=True,
             max_prompt_tokens=self.length,
             scheduler=type(pipe.scheduler).__name__,
+            prompt=self._form(),
         )
 
     def guided(self, request: ImageRequest) -> bool:
@@ -115,8 +117,13 @@ class QwenImage(Stepped):
         image = vae.decode(latents / inverse + mean, return_dict=False)[0][:, :, 0]
         return batch.pixels(pipe, image)
 
+    def _form(self) -> PromptForm | None:
+        """The template, whose first tokens the pipeline drops again."""
+        form = chat_form(self.pipe.prompt_template_encode.format)
+        return form and replace(form, dropped=self.pipe.prompt_template_encode_start_idx)
+
     def _tokens(self, text: str) -> int:
-        """Tokens of a text past the template's first ones, which the pipeline drops."""
+        """Tokens of a text past the template's first ones."""
         start: int = self.pipe.prompt_template_encode_start_idx
         return self.count(text) - start
 

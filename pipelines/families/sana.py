@@ -17,7 +17,7 @@ from pipelines import batch
 from pipelines.families.family import Role
 from pipelines.families.stepped import Stepped
 from pipelines.schedule import own_scheduler
-from pipelines.seam import Card, Conditioning, Sample
+from pipelines.seam import Card, Conditioning, PromptForm, Sample
 from pipelines.text import TokenCounter, sequence_length
 
 GRID = 32
@@ -30,7 +30,8 @@ class Sana(Stepped):
     def __init__(self, pipe: Any, max_sequence_length: int | None = None) -> None:
         self.pipe = pipe
         self.length = sequence_length(max_sequence_length, default=300, largest=512)
-        self.count = TokenCounter(pipe.tokenizer, lambda text: text.lower().strip())
+        form = PromptForm(lowered=True)
+        self.count = TokenCounter(pipe.tokenizer, form.of)
         call = inspect.signature(type(pipe).__call__)
         self.instruction: list[str] = call.parameters["complex_human_instruction"].default
         self.card = Card(
@@ -40,6 +41,7 @@ class Sana(Stepped):
             joins=True,
             max_prompt_tokens=self.length,
             scheduler=type(pipe.scheduler).__name__,
+            prompt=form,
         )
 
     def encode(self, text: str | None, role: Role) -> Conditioning:

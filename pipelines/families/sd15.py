@@ -18,7 +18,7 @@ from pipelines.families.family import REFUSED, Role
 from pipelines.families.stepped import Stepped
 from pipelines.families.unet import embedded_guidance, takes_guidance
 from pipelines.schedule import first_latents, own_scheduler
-from pipelines.seam import Card, Conditioning, Sample
+from pipelines.seam import Card, Conditioning, PromptForm, Sample
 from pipelines.text import TokenCounter
 
 
@@ -37,6 +37,7 @@ class StableDiffusion(Stepped):
             joins=True,
             max_prompt_tokens=pipe.tokenizer.model_max_length,
             scheduler=type(pipe.scheduler).__name__,
+            prompt=PromptForm(),
         )
 
     def guided(self, request: ImageRequest) -> bool:

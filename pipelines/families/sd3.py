@@ -14,7 +14,7 @@ from pipelines import batch
 from pipelines.families.family import Role
 from pipelines.families.stepped import Stepped
 from pipelines.schedule import own_scheduler, resolution_shift
-from pipelines.seam import Card, Conditioning, Sample
+from pipelines.seam import Card, Conditioning, PromptForm, Sample
 from pipelines.text import TokenCounter, sequence_length
 
 
@@ -35,6 +35,7 @@ class StableDiffusion3(Stepped):
             joins=True,
             max_prompt_tokens=self.limit,
             scheduler=type(pipe.scheduler).__name__,
+            prompt=PromptForm(),
         )
 
     def encode(self, text: str | None, role: Role) -> Conditioning:

@@ -1,7 +1,7 @@
 """What families that step sample by sample have in common unless they say otherwise.
 
 Images of one size and one number of rows share a forward pass; guidance above 1 is classifier-free
-and doubles the rows; an absent negative prompt is the empty one. A family sets `card`.
+and doubles the rows; an absent negative prompt is the empty one. A family sets `card` and `count`.
 """
 
 from collections.abc import Hashable, Mapping
@@ -9,12 +9,18 @@ from collections.abc import Hashable, Mapping
 from jobs.request import ImageRequest
 from pipelines.families.family import Role
 from pipelines.seam import Card
+from pipelines.text import TokenCounter
 
 
 class Stepped:
     """Answers about requests; the mathematics is the families'."""
 
     card: Card
+    count: TokenCounter
+
+    def tokenizer_json(self) -> str | None:
+        """The counter's tokenizer, where the card says how prompts are prepared for it."""
+        return self.count.to_json() if self.card.prompt else None
 
     def guided(self, request: ImageRequest) -> bool:
         """Whether the request runs with classifier-free guidance."""

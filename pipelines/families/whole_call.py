@@ -42,6 +42,10 @@ class WholeCall:
             scheduler=type(getattr(pipe, "scheduler", None)).__name__,
         )
 
+    def tokenizer_json(self) -> str | None:
+        """None: what the call does with a prompt cannot be told from outside."""
+        return None
+
     def batch_key(self, request: ImageRequest) -> Hashable:
         """All that one pipeline call has only one of."""
         has_negative = request.negative_prompt is not None

@@ -20,7 +20,7 @@ from pipelines.families.family import Role
 from pipelines.families.stepped import Stepped
 from pipelines.schedule import own_scheduler, resolution_shift
 from pipelines.seam import Card, Conditioning, Sample
-from pipelines.text import TokenCounter, sequence_length
+from pipelines.text import TokenCounter, chat_form, sequence_length
 
 
 class ZImage(Stepped):
@@ -37,6 +37,7 @@ class ZImage(Stepped):
             joins=True,
             max_prompt_tokens=self.length,
             scheduler=type(pipe.scheduler).__name__,
+            prompt=chat_form(self._chat),
         )
 
     def guided(self, request: ImageRequest) -> bool:

@@ -35,6 +35,10 @@ class Replica:
         """What the model is."""
         return self.family.card
 
+    def tokenizer_json(self) -> str | None:
+        """The tokenizer that counts the prompts, as JSON."""
+        return self.family.tokenizer_json()
+
     def batch_key(self, request: ImageRequest) -> Hashable:
         """What requests must share to run in one forward pass."""
         return self.family.batch_key(request)

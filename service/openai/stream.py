@@ -1,7 +1,7 @@
 """A job as OpenAI's stream of image events: previews while it runs, each image when it is made.
 
-A worker that draws previews leaves the latest under a name of its own beside the images; where
-there are none, no partial image is invented. Knows the events, not the route.
+Previews are drawn by workers that are asked to; where there are none, no partial image is invented.
+Knows the events, not the route.
 """
 
 import base64
@@ -94,8 +94,8 @@ def _frames(
         yield _frame("completed", image, data, image.request.format, {"usage": _NO_TOKENS})
         return
     seen = told.previews.setdefault(image.index, [])
-    if len(seen) < (body.partial_images or 0) and not image.state.finished:
-        drawn = preview(mill.images, job_id, image.index)
+    if len(seen) < (body.partial_images or 0):
+        drawn = preview(mill, job_id, image)
         if drawn is not None and drawn not in seen:
             seen.append(drawn)
             number = {"partial_image_index": len(seen) - 1}

@@ -11,15 +11,15 @@ from typing import Annotated
 import anyio
 import anyio.to_thread
 from fastapi import APIRouter, Query, Request, Response
-from fastapi.responses import StreamingResponse
+from fastapi.responses import RedirectResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from jobs.errors import Conflict, NotFound
 from jobs.job import ImageResult, ImageView
-from service.auth import AnyCaller
+from service.auth import AnyCaller, Caller
 from service.conditional import matches, usable_range
 from service.downloads import SHEET_IMAGES, ImageFile, archive, contact_sheet, file_name
-from service.errors import Gone
+from service.errors import Gone, NoPreview
 from service.mill import Mill, TheMill
 from service.openapi import NOT_MODIFIED, binary, problems
 from service.results import preview
@@ -60,11 +60,12 @@ def get_image(
     job_id: str, index: int, request: Request, mill: TheMill, caller: AnyCaller
 ) -> Response:
     """The bytes of one image. They never change: the ETag is their sha256."""
-    job = mill.store.job(job_id, caller.tenant)
-    if not 0 <= index < job.counts.total:
-        raise NotFound(f"the job has no image {index}")
-    result = _made(mill.store.image(job_id, index))
-    headers = {"ETag": f'"{result.sha256}"', "Cache-Control": _FOR_EVER}
+    result = _made(_image(mill, caller, job_id, index))
+    headers = {
+        "ETag": f'"{result.sha256}"',
+        "Cache-Control": _FOR_EVER,
+        "X-Content-Type-Options": "nosniff",
+    }
     if matches(request.headers.get("if-none-match"), result.sha256):
         return Response(status_code=304, headers=headers)
     path = mill.images.path(result.uri)
@@ -90,15 +91,20 @@ def get_image(
 @router.get(
     "/v1/jobs/{job_id}/images/{index}/preview",
     response_class=Response,
-    responses=binary("image/jpeg") | problems(404, 422, 503),
+    responses=binary("image/jpeg")
+    | {303: {"description": "The image is finished; there it is."}}
+    | problems(404, 422, 503),
 )
 def get_preview(job_id: str, index: int, mill: TheMill, caller: AnyCaller) -> Response:
-    """What a worker last showed of an image that it makes; 404 while there is nothing to see."""
-    mill.store.job(job_id, caller.tenant)
-    data = preview(mill.images, job_id, index)
+    """How far a running image is; a finished one is elsewhere; 404 while nothing can be seen."""
+    image = _image(mill, caller, job_id, index)
+    headers = {"Cache-Control": "no-store"}
+    if image.result is not None:
+        return RedirectResponse(mill.links.image(job_id, index), 303, headers)
+    data = preview(mill, job_id, image)
     if data is None:
-        raise NotFound(f"there is no preview of image {index}")
-    return Response(data, media_type="image/jpeg", headers={"Cache-Control": "no-store"})
+        raise NoPreview(f"there is no preview of image {index}, it is {image.state}")
+    return Response(data, media_type="image/jpeg", headers=headers)
 
 
 @router.get(
@@ -140,6 +146,14 @@ async def get_sheet(
     data = await anyio.to_thread.run_sync(draw, limiter=_sheets)
     headers = {"ETag": f'"{hashlib.sha256(data).hexdigest()}"', "Cache-Control": "no-cache"}
     return Response(data, media_type="image/png", headers=headers)
+
+
+def _image(mill: Mill, caller: Caller, job_id: str, index: int) -> ImageView:
+    """An image of the caller's. Raises NotFound."""
+    job = mill.store.job(job_id, caller.tenant)
+    if not 0 <= index < job.counts.total:
+        raise NotFound(f"the job has no image {index}")
+    return mill.store.image(job_id, index)
 
 
 def _made(image: ImageView) -> ImageResult:

@@ -5,7 +5,7 @@ model), the catalog (what this model allows), the card (what the loaded model tu
 Nothing is queued unless all three agree.
 """
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import anyio.to_thread
 from fastapi import APIRouter, Depends, Header, Query, Response
@@ -16,7 +16,7 @@ from service.auth import AnyCaller
 from service.body import json_body, json_body_schema
 from service.conditional import tags
 from service.enqueue import enqueue
-from service.eta import eta_seconds, steps_per_second
+from service.eta import eta_seconds, steps_per_second, work_of_counts, work_of_images
 from service.mill import Mill, TheMill
 from service.openapi import NOT_MODIFIED, problems
 from service.schemas import JobPage, JobView, SubmitJob
@@ -26,8 +26,8 @@ from service.waiting import wait_for_job
 router = APIRouter(tags=["jobs"])
 
 
-class Wait(BaseModel):
-    """How long to wait for news."""
+class Look(BaseModel):
+    """How long to wait for news, and how much to tell."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -41,6 +41,9 @@ class Wait(BaseModel):
             "is finished.",
         ),
     ] = 0
+    images: Annotated[
+        Literal["all", "none"], Field(description="Whether to list the images; thousands are long.")
+    ] = "all"
 
 
 class Listing(BaseModel):
@@ -86,7 +89,7 @@ def submit_job(
 )
 async def get_job(
     job_id: str,
-    query: Annotated[Wait, Query()],
+    query: Annotated[Look, Query()],
     mill: TheMill,
     caller: AnyCaller,
     if_none_match: Annotated[str | None, Header()] = None,
@@ -101,7 +104,7 @@ async def get_job(
         lambda job: job.version not in versions if versions else job.state.finished,
         query.wait,
     )
-    return await anyio.to_thread.run_sync(_unless_known, mill, job, known)
+    return await anyio.to_thread.run_sync(_unless_known, mill, job, known, query.images)
 
 
 @router.get("/v1/jobs", response_model=JobPage, responses=problems(422, 503))
@@ -139,21 +142,29 @@ def delete_job(job_id: str, mill: TheMill, caller: AnyCaller) -> Response:
     return Response(status_code=204)
 
 
-def _unless_known(mill: Mill, job: Job, known: list[str]) -> Response:
+def _unless_known(mill: Mill, job: Job, known: list[str], images: str) -> Response:
     position = mill.store.position(job.id)
     tag = f"{job.version}.{position}"
     if tag in known or known == ["*"]:
         return Response(status_code=304, headers={"ETag": f'W/"{tag}"'})
-    return _answer(mill, job)
+    return _answer(mill, job, with_images=images == "all")
 
 
-def _answer(mill: Mill, job: Job, *, status: int = 200, notes: list[str] | None = None) -> Response:
-    """The whole job as JSON, made on the calling thread."""
-    images = mill.store.images(job.id)
+def _answer(
+    mill: Mill,
+    job: Job,
+    *,
+    status: int = 200,
+    notes: list[str] | None = None,
+    with_images: bool = True,
+) -> Response:
+    """The job as JSON, made on the calling thread."""
+    images = mill.store.images(job.id) if with_images else []
     ahead = mill.store.ahead(job.id)
     position = ahead.next if ahead else None
     rate = steps_per_second(mill.store.workers(), job.model)
-    eta = eta_seconds(images, ahead, rate)
+    work = work_of_images(images) if images else work_of_counts(job, mill.store.image(job.id, 0))
+    eta = eta_seconds(work, ahead, rate)
     view = job_view(job, images, mill.links, position=position, eta=eta, warnings=notes or ())
     return Response(
         view.model_dump_json(),

@@ -57,11 +57,7 @@ async def generate_images(
         frames = image_events(mill, caller, job.id, body, keep=keep)
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
         return StreamingResponse(frames, media_type="text/event-stream", headers=headers)
-
-    async def has_left() -> bool:
-        return not keep and await request.is_disconnected()
-
-    job = await finish_or_cancel(mill, caller, job.id, has_left)
+    job = await finish_or_cancel(mill, caller, job.id, request.is_disconnected, keep=keep)
     links = Links(mill.links.base or str(request.base_url).rstrip("/"))
     answer = await anyio.to_thread.run_sync(_answer, mill, job, body, links)
     return Response(answer, media_type="application/json")

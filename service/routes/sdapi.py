@@ -20,7 +20,7 @@ from service.auth import AnyCaller, Caller
 from service.body import json_body, json_body_schema
 from service.enqueue import enqueue
 from service.errors import invalid
-from service.eta import eta_seconds, steps_per_second
+from service.eta import eta_seconds, steps_per_second, work_of_images
 from service.mill import Mill, TheMill
 from service.openapi import problems
 from service.results import failure, preview
@@ -76,10 +76,10 @@ def progress(
     images = mill.store.images(job.id)
     current = next((one for one in images if one.state is State.RUNNING), images[0])
     rate = steps_per_second(mill.store.workers(), job.model)
-    drawn = None if query.skip_current_image else preview(mill.images, job.id, current.index)
+    drawn = None if query.skip_current_image else preview(mill, job.id, current)
     return Progress(
         progress=job.progress,
-        eta_relative=eta_seconds(images, mill.store.ahead(job.id), rate) or 0.0,
+        eta_relative=eta_seconds(work_of_images(images), mill.store.ahead(job.id), rate) or 0.0,
         state=_state(job, current),
         current_image=base64.b64encode(drawn).decode("ascii") if drawn else None,
         textinfo=None,

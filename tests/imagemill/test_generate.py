@@ -1,5 +1,6 @@
 """`imagemill generate` against a server in memory: files, exit codes, words, resuming."""
 
+import errno
 import json
 import os
 import signal
@@ -13,7 +14,9 @@ from typer.testing import CliRunner
 
 from imagemill import follow, wire
 from imagemill.cli import app
+from imagemill.client import Client
 from imagemill.names import sha256_of
+from imagemill.reach import why_not_ready
 from tests.imagemill.fake_server import FakeServer
 
 
@@ -122,6 +125,23 @@ def test_images_of_another_job_are_not_overwritten(server: FakeServer, tmp_path:
     assert (tmp_path / "0000-a-2.png").exists()
 
 
+def test_a_folder_that_takes_no_files_is_one_sentence(
+    server: FakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", refuse)
+    done = run("generate", "a", "--out", tmp_path)
+    assert done.exit_code == 1
+    assert done.stderr == f"error: cannot write {tmp_path}/0000-a.png: No space left on device\n"
+    assert "to go on from here: imagemill generate --resume job-1" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").touch()
+    done = run("generate", "a", "--out", tmp_path / "file" / "out")
+    assert (done.exit_code, "Not a directory" in done.stderr) == (2, True)
+
+
 def test_json_is_one_document_on_stdout(server: FakeServer, tmp_path: Path) -> None:
     server.fails = {"bad"}
     done = run("generate", "good", "bad", "--out", tmp_path, "--json")
@@ -190,6 +210,32 @@ def test_a_user_without_workers_is_told_where_to_look(
     done = run("generate", "a", "b", "--out", tmp_path)
     assert done.exit_code == 0
     assert "no worker has reported for 0 s; start one with `imagemill worker`" in done.output
+
+
+@pytest.mark.parametrize(
+    ("workers", "expected"),
+    [
+        ([], ("waiting for a worker", False)),
+        ([("other", "ready", 9)], ("waiting for a worker", False)),
+        ([("demo", "starting", 9)], ("loading the model", False)),
+        ([("demo", "ready", 1), ("demo", "failed", 9)], ("waiting for its turn", False)),
+        ([("demo", "failed", 1), ("demo", "starting", 9)], ("loading the model", False)),
+        (
+            [("demo", "failed", 9), ("demo", "starting", 10)],
+            ("the model cannot be loaded: no file", True),
+        ),
+    ],
+)
+def test_why_a_model_makes_no_images(
+    server: FakeServer, workers: list[tuple[str, str, float]], expected: tuple[str, bool]
+) -> None:
+    """Failures from before moment 5 may have been mended; later ones are final."""
+    server.workers = [
+        {"id": str(i), "model": model, "state": state, "started": started, "error": "no file"}
+        for i, (model, state, started) in enumerate(workers)
+    ]
+    with Client(server.url) as client:
+        assert why_not_ready(client, "demo", 5.0) == expected
 
 
 def test_ctrl_c_cancels_keeps_and_tells_how_to_go_on(

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from imagemill.errors import CannotSave
 from imagemill.names import file_name, place_for, slug, write_file
 
 
@@ -48,6 +49,6 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path) -> None:
     target = tmp_path / "folder"
     target.mkdir()
     (target / "child").touch()
-    with pytest.raises(IsADirectoryError):
+    with pytest.raises(CannotSave, match="Is a directory"):
         write_file(target, b"data")
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]

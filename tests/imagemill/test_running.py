@@ -71,6 +71,13 @@ def test_a_folder_that_cannot_be_used_is_said_in_a_sentence(tmp_path: Path) -> N
         pytest.fail("claimed a file")
 
 
+def test_a_private_one_is_called_so(tmp_path: Path) -> None:
+    with claimed(tmp_path):
+        announce(tmp_path, Record(1, "http://127.0.0.1:8000", True))
+        with pytest.raises(AlreadyRunning, match="for a `generate`"), claimed(tmp_path):
+            pytest.fail("claimed twice")
+
+
 def test_a_broken_record_is_no_record(tmp_path: Path) -> None:
     with claimed(tmp_path):
         (tmp_path / "up.json").write_text('{"pid": 1}')

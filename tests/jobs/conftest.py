@@ -1,6 +1,11 @@
-"""One embedded server for the session; a pool of keys of its own for each test."""
+"""One embedded server for the session; a pool of keys of its own for each test.
 
+`IMAGEMILL_TEST_SERVER` names another server program to run the tests against, such as Redis 7.0.
+"""
+
+import os
 from collections.abc import Iterator
+from pathlib import Path
 from uuid import uuid4
 
 import pytest
@@ -13,7 +18,9 @@ from tests.jobs.bench import Bench
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
-    with EmbeddedServer.ensure(tmp_path_factory.mktemp("queue")) as server:
+    named = os.environ.get("IMAGEMILL_TEST_SERVER")
+    binary = Path(named) if named else None
+    with EmbeddedServer.ensure(tmp_path_factory.mktemp("queue"), binary) as server:
         yield server
 
 

@@ -138,7 +138,9 @@ def test_requeued_images_come_before_untouched_ones(bench: Bench) -> None:
     leases = bench.claim(12)
     bench.store.release([leases[11], leases[2], leases[10]])
     assert [lease.index for lease in bench.claim(4, worker="w2")] == [2, 10, 11, 12]
-    assert bench.counts(job_id) == {"running": 13, "queued": 7}
+    bench.store.release([leases[0]])
+    assert [lease.index for lease in bench.claim(2, worker="w3")] == [0, 13]
+    assert bench.counts(job_id) == {"running": 14, "queued": 6}
 
 
 def test_lingering_waits_for_a_fuller_batch(bench: Bench) -> None:

@@ -53,6 +53,15 @@ def test_a_finished_job_leaves_within_its_time(bench: Bench) -> None:
         assert 100_000 < bench.raw.pttl(bench.key(name, job_id)) <= longest
 
 
+def test_a_list_of_jobs_stays_while_one_is_unfinished(bench: Bench) -> None:
+    index = bench.key("jobs", "ann")
+    bench.submit(1)
+    bench.make_all()
+    assert bench.raw.pttl(index) > 0
+    bench.submit(1)
+    assert bench.raw.pttl(index) == -1
+
+
 def test_an_unfinished_job_stays(bench: Bench) -> None:
     job_id = bench.submit(2)
     bench.claim_one()

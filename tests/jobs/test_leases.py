@@ -25,6 +25,15 @@ def test_a_beat_carries_steps_and_progress(bench: Bench) -> None:
     assert [image.step for image in bench.store.images(job_id)] == [5, 5]
 
 
+def test_a_job_starts_once(bench: Bench) -> None:
+    job_id = bench.submit(2)
+    bench.claim_one()
+    started = bench.store.job(job_id, None).started
+    wait_until(lambda: bench.raw.time()[1] // 1000 != round(started % 1 * 1000))
+    bench.claim_one()
+    assert bench.store.job(job_id, None).started == started
+
+
 def test_a_beat_without_news_changes_no_version(bench: Bench) -> None:
     job_id = bench.submit(1)
     lease = bench.claim_one()
@@ -199,20 +208,25 @@ def test_a_delayed_image_waits_for_its_time(bench: Bench) -> None:
 
 
 def test_sweeping_wakes_delayed_images(bench: Bench) -> None:
-    job_id = bench.submit(3)
-    for lease, delay in zip(bench.claim(3), (0.05, 0.06, 600), strict=True):
-        bench.store.fail(lease, "busy", again=True, delay_seconds=delay)
-    woken = 0
-
-    def both_woke() -> bool:
-        nonlocal woken
-        woken += bench.store.sweep()
-        return woken == 2
-
-    wait_until(both_woke)
-    assert bench.store.queue_depth() == {"demo": {5: 2}}
+    job_id = bench.submit(4)
+    for lease in bench.claim(4):
+        bench.store.fail(lease, "busy", again=True, delay_seconds=600)
+    assert bench.store.sweep() == 0
+    bench.raw.zadd(bench.key("later", job_id), {"0": 1, "2": 2, "3": 3})
+    bench.raw.zadd(bench.key("delayed"), {job_id: 1})
+    assert bench.store.sweep() == 3
+    assert bench.store.queue_depth() == {"demo": {5: 3}}
     assert bench.raw.zrange(bench.key("delayed"), 0, -1) == [job_id]
-    assert bench.raw.zrange(bench.key("later", job_id), 0, -1) == ["2"]
+    assert bench.raw.zscore(bench.key("delayed"), job_id) > 3
+    assert [lease.index for lease in bench.claim(4, worker="w2")] == [0, 2, 3]
+
+
+def test_the_earliest_delay_of_a_job_wakes_it(bench: Bench) -> None:
+    bench.submit(2)
+    first, second = bench.claim(2)
+    bench.store.fail(first, "busy", again=True, delay_seconds=0.05)
+    bench.store.fail(second, "busy", again=True, delay_seconds=600)
+    assert wait_until(bench.store.sweep) == 1
 
 
 def test_releasing_burns_no_attempt(bench: Bench) -> None:

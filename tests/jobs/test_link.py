@@ -97,6 +97,7 @@ def test_a_server_that_forgot_its_scripts_is_taught_again(bench: Bench) -> None:
         ({"maxmemory_policy": "allkeys-lru", "aof_enabled": 1}, "may evict jobs"),
         ({"maxmemory_policy": "noeviction", "aof_enabled": 0}, "append-only file is off"),
         ({"maxmemory_policy": "noeviction", "aof_enabled": 1}, None),
+        ({"maxmemory_policy": "noeviction", "aof_enabled": 0, "loading": 1}, None),
     ],
 )
 def test_settings_that_lose_jobs_are_warned_of(

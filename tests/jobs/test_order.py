@@ -52,12 +52,27 @@ def test_a_weight_is_a_share(bench: Bench) -> None:
 
 def test_coming_back_gives_no_advantage(bench: Bench) -> None:
     """A tenant who submits one by one does not overtake who queued all at once."""
-    bench.submit(100, tenant="all")
+    bench.submit(100, tenant="whole")
     taken = []
     for _ in range(20):
         bench.submit(1, tenant="drip")
         taken += tenants_of(bench, bench.order(1))
     assert taken.count("drip") <= 11
+
+
+def test_tenants_who_left_are_not_remembered_for_long(bench: Bench) -> None:
+    bench.submit(100, tenant="whole")
+    for number in range(30):
+        bench.submit(1, tenant=f"drop{number}")
+        bench.order(2)
+    assert bench.raw.zcard(bench.key("idle", "demo", 5)) <= 2
+
+
+def test_a_new_job_of_a_tenant_gets_no_more_than_the_old_one(bench: Bench) -> None:
+    old = bench.submit(200)
+    bench.order(100)
+    new = bench.submit(100)
+    assert Counter(job for job, _ in bench.order(20)) == {old: 10, new: 10}
 
 
 def test_being_away_gives_no_claim_on_the_past(bench: Bench) -> None:
@@ -79,6 +94,7 @@ def test_a_low_priority_that_waited_long_goes_once(bench: Bench) -> None:
     assert bench.claim_one().job_id == high
     long_ago = int(bench.raw.hget(bench.key("times"), "demo:0")) - 300_000
     bench.raw.hset(bench.key("times"), "demo:0", long_ago)
+    bench.submit(1, priority=0)
     assert [bench.claim_one().job_id for _ in range(3)] == [low, high, high]
 
 

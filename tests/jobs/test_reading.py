@@ -4,6 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from jobs import reading
 from jobs.errors import InvalidRequest, NotFound
 from jobs.job import State
 from jobs.store import WorkerInfo
@@ -38,6 +39,19 @@ def test_jobs_by_state_over_many_pages(bench: Bench) -> None:
         bench.submit(1)
     page, cursor = bench.store.jobs("ann", state=State.SUCCEEDED, limit=1)
     assert ([job.id for job in page], cursor) == (done, None)
+
+
+def test_a_rare_state_is_searched_a_stretch_at_a_time(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "_LOOKED_AT", 3)
+    done = [bench.submit(1, priority=9)]
+    bench.make_all()
+    for _ in range(5):
+        bench.submit(1)
+    first, cursor = bench.store.jobs("ann", state=State.SUCCEEDED)
+    second, end = bench.store.jobs("ann", state=State.SUCCEEDED, cursor=cursor)
+    assert (first, [job.id for job in second], end) == ([], done, None)
 
 
 def test_a_cursor_that_we_never_gave_is_refused(bench: Bench) -> None:

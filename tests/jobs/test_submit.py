@@ -82,7 +82,8 @@ def test_the_quota_is_free_again_once_images_are_made(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"tenant": ""}, {"priority": 10}, {"priority": -1}, {"weight": 0}]
+    "wrong",
+    [{"tenant": ""}, {"priority": 10}, {"priority": 1.5}, {"weight": 0}, {"weight": float("inf")}],
 )
 def test_a_caller_in_error_is_told(bench: Bench, wrong: dict) -> None:
     with pytest.raises(ValueError, match="a job has a tenant"):

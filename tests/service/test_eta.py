@@ -7,7 +7,7 @@ import pytest
 from jobs.job import ImageView, State
 from jobs.request import ImageRequest
 from jobs.views import Ahead, WorkerInfo
-from service.eta import eta_seconds, steps_per_second
+from service.eta import eta_seconds, steps_per_second, work_of_images
 
 REQUEST = ImageRequest("demo", "a", 1, 64, 64, 8, 1.0)
 WAITING = ImageView(0, REQUEST, State.QUEUED, 0, 0, None, None)
@@ -30,7 +30,7 @@ DONE = replace(WAITING, state=State.SUCCEEDED, step=8)
     ],
 )
 def test_eta(images: list[ImageView], ahead: Ahead | None, rate: float, expected: object) -> None:
-    assert eta_seconds(images, ahead, rate) == expected
+    assert eta_seconds(work_of_images(images), ahead, rate) == expected
 
 
 def test_only_ready_workers_of_the_model_count() -> None:

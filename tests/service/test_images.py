@@ -142,15 +142,26 @@ def test_an_image_whose_file_is_gone_is_410(mill: Deployment) -> None:
 
 
 def test_a_preview_is_what_a_worker_last_showed(mill: Deployment) -> None:
+    mill.worker.finish_all()
     job_id = mill.submit("a")["id"]
     path = f"/v1/jobs/{job_id}/images/0/preview"
+    waiting = mill.client.get(path)
+    assert (waiting.status_code, waiting.headers["retry-after"]) == (404, "1")
+    (lease,) = mill.worker.claim()
+    held = {(lease.key, lease.token): 1}
+    assert not mill.store.beat("hand", held, 60).wished
     assert mill.client.get(path).status_code == 404
+    assert mill.store.beat("hand", held, 60).wished == {lease.key}
     for shade in (1, 2):
         drawn = picture(16, 16, shade)
         mill.images.write(job_id, 0, "preview", drawn, ".jpg")
         answer = mill.client.get(path)
         assert (answer.content, answer.headers["content-type"]) == (drawn, "image/jpeg")
         assert answer.headers["cache-control"] == "no-store"
+    data = mill.worker.finish(lease)
+    there = mill.client.get(path, follow_redirects=False)
+    assert (there.status_code, there.headers["location"]) == (303, path[: -len("/preview")])
+    assert mill.client.get(path).content == data
     for index in ("1", "-1", "9" * 30):
         missing = mill.client.get(f"/v1/jobs/{job_id}/images/{index}/preview")
         assert missing.status_code == 404

@@ -123,6 +123,17 @@ def test_a_wait_with_an_etag_ends_at_any_news(mill: Deployment) -> None:
     assert answer.json()["state"] in ("queued", "running")
 
 
+def test_a_job_can_be_told_without_its_images(fresh: Deployment) -> None:
+    job_id = fresh.submit("a", "b", steps=4)["id"]
+    info = {"model": "demo", "state": "ready", "steps_per_second": 4.0}
+    fresh.store.register("w1", info, 60)
+    whole = fresh.job(job_id)
+    bare = fresh.client.get(f"/v1/jobs/{job_id}?images=none").json()
+    assert bare == {**whole, "images": []}
+    assert bare["eta_seconds"] == 2.0
+    assert fresh.client.get(f"/v1/jobs/{job_id}?images=some").status_code == 422
+
+
 def test_a_wait_without_news_ends_in_time(mill: Deployment) -> None:
     path = f"/v1/jobs/{mill.submit('a')['id']}"
     tag = mill.client.get(path).headers["etag"]

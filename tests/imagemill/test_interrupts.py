@@ -1,0 +1,23 @@
+"""Ctrl-C asks once and insists the second time."""
+
+import os
+import signal
+
+import pytest
+
+from imagemill.interrupts import Interrupted, Interrupts
+
+
+def test_the_first_is_a_question_and_the_second_an_order() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with Interrupts() as interrupts:
+        assert not interrupts.asked()
+        interrupts.pause(0)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert interrupts.asked()
+        interrupts.rest(60)
+        with pytest.raises(Interrupted):
+            interrupts.pause(60)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
