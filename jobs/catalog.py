@@ -21,6 +21,9 @@ SMALLEST_SIDE = 16
 
 DTYPES = ("float32", "bfloat16", "float16")
 PLACEMENTS = ("replica", "split", "context_parallel", "pipelined")
+QUANTIZATIONS = ("fp8", "int8")
+CACHES = ("faster", "first_block", "mag", "pyramid_attention", "taylorseer")
+"""diffusers' feature caches. Lossy; where one may be used, its model's worker says."""
 _MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -78,6 +81,9 @@ class Model:
     stages: int = 1
     chunks: int = 1
     attention_backend: str | None = None
+    compile: bool = False
+    quantization: str | None = None
+    cache: str | None = None
 
     @property
     def ranks(self) -> int:
@@ -181,6 +187,9 @@ def _model(name: str, entry: Entry, folder: Path) -> Model:
         max_memory=entry.memory("max_memory"),
         unload=entry.flag("unload"),
         attention_backend=entry.text("attention_backend"),
+        compile=entry.flag("compile"),
+        quantization=entry.one_of_or_none("quantization", QUANTIZATIONS),
+        cache=entry.one_of_or_none("cache", CACHES),
         **{part: entry.whole(part, 1) for part in _GROUP_FIELDS},
     )
     entry.finish()

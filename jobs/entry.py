@@ -61,10 +61,15 @@ class Entry:
 
     def one_of(self, name: str, allowed: Sequence[str], default: str) -> str:
         """One of the allowed strings."""
-        value = self._take(name, default)
-        if value not in allowed:
+        value = self.one_of_or_none(name, allowed)
+        return default if value is None else value
+
+    def one_of_or_none(self, name: str, allowed: Sequence[str]) -> str | None:
+        """One of the allowed strings, or None."""
+        value = self._take(name, None)
+        if value is not None and value not in allowed:
             raise self.wrong(name, f"must be one of {', '.join(allowed)}")
-        return str(value)
+        return None if value is None else str(value)
 
     def flag(self, name: str) -> bool:
         """True or false; an absent one is false."""

@@ -18,12 +18,6 @@ LIFELINE = "IMAGEMILL_LIFELINE_FD"
 inherited the variable but not the descriptor does not watch a stranger's file."""
 
 
-_lines: "weakref.WeakKeyDictionary[subprocess.Popen[Any], Callable[[], object]]" = (
-    weakref.WeakKeyDictionary()
-)
-"""What closes the writing end, per child."""
-
-
 def spawn(argv: Sequence[str], **kwargs: Any) -> subprocess.Popen[Any]:
     """`subprocess.Popen(argv, **kwargs)` whose child can `watch` this process.
 
@@ -43,13 +37,8 @@ def spawn(argv: Sequence[str], **kwargs: Any) -> subprocess.Popen[Any]:
         raise
     finally:
         os.close(reading)
-    _lines[process] = weakref.finalize(process, os.close, writing)
+    weakref.finalize(process, os.close, writing)
     return process
-
-
-def cut(process: subprocess.Popen[Any]) -> None:
-    """Let the child believe that we are gone."""
-    _lines[process]()
 
 
 def watch(on_parent_death: Callable[[], object]) -> bool:

@@ -40,8 +40,10 @@ class Checkpoint:
     index: Mapping[str, Any]
     components: Mapping[str, str]
 
-    def load(self, model: Model, **components: Any) -> Any:
-        """The diffusers pipeline in the model's dtype, on the CPU; given components are taken.
+    def load(self, model: Model, **arguments: Any) -> Any:
+        """The diffusers pipeline in the model's dtype, on the CPU.
+
+        `arguments` go to `from_pretrained`: components to take, or how to quantize.
 
         Raises ModelUnavailable.
         """
@@ -58,7 +60,7 @@ class Checkpoint:
                 self.folder,
                 dtype=getattr(torch, model.dtype),
                 variant=model.variant,
-                **components,
+                **arguments,
             )
         except Exception as error:  # any library's; the checkpoint is at fault or too new
             raise ModelUnavailable(

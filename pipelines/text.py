@@ -54,14 +54,16 @@ class TokenCounter:
         return self._count(text)
 
     def to_json(self) -> str | None:
-        """The tokenizer's own serialisation, cutting and padding nothing; None for a slow one.
+        """The tokenizer's own serialisation, cutting and padding nothing.
 
-        What `prepare` does is not in it.
+        What `prepare` does is not in it. None for a tokenizer in Python, and for one that splits
+        special tokens, which the serialisation forgets.
         """
-        if not getattr(self._tokenizer, "is_fast", False):
+        tokenizer = self._tokenizer
+        if not getattr(tokenizer, "is_fast", False) or tokenizer.split_special_tokens:
             return None
         with self._lock:
-            copied = Tokenizer.from_str(self._tokenizer.backend_tokenizer.to_str())
+            copied = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
         copied.no_truncation()
         copied.no_padding()
         return str(copied.to_str())

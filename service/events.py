@@ -126,8 +126,8 @@ class EventHub:
             try:
                 after = after or self._store.last_event()
                 events = self._store.events(after, self._block_seconds)
-            except StorageUnavailable as error:
-                if not failing:
+            except Exception as error:  # a reader that dies would leave every watch blind
+                if not (failing and isinstance(error, StorageUnavailable)):
                     log.warning("event stream lost", error=str(error))
                 failing = True
                 self._stopping.wait(RETRY_SECONDS)

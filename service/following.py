@@ -88,9 +88,9 @@ def _frames(
         return [], False
     try:
         job = mill.store.job(job_id, caller.tenant)
+        images = _images(mill, job_id, events)
     except NotFound:
         return [_frame("deleted", f'{{"id":"{job_id}"}}', events[-1].id)], True
-    images = _images(mill, job_id, events)
     whole = [event for event in events if event.type not in _IMAGE_EVENTS]
     frames = []
     for event in events:

@@ -6,7 +6,7 @@ Knows images and files; knows no API's shapes.
 from collections.abc import Sequence
 
 from jobs.errors import Conflict, ImagemillError, NotFound
-from jobs.job import ImageView, Job, State
+from jobs.job import ImageView, State
 from service.errors import ImagesFailed
 from service.mill import Mill
 
@@ -14,13 +14,21 @@ _PREVIEW = "{job_id}/{index}.preview.jpg"
 """Where a worker keeps the newest preview of an image that it makes (workers/delivery.py)."""
 
 
-def failure(job: Job, images: Sequence[ImageView]) -> ImagemillError | None:
-    """Why a finished job did not make all its images; None when it did."""
-    if job.state is State.CANCELLED:
-        return Conflict(f"job {job.id} was cancelled")
-    if job.state is State.FAILED:
-        first = next(image for image in images if image.state is State.FAILED)
-        return ImagesFailed(f"image {first.index} could not be made: {first.error}")
+def is_over(images: Sequence[ImageView]) -> bool:
+    """Whether nothing more will happen to these images."""
+    return all(image.state.finished for image in images)
+
+
+def failure(images: Sequence[ImageView]) -> ImagemillError | None:
+    """Why not all of a job's images were made; None when they were.
+
+    Somebody may have had a finished job run again in the meantime: that is a conflict.
+    """
+    failed = next((image for image in images if image.state is State.FAILED), None)
+    if failed is not None:
+        return ImagesFailed(f"image {failed.index} could not be made: {failed.error}")
+    if any(image.result is None for image in images):
+        return Conflict("the job was cancelled, or runs again")
     return None
 
 

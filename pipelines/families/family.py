@@ -5,7 +5,7 @@ decides nothing about memory, caching, gradients or devices.
 """
 
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 
@@ -20,6 +20,10 @@ REFUSED = "refused by the model's safety checker"
 
 class Family(Protocol):
     """One kind of model. Whatever the seam has too, is as the seam says."""
+
+    @property
+    def pipe(self) -> Any:
+        """The diffusers pipeline that it is built around."""
 
     @property
     def card(self) -> Card:

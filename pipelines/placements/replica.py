@@ -4,15 +4,26 @@ Runs a family's verbs without gradients, keeps embeddings of prompts that come a
 OutOfMemory when the device is full. Knows no mathematics of any model.
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import TypeVar
 
+import structlog
 import torch
 
 from jobs.catalog import Model
-from jobs.errors import ConfigurationError, ImageFailed
+from jobs.errors import ImageFailed, OutOfMemory
 from jobs.request import ImageRequest
+from pipelines.acceleration import (
+    check_cache,
+    compile_blocks,
+    denoiser_of,
+    enable_cache,
+    quantized,
+    run_once,
+)
+from pipelines.attention import choose_attention
 from pipelines.batch import NEGATIVE
 from pipelines.cache import EmbeddingCache
 from pipelines.checkpoint import Checkpoint
@@ -21,6 +32,11 @@ from pipelines.families.family import Family
 from pipelines.memory import reports_out_of_memory
 from pipelines.preview import finished_latents
 from pipelines.seam import Card, Conditioning, Sample
+from pipelines.tiling import can_tile, tiled
+
+T = TypeVar("T")
+
+log = structlog.get_logger(__name__)
 
 
 class Replica:
@@ -68,26 +84,54 @@ class Replica:
             )
         return self.family.start(request, conditioning)
 
-    @reports_out_of_memory
-    @torch.inference_mode()
     def step(self, samples: Sequence[Sample], bucket: int = 0) -> None:
         """One forward pass over all samples."""
-        self.family.step(samples, bucket)
+        decodes_too = not self.card.joins
+        if decodes_too and max(len(samples), bucket) == 1:
+            self._tiled_if_need_be(samples[0], lambda: self._step(samples, bucket))
+        else:
+            self._step(samples, bucket)
 
-    @reports_out_of_memory
     def decode(self, samples: Sequence[Sample]) -> list[torch.Tensor]:
         """Pixels one image at a time, so that none depends on its neighbours.
 
-        Raises ImageFailed when the decoder makes NaN of a sample's latents.
+        An image that does not fit is decoded in tiles, and gets `extra["tiled"]`, since that
+        changes its bits. Raises ImageFailed when the decoder makes NaN of a sample's latents.
         """
-        return [self._decode(sample) for sample in samples]
+        return [self._tiled_if_need_be(s, partial(self._decode, s)) for s in samples]
 
-    @reports_out_of_memory
     def preview(self, sample: Sample) -> torch.Tensor | None:
         """The decoded guess at what the sample becomes; None before its first step."""
         with torch.inference_mode():
             latents = finished_latents(sample)
-        return None if latents is None else self._decode(replace(sample, latents=latents))
+        if latents is None:
+            return None
+        guess = replace(sample, latents=latents, extra=dict(sample.extra))
+        return self._tiled_if_need_be(guess, lambda: self._decode(guess))
+
+    def _tiled_if_need_be(self, sample: Sample, attempt: Callable[[], T]) -> T:
+        """Try again with the autoencoder tiling when memory runs out over one sample.
+
+        Raises OutOfMemory when that does not fit either.
+        """
+        vae = getattr(self.family.pipe, "vae", None)
+        try:
+            return attempt()
+        except OutOfMemory as error:
+            if not can_tile(vae):
+                raise
+            reason = str(error)
+        size = f"{sample.request.width}x{sample.request.height}"
+        log.warning("decoding in tiles", model=sample.request.model, size=size, reason=reason)
+        with tiled(vae):
+            made = attempt()
+        sample.extra["tiled"] = True
+        return made
+
+    @reports_out_of_memory
+    @torch.inference_mode()
+    def _step(self, samples: Sequence[Sample], bucket: int) -> None:
+        self.family.step(samples, bucket)
 
     def _encode(self, request: ImageRequest) -> Conditioning:
         tensors: dict[str, torch.Tensor] = {}
@@ -99,6 +143,7 @@ class Replica:
             truncated = truncated or made.truncated
         return Conditioning(tensors, truncated)
 
+    @reports_out_of_memory
     def _decode(self, sample: Sample) -> torch.Tensor:
         with torch.inference_mode():
             pixels = self.family.decode(sample).float().cpu()
@@ -109,19 +154,13 @@ class Replica:
 
 def load_replica(model: Model, checkpoint: Checkpoint, device: str) -> Replica:
     """Load everything onto `device`. Raises ModelUnavailable, ConfigurationError, OutOfMemory."""
-    pipe = checkpoint.load(model)
-    _choose_attention(pipe, model)
+    check_cache(model, checkpoint)
+    pipe = checkpoint.load(model, **quantized(model, checkpoint, device))
     move = reports_out_of_memory(pipe.to)
-    return Replica(make_family(move(device), model.max_sequence_length))
-
-
-def _choose_attention(pipe: Any, model: Model) -> None:
-    if model.attention_backend is None:
-        return
-    denoiser = getattr(pipe, "transformer", None) or pipe.unet
-    try:
-        denoiser.set_attention_backend(model.attention_backend)
-    except (AttributeError, ValueError, RuntimeError, ImportError) as error:
-        raise ConfigurationError(
-            f"attention_backend {model.attention_backend!r}: {error}"
-        ) from error
+    replica = Replica(make_family(move(device), model.max_sequence_length))
+    denoiser, trial = denoiser_of(pipe), partial(run_once, replica, model)
+    choose_attention(denoiser, model.attention_backend, torch.device(device), trial)
+    enable_cache(denoiser, model)
+    if model.compile:
+        compile_blocks(denoiser, trial)
+    return replica

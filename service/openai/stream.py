@@ -16,12 +16,12 @@ import anyio.to_thread
 from fastapi.sse import format_sse_event
 
 from jobs.errors import ImagemillError, NotFound
-from jobs.job import ImageView, Job
+from jobs.job import ImageView
 from service.auth import Caller
 from service.errors import TookTooLong, failure_of, openai_error
 from service.mill import Mill
 from service.openai.schemas import GenerateImages
-from service.results import failure, preview
+from service.results import failure, is_over, preview
 from service.waiting import RECHECK_SECONDS
 
 _HEARTBEAT = format_sse_event(comment="still here")
@@ -46,41 +46,41 @@ async def image_events(
     mill: Mill, caller: Caller, job_id: str, body: GenerateImages, *, keep: bool
 ) -> AsyncIterator[bytes]:
     """Frames until the job is over; a reader that leaves cancels it unless `keep`."""
-    told, is_over = _Told(), False
+    told, done = _Told(), False
     deadline = time.monotonic() + mill.settings.sync_seconds
     try:
         with mill.hub.watch(job_id) as watch:
-            while not is_over:
-                job, frames, problem = await anyio.to_thread.run_sync(
+            while True:
+                images, frames = await anyio.to_thread.run_sync(
                     _news, mill, caller, job_id, body, told
                 )
                 for frame in frames:
                     yield frame
-                is_over = job.state.finished
-                if problem is not None:
-                    raise problem
-                if not is_over and (mill.hub.closing or time.monotonic() > deadline):
+                if done := is_over(images):
+                    break
+                if mill.hub.closing or time.monotonic() > deadline:
                     raise TookTooLong("the images were not made while the caller could wait")
-                if not is_over and not await watch.news_within(RECHECK_SECONDS):
+                if not await watch.news_within(RECHECK_SECONDS):
                     yield _HEARTBEAT
+        if problem := failure(images):
+            raise problem
     except ImagemillError as error:
         yield format_sse_event(
             event="error", data_str=json.dumps({"error": openai_error(failure_of(error))})
         )
     finally:
-        if not is_over and not keep:
+        if not done and not keep:
             with anyio.CancelScope(shield=True):
                 await anyio.to_thread.run_sync(_cancel, mill, caller, job_id)
 
 
 def _news(
     mill: Mill, caller: Caller, job_id: str, body: GenerateImages, told: _Told
-) -> tuple[Job, list[bytes], ImagemillError | None]:
-    """The job, frames of what the reader has not had, and what ended the job badly, if it did."""
-    job = mill.store.job(job_id, caller.tenant)
+) -> tuple[list[ImageView], list[bytes]]:
+    """The job's images, and frames of what the reader has not had."""
+    mill.store.job(job_id, caller.tenant)
     images = mill.store.images(job_id)
-    frames = [frame for image in images for frame in _frames(mill, job_id, image, body, told)]
-    return job, frames, failure(job, images)
+    return images, [frame for image in images for frame in _frames(mill, job_id, image, body, told)]
 
 
 def _frames(

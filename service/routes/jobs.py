@@ -20,7 +20,7 @@ from service.eta import eta_seconds, steps_per_second, work_of_counts, work_of_i
 from service.mill import Mill, TheMill
 from service.openapi import NOT_MODIFIED, problems
 from service.schemas import JobPage, JobView, SubmitJob
-from service.views import job_summary, job_view
+from service.views import agreeing, job_summary, job_view
 from service.waiting import wait_for_job
 
 router = APIRouter(tags=["jobs"])
@@ -160,6 +160,8 @@ def _answer(
 ) -> Response:
     """The job as JSON, made on the calling thread."""
     images = mill.store.images(job.id) if with_images else []
+    if images:
+        job = agreeing(job, images, lambda: mill.store.job(job.id, job.tenant))
     ahead = mill.store.ahead(job.id)
     position = ahead.next if ahead else None
     rate = steps_per_second(mill.store.workers(), job.model)

@@ -82,7 +82,7 @@ def _enqueue(mill: Mill, caller: Caller, body: GenerateImages, key: str | None) 
 def _answer(mill: Mill, job: Job, body: GenerateImages, links: Links) -> str:
     """The finished job in OpenAI's shape. Raises what kept it from succeeding."""
     images = mill.store.images(job.id)
-    problem = failure(job, images)
+    problem = failure(images)
     if problem is not None:
         raise problem
     return generated(mill.images, links, job.id, images, body.response_format).model_dump_json()

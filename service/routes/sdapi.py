@@ -19,7 +19,7 @@ from jobs.job import ImageView, Job, State
 from service.auth import AnyCaller, Caller
 from service.body import json_body, json_body_schema
 from service.enqueue import enqueue
-from service.errors import invalid
+from service.errors import ImagesFailed, invalid
 from service.eta import eta_seconds, steps_per_second, work_of_images
 from service.mill import Mill, TheMill
 from service.openapi import problems
@@ -133,8 +133,8 @@ def _enqueue(mill: Mill, caller: Caller, body: TextToImage) -> Job:
 
 def _pictures(mill: Mill, job: Job, body: TextToImage) -> str:
     images = mill.store.images(job.id)
-    problem = failure(job, images)
-    if problem is not None and job.state is State.FAILED:
+    problem = failure(images)
+    if isinstance(problem, ImagesFailed):
         raise problem
     made = [image for image in images if image.result]
     data = [mill.images.read(image.result.uri) for image in made if image.result]

@@ -10,7 +10,9 @@ from PIL import Image, UnidentifiedImageError
 
 from jobs.errors import FieldProblem, InvalidRequest
 
-_SETTING = re.compile(r'\s*([\w ]+):\s*("(?:\\.|[^"\\])*"|[^,]*)(?:,|$)')
+_SETTING = re.compile(r'(\w[\w ]{0,60}):\s?("(?:\\.|[^"\\])*"|[^,]*)(?:,\s?|$)')
+_LONGEST_SETTINGS = 4000
+"""Characters of a line of settings that are read; a stranger's picture may hold megabytes."""
 
 
 def from_base64(text: str) -> bytes:
@@ -40,7 +42,8 @@ def settings(text: str) -> dict[str, Any]:
     lines = text.strip().split("\n")
     last = lines.pop() if lines[-1].startswith("Steps: ") else ""
     prompt, _, negative = "\n".join(lines).partition("\nNegative prompt: ")
-    pairs = {name.strip(): value.strip() for name, value in _SETTING.findall(last)}
+    found = _SETTING.findall(last[:_LONGEST_SETTINGS])
+    pairs = {name.strip(): value.strip() for name, value in found}
     return {"Prompt": prompt, "Negative prompt": negative, **pairs}
 
 

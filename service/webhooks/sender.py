@@ -21,6 +21,7 @@ from standardwebhooks import Webhook
 
 from jobs.errors import StorageUnavailable
 from jobs.store import Store
+from jobs.views import Event
 from service.webhooks.address import Refused, target_of
 from service.webhooks.notices import Notices
 from service.webhooks.outbox import Message, Outbox
@@ -101,7 +102,7 @@ class WebhookSender:
     def _follow(self, after: str) -> str:
         """Turn new events into messages; the position is kept whenever there were any."""
         events = self._store.events(after, BLOCK_SECONDS)
-        messages = [message for message in map(self._notices.of, events) if message]
+        messages = [message for message in map(self._message, events) if message]
         for message in messages:
             self._outbox.put(message)
         if events:
@@ -111,6 +112,16 @@ class WebhookSender:
             with self._lock:
                 self._waiting.update({message.id: message for message in messages})
         return after
+
+    def _message(self, event: Event) -> Message | None:
+        """What an event is worth; one that cannot be told holds up no other."""
+        try:
+            return self._notices.of(event)
+        except StorageUnavailable:
+            raise
+        except Exception:
+            log.exception("an event cannot be told", job=event.job_id, type=event.type)
+            return None
 
     def _hand_out(self) -> None:
         """Give due messages to the posters, a few to each host."""
@@ -129,8 +140,8 @@ class WebhookSender:
         try:
             trouble = self._post(message)
             again = self._settle(message, trouble)
-        except StorageUnavailable as error:
-            log.warning("a webhook's state cannot be kept", id=message.id, error=str(error))
+        except Exception as error:  # whatever it was, the message must not be lost with its thread
+            log.exception("a webhook met a fault", id=message.id, error=str(error))
             again = replace(message, due=time.time() + TROUBLE_SECONDS)
         with self._lock:
             self._under_way[host] -= 1
@@ -174,6 +185,6 @@ class WebhookSender:
             )
             answer = self._client.send(request, stream=True)
             answer.close()
-        except (httpx.HTTPError, OSError, Refused, ValueError) as error:
+        except (httpx.HTTPError, httpx.InvalidURL, OSError, Refused, ValueError) as error:
             return str(error) or type(error).__name__
         return None if answer.is_success else str(answer.status_code)

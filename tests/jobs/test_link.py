@@ -26,7 +26,7 @@ def test_a_url_that_is_none() -> None:
 
 
 def test_a_server_that_hangs(server: EmbeddedServer) -> None:
-    store = Store.connect(server.url, timeout=0.05)
+    store = Store.connect(server.url, timeout=0.2)
     os.kill(server.pid, signal.SIGSTOP)
     try:
         with pytest.raises(StorageUnavailable, match="does not answer in time"):

@@ -12,9 +12,6 @@ from tests.pipelines.serving import ask
 from tests.pipelines.tiny import BUILDERS
 from tests.pipelines.tiny_parts import chat_tokenizer
 
-# The tiny Sana and PixArt lack the packages that clean markup, which diffusers says aloud.
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
-
 TEXTS = [
     "",
     "a red cat",

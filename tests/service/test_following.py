@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from jobs.embedded import EmbeddedServer
+from jobs.errors import NotFound
 from service import following
 from tests.service.conftest import Deployment, deployed
 from tests.service.live import listening
@@ -138,6 +139,20 @@ def test_a_deleted_job_ends_its_stream(live: tuple) -> None:
         client.delete(job["urls"]["self"])
         *_, last = stream
     assert last[1:] == ("deleted", {"id": job["id"]})
+
+
+def test_a_job_that_goes_while_it_is_told_ends_its_stream(
+    live: tuple, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mill, client = live
+    job = mill.submit("a")
+    mill.worker.finish_all()
+
+    def gone(*_: object) -> None:
+        raise NotFound("no job")
+
+    monkeypatch.setattr(mill.store, "image", gone)
+    assert [kind for _, kind, _ in follow(client, job)] == ["job", "deleted"]
 
 
 def test_heartbeats_keep_a_quiet_stream_alive(live: tuple, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ from datetime import timedelta
 
 import pytest
 
-from tests.service.conftest import Deployment
+from tests.service.conftest import Deployment, working
 from tests.waiting import wait_until
 
 
@@ -50,6 +50,19 @@ def test_progress_is_what_a_worker_measured(fresh: Deployment) -> None:
     assert job["progress"] == pytest.approx(4 / 16)
     fresh.worker.finish(first)
     assert fresh.job(job_id)["progress"] == pytest.approx(0.5)
+
+
+def test_a_job_never_contradicts_its_images(fresh: Deployment) -> None:
+    path = f"/v1/jobs/{fresh.submit('a', n=20)['id']}"
+    looks = []
+    with working(fresh):
+        while not looks or looks[-1]["state"] not in ("succeeded", "failed"):
+            looks.append(fresh.client.get(path).json())
+    for job in looks:
+        states = [image["state"] for image in job["images"]]
+        counted = {name: states.count(name) for name in job["counts"] if name != "total"}
+        assert {**counted, "total": 20} == job["counts"]
+        assert (job["finished"] is not None) == (job["state"] == "succeeded")
 
 
 def test_the_position_counts_images_that_go_before(fresh: Deployment) -> None:
@@ -223,3 +236,11 @@ def test_delete_removes_the_job(mill: Deployment) -> None:
     assert mill.client.get(f"/v1/jobs/{job_id}").status_code == 404
     assert mill.client.get(f"/v1/jobs/{job_id}/images/0").status_code == 404
     assert mill.client.delete(f"/v1/jobs/{job_id}").status_code == 404
+
+
+def test_metadata_comes_back_as_it_went(mill: Deployment) -> None:
+    metadata = {"": None, "n": -(10**4000), "f": 1.5e-7, "deep": [{"ä": ["\u2028", "\x00"]}]}
+    job = mill.submit("a", metadata=metadata)
+    assert mill.job(job["id"])["metadata"] == metadata
+    listed = mill.client.get("/v1/jobs?limit=1").json()["data"][0]
+    assert listed["metadata"] == metadata

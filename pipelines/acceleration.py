@@ -1,0 +1,158 @@
+"""What a catalog entry may ask for to make steps faster: quantization, compilation, a cache.
+
+Each is off unless asked for, and changes pictures: quantization and the caches visibly,
+compilation in the last bits. Whatever cannot be had is a ConfigurationError, never a silent step
+down, but for fp8 arithmetic on a device that has none. Knows no family's mathematics.
+"""
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+import structlog
+import torch
+from diffusers import PipelineQuantizationConfig, TaylorSeerCacheConfig, TorchAoConfig
+
+from jobs.catalog import Model
+from jobs.errors import ConfigurationError, OutOfMemory
+from jobs.request import ImageRequest
+from pipelines.checkpoint import Checkpoint
+from pipelines.families import FAMILIES
+from pipelines.seam import Pipeline
+
+DENOISERS = ("transformer", "unet")
+"""Names of the component that makes the steps; the first that a pipeline has."""
+
+FP8_CAPABILITY = (8, 9)
+"""CUDA compute capability from which there is fp8 arithmetic: Ada and Hopper."""
+
+COMPILATIONS = 64
+"""How many shapes of a block are compiled before torch gives up; its own limit is 8."""
+
+log = structlog.get_logger(__name__)
+
+
+def denoiser_of(pipe: Any) -> Any:
+    """The module that makes the steps, None in a pipeline that has none by a known name."""
+    found = (getattr(pipe, name, None) for name in DENOISERS)
+    return next((module for module in found if module is not None), None)
+
+
+def quantized(model: Model, checkpoint: Checkpoint, device: str) -> dict[str, Any]:
+    """Arguments by which the checkpoint loads with its denoiser quantized, if the entry says so.
+
+    Raises ConfigurationError.
+    """
+    if model.quantization is None:
+        return {}
+    try:
+        torchao = import_module("torchao.quantization")
+    except ImportError as error:
+        raise ConfigurationError(
+            f"quantization {model.quantization!r} needs the package torchao: pip install torchao"
+        ) from error
+    name = next((name for name in DENOISERS if name in checkpoint.components), None)
+    if name is None:
+        raise ConfigurationError(
+            f"quantization: {checkpoint.class_name} has no {' or '.join(DENOISERS)}"
+        )
+    scheme = _scheme(torchao, model, torch.device(device))
+    log.info("quantized", model=model.name, component=name, scheme=type(scheme).__name__)
+    mapping = {name: TorchAoConfig(scheme)}
+    return {"quantization_config": PipelineQuantizationConfig(quant_mapping=mapping)}
+
+
+def _scheme(torchao: Any, model: Model, device: torch.device) -> Any:
+    """torchao's config: int8 weights, or fp8 arithmetic where the device has it.
+
+    Activations are scaled row by row, so that no image depends on its neighbours.
+    """
+    if model.quantization == "int8":
+        return torchao.Int8WeightOnlyConfig()
+    has_fp8 = device.type == "cuda" and torch.cuda.get_device_capability(device) >= FP8_CAPABILITY
+    if has_fp8 and model.dtype == "bfloat16":
+        return torchao.Float8DynamicActivationFloat8WeightConfig(granularity=torchao.PerRow())
+    log.warning("fp8 weights only", model=model.name, device=str(device), dtype=model.dtype)
+    return torchao.Float8WeightOnlyConfig()
+
+
+def check_cache(model: Model, checkpoint: Checkpoint) -> None:
+    """Refuse a feature cache where it would be wrong. Raises ConfigurationError.
+
+    A cache keeps what the last step's rows were; under step batching they are other samples' rows
+    at other steps. `first_block` decides by the mean over all rows, so that an image would depend
+    on its neighbours; the others need numbers that only their model's authors have.
+    """
+    if model.cache is None:
+        return
+    name = f"cache {model.cache!r}"
+    if checkpoint.class_name in FAMILIES:
+        raise ConfigurationError(
+            f"{name} is lossy and wrong under step batching, by which "
+            f"{checkpoint.class_name} is served"
+        )
+    if model.cache != "taylorseer":
+        raise ConfigurationError(f"{name} is not served with batches; 'taylorseer' is")
+
+
+def enable_cache(denoiser: Any, model: Model) -> None:
+    """Switch on the cache that `check_cache` let pass. Raises ConfigurationError."""
+    if model.cache is None:
+        return
+    if not hasattr(denoiser, "enable_cache"):
+        raise ConfigurationError(f"cache: {type(denoiser).__name__} takes none")
+    denoiser.enable_cache(TaylorSeerCacheConfig())
+
+
+def compile_blocks(denoiser: Any, trial: Callable[[], None]) -> None:
+    """Compile each repeated block, once for every shape, and run it once.
+
+    Shapes are static, so that the bits of a picture depend on its bucket and not on which shapes
+    the process has seen before. Raises ConfigurationError for a model without repeated blocks,
+    and when the compiler fails.
+    """
+    name = type(denoiser).__name__
+    if not getattr(denoiser, "_repeated_blocks", None):
+        raise ConfigurationError(f"compile: {name} has no repeated blocks")
+    limits: Any = import_module("torch._dynamo.config")
+    limits.recompile_limit = max(limits.recompile_limit, COMPILATIONS)
+    try:
+        denoiser.compile_repeated_blocks(fullgraph=True, dynamic=False)
+        trial()
+    except OutOfMemory:
+        raise
+    except Exception as error:  # the compiler's errors have no common class
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ConfigurationError(f"compile: {name}: {reason}") from error
+    log.info("compiled", denoiser=name)
+
+
+def run_once(pipeline: Pipeline, model: Model) -> None:
+    """Run the denoiser over one prompt, then over two of unequal length, at the default size.
+
+    Raises whatever it raises. That two do not fit the device proves nothing and is not raised.
+    """
+    alone, other = (_sample(pipeline, model, prompt) for prompt in ("a", "a cat that is longer"))
+    pipeline.step([alone])
+    if not pipeline.card.joins:
+        return
+    try:
+        pipeline.step([alone, other])
+    except OutOfMemory:
+        log.info("two samples do not fit", model=model.name)
+
+
+def _sample(pipeline: Pipeline, model: Model, prompt: str) -> Any:
+    defaults, grid = model.defaults, pipeline.card.multiple
+    request = ImageRequest(
+        model=model.name,
+        prompt=prompt,
+        seed=0,
+        width=defaults.width - defaults.width % grid,
+        height=defaults.height - defaults.height % grid,
+        steps=2,
+        guidance_scale=defaults.guidance_scale,
+        reproducible=False,
+    )
+    [conditioning] = pipeline.encode([request])
+    return pipeline.start(request, conditioning)

@@ -1,0 +1,62 @@
+"""Reading a body: no more of it than is allowed, whatever its header says."""
+
+import anyio
+import pytest
+from starlette.requests import Request
+
+from service.body import parse, read_bytes
+from service.errors import BodyTooLarge, MalformedBody
+
+
+def request(*chunks: bytes, **headers: str) -> tuple[Request, list[bytes]]:
+    """A JSON request that streams these chunks, and the list of those that were read."""
+    read: list[bytes] = []
+    left = list(chunks)
+
+    async def receive() -> dict:
+        if not left:
+            return {"type": "http.disconnect"}
+        read.append(left.pop(0))
+        return {"type": "http.request", "body": read[-1], "more_body": bool(left)}
+
+    given = {"content-type": "application/json", **headers}
+    raw = [(name.encode(), value.encode()) for name, value in given.items()]
+    return Request({"type": "http", "method": "POST", "headers": raw}, receive), read
+
+
+def test_a_body_of_the_largest_size_is_read() -> None:
+    found, read = request(b"12", b"34", b"5")
+    assert anyio.run(read_bytes, found, 5) == b"12345"
+    assert len(read) == 3
+
+
+def test_reading_ends_where_the_limit_is_passed() -> None:
+    found, read = request(*[b"x" * 10] * 1000)
+    with pytest.raises(BodyTooLarge):
+        anyio.run(read_bytes, found, 25)
+    assert len(read) == 3
+
+
+@pytest.mark.parametrize("length", ["26", "9" * 30])
+def test_a_length_that_is_too_large_is_believed(length: str) -> None:
+    found, read = request(b"x", **{"content-length": length})
+    with pytest.raises(BodyTooLarge):
+        anyio.run(read_bytes, found, 25)
+    assert read == []
+
+
+def test_a_body_that_breaks_off_is_malformed() -> None:
+    async def receive() -> dict:
+        return {"type": "http.disconnect"}
+
+    headers = [(b"content-type", b"application/json")]
+    broken = Request({"type": "http", "method": "POST", "headers": headers}, receive)
+    with pytest.raises(MalformedBody):
+        anyio.run(read_bytes, broken, 25)
+
+
+@pytest.mark.parametrize(
+    ("raw", "value"), [(b"[1, 2.5]", [1, 2.5]), (b'{"a": {"a": null}}', {"a": {"a": None}})]
+)
+def test_json_is_read(raw: bytes, value: object) -> None:
+    assert parse(raw) == value
