@@ -101,7 +101,7 @@ def enable_cache(denoiser: Any, model: Model) -> None:
         return
     if not hasattr(denoiser, "enable_cache"):
         raise ConfigurationError(f"cache: {type(denoiser).__name__} takes none")
-    denoiser.enable_cache(TaylorSeerCacheConfig())
+    denoiser.enable_cache(TaylorSeerCacheConfig(taylor_factors_dtype=denoiser.dtype))
 
 
 def compile_blocks(denoiser: Any, trial: Callable[[], None]) -> None:

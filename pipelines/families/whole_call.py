@@ -81,9 +81,10 @@ class WholeCall:
             images = _images(output, type(self.pipe).__name__)
             for sample, image, refused in zip(samples, images, verdicts, strict=False):
                 _finish(sample, image, bool(refused))
-        except _AllCancelledError:
-            return
-        except BaseException:
+        except BaseException as error:
+            self.pipe.maybe_free_model_hooks()  # as the call would at its end: empties caches
+            if isinstance(error, _AllCancelledError):
+                return
             for sample in samples:
                 sample.step = 0
             raise

@@ -49,6 +49,9 @@ placement = "context_parallel"
 ring = 2
 ulysses = 2
 attention_backend = "_native_cudnn"
+compile = true
+quantization = "fp8"
+cache = "taylorseer"
 
 [models.small]
 path = "black-forest-labs/FLUX.1-dev"

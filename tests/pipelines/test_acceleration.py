@@ -150,3 +150,16 @@ def test_a_cached_whole_call_depends_on_nothing_before_or_beside_it(tiny_pipe):
     samples = [begin(pipeline, request) for request in requests]
     pipeline.step(samples)
     assert difference(pipeline.decode(samples)[0], first) <= 1e-5
+
+
+def test_a_call_that_broke_off_leaves_nothing_in_the_cache(tiny_pipe):
+    pipe = tiny_pipe("Flux")
+    pipeline = Replica(WholeCall(pipe, 48))
+    enable_cache(pipe.transformer, entry("x", cache="taylorseer"))
+    request = ask(steps=10)
+    first = alone(pipeline, request)
+    cancelled = begin(pipeline, request)
+    cancelled.cancelled = True
+    pipeline.step([cancelled])
+    assert not cancelled.done
+    assert torch.equal(alone(pipeline, request), first)

@@ -1,4 +1,4 @@
-"""The attention kernel: the catalog's or refused, the device's best or a fallback that is logged."""
+"""The attention kernel: the catalog's or refused, the device's best or a logged fallback."""
 
 from functools import partial
 

@@ -202,6 +202,9 @@ class Stub:
     def __call__(self, prompt, width=64, height=64, num_inference_steps=2):
         return self.output
 
+    def maybe_free_model_hooks(self):
+        """As every DiffusionPipeline has it."""
+
 
 def test_a_pipeline_that_makes_no_images_fails_the_image():
     pipeline = Replica(WholeCall(Stub(SimpleNamespace(frames=[]))))

@@ -1,0 +1,90 @@
+"""The page at `/` and its files, out of the package, with headers that keep it to this server.
+
+Anybody may have the page; what it shows comes from the other routes, which ask for a key where
+there are keys. The files are read once. Knows nothing of what is in them.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from pathlib import PurePosixPath
+
+from fastapi import APIRouter, Request, Response
+from starlette.exceptions import HTTPException
+
+from service.conditional import matches
+
+router = APIRouter(include_in_schema=False)
+
+_MEDIA_TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
+}
+_POLICY = "; ".join(
+    (
+        "default-src 'none'",
+        "script-src 'self'",
+        "style-src 'self'",
+        "img-src 'self' blob:",
+        "connect-src 'self'",
+        "form-action 'none'",
+        "base-uri 'none'",
+        "frame-ancestors 'none'",
+        "require-trusted-types-for 'script'",
+        "trusted-types 'none'",
+    )
+)
+_HEADERS = {
+    "Content-Security-Policy": _POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-cache",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    body: bytes
+    media_type: str
+    tag: str
+
+
+@cache
+def _shipped() -> dict[str, _File]:
+    """The files of `service/web` by name."""
+    found = {}
+    for entry in files("service").joinpath("web").iterdir():
+        media_type = _MEDIA_TYPES.get(PurePosixPath(entry.name).suffix)
+        if media_type is not None:
+            body = entry.read_bytes()
+            found[entry.name] = _File(body, media_type, hashlib.sha256(body).hexdigest()[:32])
+    return found
+
+
+@router.get("/")
+@router.head("/")
+def page(request: Request) -> Response:
+    """The page."""
+    return _answer(request, "index.html")
+
+
+@router.get("/web/{name}")
+@router.head("/web/{name}")
+def page_file(request: Request, name: str) -> Response:
+    """A script, the style sheet or the icon of the page."""
+    return _answer(request, name)
+
+
+def _answer(request: Request, name: str) -> Response:
+    file = _shipped().get(name)
+    if file is None:
+        raise HTTPException(404)
+    headers = {**_HEADERS, "ETag": f'"{file.tag}"'}
+    if matches(request.headers.get("if-none-match"), file.tag):
+        return Response(status_code=304, headers=headers)
+    return Response(file.body, media_type=file.media_type, headers=headers)

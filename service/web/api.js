@@ -1,0 +1,146 @@
+// Talks to the server: JSON in and out, problem documents as errors, the API key where one is wanted.
+// Seeds may be larger than a JavaScript number can hold, so they are texts on this side.
+
+import { $ } from "./dom.js";
+
+const STORED = "imagemill.key";
+let key = sessionStorage.getItem(STORED) ?? localStorage.getItem(STORED);
+let asking = null;
+
+/** What the server answered instead of success; `errors` are its {pointer, detail}. */
+export class Problem extends Error {
+  constructor(status, { detail, errors } = {}) {
+    super(detail || `the server answered ${status}`);
+    this.status = status;
+    this.errors = errors ?? [];
+  }
+}
+
+/** Whether requests carry a key, so that a plain link or <img> would not get through. */
+export const hasKey = () => key !== null;
+
+export const jobPath = (id) => `v1/jobs/${encodeURIComponent(id)}`;
+export const imagePath = (id, index) => `${jobPath(id)}/images/${index}`;
+
+/** A response, whatever its status below 400; asks for a key when the server wants one. */
+export async function ask(path, { headers, ...options } = {}) {
+  for (;;) {
+    const shown = key;
+    const auth = shown ? { Authorization: `Bearer ${shown}` } : {};
+    const response = await fetch(path, { ...options, headers: { ...auth, ...headers } });
+    if (response.status === 401) {
+      if (key === shown) await askForKey();
+    } else if (response.status >= 400) {
+      const problem = await response.json().catch(() => ({}));
+      throw new Problem(response.status, problem);
+    } else {
+      return response;
+    }
+  }
+}
+
+/** JSON with its seeds as texts. Prompts cannot be mistaken for seeds: their quotes are escaped. */
+export async function read(response) {
+  return JSON.parse((await response.text()).replace(/"seed":(\d+)/g, '"seed":"$1"'));
+}
+
+export const get = async (path, options) => read(await ask(path, options));
+
+/** POST, with `body` as JSON if given; the seeds in it become numbers. */
+export async function post(path, body, headers = {}) {
+  const options = { method: "POST", headers };
+  if (body !== undefined) {
+    options.headers = { ...headers, "Content-Type": "application/json" };
+    options.body = JSON.stringify(body).replace(/"seed":"(\d+)"/g, '"seed":$1');
+  }
+  return read(await ask(path, options));
+}
+
+export async function remove(path) {
+  await ask(path, { method: "DELETE" });
+}
+
+/** Queue a job. The same key goes with every try, so a lost answer does not queue it twice. */
+export async function submit(body) {
+  const random = crypto.getRandomValues(new Uint32Array(4));
+  const headers = { "Idempotency-Key": `page-${[...random].map((n) => n.toString(36)).join("")}` };
+  for (let left = 2; ; left--) {
+    try {
+      return await post("v1/jobs", body, headers);
+    } catch (error) {
+      if (error instanceof Problem || left === 0) throw error;
+      await new Promise((resolve) => setTimeout(resolve, 700));
+    }
+  }
+}
+
+/** Save what a path leads to as a file. */
+export async function download(path, name) {
+  let href = path;
+  if (hasKey()) href = URL.createObjectURL(await (await ask(path)).blob());
+  const link = document.createElement("a");
+  link.href = href;
+  link.download = name;
+  link.click();
+  if (href !== path) setTimeout(() => URL.revokeObjectURL(href), 60000);
+}
+
+/** Call `work` now and again, `seconds()` after each end; not while the page is out of sight. */
+export function repeat(seconds, work) {
+  let timer = 0, stopped = false, failures = 0, running = false;
+  async function round() {
+    clearTimeout(timer);
+    if (stopped || running || document.hidden) return;
+    running = true;
+    try {
+      await work();
+      failures = 0;
+    } catch (error) {
+      failures += 1;
+      if (!(error instanceof Problem || error instanceof TypeError || error.name === "AbortError")) throw error;
+    } finally {
+      running = false;
+      setOnline(failures === 0);
+      const wait = seconds() * Math.min(8, 2 ** failures);
+      if (!stopped) timer = setTimeout(round, wait * 1000);
+    }
+  }
+  const onSight = () => document.hidden || round();
+  document.addEventListener("visibilitychange", onSight);
+  round();
+  return {
+    now: round,
+    stop() {
+      stopped = true;
+      clearTimeout(timer);
+      document.removeEventListener("visibilitychange", onSight);
+    },
+  };
+}
+
+function setOnline(isOnline) {
+  $("offline").hidden = isOnline;
+}
+
+/** Ask the person for a key, once however many requests want it. */
+function askForKey() {
+  asking ??= new Promise((resolve) => {
+    const dialog = $("key-dialog");
+    $("key-wrong").hidden = key === null;
+    dialog.addEventListener("close", () => {
+      if (dialog.returnValue !== "give" || !$("key").value.trim()) return dialog.showModal();
+      keep($("key").value.trim(), $("key-keep").checked);
+      asking = null;
+      return resolve();
+    });
+    dialog.showModal();
+  });
+  return asking;
+}
+
+function keep(value, forLong) {
+  key = value;
+  sessionStorage.setItem(STORED, value);
+  if (forLong) localStorage.setItem(STORED, value);
+  else localStorage.removeItem(STORED);
+}

@@ -1,0 +1,122 @@
+// One job, kept up to date: its stream tells what is finished, a look now and then (by ETag) tells
+// the steps of what runs. A look costs the server the whole list, so the longer it takes, the
+// rarer it is. Knows no element of the page.
+
+import { Problem, ask, jobPath, read, repeat } from "./api.js";
+import { follow } from "./events.js";
+
+const FINISHED = new Set(["succeeded", "failed", "cancelled"]);
+const LOOK_SHARE = 20;
+
+export const isFinished = (state) => FINISHED.has(state);
+
+/** Fires `change` when the job or its images changed, `gone` when there is no such job any more. */
+export class Job extends EventTarget {
+  constructor(id, view = null) {
+    super();
+    this.id = id;
+    this.view = view;
+    this.images = view?.images ?? [];
+    this.etaAt = performance.now();
+    this.tag = null;
+    this.told = new Map(); // index -> when the stream last told of it
+    this.lookSeconds = 1;
+    this.ending = new AbortController();
+    this.following = false;
+    this.looks = repeat(() => (this.isOver ? 15 : this.lookSeconds), () => this.#look());
+  }
+
+  get isOver() {
+    return this.view !== null && isFinished(this.view.state);
+  }
+
+  /** Seconds until the last image, counted on since the server said so; null if unknown. */
+  get eta() {
+    const said = this.view?.eta_seconds ?? null;
+    return said === null ? null : Math.max(0, said - (performance.now() - this.etaAt) / 1000);
+  }
+
+  /** Take over an answer of the server that is newer than all before, as after cancel or retry. */
+  accept(view) {
+    this.told.clear();
+    this.#take(view, performance.now());
+    this.looks.now();
+  }
+
+  stop() {
+    this.ending.abort();
+    this.looks.stop();
+  }
+
+  async #look() {
+    const began = performance.now();
+    const headers = this.tag ? { "If-None-Match": this.tag } : {};
+    try {
+      const response = await ask(jobPath(this.id), { headers, cache: "no-store", signal: this.ending.signal });
+      if (response.status !== 304) {
+        this.tag = response.headers.get("ETag");
+        this.#take(await read(response), began);
+        const took = (performance.now() - began) / 1000;
+        this.lookSeconds = Math.min(10, Math.max(0.7, took * LOOK_SHARE));
+      }
+    } catch (error) {
+      if (!(error instanceof Problem && error.status === 404)) throw error;
+      this.stop();
+      this.dispatchEvent(new Event("gone"));
+      return;
+    }
+    this.#follow();
+  }
+
+  #take(view, asOf) {
+    if (this.ending.signal.aborted) return;
+    for (const [index, when] of this.told) {
+      if (when > asOf && this.images[index]) view.images[index] = this.images[index];
+    }
+    this.view = view;
+    this.images = view.images;
+    this.etaAt = performance.now();
+    this.#changed();
+  }
+
+  async #follow() {
+    if (this.following || this.isOver || this.ending.signal.aborted) return;
+    this.following = true;
+    try {
+      let last = null, over = false;
+      while (!over && !this.isOver && !this.ending.signal.aborted) {
+        const end = await follow(`${jobPath(this.id)}/events`, last, this.ending.signal, (type, data) => this.#told(type, data));
+        ({ lastId: last, over } = end);
+      }
+    } catch {
+      // the looks go on, and take the stream up again
+    } finally {
+      this.following = false;
+    }
+    if (!this.ending.signal.aborted) this.looks.now();
+  }
+
+  #told(type, data) {
+    const item = JSON.parse(data.replace(/"seed":(\d+)/g, '"seed":"$1"'));
+    if (type === "image") {
+      this.images[item.index] = item;
+      this.told.set(item.index, performance.now());
+    } else if (type === "job") {
+      this.view = { ...this.view, ...item, images: this.images };
+    } else if (type === "deleted") {
+      this.stop();
+      this.dispatchEvent(new Event("gone"));
+      return;
+    }
+    this.#changed();
+  }
+
+  #changed() {
+    if (this.scheduled) return;
+    this.scheduled = true;
+    requestAnimationFrame(() => {
+      this.scheduled = false;
+      if (!this.ending.signal.aborted) this.dispatchEvent(new Event("change"));
+    });
+  }
+}

@@ -1,0 +1,52 @@
+"""Pictures from the service are those of diffusers' own pipeline, whatever ran beside them."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import FluxPipeline
+from PIL import Image
+
+from imagemill.client import Client
+from tests.end_to_end.mill import ROOT, up
+from tests.waiting import wait_until
+
+REQUESTS = (
+    {"prompt": "a large red circle on a white background", "seed": 11, "steps": 12},
+    {"prompt": "a blue heart left of a purple triangle", "seed": 12, "steps": 8},
+    {"prompt": "a small star", "seed": 13, "steps": 5, "negative_prompt": "a circle"},
+    {"prompt": "a green ring above a gray cross", "seed": 14, "steps": 9, "guidance_scale": 4.0},
+)
+
+
+def reference(pipe: FluxPipeline, request: dict[str, object]) -> np.ndarray:
+    """The picture that diffusers makes of the request alone: uint8 [128, 128, 3]."""
+    made = pipe(
+        prompt=request["prompt"],
+        negative_prompt=request.get("negative_prompt", ""),
+        true_cfg_scale=request.get("guidance_scale", 2.5),
+        num_inference_steps=request["steps"],
+        width=128,
+        height=128,
+        max_sequence_length=77,
+        generator=torch.Generator().manual_seed(request["seed"]),
+    )
+    return np.asarray(made.images[0])
+
+
+def test_images_equal_diffusers_alone_and_among_others(tmp_path: Path) -> None:
+    pipe = FluxPipeline.from_pretrained(ROOT / "demo" / "model", dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    expected = [reference(pipe, request) for request in REQUESTS]
+    with up(tmp_path / "data") as mill, Client(mill.url) as client:
+        alone = client.submit("demo", [REQUESTS[0]]).wait(timeout=90)
+        crowd = [client.submit("demo", [REQUESTS[0]], reproducible=False)]
+        for request in REQUESTS[1:]:
+            wait_until(lambda: crowd[-1].refresh().counts.queued == 0, 30)
+            crowd.append(client.submit("demo", [request], reproducible=False))
+        jobs = [alone, *(job.wait(timeout=90) for job in crowd)]
+        pictures = [Image.open(io.BytesIO(job.download(0))) for job in jobs]
+    for picture, wanted in zip(pictures, [expected[0], *expected], strict=True):
+        difference = np.abs(np.asarray(picture).astype(int) - wanted.astype(int))
+        assert difference.max() <= 1
