@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from typer.core import TyperGroup
 
-from imagemill import flags, look, parts
+from imagemill import flags, look, parts, pictures
 from imagemill.options import (
     DATA,
     HOST,
@@ -159,6 +159,7 @@ def generate(
 
 look.register(app)
 parts.register(app)
+pictures.register(app)
 
 
 def main() -> None:

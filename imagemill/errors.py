@@ -6,6 +6,7 @@
     ├── ServerUnreachable   no answer, for as long as the client was willing to try
     ├── CorruptDownload     bytes arrived that are not the image's
     ├── CannotSave          a file cannot be written here
+    ├── NoRecipe            a file is no image, or none that says how it was made
     ├── InvalidInput        what the user typed, or a prompt file; one problem a line; exit code 2
     ├── AlreadyRunning      another `up` holds the data folder; exit code 3
     └── StartFailed         a server on this machine could not be started
@@ -49,6 +50,10 @@ class CorruptDownload(ImagemillError):
 
 class CannotSave(ImagemillError):
     """A downloaded image, or the sheet, cannot be written."""
+
+
+class NoRecipe(ImagemillError):
+    """A file is no image, or one that does not say how it was made."""
 
 
 class InvalidInput(ImagemillError):

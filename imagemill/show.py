@@ -6,6 +6,7 @@ Takes plain values and writes to a rich console; talks to no server.
 import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -251,6 +252,25 @@ def workers_table(workers: Sequence[Mapping[str, Any]]) -> Table:
             Text(worker.get("error") or ""),
         )
     return table
+
+
+def recipe_table(path: Path, facts: Mapping[str, Any]) -> Table:
+    """What a picture was made of, a fact a line; what was not given is left out."""
+    table = Table(box=None, pad_edge=False, show_header=False, title_justify="left")
+    table.title = Text(printable(str(path)), style="bold")
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in facts.items():
+        if value is not None:
+            table.add_row(Text(printable(name.replace("_", " "))), Text(printable(str(value))))
+    return table
+
+
+def printable(text: str) -> str:
+    """Text out of a file from anywhere, without what could give a terminal orders."""
+    return "".join(
+        one if one.isprintable() or one == "\n" else "\N{REPLACEMENT CHARACTER}" for one in text
+    )
 
 
 def moment(epoch: float | None) -> str:

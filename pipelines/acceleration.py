@@ -26,8 +26,9 @@ DENOISERS = ("transformer", "unet")
 FP8_CAPABILITY = (8, 9)
 """CUDA compute capability from which there is fp8 arithmetic: Ada and Hopper."""
 
-COMPILATIONS = 64
-"""How many shapes of a block are compiled before torch gives up; its own limit is 8."""
+COMPILATIONS = 4096
+"""How many shapes of a block are compiled. Past torch's own limit of 8 a forward pass would raise,
+and prompts of many lengths make many shapes under QwenImage and ZImage."""
 
 log = structlog.get_logger(__name__)
 
@@ -115,7 +116,7 @@ def compile_blocks(denoiser: Any, trial: Callable[[], None]) -> None:
     if not getattr(denoiser, "_repeated_blocks", None):
         raise ConfigurationError(f"compile: {name} has no repeated blocks")
     limits: Any = import_module("torch._dynamo.config")
-    limits.recompile_limit = max(limits.recompile_limit, COMPILATIONS)
+    limits.recompile_limit = limits.accumulated_recompile_limit = COMPILATIONS
     try:
         denoiser.compile_repeated_blocks(fullgraph=True, dynamic=False)
         trial()

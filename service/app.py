@@ -34,6 +34,7 @@ from service.routes import (
     openai_batches,
     openai_files,
     openai_images,
+    page,
     sdapi,
 )
 from service.settings import ServiceSettings
@@ -94,6 +95,7 @@ def _assemble(app: FastAPI, parts: Mill) -> None:
             failures = openai_errors(401, 403, 429)
         app.include_router(module.router, dependencies=[Depends(caller)], responses=failures)
     app.include_router(health.router)
+    app.include_router(page.router)
     _set_openapi(app, lambda: complete_document(app))
 
 

@@ -1,4 +1,4 @@
-"""Is the process alive, can it work, what has it counted; and the way in for people."""
+"""Is the process alive, can it work, what has it counted."""
 
 from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -45,12 +45,6 @@ def metrics(request: Request) -> Response:
         generate_latest(request.app.state.metrics.registry),
         headers={"Content-Type": CONTENT_TYPE_LATEST},
     )
-
-
-@router.get("/", include_in_schema=False)
-async def front() -> dict[str, str]:
-    """Where to go from here."""
-    return {"name": "imagemill", "docs": "/docs", "jobs": "/v1/jobs", "models": "/v1/models"}
 
 
 def _why_not(workers: list[WorkerInfo], catalog: Catalog) -> str:

@@ -1,5 +1,4 @@
 // Talks to the server: JSON in and out, problem documents as errors, the API key where one is wanted.
-// Seeds may be larger than a JavaScript number can hold, so they are texts on this side.
 
 import { $ } from "./dom.js";
 
@@ -39,21 +38,16 @@ export async function ask(path, { headers, ...options } = {}) {
   }
 }
 
-/** JSON with its seeds as texts. Prompts cannot be mistaken for seeds: their quotes are escaped. */
-export async function read(response) {
-  return JSON.parse((await response.text()).replace(/"seed":(\d+)/g, '"seed":"$1"'));
-}
+export const get = async (path, options) => (await ask(path, options)).json();
 
-export const get = async (path, options) => read(await ask(path, options));
-
-/** POST, with `body` as JSON if given; the seeds in it become numbers. */
+/** POST, with `body` as JSON if given. */
 export async function post(path, body, headers = {}) {
   const options = { method: "POST", headers };
   if (body !== undefined) {
     options.headers = { ...headers, "Content-Type": "application/json" };
-    options.body = JSON.stringify(body).replace(/"seed":"(\d+)"/g, '"seed":$1');
+    options.body = JSON.stringify(body);
   }
-  return read(await ask(path, options));
+  return (await ask(path, options)).json();
 }
 
 export async function remove(path) {

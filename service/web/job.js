@@ -2,7 +2,7 @@
 // the steps of what runs. A look costs the server the whole list, so the longer it takes, the
 // rarer it is. Knows no element of the page.
 
-import { Problem, ask, jobPath, read, repeat } from "./api.js";
+import { Problem, ask, jobPath, repeat } from "./api.js";
 import { follow } from "./events.js";
 
 const FINISHED = new Set(["succeeded", "failed", "cancelled"]);
@@ -55,7 +55,7 @@ export class Job extends EventTarget {
       const response = await ask(jobPath(this.id), { headers, cache: "no-store", signal: this.ending.signal });
       if (response.status !== 304) {
         this.tag = response.headers.get("ETag");
-        this.#take(await read(response), began);
+        this.#take(await response.json(), began);
         const took = (performance.now() - began) / 1000;
         this.lookSeconds = Math.min(10, Math.max(0.7, took * LOOK_SHARE));
       }
@@ -97,7 +97,7 @@ export class Job extends EventTarget {
   }
 
   #told(type, data) {
-    const item = JSON.parse(data.replace(/"seed":(\d+)/g, '"seed":"$1"'));
+    const item = JSON.parse(data);
     if (type === "image") {
       this.images[item.index] = item;
       this.told.set(item.index, performance.now());

@@ -26,8 +26,9 @@ def picture(seed: int) -> bytes:
 class FakeServer:
     """Use as a context manager; `url` is its address.
 
-    `fails` are prompts whose images fail, `holds` keeps images from being made, `workers` is what
-    /v1/workers answers, `calls` counts requests by method and path without ids.
+    `fails` are prompts whose images fail, `holds` keeps images from being made, `pictures` are the
+    first images' bytes in place of our own, `workers` is what /v1/workers answers, `calls` counts
+    requests by method and path without ids.
     """
 
     def __init__(self) -> None:
@@ -35,6 +36,7 @@ class FakeServer:
         self.keys: dict[str, str] = {}
         self.fails: set[str] = set()
         self.holds = False
+        self.pictures: list[bytes] = []
         self.script: list[tuple[int, dict[str, str]]] = []
         self.workers: list[dict[str, Any]] = [{"id": "w", "model": "demo", "state": "ready"}]
         self.calls: dict[str, int] = {}
@@ -146,7 +148,7 @@ class FakeServer:
             del self.jobs[job["id"]]
             return 204, b"", {}
         if index is not None:
-            return 200, picture(job["images"][int(index)]["seed"]), {"Content-Type": "image/png"}
+            return 200, self._bytes(job["images"][int(index)]), {"Content-Type": "image/png"}
         if verb == "cancel":
             self._move(job, {"queued", "running"}, "cancelled")
         elif verb == "retry":
@@ -168,9 +170,13 @@ class FakeServer:
         if image["prompt"] in self.fails:
             image.update(state="failed", error="the latents are not numbers")
             return
-        sha256 = hashlib.sha256(picture(image["seed"])).hexdigest()
+        sha256 = hashlib.sha256(self._bytes(image)).hexdigest()
         made = {"state": "succeeded", "step": 4, "sha256": sha256, "media_type": "image/png"}
         image.update(made, seconds=0.5)
+
+    def _bytes(self, image: dict[str, Any]) -> bytes:
+        index = image["index"]
+        return self.pictures[index] if index < len(self.pictures) else picture(image["seed"])
 
     def _counted(self, job: dict[str, Any]) -> dict[str, Any]:
         """The job with what follows from its images filled in."""

@@ -72,7 +72,9 @@ chunks = 3
     assert (demo.path, demo.local) == (str(tmp_path / "weights"), True)
     assert demo.defaults == Defaults(128, 64, 8, 2.0, "blur")
     assert demo.limits.sizes == ((128, 64), (64, 128))
-    assert catalog.get("flux").ranks == 4
+    flux = catalog.get("flux")
+    assert flux.ranks == 4
+    assert (flux.compile, flux.quantization, flux.cache) == (True, "fp8", "taylorseer")
     assert catalog.get("small").max_memory == {"cuda:0": "16GB", "cpu": 1000000}
     assert (catalog.get("piped").stages, catalog.get("piped").chunks) == (2, 3)
 
@@ -91,6 +93,9 @@ def test_a_folder_beside_the_catalog_is_local(tmp_path: Path) -> None:
         ("defaults = { step = 1 }", r"models\.m\.defaults\.step is no known field"),
         ("limits = { size = 1 }", r"models\.m\.limits\.size is no known field"),
         ('dtype = "int8"', r"models\.m\.dtype must be one of float32, bfloat16, float16"),
+        ('compile = "yes"', r"models\.m\.compile must be true or false"),
+        ('quantization = "int4"', r"models\.m\.quantization must be one of fp8, int8"),
+        ('cache = "first"', r"models\.m\.cache must be one of faster, first_block, mag, pyramid"),
         ('placement = "cloud"', r"models\.m\.placement must be one of replica"),
         ("workers = 0", r"models\.m\.workers must be a whole number of at least 1"),
         ("workers = true", r"models\.m\.workers must be a whole number"),

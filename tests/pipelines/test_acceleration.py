@@ -51,6 +51,7 @@ def test_blocks_are_compiled_before_the_first_step(tiny_folder, monkeypatch):
     pipeline = load_pipeline(model, "cpu")
     assert order == [{"fullgraph": True, "dynamic": False}, "forward", "forward"]
     assert begin(pipeline, ask()).step == 0
+    assert torch._dynamo.config.recompile_limit > 1000
 
 
 def test_a_model_without_repeated_blocks_is_refused_by_name(tiny_folder):

@@ -1,0 +1,207 @@
+// The form: prompts and settings in, a job out; what the server refuses is said at the field.
+
+import { $, announce, plural, say } from "./dom.js";
+import { Problem, submit } from "./api.js";
+
+const SHAPES = [[1, 1], [4, 3], [3, 4], [16, 9], [9, 16]];
+const FIELDS = { width: "size", height: "size", n: "copies", guidance_scale: "guidance", negative_prompt: "negative" };
+const NUMBERS = { steps: "Steps", seed: "Seed", copies: "Copies", guidance: "Guidance", width: "Width", height: "Height" };
+const TITLE_LENGTH = 80;
+
+export class Composer {
+  /** `submitted(job)` is called with the server's answer. */
+  constructor(submitted) {
+    this.submitted = submitted;
+    this.models = [];
+    this.form = $("compose");
+    this.form.addEventListener("submit", (event) => {
+      event.preventDefault();
+      this.#submit();
+    });
+    this.form.addEventListener("keydown", (event) => {
+      if (event.key !== "Enter" || !(event.ctrlKey || event.metaKey)) return;
+      event.preventDefault();
+      this.form.requestSubmit();
+    });
+    this.form.addEventListener("input", (event) => {
+      clearError(fieldOf(event.target.id));
+      this.#count();
+    });
+    $("model").addEventListener("change", () => this.#useModel());
+    $("size").addEventListener("change", () => ($("custom-size").hidden = $("size").value !== "custom"));
+  }
+
+  get model() {
+    return this.models.find((model) => model.id === $("model").value);
+  }
+
+  /** The catalog as it is now; the fields follow the model only when it is another one. */
+  setModels(models) {
+    const names = (list) => list.map((model) => model.id).join("\n");
+    const isNew = names(models) !== names(this.models);
+    this.models = models;
+    if (isNew) {
+      const chosen = $("model").value;
+      $("model").replaceChildren(...models.map((model) => new Option(model.id, model.id)));
+      if (models.some((model) => model.id === chosen)) $("model").value = chosen;
+      this.#useModel();
+    }
+    const isAlone = this.model?.ready_workers === 0;
+    say($("model-note"), isAlone ? "No worker is ready for this model; images will wait." : "");
+    const guidance = this.model?.card?.guidance;
+    $("negative").disabled = guidance === "embedded" || guidance === "none";
+    $("negative").placeholder = $("negative").disabled ? "This model takes none" : "What the picture should not show";
+  }
+
+  /** Put an image's settings into the form. */
+  fill(image, model) {
+    if (this.models.some((one) => one.id === model) && $("model").value !== model) {
+      $("model").value = model;
+      this.#useModel();
+    }
+    $("prompts").value = image.prompt.replaceAll("\n", " ");
+    this.#setSize(image.width, image.height);
+    $("steps").value = image.steps;
+    $("seed").value = image.seed;
+    $("copies").value = 1;
+    $("guidance").value = image.guidance_scale;
+    $("negative").value = image.negative_prompt ?? "";
+    this.#count();
+    $("prompts").focus();
+  }
+
+  #useModel() {
+    const { defaults, limits, card } = this.model;
+    const grid = card?.multiple ?? limits.multiple;
+    const sizes = limits.sizes.length ? limits.sizes : shapes(defaults, limits, grid);
+    const options = sizes.map((size) => new Option(size.replace("x", " × "), size));
+    if (!limits.sizes.length) options.push(new Option("Other…", "custom"));
+    $("size").replaceChildren(...options);
+    for (const side of ["width", "height"]) $(side).step = grid;
+    this.#setSize(defaults.width, defaults.height);
+    $("steps").value = defaults.steps;
+    $("guidance").value = defaults.guidance_scale;
+    this.#count();
+  }
+
+  #setSize(width, height) {
+    const size = `${width}x${height}`;
+    const isListed = [...$("size").options].some((option) => option.value === size);
+    $("size").value = isListed ? size : "custom";
+    $("custom-size").hidden = isListed;
+    $("width").value = width;
+    $("height").value = height;
+  }
+
+  #count() {
+    const prompts = lines().length;
+    const images = prompts * (Number($("copies").value) || 1);
+    say($("prompt-count"), prompts ? plural(prompts, "prompt") : "One prompt a line");
+    say($("submit"), images > 1 ? `Generate ${plural(images, "image")}` : "Generate");
+  }
+
+  #body() {
+    const entries = lines();
+    const given = (id) => ($(id).value.trim() === "" ? undefined : Number($(id).value));
+    const custom = $("size").value === "custom";
+    const [width, height] = custom ? [given("width"), given("height")] : $("size").value.split("x").map(Number);
+    return {
+      model: $("model").value,
+      prompts: entries.map((line) => line.text),
+      width,
+      height,
+      steps: given("steps"),
+      seed: given("seed"),
+      n: given("copies"),
+      guidance_scale: given("guidance"),
+      negative_prompt: $("negative").disabled ? undefined : $("negative").value.trim() || undefined,
+      priority: Number($("priority").value),
+      format: $("format").value,
+      metadata: { title: [...entries[0].text].slice(0, TITLE_LENGTH).join("") },
+    };
+  }
+
+  async #submit() {
+    if ($("submit").ariaDisabled === "true") return;
+    const found = this.#ownProblems();
+    if (found.length) return showProblems(found);
+    $("submit").ariaDisabled = "true";
+    try {
+      showProblems([]);
+      const job = await submit(this.#body());
+      announce(`Queued ${plural(job.counts.total, "image")}.`);
+      this.submitted(job);
+    } catch (error) {
+      if (!(error instanceof Problem || error instanceof TypeError)) throw error;
+      const text = error instanceof Problem ? error.message : "The server does not answer. Nothing was lost: try again.";
+      showProblems(error.errors?.length ? error.errors : [{ pointer: "", detail: text }]);
+    } finally {
+      $("submit").ariaDisabled = "false";
+    }
+  }
+
+  /** What cannot even be sent. */
+  #ownProblems() {
+    if (!lines().length) return [{ pointer: "/prompts", detail: "Write at least one prompt." }];
+    const bad = Object.keys(NUMBERS).find((id) => $(id).validity.badInput);
+    return bad ? [{ pointer: `/${bad}`, detail: `${NUMBERS[bad]} must be a number.` }] : [];
+  }
+}
+
+/** The prompts that are written, with the line that each stands on. */
+function lines() {
+  return $("prompts").value.split("\n").map((text, line) => ({ text: text.trim(), line })).filter(({ text }) => text);
+}
+
+/** Sizes of the usual shapes with about as many pixels as the default. */
+function shapes({ width, height }, { max_pixels: most }, grid) {
+  const area = Math.min(width * height, most);
+  const found = new Set([`${width}x${height}`]);
+  for (const [across, down] of SHAPES) {
+    const unit = Math.sqrt(area / (across * down));
+    const sides = [across, down].map((side) => Math.max(grid, Math.floor((side * unit) / grid + 0.01) * grid));
+    if (sides[0] * sides[1] <= most) found.add(sides.join("x"));
+  }
+  return [...found];
+}
+
+const fieldOf = (name) => FIELDS[name] ?? name;
+
+/** Say each problem at its field, and go to the first; those without a field stand at the button. */
+function showProblems(found) {
+  for (const error of document.querySelectorAll("#compose .error")) clearError(error.dataset.for);
+  const byField = new Map();
+  for (const { pointer, detail } of found) {
+    const [, name = "", place] = pointer.split("/");
+    const field = $(`${fieldOf(name)}-error`) ? fieldOf(name) : "form";
+    const line = name === "prompts" && place !== undefined ? lines()[Number(place)]?.line : undefined;
+    const text = line === undefined ? detail : `Line ${line + 1}: ${detail}`;
+    byField.set(field, [...(byField.get(field) ?? []), text]);
+  }
+  for (const [field, texts] of byField) {
+    const more = texts.length > 3 ? [`and ${texts.length - 3} more`] : [];
+    say($(`${field}-error`), [...texts.slice(0, 3), ...more].join("\n"));
+    $(field)?.setAttribute("aria-invalid", "true");
+  }
+  const first = [...byField.keys()][0];
+  if (!first || first === "form") return;
+  $(first).closest("details")?.setAttribute("open", "");
+  $(first).focus();
+}
+
+function clearError(field) {
+  const error = $(`${field}-error`);
+  if (error) say(error, "");
+  $(field)?.removeAttribute("aria-invalid");
+}
+
+/** The body that makes these images of a job again, seeds and all. */
+export function recipeOf(images, job) {
+  const prompts = images.map(({ prompt, negative_prompt, seed, width, height, steps, guidance_scale }) => ({
+    prompt, negative_prompt, seed, width, height, steps, guidance_scale,
+  }));
+  const suffix = images.find((image) => image.media_type)?.media_type.split("/")[1];
+  const title = job.metadata.title ?? [...images[0].prompt].slice(0, TITLE_LENGTH).join("");
+  return { model: job.model, prompts, priority: job.priority, metadata: { title }, ...(suffix && { format: suffix }) };
+}
+

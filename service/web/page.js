@@ -1,0 +1,197 @@
+// Puts the page together: form, queue, gallery, recipe; the job on show and what can be done to it.
+
+import { $, announce, confirmed, dismissToast, duration, plural, say, toast } from "./dom.js";
+import { Problem, download, jobPath, post, remove, submit } from "./api.js";
+import { Composer, recipeOf } from "./compose.js";
+import { Gallery } from "./gallery.js";
+import { Job, isFinished } from "./job.js";
+import { supply } from "./previews.js";
+import { Queue, titleOf, watchWorkers } from "./queue.js";
+import { Recipe } from "./recipe.js";
+
+const SAY_EVERY = 5000;
+let job = null;
+let filter = "all";
+let spoken = { at: 0, text: "" };
+
+const composer = new Composer(show);
+const gallery = new Gallery($("images"), $("gallery"), (index) => recipe.open(job, index));
+const recipe = new Recipe(gallery, {
+  again: (image) => runAgain([image]),
+  reuse(image) {
+    turnTo("create");
+    composer.fill(image, job.view.model);
+  },
+});
+const queue = new Queue((jobs) => {
+  if (job === null && jobs.length) show(jobs[0], { quietly: true });
+});
+supply(gallery, recipe);
+watchWorkers((models) => composer.setModels(models));
+
+/** Show a job of which the server told; `quietly` leaves a telephone at the form. */
+function show(view, { quietly = false } = {}) {
+  if (!quietly) turnTo("images");
+  if (location.hash !== `#job/${view.id}`) history.pushState(null, "", `#job/${view.id}`);
+  open(view.id, view.images ? view : null);
+}
+
+function open(id, view = null) {
+  job?.stop();
+  filter = "all";
+  job = new Job(id, view);
+  job.addEventListener("change", paint);
+  job.addEventListener("gone", () => {
+    toast("This job is no longer there.");
+    close();
+  });
+  queue.mark(id);
+  if (view) queue.update(view);
+  if (view) paint();
+}
+
+function close() {
+  job?.stop();
+  job = null;
+  history.replaceState(null, "", location.pathname + location.search);
+  $("recipe").close();
+  gallery.show(null, []);
+  for (const id of ["job-head", "filters"]) $(id).hidden = true;
+  $("welcome").hidden = false;
+  queue.mark(null);
+  queue.polls.now();
+}
+
+/** Bring the page up to the job. */
+function paint() {
+  const { view, images } = job;
+  const { counts, state } = view;
+  const isOver = isFinished(state);
+  $("welcome").hidden = true;
+  $("job-head").hidden = $("filters").hidden = false;
+  $("job-head").dataset.state = state;
+  say($("job-title"), titleOf({ ...view, images }));
+  say($("job-state"), state);
+  say($("job-facts"), factsOf(view));
+  $("job-bar").style.transform = `scaleX(${view.progress})`;
+  $("job-progress").setAttribute("aria-valuenow", Math.round(view.progress * 100));
+  $("save-all").hidden = $("sheet").hidden = counts.succeeded === 0;
+  $("sheet").href = `${jobPath(job.id)}/sheet.png`;
+  $("cancel").hidden = isOver;
+  $("retry").hidden = !isOver || counts.failed + counts.cancelled === 0;
+  $("again").hidden = $("delete").hidden = !isOver;
+  for (const button of $("filters").children) paintFilter(button, counts);
+  gallery.show(job.id, images, filter);
+  recipe.update();
+  queue.update(view);
+  speak(`${counts.succeeded} of ${plural(counts.total, "image")} done${counts.failed ? `, ${counts.failed} failed` : ""}.`, isOver, state);
+}
+
+function paintFilter(button, counts) {
+  const name = button.dataset.filter;
+  const count = { all: counts.total, failed: counts.failed + counts.cancelled }[name] ?? counts[name];
+  say(button.lastElementChild, count.toLocaleString("en"));
+  button.setAttribute("aria-pressed", name === filter ? "true" : "false");
+  button.hidden = count === 0 && name !== "all" && name !== filter;
+}
+
+function factsOf(view) {
+  const { counts, queue_position: position } = view;
+  const parts = [view.model, `${counts.succeeded.toLocaleString("en")} of ${plural(counts.total, "image")}`];
+  if (counts.failed) parts.push(`${counts.failed} failed`);
+  if (isFinished(view.state)) {
+    if (view.started && view.finished) parts.push(`took ${duration(view.finished - view.started)}`);
+  } else if (view.state === "queued" && position !== null) {
+    parts.push(position ? `${plural(position, "image")} ahead` : "next in line");
+  } else if (job.eta !== null) {
+    parts.push(`about ${duration(job.eta)} left`);
+  }
+  return parts.join(" · ");
+}
+
+/** Read the progress out, but not more often than it can be listened to. */
+function speak(text, isOver, state) {
+  const now = performance.now();
+  const whole = isOver ? `Job ${state}: ${text}` : text;
+  if (whole === spoken.text || (!isOver && now - spoken.at < SAY_EVERY)) return;
+  spoken = { at: now, text: whole };
+  announce(whole);
+}
+
+/** Do something to the job at a button's click, and say what went wrong. */
+function onClick(id, work) {
+  $(id).addEventListener("click", async () => {
+    try {
+      await work();
+    } catch (error) {
+      if (!(error instanceof Problem || error instanceof TypeError)) throw error;
+      toast(error instanceof Problem ? error.message : "The server does not answer.", true);
+    }
+  });
+}
+
+async function runAgain(images) {
+  const { view } = job;
+  try {
+    const next = await submit(recipeOf(images, view));
+    $("recipe").close();
+    show(next);
+    toast(images.length > 1 ? "Running again with the same seeds." : "Running again with the same seed.");
+  } catch (error) {
+    if (!(error instanceof Problem || error instanceof TypeError)) throw error;
+    toast(error.message, true);
+  }
+}
+
+onClick("cancel", async () => {
+  const of = job;
+  of.accept(await post(`${jobPath(of.id)}/cancel`));
+  toast("Cancelled. Finished images stay.");
+});
+onClick("retry", async () => {
+  const of = job;
+  of.accept(await post(`${jobPath(of.id)}/retry`));
+});
+onClick("again", () => runAgain(job.images));
+onClick("save-all", () => download(`${jobPath(job.id)}/images.zip`, `${job.id}.zip`));
+onClick("delete", async () => {
+  const of = job;
+  if (!(await confirmed("Delete this job and its images? This cannot be undone.", "Delete"))) return;
+  await remove(jobPath(of.id));
+  if (job === of) close();
+});
+onClick("toast-close", dismissToast);
+
+$("sheet").addEventListener("click", async (event) => {
+  event.preventDefault();
+  await download(`${jobPath(job.id)}/sheet.png`, `${job.id}.png`).catch((error) => toast(error.message, true));
+});
+
+$("filters").addEventListener("click", (event) => {
+  const button = event.target.closest("button");
+  if (!button) return;
+  filter = button.dataset.filter;
+  paint();
+});
+
+/** On a telephone one of the three parts is in view at a time. */
+function turnTo(part) {
+  document.body.dataset.part = part;
+  for (const tab of $("tabs").children) tab.setAttribute("aria-current", tab.dataset.part === part ? "page" : "false");
+}
+
+$("tabs").addEventListener("click", (event) => {
+  const tab = event.target.closest("button");
+  if (tab) turnTo(tab.dataset.part);
+});
+$("health").addEventListener("click", () => turnTo("queue"));
+$("jobs").addEventListener("click", (event) => event.target.closest("a") && turnTo("images"));
+
+function onHash() {
+  const id = /^#job\/([\w-]+)$/.exec(location.hash)?.[1];
+  if (id && id !== job?.id) open(id);
+}
+window.addEventListener("hashchange", onHash);
+window.addEventListener("popstate", onHash);
+turnTo("create");
+onHash();

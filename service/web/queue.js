@@ -1,0 +1,114 @@
+// The lists beside the gallery: jobs, newest first, and workers with their speed.
+
+import { $, ago, make, plural, rate, say } from "./dom.js";
+import { get, repeat } from "./api.js";
+import { isFinished } from "./job.js";
+
+const PAGE = 30;
+
+export class Queue {
+  /** `first(jobs)` is called once with the first page, so that something can be shown. */
+  constructor(first) {
+    this.first = first;
+    this.rows = new Map();
+    this.current = null;
+    this.limit = PAGE;
+    this.busy = true;
+    this.polls = repeat(() => (this.busy ? 2 : 5), () => this.#look());
+    $("more-jobs").addEventListener("click", () => {
+      this.limit = Math.min(200, this.limit + PAGE);
+      this.polls.now();
+    });
+  }
+
+  mark(id) {
+    this.current = id;
+    for (const [key, row] of this.rows) row.link.setAttribute("aria-current", key === id ? "true" : "false");
+  }
+
+  /** Show a job's news at once, ahead of the next look. */
+  update(job) {
+    const row = this.rows.get(job.id);
+    if (row) fill(row, job);
+    else this.polls.now();
+  }
+
+  async #look() {
+    const page = await get(`v1/jobs?limit=${this.limit}`);
+    const jobs = page.data;
+    this.busy = jobs.some((job) => !isFinished(job.state));
+    const ids = new Set(jobs.map((job) => job.id));
+    for (const [id, row] of this.rows) {
+      if (ids.has(id)) continue;
+      row.item.remove();
+      this.rows.delete(id);
+    }
+    jobs.forEach((job, place) => {
+      const row = this.rows.get(job.id) ?? this.#add(job.id);
+      if ($("jobs").children[place] !== row.item) $("jobs").insertBefore(row.item, $("jobs").children[place] ?? null);
+      fill(row, job);
+    });
+    $("more-jobs").hidden = page.next === null || this.limit >= 200;
+    $("no-jobs").hidden = jobs.length > 0;
+    this.first?.(jobs);
+    this.first = null;
+  }
+
+  #add(id) {
+    const title = make("span", { class: "row-title" });
+    const facts = make("span", { class: "row-facts" });
+    const bar = make("span", { class: "row-bar" });
+    const link = make("a", { href: `#job/${id}`, class: "row" }, make("span", { class: "dot" }), title, facts, make("span", { class: "row-track" }, bar));
+    link.setAttribute("aria-current", id === this.current ? "true" : "false");
+    const row = { item: make("li", {}, link), link, title, facts, bar };
+    this.rows.set(id, row);
+    return row;
+  }
+}
+
+function fill(row, job) {
+  const { counts, state } = job;
+  row.link.dataset.state = state;
+  say(row.title, titleOf(job));
+  const done = `${counts.succeeded} of ${plural(counts.total, "image")}`;
+  const bad = counts.failed ? `, ${counts.failed} failed` : "";
+  const word = isFinished(state) ? ago(job.created) : state;
+  say(row.facts, `${state === "succeeded" ? plural(counts.total, "image") : done + bad} · ${word}`);
+  row.bar.style.transform = `scaleX(${job.progress})`;
+}
+
+/** What to call a job: its own title, else its model and the end of its id. */
+export function titleOf(job) {
+  const title = job.metadata?.title;
+  return typeof title === "string" && title ? title : job.images?.[0]?.prompt ?? `${job.model} · ${job.id.slice(-8)}`;
+}
+
+/** Keep the list of workers as it is, and tell the models to `onModels`. */
+export function watchWorkers(onModels) {
+  repeat(() => 3, async () => {
+    const [workers, models] = await Promise.all([get("v1/workers"), get("v1/models")]);
+    onModels(models.data);
+    const ready = workers.data.filter((worker) => worker.state === "ready");
+    const speed = ready.reduce((sum, worker) => sum + (worker.steps_per_second ?? 0), 0);
+    const queued = models.data.reduce((sum, model) => sum + model.queued, 0);
+    const parts = [ready.length ? plural(ready.length, "worker") : "No worker ready"];
+    if (speed) parts.push(`${rate(speed)} steps/s`);
+    if (queued) parts.push(`${queued.toLocaleString("en")} queued`);
+    say($("health-text"), parts.join(" · "));
+    $("health").dataset.state = ready.length ? "ready" : "failed";
+    $("no-workers").hidden = workers.data.length > 0;
+    $("workers").replaceChildren(...workers.data.map(workerItem));
+  });
+}
+
+function workerItem(worker) {
+  const speed = worker.steps_per_second ? `${rate(worker.steps_per_second)} steps/s` : "not measured yet";
+  const facts = [worker.device, worker.placement, worker.in_flight ? `${worker.in_flight} in flight` : worker.state];
+  return make("li", { class: "worker", data: { state: worker.state } },
+    make("span", { class: "dot" }),
+    make("span", { class: "row-title" }, worker.model ?? worker.id),
+    make("span", { class: "worker-speed" }, speed),
+    make("span", { class: "row-facts" }, facts.filter(Boolean).join(" · ")),
+    ...(worker.error ? [make("span", { class: "error" }, worker.error)] : []));
+}
+

@@ -1,0 +1,118 @@
+"""Recipes read back from files: those that the workers write, and whatever else there is."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image, PngImagePlugin
+from typer.testing import CliRunner
+
+from imagemill.cli import app
+from imagemill.errors import NoRecipe
+from imagemill.recipe import read_recipe
+from jobs.request import ImageFormat, ImageRequest
+from workers import recipe as written
+
+
+def request(format: ImageFormat = "png") -> ImageRequest:
+    return ImageRequest("demo", "a red circle", 7, 32, 16, 4, 2.5, None, format)
+
+
+def picture(path: Path, made_of: ImageRequest, bucket: int = 8) -> Path:
+    """A file as a worker writes it."""
+    made = written.Recipe(
+        request=made_of,
+        model_path="demo",
+        model_revision=None,
+        dtype="float32",
+        placement="replica",
+        scheduler="FlowMatchEulerDiscreteScheduler",
+        bucket=bucket,
+        versions={"imagemill": "0.1", "torch": "2.13.0"},
+    )
+    path.write_bytes(written.encode(torch.zeros(3, made_of.height, made_of.width), made))
+    return path
+
+
+def png(path: Path, picture: Image.Image | None = None, **chunks: str) -> Path:
+    info = PngImagePlugin.PngInfo()
+    for name, text in chunks.items():
+        info.add_itxt(name, text)
+    (picture or Image.new("RGB", (8, 8))).save(path, pnginfo=info)
+    return path
+
+
+def run(*arguments: Any) -> Any:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.mark.parametrize("format", ["png", "jpeg", "webp"])
+def test_what_a_worker_wrote_is_read_back(tmp_path: Path, format: ImageFormat) -> None:
+    found = read_recipe(picture(tmp_path / "file", request(format)))
+    assert found.request == request(format)
+    assert found.made_with["bucket"] == 8
+    assert found.facts()["torch version"] == "2.13.0"
+
+
+def test_differences_are_named_with_both_values(tmp_path: Path) -> None:
+    one = read_recipe(picture(tmp_path / "a.png", request()))
+    other = read_recipe(picture(tmp_path / "b.png", request("webp"), bucket=2))
+    assert one.differences(one) == {}
+    assert one.differences(other) == {"format": ("png", "webp"), "bucket": (8, 2)}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "without a recipe"),
+        ("a dog", "no recipe of imagemill"),
+        ("[1]", "no recipe of imagemill"),
+        ('{"prompt": "a"}', "lacks `model`"),
+        ("7", "no recipe of imagemill"),
+        ("seed", "`seed` makes no sense"),
+    ],
+)
+def test_strange_descriptions_are_refused(tmp_path: Path, text: str, said: str) -> None:
+    if text == "seed":
+        text = json.dumps({**json.loads(request().to_json()), "seed": True})
+    with pytest.raises(NoRecipe, match=said):
+        read_recipe(png(tmp_path / "a.png", imagemill=text))
+
+
+def test_files_that_are_no_whole_images_are_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "text.png").write_text("hello")
+    whole = picture(tmp_path / "whole.png", request()).read_bytes()
+    (tmp_path / "short.png").write_bytes(whole[:40])
+    png(tmp_path / "bomb.png", imagemill="x" * (2 * 2**20))
+    (tmp_path / "folder").mkdir()
+    for name in ("text.png", "short.png", "bomb.png", "folder", "none.png"):
+        done = run("inspect", tmp_path / name)
+        assert (done.exit_code, done.output.count("error:")) == (1, 1), name
+        assert "Traceback" not in done.output
+
+
+def test_inspect_shows_good_files_and_complains_of_bad_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    good, bad = picture(tmp_path / "a.png", request()), png(tmp_path / "b.png")
+    done = run("inspect", good, bad)
+    assert done.exit_code == 1
+    assert "a red circle" in done.output
+    assert f"{bad}: an image, but without a recipe" in done.output
+    assert run("inspect", good).exit_code == 0
+
+
+def test_inspect_as_json(tmp_path: Path) -> None:
+    done = run("inspect", picture(tmp_path / "a.png", request()), "--json")
+    [found] = json.loads(done.stdout)
+    assert (found["file"], found["seed"]) == (str(tmp_path / "a.png"), 7)
+
+
+def test_a_recipe_gives_the_terminal_no_orders(tmp_path: Path) -> None:
+    evil = {**json.loads(request().to_json()), "prompt": "\x1b]0;mine\x07", "\x1b[2J": 1}
+    done = run("inspect", png(tmp_path / "a.png", imagemill=json.dumps(evil)))
+    assert done.exit_code == 0
+    assert "\x1b" not in done.output

@@ -1,0 +1,1 @@
+"""The page at `/`, driven in a real Chromium against a real service and a worker with a fake model."""

@@ -1,0 +1,91 @@
+"""A service and one worker with a fake model, as processes on a folder of their own."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from tests.waiting import wait_until
+
+ROOT = Path(__file__).parents[2]
+START_SECONDS = 60.0
+MODELS = """
+[models.fake]
+path = "./model"
+dtype = "float32"
+workers = 1
+defaults = { width = 256, height = 256, steps = 20, guidance_scale = 2.5 }
+limits = { max_pixels = 262144, max_steps = 200, max_prompts = 2000 }
+"""
+INDEX = {"_class_name": "FakePipeline", "options": {"seconds_per_step": 0.05}}
+
+
+@contextmanager
+def running_mill(folder: Path) -> Iterator[str]:
+    """The address of a service whose worker is ready; both are stopped afterwards."""
+    (folder / "model").mkdir()
+    (folder / "model" / "model_index.json").write_text(json.dumps(INDEX))
+    (folder / "models.toml").write_text(MODELS)
+    port = _free_port()
+    url = f"http://127.0.0.1:{port}"
+    processes = []
+    try:
+        processes.append(_start(folder, "service", "--port", str(port)))
+        wait_until(lambda: _answers(f"{url}/healthz"), START_SECONDS)
+        processes.append(_start(folder, "workers", "--model", "fake", "--device", "cpu"))
+        wait_until(lambda: _answers(f"{url}/readyz"), START_SECONDS)
+        yield url
+    finally:
+        for process in reversed(processes):
+            process.terminate()
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def submit(url: str, **body: Any) -> str:
+    """Queue a job of the fake model past the page; returns its id."""
+    answer = httpx.post(f"{url}/v1/jobs", json={"model": "fake", **body})
+    assert answer.status_code == 202, answer.text
+    return str(answer.json()["id"])
+
+
+def _start(folder: Path, module: str, *arguments: str) -> subprocess.Popen[bytes]:
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("IMAGEMILL_")}
+    ours = {
+        "IMAGEMILL_DATA": str(folder / "data"),
+        "IMAGEMILL_MODELS": str(folder / "models.toml"),
+        "IMAGEMILL_DRAIN_SECONDS": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    with (folder / f"{module}.txt").open("wb") as output:
+        return subprocess.Popen(
+            [sys.executable, "-m", module, *arguments],
+            cwd=ROOT,
+            env={**kept, **ours},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _answers(address: str) -> bool:
+    try:
+        return httpx.get(address, timeout=2).status_code == 200
+    except httpx.HTTPError:
+        return False
