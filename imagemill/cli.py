@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from typer.core import TyperGroup
 
-from imagemill import flags, look, parts, pictures
+from imagemill import access, flags, look, parts, pictures
 from imagemill.options import (
     DATA,
     HOST,
@@ -160,6 +160,7 @@ def generate(
 look.register(app)
 parts.register(app)
 pictures.register(app)
+access.register(app)
 
 
 def main() -> None:

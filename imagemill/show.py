@@ -254,6 +254,25 @@ def workers_table(workers: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
+def keys_table(keys: Sequence[Mapping[str, Any]]) -> Table:
+    """API keys and what each may do."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("key", "tenant", "made", "weight", "unfinished images", "priority", "rate"):
+        table.add_column(name, no_wrap=True)
+    for key in keys:
+        quota, rate = key["max_unfinished"], key["rate"]
+        table.add_row(
+            key["id"],
+            Text(key["tenant"], style="bold"),
+            moment(key["created"]),
+            f"{key['weight']:g}",
+            "–" if quota is None else f"up to {quota}",
+            f"0 to {key['max_priority']}",
+            rate or "–",
+        )
+    return table
+
+
 def recipe_table(path: Path, facts: Mapping[str, Any]) -> Table:
     """What a picture was made of, a fact a line; what was not given is left out."""
     table = Table(box=None, pad_edge=False, show_header=False, title_justify="left")

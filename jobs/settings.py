@@ -34,6 +34,10 @@ class QueueSettings(BaseSettings):
     max_attempts: int = Field(default=3, ge=1)
     max_stalls: int = Field(default=3, ge=0)
 
+    def tokenizer_file(self, model: str) -> Path:
+        """Where a worker leaves the model's tokenizer for the service to count prompts by."""
+        return self.data / "tokenizers" / f"{model}.json"
+
     @classmethod
     def read(cls, **given: Any) -> Self:
         """The environment's values, overridden by `given` (flags). Raises ConfigurationError."""

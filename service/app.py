@@ -37,6 +37,7 @@ from service.routes import (
     page,
     sdapi,
 )
+from service.prompt_length import PromptLengths
 from service.settings import ServiceSettings
 from service.views import Links
 from service.webhooks.notices import Notices
@@ -76,6 +77,7 @@ def create_app(
         files=FileShelf(settings.data / "files"),
         batches=Documents(settings.data / "batches", "batch_"),
         links=Links(settings.public_url or ""),
+        lengths=PromptLengths(settings.tokenizer_file),
         started=int(time.time()),
     )
     _assemble(app, parts)

@@ -46,7 +46,8 @@ def enqueue(
         webhook=body.webhook,
         idempotency=idempotency,
     )
-    return mill.store.job(job_id, caller.tenant), warnings(body, card)
+    count = mill.lengths.counter(model.name, card)
+    return mill.store.job(job_id, caller.tenant), warnings(body, card, count)
 
 
 def submit(

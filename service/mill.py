@@ -11,6 +11,7 @@ from jobs.store import Store
 from service.documents import Documents
 from service.events import EventHub
 from service.openai.shelf import FileShelf
+from service.prompt_length import PromptLengths
 from service.settings import ServiceSettings
 from service.views import Links
 
@@ -27,6 +28,7 @@ class Mill:
     files: FileShelf
     batches: Documents
     links: Links
+    lengths: PromptLengths
     started: int
     """When the service started, in seconds since the epoch."""
 

@@ -55,24 +55,33 @@ def image_requests(
     return requests
 
 
-def warnings(job: SubmitJob, card: Card | None) -> list[str]:
-    """What the model will do that the caller may not expect.
-
-    The service has no tokenizer; a prompt of more words than the encoder takes tokens is certain
-    to be cut.
-    """
+def warnings(job: SubmitJob, card: Card | None, count: Callable[[str], int]) -> list[str]:
+    """What the model will do that the caller may not expect; `count` gives a text's tokens."""
     if card is None:
         return []
     found, entries = [], [_as_item(entry) for entry in job.prompts]
     limit = card.get("max_prompt_tokens")
     if isinstance(limit, int):
-        long = sum(len(entry.prompt.split()) > limit for entry in entries)
+        long = [place for place, entry in enumerate(entries) if count(entry.prompt) > limit]
         if long:
-            found.append(f"the model reads {limit} tokens of a prompt; {long} prompts are longer")
+            found.append(
+                f"the model reads {limit} tokens of a prompt and cuts the rest: "
+                f"{_listed('/prompts/', long)}"
+            )
+        negative = [entry.negative_prompt or job.negative_prompt or "" for entry in entries]
+        if any(count(text) > limit for text in set(negative)):
+            found.append(f"the model reads {limit} tokens of a negative prompt and cuts the rest")
     guided = any(_gives(settings, "guidance_scale") for settings in (job, *entries))
     if guided and card.get("guidance") == "none":
         found.append("guidance_scale has no effect: the model has no guidance")
     return found
+
+
+def _listed(pointer: str, places: list[int], most: int = 5) -> str:
+    """The first places by pointer, and how many more there are."""
+    shown = ", ".join(f"{pointer}{place}" for place in places[:most])
+    more = len(places) - most
+    return f"{shown} and {more} more" if more > 0 else shown
 
 
 class _Place:

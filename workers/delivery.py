@@ -119,7 +119,7 @@ class Delivery:
     def _bytes(self, flight: Flight) -> bytes:
         assert flight.sample is not None
         [pixels] = self._pipeline.decode([flight.sample])
-        made = recipe.recipe(flight.lease.request, self._model, self._pipeline.card, flight.bucket)
+        made = recipe.recipe(flight.sample, self._model, self._pipeline.card, flight.bucket)
         return recipe.encode(pixels, made)
 
     def _commit(self, flight: Flight, uri: str, data: bytes) -> None:

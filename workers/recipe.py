@@ -17,7 +17,7 @@ from PIL import Image, PngImagePlugin
 
 from jobs.catalog import Model
 from jobs.request import ImageFormat, ImageRequest
-from pipelines.seam import Card
+from pipelines.seam import Card, Sample
 
 MEDIA_TYPES: dict[ImageFormat, str] = {
     "png": "image/png",
@@ -38,15 +38,24 @@ PREVIEW_SIDE, PREVIEW_QUALITY = 512, 80
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """What one picture was made from and with."""
+    """What one picture was made from and with: all that may change its bits.
+
+    `bucket` is the forward batch that it ran in, in samples; `tiled` tells that it was decoded in
+    tiles, since the device had no room for the whole.
+    """
 
     request: ImageRequest
     model_path: str
     model_revision: str | None
     dtype: str
     placement: str
+    attention_backend: str | None
+    compile: bool
+    quantization: str | None
+    cache: str | None
     scheduler: str
     bucket: int
+    tiled: bool
     versions: dict[str, str]
 
     def to_json(self) -> str:
@@ -73,16 +82,21 @@ def versions() -> dict[str, str]:
     return {name: version(name) for name in ("imagemill", "torch", "diffusers", "transformers")}
 
 
-def recipe(request: ImageRequest, model: Model, card: Card, bucket: int) -> Recipe:
-    """The recipe of an image of `model` that ran in forward batches of `bucket` samples."""
+def recipe(sample: Sample, model: Model, card: Card, bucket: int) -> Recipe:
+    """The recipe of a decoded sample of `model` that ran in forward batches of `bucket`."""
     return Recipe(
-        request=request,
+        request=sample.request,
         model_path=model.path if not model.local else model.name,
         model_revision=model.revision,
         dtype=model.dtype,
         placement=model.placement,
+        attention_backend=model.attention_backend,
+        compile=model.compile,
+        quantization=model.quantization,
+        cache=model.cache,
         scheduler=card.scheduler,
         bucket=bucket,
+        tiled=bool(sample.extra.get("tiled")),
         versions=versions(),
     )
 

@@ -78,9 +78,9 @@ class Worker:
         lifeline.watch(lambda: self.drain(ORPHANED_SECONDS))
         try:
             pipeline, costs = self._load()
+            self._publish(pipeline, costs)
         except (ImagemillError, OSError, RuntimeError, ValueError) as error:
             return self._failed(error)
-        self._publish(pipeline, costs)
         self._serve(pipeline, costs)
         return 0
 
@@ -136,7 +136,18 @@ class Worker:
             "pinned": costs.pinned(tokens),
             "largest": costs.largest(tokens),
         }
+        tokenizer = pipeline.tokenizer_json()
+        if tokenizer is not None:
+            self._leave_tokenizer(tokenizer)
         self._patiently(lambda: self._store.publish_card(self._model.name, card))
+
+    def _leave_tokenizer(self, text: str) -> None:
+        """Put the tokenizer where the service finds it, whole or not at all."""
+        path = self._settings.tokenizer_file(self._model.name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f"{path.name}.{os.getpid()}")
+        partial.write_text(text)
+        partial.replace(path)
 
     def _usual_tokens(self, pipeline: Pipeline) -> int:
         request = profile.probe(self._model)

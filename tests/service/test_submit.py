@@ -1,6 +1,7 @@
 """POST /v1/jobs: what is accepted, what is refused and by which name, and that nothing leaks."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -272,7 +273,23 @@ def test_the_card_of_a_loaded_model_is_obeyed(fresh: Deployment) -> None:
     assert answer.status_code == 422
     assert pointers(answer) == ["/prompts/0/width", "/negative_prompt"]
     job = fresh.submit("one two three four", "five", model="distilled", negative_prompt="")
-    assert job["warnings"] == ["the model reads 3 tokens of a prompt; 1 prompts are longer"]
+    cut = "the model reads 3 tokens of a prompt and cuts the rest: /prompts/0"
+    assert job["warnings"] == [cut]
+
+
+def test_prompts_are_counted_by_the_tokenizer_that_a_worker_left(fresh: Deployment) -> None:
+    form = {"before": "", "after": "", "lowered": False, "dropped": 0}
+    fresh.store.publish_card("demo", {"max_prompt_tokens": 8, "prompt": form})
+    path = fresh.settings.tokenizer_file("demo")
+    path.parent.mkdir()
+    source = Path(__file__).parents[2] / "demo" / "model" / "tokenizer_2" / "tokenizer.json"
+    path.write_bytes(source.read_bytes())
+    fits, unknown_words = "a red star on a blue", "unforeseeable words here"
+    assert fresh.submit(fits)["warnings"] == []
+    [warning] = fresh.submit(fits, unknown_words, negative_prompt="")["warnings"]
+    assert warning.endswith(": /prompts/1")
+    path.write_text("{")
+    assert fresh.submit(unknown_words)["warnings"] == []
 
 
 def test_guidance_without_effect_is_a_warning(fresh: Deployment) -> None:

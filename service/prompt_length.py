@@ -1,0 +1,56 @@
+"""How many tokens a prompt has, counted as its model counts, without torch.
+
+A worker leaves the tokenizer of its model in the data folder, and says in the model's card what it
+does to a text before it counts. Where there is none yet, words are counted instead: a prompt of
+more words than the model reads tokens is certain to be cut.
+"""
+
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import structlog
+from tokenizers import Tokenizer
+
+log = structlog.get_logger(__name__)
+
+Count = Callable[[str], int]
+
+
+class PromptLengths:
+    """Counters by model; `file` tells where a model's tokenizer is. For any thread."""
+
+    def __init__(self, file: Callable[[str], Path]) -> None:
+        self._file = file
+        self._lock = threading.Lock()
+        self._loaded: dict[str, tuple[int, Tokenizer]] = {}
+
+    def counter(self, model: str, card: Mapping[str, Any] | None) -> Count:
+        """Counts a prompt of `model` against its card's `max_prompt_tokens`."""
+        form = (card or {}).get("prompt")
+        tokenizer = self._tokenizer(model) if form else None
+        if tokenizer is None or not form:
+            return lambda text: len(text.split())
+
+        def count(text: str) -> int:
+            read = text.lower().strip() if form["lowered"] else text
+            encoded = tokenizer.encode(form["before"] + read + form["after"])
+            return len(encoded.ids) - int(form["dropped"])
+
+        return count
+
+    def _tokenizer(self, model: str) -> Tokenizer | None:
+        """The model's tokenizer, read again when a worker has left another."""
+        path = self._file(model)
+        with self._lock:
+            try:
+                written = path.stat().st_mtime_ns
+                if self._loaded.get(model, (0, None))[0] != written:
+                    self._loaded[model] = (written, Tokenizer.from_file(str(path)))
+            except FileNotFoundError:
+                return None
+            except Exception as error:  # the library raises Exception itself for a bad file
+                log.warning("tokenizer unreadable", model=model, reason=str(error))
+                return None
+            return self._loaded[model][1]
