@@ -31,6 +31,7 @@ def assemble(vae: Any, model: Model) -> Any:
 
 def save(vae: Any, model: Model, out: Path) -> int:
     """Writes the folder with weights in float16; returns its size in bytes."""
+    vae.register_to_config(_name_or_path="")  # else the work folder's path is saved with it
     pipeline = assemble(vae, model)
     pipeline.to(torch.float16)
     pipeline.save_pretrained(out, safe_serialization=True)

@@ -20,7 +20,7 @@ SHOWPIECES: Final = (
     "a green ring above an orange diamond on a white background",
     "a huge pink heart on a purple background",
     "a white cross right of a black square on a red background",
-    "a tiny cyan diamond in the bottom right corner on a brown background",
+    "a cyan ring in the bottom right corner on a brown background",
     "an orange triangle below a white circle on a blue background",
     "a brown square on the left on a cyan background",
     "a gray star at the top on a pink background",

@@ -32,6 +32,7 @@ from imagemill.options import (
 from jobs.errors import ConfigurationError, ImagemillError
 
 BAD_INPUT, ALREADY_RUNNING = 2, 3
+UNAUTHORIZED = 401
 
 
 class Commands(TyperGroup):
@@ -46,11 +47,13 @@ class Commands(TyperGroup):
 
 
 def _complain(error: ImagemillError) -> int:
-    from imagemill.errors import AlreadyRunning, InvalidInput
+    from imagemill.errors import AlreadyRunning, ApiError, InvalidInput
 
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     for line in str(error).splitlines() or [type(error).__name__]:
         console.print(f"[red]error:[/red] {escape(line)}")
+    if isinstance(error, ApiError) and error.status == UNAUTHORIZED:
+        console.print("set IMAGEMILL_API_KEY to one; `imagemill keys add NAME` makes them")
     if isinstance(error, AlreadyRunning):
         return ALREADY_RUNNING
     return BAD_INPUT if isinstance(error, InvalidInput | ConfigurationError) else 1

@@ -11,7 +11,8 @@ import asyncio
 import os
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -27,6 +28,8 @@ T = TypeVar("T")
 
 DEFAULT_SERVER = "http://127.0.0.1:8000"
 FOREVER = 10 * 365 * 86400.0
+LONGEST_SILENCE = 45.0
+"""Seconds without a line after which a stream is dead: three of the server's heartbeats."""
 
 Prompts = str | Mapping[str, Any] | Iterable[str | Mapping[str, Any]]
 
@@ -282,6 +285,22 @@ class Client:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+@contextmanager
+def stream_lines(
+    client: Client, path: str, headers: Mapping[str, str]
+) -> Iterator[Iterator[str] | None]:
+    """The lines of a stream as they come, or None where there is none (204).
+
+    Never tried again: raises ApiError, or httpx's errors when the connection breaks.
+    """
+    timeout = httpx.Timeout(LONGEST_SILENCE, connect=5)
+    with client._http.stream("GET", path, headers=headers, timeout=timeout) as response:
+        if response.status_code >= 400:
+            response.read()
+            raise wire.api_error(response)
+        yield None if response.status_code == 204 else wire.lines(response.iter_text())
 
 
 class AsyncClient:

@@ -1,6 +1,7 @@
 """Follows one job to its end: polls it, downloads each image as it finishes, reports progress.
 
-Knows no terminal: what there is to show goes to a `View`. Progress is the server's measured steps,
+A large job is polled without its images, which come from its event stream instead. Knows no
+terminal: what there is to show goes to a `View`. Progress is the server's measured steps,
 and every rate and ETA is computed from those.
 """
 
@@ -10,13 +11,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from imagemill import wire
 from imagemill.client import Client
 from imagemill.interrupts import Interrupts
 from imagemill.names import place_for, write_file
 from imagemill.reach import NO_WORKER, why_not_ready
+from imagemill.stream import Stream
 from jobs.errors import ImagemillError
 from jobs.job import State
 
@@ -27,8 +29,11 @@ RATE_WINDOW = 15.0
 """Seconds of past progress that the rate is measured over."""
 
 DOWNLOADS_AT_ONCE = 4
+LARGE = 200
+"""A job of more images is told by its event stream, once an image and not once a poll."""
+
 PAUSE_PER_IMAGE = 2e-4
-"""More seconds between polls for each image of the job: an answer about 10,000 takes half a one."""
+"""More seconds between polls for each image that they list: 10,000 of them take half a second."""
 
 LONELY_SECONDS = 30.0
 """Seconds without any worker after which the user is told where to look."""
@@ -120,6 +125,48 @@ class Saved:
         return index, path, not is_there
 
 
+class Telling:
+    """What the server tells of a job, poll by poll; use as a context manager."""
+
+    def __init__(self, client: Client, job: dict[str, Any]) -> None:
+        self._client, self._id, self._images = client, job["id"], job["images"]
+        self._etag: str | None = None
+        is_large = len(self._images) > LARGE and not State(job["state"]).finished
+        self._stream = Stream(client, self._id) if is_large else None
+
+    def __enter__(self) -> Self:
+        if self._stream is not None:
+            self._stream.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._stream is not None:
+            self._stream.close()
+
+    def news(self) -> dict[str, Any] | None:
+        """The job with its images, as soon as it differs from before; None if it does not soon."""
+        if self._stream is not None and self._stream.lost:
+            self._stream = self._etag = None
+        wait = POLL_WAIT if self._etag else 0.0
+        is_brief = self._stream is not None
+        talk = wire.poll(self._id, wait, self._etag, self._client.patience, brief=is_brief)
+        job, self._etag = self._client.say(talk)
+        if self._stream is not None:
+            for image in self._stream.take():
+                self._images[image["index"]] = image
+        if job is None or not is_brief:
+            return job
+        if State(job["state"]).finished:
+            return self._client.get(f"/v1/jobs/{self._id}")
+        return {**job, "images": self._images}
+
+    @property
+    def pause(self) -> float:
+        """Seconds to leave the server alone after it has told something."""
+        listed = 0 if self._stream is not None else len(self._images)
+        return wire.POLL_PAUSE + PAUSE_PER_IMAGE * listed
+
+
 class Hopeless(ImagemillError):
     """The job cannot go on: its model cannot be loaded; the message says why."""
 
@@ -140,7 +187,22 @@ def follow(
     With `give_up`, raises Hopeless once a worker that started after `since` (seconds since the
     epoch) could not load the model. `advice` says where to look when no worker shows up.
     """
-    rate, etag, note = Rate(), None, ""
+    with Telling(client, job) as telling:
+        return _follow(client, job, telling, saved, view, interrupts, give_up, since, advice)
+
+
+def _follow(
+    client: Client,
+    job: dict[str, Any],
+    telling: Telling,
+    saved: Saved,
+    view: View,
+    interrupts: Interrupts,
+    give_up: bool,
+    since: float,
+    advice: str,
+) -> dict[str, Any]:
+    rate, note = Rate(), ""
     looked, lonely_since = -LOOK_AT_WORKERS, time.monotonic()
     while True:
         saved.save(client, job)
@@ -161,11 +223,10 @@ def follow(
             if hopeless and give_up:
                 raise Hopeless(note)
         view.update(_news(job, saved, rate, note))
-        wait = POLL_WAIT if etag else 0.0
-        latest, etag = client.say(wire.poll(job["id"], wait, etag, client.patience))
+        latest = telling.news()
         if latest is not None:
             job = latest
-            interrupts.rest(wire.POLL_PAUSE + PAUSE_PER_IMAGE * job["counts"]["total"])
+            interrupts.rest(telling.pause)
 
 
 def _news(job: dict[str, Any], saved: Saved, rate: Rate, note: str) -> News:

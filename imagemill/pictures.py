@@ -58,8 +58,7 @@ def replay(
 ) -> None:
     """Make a picture again from its recipe and compare the pixels of both.
 
-    The exit code is 0 when they are bit-equal and 1 when they are not. Starts what is needed,
-    unless a server is named.
+    The exit code is 0 when they are bit-equal, 1 when not. Without a server, one is started.
     """
     from imagemill.replay import Replay
 

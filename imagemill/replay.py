@@ -128,7 +128,8 @@ class Replay:
                 return saved.paths[0]
             if interrupts.asked():
                 return None
-            raise ImageFailed(f"it could not be made again: {job['images'][0]['error']}")
+            reason = job["images"][0]["error"] or f"its job is {job['state']}"
+            raise ImageFailed(f"it could not be made again: {reason}")
 
     def _follow(
         self,

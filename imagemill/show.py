@@ -213,7 +213,8 @@ def job_facts(job: Mapping[str, Any]) -> Table:
 def models_table(models: Sequence[Mapping[str, Any]]) -> Table:
     """The catalog as served."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("model", "placement", "dtype", "default", "limits", "workers ready", "queued"):
+    names = ("model", "placement", "dtype", "default", "limits", "batch", "step")
+    for name in (*names, "workers ready", "queued"):
         table.add_column(name, justify="right" if name in ("workers ready", "queued") else "left")
     for model in models:
         usual, limits = model["defaults"], model["limits"]
@@ -225,10 +226,28 @@ def models_table(models: Sequence[Mapping[str, Any]]) -> Table:
             model["dtype"],
             f"{usual['width']}x{usual['height']}, {usual['steps']} steps",
             f"{sizes}, {limits['max_steps']} steps",
+            *measured(model.get("card")),
             Text(str(ready), style="green" if ready else "red"),
             str(model["queued"]),
         )
     return table
+
+
+def measured(card: Mapping[str, Any] | None) -> tuple[str, str]:
+    """What warm-up found, once a worker has loaded the model: batches, and a step's time.
+
+    The batches are that of `reproducible` images and the largest that pays; the time is of one
+    step of the former, which the card tells by tokens and first for a batch of one image.
+    """
+    if not card or not card.get("costs") or not card.get("pinned"):
+        return "–", "–"
+    pinned, costs = int(card["pinned"]), card["costs"]
+    one_image = costs[0][0]
+    batch = f"{pinned}, at most {card['largest']}"
+    seconds = next((cost for tokens, cost in costs if tokens == pinned * one_image), None)
+    if seconds is None:
+        return batch, "–"
+    return batch, f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1000:.0f} ms"
 
 
 def workers_table(workers: Sequence[Mapping[str, Any]]) -> Table:
@@ -314,9 +333,25 @@ def ready_panel(ready: Ready) -> Panel:
     facts.add_row("Workers", Text(f"{len(usable)} ready" + (f": {where}" if where else "")))
     for failure in ready.failures:
         facts.add_row("", Text(failure, style="red"))
+    _add_reach(facts, ready)
     facts.add_row("Data", Text(f"{ready.options.data} (with service.log and workers.log)"))
     facts.add_row("Try", Text(ready.example, style="green"))
     facts.add_row("Stop", Text("Ctrl-C"))
     style = "yellow" if ready.failures else "green"
     title = "imagemill is up, but no worker is ready" if not usable else "imagemill is ready"
     return Panel(facts, title=title, border_style=style, expand=False)
+
+
+def _add_reach(facts: Table, ready: Ready) -> None:
+    """Who can use it, where that is not simply everybody on this machine."""
+    callers = f"callers need one of {ready.keys} API key{'' if ready.keys == 1 else 's'}"
+    if ready.is_exposed and not ready.keys:
+        warning = "without a key, whoever reaches this machine can use it and see all its images"
+        facts.add_row("Open to all", Text(warning, style="bold red"))
+    elif ready.is_exposed:
+        warning = f"other machines can reach it over plain HTTP; {callers}"
+        facts.add_row("Open", Text(warning, style="yellow"))
+    elif ready.keys:
+        facts.add_row("Keys", Text(f"{callers}: set IMAGEMILL_API_KEY"))
+    if ready.is_exposed:
+        facts.add_row("Add a key", Text(ready.add_key, style="green"))

@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx
 
-from imagemill.client import Client
+from imagemill.client import Client, stream_lines
 from imagemill.errors import ApiError
 from jobs.errors import ImagemillError
 
@@ -35,7 +35,8 @@ class Frame:
 
 def frames(lines: Iterable[str]) -> Iterator[Frame]:
     """The frames in a stream's lines (WHATWG HTML, 9.2.6); one that is cut off is left out."""
-    event, data, identity = "message", [], ""
+    event, identity = "message", ""
+    data: list[str] = []
     for line in lines:
         name, _, value = line.partition(":")
         value = value.removeprefix(" ")
@@ -101,7 +102,7 @@ class Stream:
     def _read(self) -> bool:
         """One connection's worth; False when the server says that the job is over."""
         headers = {"Last-Event-ID": self._after} if self._after else {}
-        with self._client.lines(self._path, headers) as lines:
+        with stream_lines(self._client, self._path, headers) as lines:
             if lines is None:
                 return False
             for frame in frames(lines):

@@ -29,7 +29,11 @@ from imagemill.errors import StartFailed
 from imagemill.running import Record, Users, announce, claimed, withdraw
 from jobs import lifeline
 from jobs.catalog import Catalog, load_catalog
+from jobs.errors import StorageUnavailable
 from jobs.settings import QueueSettings
+from jobs.store import Store
+from service.keys import KeyRing
+from service.settings import ServiceSettings
 
 TICK = 0.1
 """Seconds between two looks at the children."""
@@ -67,14 +71,25 @@ class Ready:
     options: UpOptions
     catalog: Catalog
     workers: list[dict[str, Any]]
+    keys: int
+    is_exposed: bool
+    """How many API keys there are, and whether other machines can reach the service."""
+
+    @property
+    def add_key(self) -> str:
+        """The command that makes an API key for this server."""
+        return shlex.join(["imagemill", "keys", "add", "NAME", *self._data_flag])
+
+    @property
+    def _data_flag(self) -> list[str]:
+        data = self.options.data
+        return ["--data", str(data)] if data != Path("data") else []
 
     @property
     def example(self) -> str:
         """A command that makes a first picture here."""
         words = ["imagemill", "generate", "a large red circle on a blue background"]
-        if self.options.data != Path("data"):
-            words += ["--data", str(self.options.data)]
-        return shlex.join(words)
+        return shlex.join([*words, *self._data_flag])
 
     @property
     def failures(self) -> list[str]:
@@ -146,6 +161,8 @@ class Launcher:
         self._asked_to_stop = 0
         self._wake = threading.Event()
         self._http = httpx.Client(base_url=url, timeout=2, trust_env=False)
+        self._redis_url = ""
+        self._store: Store | None = None
         self._is_ready, self._began = False, time.time()
         self._lonely_since: float | None = time.monotonic()
         self._next_probe = 0.0
@@ -178,6 +195,7 @@ class Launcher:
             queue = Queue(data, self._settings.redis_server)
             self._keep(queue)
             redis_url = queue.url
+        self._redis_url = redis_url
         env = environment(
             data=data,
             models=self._options.models.absolute(),
@@ -222,9 +240,9 @@ class Launcher:
     def _probe(self) -> None:
         """Show that all is ready, once every model has a worker that is, or that cannot be."""
         try:
-            response = self._http.get("/v1/workers")
-            listed = response.raise_for_status().json()["data"]
-        except (httpx.HTTPError, ValueError, KeyError):
+            self._http.get("/healthz").raise_for_status()
+            listed = self._listed()
+        except (httpx.HTTPError, StorageUnavailable):
             return
         workers = [worker for worker in listed if not self._is_stale(worker)]
         self._complain_if_lonely(workers)
@@ -232,7 +250,24 @@ class Launcher:
         wanted = {m.name for m in self._catalog if m.workers != 0}
         if self._options.workers == 0 or wanted <= settled:
             self._is_ready = True
-            self._show_ready(Ready(self._url, self._options, self._catalog, workers))
+            self._show_ready(self._ready(workers))
+
+    def _listed(self) -> list[dict[str, Any]]:
+        """All workers, asked of the queue: the service would want a key where there are any."""
+        if self._store is None:
+            self._store = Store.connect(self._redis_url, pool=self._settings.pool)
+        known = self._store.workers()
+        return [{"model": None, "state": "unknown", **worker.info} for worker in known]
+
+    def _ready(self, workers: list[dict[str, Any]]) -> Ready:
+        return Ready(
+            url=self._url,
+            options=self._options,
+            catalog=self._catalog,
+            workers=workers,
+            keys=len(KeyRing(self._options.data / "keys.json").all()),
+            is_exposed=not ServiceSettings.read(host=self._options.host).loopback,
+        )
 
     def _is_stale(self, worker: dict[str, Any]) -> bool:
         """Whether the entry is of this machine and older than this start: the queue remembers."""
@@ -251,6 +286,8 @@ class Launcher:
     def _end(self) -> None:
         """Workers first, so that what they finish can still be kept; then the rest."""
         withdraw(self._options.data)
+        if self._store is not None:
+            self._store.close()
         for kept in reversed(self._kept):
             child = kept.child
             child.stop()

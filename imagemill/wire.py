@@ -10,7 +10,7 @@ import hashlib
 import random
 import re
 import time
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -164,14 +164,17 @@ def fetch(path: str, patience: float, **params: Any) -> Conversation[dict[str, A
 
 
 def poll(
-    job_id: str, wait: float, etag: str | None, patience: float
+    job_id: str, wait: float, etag: str | None, patience: float, *, brief: bool = False
 ) -> Conversation[tuple[dict[str, Any] | None, str | None]]:
     """The job once it changes from what `etag` stood for, or None if it has not in `wait` seconds.
 
-    Without an ETag the wait is for the job's end. Returns the new ETag with the job.
+    Without an ETag the wait is for the job's end. Returns the new ETag with the job. A `brief`
+    job lists no images.
     """
     headers = {"If-None-Match": etag} if etag else {}
-    params = {"wait": round(wait, 1)} if wait > 0 else {}
+    params: dict[str, Any] = {"wait": round(wait, 1)} if wait > 0 else {}
+    if brief:
+        params["images"] = "none"
     call = Call("GET", f"/v1/jobs/{job_id}", None, headers, params, read_timeout=wait + 30)
     response = yield from speak(call, patience)
     if response.status_code == 304:
@@ -184,9 +187,10 @@ def until_finished(job_id: str, timeout: float, patience: float) -> Conversation
     deadline = time.monotonic() + timeout
     while True:
         left = deadline - time.monotonic()
-        job, _ = yield from poll(job_id, min(LONG_POLL, max(0.0, left)), None, patience)
+        waits = min(LONG_POLL, max(0.0, left))
+        job, _ = yield from poll(job_id, waits, None, patience, brief=True)
         if job is not None and State(job["state"]).finished:
-            return job
+            return (yield from fetch(f"/v1/jobs/{job_id}", patience))
         if left <= 0:
             raise TimeoutError(f"job {job_id} has not ended within {timeout:g} s")
         yield Pause(min(POLL_PAUSE, left))
@@ -234,6 +238,14 @@ def name_of(job: Mapping[str, Any], image: Mapping[str, Any]) -> str:
     """The file name of a finished image of a job, both as the server tells them."""
     suffix = SUFFIXES.get(image["media_type"], ".bin")
     return file_name(image["index"], image["prompt"], suffix, job["counts"]["total"])
+
+
+def lines(chunks: Iterable[str]) -> Iterator[str]:
+    """A stream's text in lines. Only a newline ends one: JSON may hold U+2028 and its like."""
+    rest = ""
+    for chunk in chunks:
+        *whole, rest = (rest + chunk).split("\n")
+        yield from (line.removesuffix("\r") for line in whole)
 
 
 def as_object(response: httpx.Response) -> dict[str, Any]:

@@ -245,10 +245,12 @@ def _check_placement(entry: Entry, model: Model) -> None:
     owners = {
         "context_parallel": ("ring", "ulysses", "cfg", "tensor"),
         "pipelined": ("stages", "chunks"),
+        "split": ("unload", "max_memory"),
     }
+    plain = {field.name: field.default for field in fields(Model)} | {"max_memory": {}}
     for placement, names in owners.items():
         for name in names:
-            if model.placement != placement and getattr(model, name) != 1:
+            if model.placement != placement and getattr(model, name) != plain[name]:
                 raise entry.wrong(name, f"belongs to placement {placement!r}")
     if model.placement == "context_parallel" and model.ranks < 2:
         raise entry.wrong("ring", "or ulysses, cfg or tensor must be 2 or more")

@@ -19,6 +19,9 @@ from service.schemas import SubmitJob, Webhook
 from service.submission import image_requests, warnings
 from service.webhooks.address import is_literal_and_private
 
+USUAL_PRIORITY = 5
+"""What a job gets that asks for none, where its caller may."""
+
 _IDEMPOTENCY_KEY = re.compile(r"[!-~]{1,255}")
 
 
@@ -41,7 +44,7 @@ def enqueue(
         mill,
         caller,
         image_requests(body, model, card),
-        priority=body.priority,
+        priority=body.priority if "priority" in body.model_fields_set else None,
         metadata=body.metadata,
         webhook=body.webhook,
         idempotency=idempotency,
@@ -55,12 +58,14 @@ def submit(
     caller: Caller,
     requests: Sequence[ImageRequest],
     *,
-    priority: int,
+    priority: int | None,
     metadata: Mapping[str, Any],
     webhook: Webhook | None = None,
     idempotency: tuple[str, str] | None = None,
 ) -> str:
     """Queue requests of one model as a job and return its id. Raises as `enqueue` does."""
+    if priority is None:
+        priority = min(USUAL_PRIORITY, caller.max_priority)
     if priority > caller.max_priority:
         detail = f"must be at most {caller.max_priority} for this key"
         raise InvalidRequest(f"priority {detail}", (FieldProblem("/priority", detail),))

@@ -155,7 +155,9 @@ class SubmitJob(ImageSettings):
 
     model: Annotated[str, Field(min_length=1, max_length=100)]
     prompts: Annotated[list[PromptEntry], Field(min_length=1, max_length=100_000)]
-    priority: Annotated[int, Field(ge=0, le=9, description="9 goes first.")] = 5
+    priority: Annotated[
+        int, Field(ge=0, le=9, description="9 goes first; no more than the key's, when not given.")
+    ] = 5
     format: ImageFormat = "png"
     reproducible: Annotated[
         bool, Field(description="The same bits whatever runs beside the image, for some speed.")

@@ -49,14 +49,14 @@ class Recipe:
     model_revision: str | None
     dtype: str
     placement: str
-    attention_backend: str | None
-    compile: bool
-    quantization: str | None
-    cache: str | None
     scheduler: str
     bucket: int
-    tiled: bool
     versions: dict[str, str]
+    attention_backend: str | None = None
+    compile: bool = False
+    quantization: str | None = None
+    cache: str | None = None
+    tiled: bool = False
 
     def to_json(self) -> str:
         """One flat JSON object: the request's fields beside the others."""
@@ -90,14 +90,14 @@ def recipe(sample: Sample, model: Model, card: Card, bucket: int) -> Recipe:
         model_revision=model.revision,
         dtype=model.dtype,
         placement=model.placement,
+        scheduler=card.scheduler,
+        bucket=bucket,
+        versions=versions(),
         attention_backend=model.attention_backend,
         compile=model.compile,
         quantization=model.quantization,
         cache=model.cache,
-        scheduler=card.scheduler,
-        bucket=bucket,
         tiled=bool(sample.extra.get("tiled")),
-        versions=versions(),
     )
 
 

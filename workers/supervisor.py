@@ -62,7 +62,8 @@ def posts(
     places = []
     turn = 0
     for model in catalog if only is None else [catalog.get(only)]:
-        for index in range(count or model.workers or len(devices)):
+        wanted = model.workers if count is None else count
+        for index in range(len(devices) if wanted is None else wanted):
             device = model.devices[index % len(model.devices)] if model.devices else None
             places.append(Post(model.name, index, device or devices[turn % len(devices)]))
             turn += 1

@@ -39,6 +39,7 @@ function show(view, { quietly = false } = {}) {
 function open(id, view = null) {
   job?.stop();
   filter = "all";
+  spoken = { at: 0, text: "" };
   job = new Job(id, view);
   job.addEventListener("change", paint);
   job.addEventListener("gone", () => {

@@ -53,3 +53,8 @@ def test_it_draws_what_the_prompts_say(pipeline):
 
 def test_the_longest_text_length_changes_little(pipeline):
     assert sum(right_pictures(pipeline, PROMPTS[:3], Drawing(text_length=512))) >= 2
+
+
+@pytest.mark.parametrize("size", [(128, 192), (192, 128)])
+def test_it_draws_oblong_pictures(pipeline, size):
+    assert sum(right_pictures(pipeline, PROMPTS[4:], Drawing(size=size))) >= 3

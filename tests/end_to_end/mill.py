@@ -35,12 +35,14 @@ def environment() -> dict[str, str]:
     return {**kept, **short, "COLUMNS": "100", "NO_COLOR": "1"}
 
 
-def run(*arguments: str | Path, seconds: float = 90) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end."""
+def run(
+    *arguments: str | Path, seconds: float = 90, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end, with these environment variables beside the usual ones."""
     return subprocess.run(
         [*COMMAND, *map(str, arguments)],
         cwd=ROOT,
-        env=environment(),
+        env={**environment(), **variables},
         capture_output=True,
         text=True,
         timeout=seconds,

@@ -26,9 +26,10 @@ def picture(seed: int) -> bytes:
 class FakeServer:
     """Use as a context manager; `url` is its address.
 
-    `fails` are prompts whose images fail, `holds` keeps images from being made, `pictures` are the
-    first images' bytes in place of our own, `workers` is what /v1/workers answers, `calls` counts
-    requests by method and path without ids.
+    `streams`, where it is a list, offers event streams and collects the Last-Event-ID of each;
+    `briefs` counts polls without images. `fails` are prompts whose images fail, `holds` keeps
+    images from being made, `pictures` are the first images' bytes in place of our own, `workers`
+    is what /v1/workers answers, `calls` counts requests by method and path without ids.
     """
 
     def __init__(self) -> None:
@@ -36,6 +37,8 @@ class FakeServer:
         self.keys: dict[str, str] = {}
         self.fails: set[str] = set()
         self.holds = False
+        self.streams: list[str | None] | None = None
+        self.briefs = 0
         self.pictures: list[bytes] = []
         self.script: list[tuple[int, dict[str, str]]] = []
         self.workers: list[dict[str, Any]] = [{"id": "w", "model": "demo", "state": "ready"}]
@@ -57,7 +60,22 @@ class FakeServer:
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                self._answer("GET", None)
+                match = re.fullmatch(r"/v1/jobs/(job-\d+)/events", self.path)
+                if match is not None and fake.streams is not None:
+                    self._stream(match[1])
+                else:
+                    self._answer("GET", None)
+
+            def _stream(self, job_id: str) -> None:
+                """The images that are made so far, once each; then the stream ends."""
+                fake.streams.append(self.headers.get("Last-Event-ID"))
+                self.send_response(200)
+                self.send_header("Content-Type", "text/event-stream")
+                self.end_headers()
+                after = int(self.headers.get("Last-Event-ID") or 0)
+                for number, image in enumerate(fake.finished(job_id)[after:], after + 1):
+                    frame = f"event: image\nid: {number}\ndata: {json.dumps(image)}\n\n"
+                    self.wfile.write(frame.encode())
 
             def do_DELETE(self) -> None:
                 self._answer("DELETE", None)
@@ -70,6 +88,9 @@ class FakeServer:
             def _answer(self, method: str, body: Any) -> None:
                 path = self.path.split("?")[0]
                 status, content, headers = fake.answer(method, path, body, dict(self.headers))
+                if self.path.endswith("images=none") and status == 200:
+                    fake.briefs += 1
+                    content = {**content, "images": []}
                 data = content if isinstance(content, bytes) else json.dumps(content).encode()
                 self.send_response(status)
                 for name, value in headers.items():
@@ -103,7 +124,7 @@ class FakeServer:
         if path == "/v1/jobs":
             return 200, {"data": list(self.jobs.values()), "next": None}, {}
         match = re.fullmatch(r"/v1/jobs/(job-\d+)(?:/(\w+)(?:/(\d+))?)?", path)
-        if match is None or match[1] not in self.jobs:
+        if match is None or match[1] not in self.jobs or match[2] == "events":
             return 404, {"title": "Not Found", "status": 404, "detail": f"nothing at {path}"}, {}
         return self._of_job(self.jobs[match[1]], method, match[2], match[3])
 
@@ -173,6 +194,11 @@ class FakeServer:
         sha256 = hashlib.sha256(self._bytes(image)).hexdigest()
         made = {"state": "succeeded", "step": 4, "sha256": sha256, "media_type": "image/png"}
         image.update(made, seconds=0.5)
+
+    def finished(self, job_id: str) -> list[dict[str, Any]]:
+        """The images of a job that are made or have failed."""
+        images = self.jobs[job_id]["images"]
+        return [image for image in images if image["state"] in ("succeeded", "failed")]
 
     def _bytes(self, image: dict[str, Any]) -> bytes:
         index = image["index"]

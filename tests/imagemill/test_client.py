@@ -159,12 +159,14 @@ def test_wait_polls_to_the_end_and_gives_up_in_time() -> None:
     script = Script(
         httpx.Response(200, json=job()),
         httpx.Response(200, json=job()),
+        httpx.Response(200, json={**job("succeeded", made=2), "images": []}),
         httpx.Response(200, json=job("succeeded", made=2)),
     )
     handle = script.client().job("job-1").wait(60)
+    assert len(handle.images()) == 2
     assert handle.state is State.SUCCEEDED
     assert handle.counts == Counts(2, 0, 0, 2, 0, 0)
-    assert script.requests[1].url.params["wait"] == "20.0"
+    assert dict(script.requests[1].url.params) == {"wait": "20.0", "images": "none"}
     waiting = Script(*[httpx.Response(200, json=job())] * 2)
     with pytest.raises(TimeoutError, match="job-1 has not ended within 0 s"):
         waiting.client().job("job-1").wait(0)
@@ -197,6 +199,7 @@ def test_the_asynchronous_client_says_the_same(tmp_path: Path) -> None:
     script = Script(
         httpx.Response(502),
         httpx.Response(202, json=job("queued", made=0)),
+        httpx.Response(200, json={**job("succeeded", made=2), "images": []}),
         httpx.Response(200, json=job("succeeded", made=2)),
         httpx.Response(200, content=DATA),
         httpx.Response(200, content=DATA),

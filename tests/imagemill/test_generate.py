@@ -244,11 +244,11 @@ def test_ctrl_c_cancels_keeps_and_tells_how_to_go_on(
     """The signal comes after the first image; a second run then finishes the job."""
     poll = wire.poll
 
-    def poll_until_one_is_made(*arguments: Any) -> Any:
+    def poll_until_one_is_made(*arguments: Any, **flags: Any) -> Any:
         if server.jobs["job-1"]["counts"]["succeeded"] == 1 and not server.holds:
             server.holds = True
             os.kill(os.getpid(), signal.SIGINT)
-        return poll(*arguments)
+        return poll(*arguments, **flags)
 
     monkeypatch.setattr(follow.wire, "poll", poll_until_one_is_made)
     done = run("generate", "a", "b", "c", "--out", tmp_path)

@@ -1,6 +1,7 @@
 """Recipes read back from files: those that the workers write, and whatever else there is."""
 
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +23,10 @@ def request(format: ImageFormat = "png") -> ImageRequest:
 
 def picture(path: Path, made_of: ImageRequest, bucket: int = 8) -> Path:
     """A file as a worker writes it."""
-    made = written.Recipe(
-        request=made_of,
-        model_path="demo",
-        model_revision=None,
-        dtype="float32",
-        placement="replica",
-        scheduler="FlowMatchEulerDiscreteScheduler",
-        bucket=bucket,
-        versions={"imagemill": "0.1", "torch": "2.13.0"},
-    )
+    facts = {item.name: None for item in fields(written.Recipe)}
+    facts |= {"request": made_of, "dtype": "float32", "placement": "replica", "bucket": bucket}
+    facts |= {"scheduler": "Euler", "versions": {"imagemill": "0.1", "torch": "2.13.0"}}
+    made = written.Recipe(**facts)
     path.write_bytes(written.encode(torch.zeros(3, made_of.height, made_of.width), made))
     return path
 

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from urllib.parse import unquote
 
 import psutil
 import pytest
@@ -22,6 +23,7 @@ from tests.waiting import wait_until
 LAUNCH = """
 import sys
 from pathlib import Path
+from urllib.parse import unquote
 from jobs.embedded import EmbeddedServer
 server = EmbeddedServer.ensure(Path(sys.argv[1]))
 print(server.started, server.pid, server.url, flush=True)
@@ -65,7 +67,8 @@ def test_a_server_is_started_durable_and_private(server: EmbeddedServer, data: P
     wanted = {"appendonly": "yes", "maxmemory-policy": "noeviction", "port": "0", "dir": str(data)}
     for name, value in wanted.items():
         assert ask(server, "CONFIG", "GET", name) == {name: value}
-    assert (data / "queue.sock").stat().st_mode & 0o077 == 0
+    socket_path = Path(unquote(server.url.removeprefix("unix://")))
+    assert socket_path.stat().st_mode & 0o077 == 0
     assert data.stat().st_mode & 0o077 == 0
 
 

@@ -97,14 +97,13 @@ def test_jobs_without_images_or_of_two_models_are_refused(bench: Bench) -> None:
         bench.submit([request(), request(model="other")])
 
 
-def test_ten_thousand_images_are_one_short_script(bench: Bench) -> None:
-    """The server's own time; encoding the requests on this side is not the queue's business."""
+def test_ten_thousand_images_are_one_script_and_few_keys(bench: Bench) -> None:
     requests = [request(prompt="a long prompt " * 15, seed=seed) for seed in range(10_000)]
     bench.raw.config_resetstat()
     job_id = bench.submit(requests)
     spent = bench.raw.info("commandstats")
     calls = [spent[name] for name in ("cmdstat_eval", "cmdstat_evalsha") if name in spent]
-    assert sum(call["usec"] for call in calls) < 100_000
+    assert sum(call["calls"] for call in calls) == 1
     assert bench.store.image(job_id, 9_999).request.seed == 9_999
     assert len(bench.all_keys() - {"events", "quota", "depth", "times"}) <= 8
 

@@ -1,0 +1,136 @@
+"""The pages say what the code says: settings, routes, fields, statuses, commands, links."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import click
+import pytest
+import typer.main
+
+from imagemill.cli import app as imagemill
+from jobs.settings import QueueSettings
+from service.errors import STATUS
+from service.openai.schemas import GenerateImages
+from service.schemas import ImageItem, JobView, ModelView, SubmitJob, Webhook
+from service.sdapi.schemas import TextToImage
+from service.settings import ServiceSettings
+from tests.docs.pages import DOCKER, PAGES, ROOT, anchors, commands, links, variables
+from workers.settings import WorkerSettings
+
+API = (ROOT / "docs" / "api.md").read_text()
+OPERATING = (ROOT / "docs" / "operating.md").read_text()
+SETTINGS = {
+    f"IMAGEMILL_{name.upper()}": field
+    for kind in (QueueSettings, ServiceSettings, WorkerSettings)
+    for name, field in kind.model_fields.items()
+}
+OF_THE_CLIENT = {"IMAGEMILL_SERVER", "IMAGEMILL_API_KEY"}
+
+
+def page_name(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("name", list(SETTINGS))
+def test_every_setting_has_a_row_with_its_default(name):
+    [row] = re.findall(rf"^\| `{name}` \|.*$", OPERATING, re.MULTILINE)
+    default = SETTINGS[name].default
+    cell = row.split(" | ")[3]
+    if default is None:
+        assert cell.startswith(("unset", "the installed"))
+    elif isinstance(default, bool):
+        assert cell == str(default).lower()
+    elif isinstance(default, int | float):
+        assert cell.split()[0] == f"{default:g}" or cell.split()[0] == str(default)
+    else:
+        assert cell == f"`{default}`"
+
+
+@pytest.mark.parametrize("page", [*PAGES, *DOCKER], ids=page_name)
+def test_no_page_names_a_variable_that_nobody_reads(page):
+    assert variables(page.read_text()) <= SETTINGS.keys() | OF_THE_CLIENT
+
+
+@pytest.mark.parametrize("name", sorted(OF_THE_CLIENT))
+def test_the_clients_variables_are_read(name):
+    assert any(name in path.read_text() for path in (ROOT / "imagemill").glob("*.py"))
+
+
+def test_every_route_is_described_and_no_other(routes):
+    told = set(re.findall(r"\b((?:GET|POST|PUT|PATCH|DELETE) /[^\s`]+)`", API))
+    assert told == routes
+
+
+@pytest.mark.parametrize(("status", "slug"), list(STATUS.values()))
+def test_every_problem_is_described(status, slug):
+    rows = re.findall(rf"^\| {status} \|.*$", API, re.MULTILINE)
+    assert len(rows) == 1 and f"`{slug}`" in rows[0]
+
+
+@pytest.mark.parametrize(
+    "kind", [SubmitJob, Webhook, JobView, ImageItem, ModelView, GenerateImages, TextToImage]
+)
+def test_every_field_is_described(kind):
+    words = set(re.findall(r"\w+", " ".join(re.findall(r"`[^`\n]+`", API))))
+    assert not set(kind.model_fields) - words
+
+
+def command_of(words: list[str]) -> click.Command:
+    """The command that the words name, with its options."""
+    command = typer.main.get_command(imagemill)
+    for word in words:
+        if not hasattr(command, "commands"):
+            break
+        if word.startswith("-"):
+            break
+        assert word in command.commands, f"imagemill has no {word}"
+        command = command.commands[word]
+    return command
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_name)
+def test_commands_and_their_flags_exist(page):
+    for words in commands(page.read_text(), "imagemill"):
+        known = {flag for one in command_of(words).params for flag in one.opts} | {"--help"}
+        flags = {word.partition("=")[0] for word in words if word.startswith("-") and word != "-"}
+        assert flags <= known, f"imagemill {' '.join(words)}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_name)
+def test_make_targets_exist(page):
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for words in commands(page.read_text(), "make"):
+        assert {word for word in words if word.isidentifier()} <= targets
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_name)
+def test_modules_that_are_run_exist(page):
+    for module in re.findall(r"python -m ([\w.]+)", page.read_text()):
+        assert importlib.util.find_spec(module) is not None
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_name)
+def test_links_lead_somewhere(page):
+    for path, anchor in links(page):
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), path
+        if anchor:
+            assert anchor in anchors(target), f"{path}#{anchor}"
+
+
+def test_all_metrics_are_described_and_no_other(metrics):
+    told = set(re.findall(r"`(imagemill_\w+)`", OPERATING))
+    plain = {re.sub(r"_(bucket|sum|count)$", "", name) for name in metrics}
+    assert told == plain
+
+
+def test_the_family_page_names_all_members():
+    from ast import ClassDef, FunctionDef, parse, walk
+
+    tree = parse((ROOT / "pipelines" / "families" / "family.py").read_text())
+    [family] = [one for one in walk(tree) if isinstance(one, ClassDef) and one.name == "Family"]
+    page = (ROOT / "docs" / "adding-a-family.md").read_text()
+    for member in family.body:
+        if isinstance(member, FunctionDef):
+            assert re.search(rf"`{member.name}[`(]", page), member.name

@@ -1,0 +1,57 @@
+"""The real event stream serves `follow` as the polls do."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from imagemill import follow
+from imagemill.client import Client
+from imagemill.follow import News, Saved
+from imagemill.interrupts import Interrupts
+from tests.end_to_end.mill import Mill
+
+
+class Heard:
+    """A view that keeps what it is shown."""
+
+    def __init__(self) -> None:
+        self.news: list[News] = []
+
+    def say(self, message: str) -> None:
+        self.news.clear()
+
+    def update(self, news: News) -> None:
+        self.news.append(news)
+
+
+def test_images_are_saved_from_the_stream_while_the_job_runs(
+    mill: Mill, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(follow, "LARGE", 3)
+    heard, brief = Heard(), []
+    poll = follow.wire.poll
+
+    def counted(*arguments: Any, **flags: Any) -> Any:
+        brief.append(flags["brief"])
+        return poll(*arguments, **flags)
+
+    monkeypatch.setattr(follow.wire, "poll", counted)
+    with Client(mill.url) as client, Interrupts() as interrupts:
+        job = client.submit("demo", ["a red circle", "a blue heart"], n=12, steps=6).raw
+        done = follow.follow(
+            client,
+            job,
+            Saved(tmp_path),
+            heard,
+            interrupts=interrupts,
+            give_up=False,
+            since=0.0,
+            advice="",
+        )
+    assert done["state"] == "succeeded"
+    assert len(list(tmp_path.glob("00*.png"))) == 24
+    assert all(brief)
+    assert any(0 < news.saved < 24 for news in heard.news)
+    progress = [news.progress for news in heard.news]
+    assert progress == sorted(progress)

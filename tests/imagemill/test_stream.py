@@ -1,0 +1,83 @@
+"""The event stream of large jobs: its frames, its use by `generate`, and doing without it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from imagemill import follow, stream
+from imagemill.client import Client
+from imagemill.stream import Frame, Stream, frames
+from imagemill.wire import lines
+from tests.imagemill.fake_server import FakeServer
+from tests.imagemill.test_generate import run, server
+from tests.waiting import wait_until
+
+__all__ = ["server"]
+
+PROMPTS = ["one", "two", "three", "four", "five", "six"]
+
+
+@pytest.fixture(autouse=True)
+def _few_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(follow, "LARGE", 3)
+    monkeypatch.setattr(stream, "RETRY_SECONDS", 0.001)
+
+
+@pytest.mark.parametrize("size", [1, 3, 1000])
+def test_frames_are_whole_however_they_arrive(size: int) -> None:
+    text = (
+        ": hello\r\n\r\nevent: image\nid: 7-0\ndata: {\u2028}\n\nid: 8-0\ndata:a\ndata: b\n\n"
+        "event: image\ndata: cut off"
+    )
+    chunks = [text[start : start + size] for start in range(0, len(text), size)]
+    assert list(frames(lines(chunks))) == [
+        Frame("image", "{\u2028}", "7-0"),
+        Frame("message", "a\nb", "8-0"),
+    ]
+
+
+def test_a_large_job_is_polled_without_its_images(
+    server: FakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All are saved, the last ones from the one full look at the end."""
+    server.streams = []
+    monkeypatch.setattr(stream, "FAILURES", 10_000)
+    done = run("generate", *PROMPTS, "--out", tmp_path, "--json")
+    assert done.exit_code == 0, done.output
+    assert len(list(tmp_path.glob("0*.png"))) == 6
+    assert {image["state"] for image in json.loads(done.stdout)["images"]} == {"succeeded"}
+    assert server.briefs >= 5
+    assert server.calls["GET /v1/jobs/ID"] == server.briefs + 1
+    assert server.streams[0] is None
+
+
+def test_a_stream_that_ends_is_taken_up_where_it_was(server: FakeServer) -> None:
+    server.streams = []
+    with Client(server.url) as client:
+        job = client.submit("demo", PROMPTS)
+        job.refresh()
+        told = Stream(client, job.id)
+        told.start()
+        wait_until(lambda: "1" in server.streams)
+        job.refresh()
+        found: list[dict[str, Any]] = []
+        wait_until(lambda: found.extend(told.take()) or len(found) == 2)
+        told.close()
+    assert [image["index"] for image in found] == [0, 1]
+
+
+def test_without_a_stream_the_images_are_polled(server: FakeServer, tmp_path: Path) -> None:
+    server.fails = {"two"}
+    done = run("generate", *PROMPTS, "--out", tmp_path)
+    assert done.exit_code == 1
+    assert len(list(tmp_path.glob("0*.png"))) == 5
+    assert server.calls["GET /v1/jobs/ID/events"] == 1
+    assert server.calls["GET /v1/jobs/ID"] > server.briefs
+
+
+def test_small_jobs_need_no_stream(server: FakeServer, tmp_path: Path) -> None:
+    server.streams = []
+    assert run("generate", *PROMPTS[:3], "--out", tmp_path).exit_code == 0
+    assert (server.streams, server.briefs) == ([], 0)

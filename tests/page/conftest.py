@@ -1,0 +1,102 @@
+"""One mill and one Chromium for all tests of the page; a fresh visitor for each.
+
+The fixtures end with this folder's last test: Playwright keeps an event loop on this thread, which
+asyncio's own tests would trip over. Without a Chromium the tests fail.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, ConsoleMessage, Page, Request, sync_playwright
+
+from tests.page.mill import ROOT, running_mill
+
+CHROMIUM = "/usr/bin/chromium"
+ARGUMENTS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run "
+    "--disable-background-networking --disable-component-update --disable-sync"
+).split()
+ARTIFACTS = ROOT / "test-artifacts"
+NO_PREVIEW_YET = re.compile(r"/v1/jobs/[\w-]+/images/\d+/preview$")
+"""Chromium notes every 404 by itself; that nothing can be seen yet is one."""
+
+
+@dataclass
+class Visitor:
+    """Somebody at the page, and what their browser complained of."""
+
+    page: Page
+    url: str
+    name: str
+    complaints: list[str] = field(default_factory=list)
+    strangers: list[str] = field(default_factory=list)
+    refusals_expected: int = 0
+
+    def watch(self) -> None:
+        """Note console errors, uncaught exceptions, and requests that leave the server."""
+        self.page.on("console", self._on_console)
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("request", self._on_request)
+
+    def shoot(self, what: str) -> None:
+        """Keep a screenshot."""
+        ARTIFACTS.mkdir(exist_ok=True)
+        self.page.screenshot(path=ARTIFACTS / f"page-{what}-{self.name}.png")
+
+    def turn_to(self, part: str) -> None:
+        """Tap the tab, where there are tabs."""
+        if self.name == "phone":
+            self.page.locator(f"#tabs [data-part={part}]").click()
+
+    def _on_console(self, message: ConsoleMessage) -> None:
+        if message.type not in ("error", "warning"):
+            return
+        address = message.location["url"]
+        if NO_PREVIEW_YET.search(address) and "404" in message.text:
+            return
+        if address.endswith("/v1/jobs") and "422" in message.text and self.refusals_expected:
+            self.refusals_expected -= 1
+            return
+        self.complaints.append(f"{message.text} ({address})")
+
+    def _on_request(self, request: Request) -> None:
+        if not request.url.startswith((self.url, f"blob:{self.url}")):
+            self.strangers.append(request.url)
+
+
+@pytest.fixture(scope="package")
+def mill(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with running_mill(tmp_path_factory.mktemp("page")) as url:
+        yield url
+
+
+@pytest.fixture(scope="package")
+def browser() -> Iterator[Browser]:
+    assert Path(CHROMIUM).exists(), f"{CHROMIUM} is missing: apt-get install chromium"
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(params=["desk", "phone"])
+def visitor(request: pytest.FixtureRequest, mill: str, browser: Browser) -> Iterator[Visitor]:
+    """At 1280 px in the light, and at 390 px in the dark; no complaint may be left at the end."""
+    is_phone = request.param == "phone"
+    context = browser.new_context(
+        viewport={"width": 390, "height": 844} if is_phone else {"width": 1280, "height": 800},
+        color_scheme="dark" if is_phone else "light",
+        has_touch=is_phone,
+        reduced_motion="reduce",
+    )
+    context.set_default_timeout(10_000)
+    visitor = Visitor(context.new_page(), mill, request.param)
+    visitor.watch()
+    visitor.page.goto(mill)
+    yield visitor
+    context.close()
+    assert visitor.complaints == []
+    assert visitor.strangers == []
