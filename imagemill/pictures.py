@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -30,7 +30,8 @@ def inspect(
     from imagemill.recipe import read_recipe
 
     console, stderr = Console(), Console(stderr=True, soft_wrap=True, highlight=False)
-    documents, failed = [], False
+    documents: list[dict[str, Any]] = []
+    failed = False
     for path in files:
         try:
             facts = read_recipe(path).facts()
@@ -38,6 +39,8 @@ def inspect(
             stderr.print(f"[red]error:[/red] {escape(str(error))}")
             failed = True
             continue
+        if documents and not as_json:
+            console.print()
         documents.append({"file": str(path), **facts})
         if not as_json:
             console.print(show.recipe_table(path, facts))

@@ -105,7 +105,7 @@ function factsOf(view) {
   } else if (view.state === "queued" && position !== null) {
     parts.push(position ? `${plural(position, "image")} ahead` : "next in line");
   } else if (job.eta !== null) {
-    parts.push(`about ${duration(job.eta)} left`);
+    parts.push(`${duration(job.eta)} left`);
   }
   return parts.join(" · ");
 }

@@ -101,7 +101,7 @@ def test_cancel_then_retry(visitor: Visitor) -> None:
     expect(page.locator("#job-state")).to_have_text("cancelled")
     expect(page.locator("#gallery li[data-state=cancelled]").first).to_be_visible()
     visitor.shoot("cancelled")
-    page.get_by_role("button", name="Retry failed").click()
+    page.get_by_role("button", name="Retry unfinished").click()
     expect(page.locator("#job-state")).to_have_text("succeeded", timeout=20_000)
     expect(page.locator("#gallery li[data-state=succeeded]")).to_have_count(6)
 

@@ -125,6 +125,9 @@ def test_a_key_has_its_own_quota_and_highest_priority(guarded: tuple) -> None:
     mill, headers = guarded
     refused = mill.client.post("/v1/jobs", json=body(priority=4), headers=headers["alice"])
     assert (refused.status_code, pointers(refused)) == (422, ["/priority"])
+    plain = {"model": "demo", "prompts": ["a"]}
+    usual = mill.client.post("/v1/jobs", json=plain, headers=headers["alice"])
+    assert (usual.status_code, usual.json()["priority"]) == (202, 3)
     many = mill.client.post("/v1/jobs", json=body(n=6), headers=headers["alice"])
     assert (many.status_code, many.json()["type"][-14:]) == (429, "quota-exceeded")
     both = mill.client.post("/v1/jobs", json=body(n=6, priority=9), headers=headers["bob"])
