@@ -82,7 +82,7 @@ def check_reach(settings: ServiceSettings, ring: KeyRing) -> None:
     if not (settings.may_be_open or ring):
         raise ConfigurationError(
             f"host {settings.host} can be reached from other machines and there is no API key: "
-            "make one with `python -m service.keys add NAME`, or set IMAGEMILL_ANONYMOUS=true"
+            "make one with `imagemill keys add NAME`, or set IMAGEMILL_ANONYMOUS=true"
         )
 
 

@@ -58,10 +58,10 @@ class Recipe:
     cache: str | None = None
     tiled: bool = False
 
-    def to_json(self) -> str:
+    def to_json(self, *, ascii_only: bool = False) -> str:
         """One flat JSON object: the request's fields beside the others."""
         fields: dict[str, Any] = asdict(self)
-        return json.dumps({**fields.pop("request"), **fields}, ensure_ascii=False)
+        return json.dumps({**fields.pop("request"), **fields}, ensure_ascii=ascii_only)
 
     def parameters(self) -> str:
         """The text that A1111 writes under `parameters`: prompt, negative prompt, settings."""
@@ -126,6 +126,6 @@ def encode(pixels: torch.Tensor, made: Recipe) -> bytes:
         picture.save(out, "PNG", pnginfo=info, compress_level=PNG_COMPRESS_LEVEL)
     else:
         exif = Image.Exif()
-        exif[EXIF_IMAGE_DESCRIPTION] = made.to_json()
+        exif[EXIF_IMAGE_DESCRIPTION] = made.to_json(ascii_only=True)  # the tag is ASCII
         picture.save(out, made.request.format.upper(), exif=exif, quality=LOSSY_QUALITY)
     return out.getvalue()

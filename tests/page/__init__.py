@@ -1,1 +1,1 @@
-"""The page at `/`, driven in a real Chromium against a real service and a worker with a fake model."""
+"""The page at `/` in a real Chromium, against a real service and a worker with a fake model."""

@@ -15,10 +15,16 @@ from playwright.sync_api import Browser, ConsoleMessage, Page, Request, sync_pla
 from tests.page.mill import ROOT, running_mill
 
 CHROMIUM = "/usr/bin/chromium"
-ARGUMENTS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run "
-    "--disable-background-networking --disable-component-update --disable-sync"
-).split()
+ARGUMENTS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 ARTIFACTS = ROOT / "test-artifacts"
 NO_PREVIEW_YET = re.compile(r"/v1/jobs/[\w-]+/images/\d+/preview$")
 """Chromium notes every 404 by itself; that nothing can be seen yet is one."""

@@ -254,7 +254,7 @@ def test_the_service_does_not_start_open_to_others(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 2 and "service.keys add" in done.stderr
+    assert done.returncode == 2 and "imagemill keys add" in done.stderr
 
 
 def test_a_live_service_takes_a_key_without_a_restart(guarded: tuple) -> None:

@@ -59,3 +59,4 @@ def test_lossy_formats_hold_the_recipe_as_exif(image_format: ImageFormat) -> Non
     assert picture.format == image_format.upper()
     told = json.loads(picture.getexif()[recipe.EXIF_IMAGE_DESCRIPTION])
     assert told["steps"] == 4
+    assert told["prompt"] == REQUEST.prompt
