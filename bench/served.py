@@ -97,11 +97,15 @@ def _round(client: Client, wanted: list[ImageRequest]) -> tuple[float, float]:
     """One job of all requests: images per second, and the idle share from a tenth to nine."""
     prompts = [{"prompt": request.prompt, "seed": request.seed} for request in wanted]
     job = client.submit("demo", prompts, reproducible=False)
+
+    def progress() -> float:
+        return float(client.get(f"/v1/jobs/{job.id}", images="none")["progress"])
+
     _until(lambda: job.refresh().counts.running > 0)
     started = time.perf_counter()
-    _until(lambda: job.refresh().progress >= 0.1)
+    _until(lambda: progress() >= 0.1)
     first, first_busy = time.perf_counter(), _worker(client)["busy_seconds"]
-    _until(lambda: job.refresh().progress >= 0.9)
+    _until(lambda: progress() >= 0.9)
     last, last_busy = time.perf_counter(), _worker(client)["busy_seconds"]
     job.wait()
     rate = len(wanted) / (time.perf_counter() - started)
@@ -118,5 +122,5 @@ def _until(question: Callable[[], T | None]) -> T:
     while not (answer := question()):
         if time.monotonic() > deadline:
             raise TimeoutError("the server did not get there")
-        time.sleep(0.1)
+        time.sleep(0.2)
     return answer
