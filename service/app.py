@@ -25,6 +25,7 @@ from service.metrics import CountRequests, Metrics
 from service.mill import Mill
 from service.openai.shelf import FileShelf
 from service.openapi import complete_document, openai_errors, problems
+from service.prompt_length import PromptLengths
 from service.routes import (
     events,
     health,
@@ -37,7 +38,6 @@ from service.routes import (
     page,
     sdapi,
 )
-from service.prompt_length import PromptLengths
 from service.settings import ServiceSettings
 from service.views import Links
 from service.webhooks.notices import Notices
