@@ -181,7 +181,7 @@ def test_reach_needs_keys_or_a_word(tmp_path: Path) -> None:
     ring = KeyRing(tmp_path / "keys.json")
     check_reach(ServiceSettings(), ring)
     check_reach(ServiceSettings(host="0.0.0.0", anonymous=True), ring)
-    with pytest.raises(ConfigurationError, match=r"service\.keys add"):
+    with pytest.raises(ConfigurationError, match=r"imagemill keys add"):
         check_reach(ServiceSettings(host="0.0.0.0"), ring)
     ring.add("alice")
     check_reach(ServiceSettings(host="0.0.0.0"), ring)
