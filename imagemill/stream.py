@@ -87,17 +87,20 @@ class Stream:
         failures = 0
         while failures < FAILURES and not self._closed.is_set():
             before = self._after
-            try:
-                if not self._read():
-                    break
-            except ApiError as error:
-                if error.status < 500 and error.status != 429:
-                    break
-            except (ImagemillError, httpx.HTTPError, RuntimeError, ValueError, KeyError):
-                pass  # a broken stream is taken up again below
+            if self._is_over():
+                break
             failures = 0 if self._after != before else failures + 1
             self._closed.wait(RETRY_SECONDS)
         self._lost.set()
+
+    def _is_over(self) -> bool:
+        """Read one connection; False when another is worth a try, as after a broken one."""
+        try:
+            return not self._read()
+        except ApiError as error:
+            return error.status < 500 and error.status != 429
+        except (ImagemillError, httpx.HTTPError, RuntimeError, ValueError, KeyError):
+            return False
 
     def _read(self) -> bool:
         """One connection's worth; False when the server says that the job is over."""

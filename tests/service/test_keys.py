@@ -261,3 +261,6 @@ def test_a_live_service_takes_a_key_without_a_restart(guarded: tuple) -> None:
     mill, headers = guarded
     with listening(mill.client.app) as address:
         wait_until(lambda: httpx.get(f"{address}/v1/jobs", headers=headers["bob"]).is_success)
+        made = KeyRing(mill.settings.data / "keys.json").add("carol")[0]
+        late = {"Authorization": f"Bearer {made}"}
+        wait_until(lambda: httpx.get(f"{address}/v1/jobs", headers=late).is_success)
