@@ -24,7 +24,7 @@ from imagemill.running import running
 from jobs.catalog import Model, load_catalog
 from jobs.request import ImageRequest
 from pipelines.load import load_pipeline
-from pipelines.placements.replica import Replica
+from pipelines.placements.placed import Placed
 from workers.profile import measure, probe
 
 T = TypeVar("T")
@@ -36,7 +36,7 @@ LIMIT_SECONDS = 300.0
 def bare(model: Model, rounds: int, wanted: list[ImageRequest]) -> tuple[list[float], float]:
     """Images per second of each round, and encoder calls per request in a fresh process."""
     pipeline = load_pipeline(model, device())
-    assert isinstance(pipeline, Replica)
+    assert isinstance(pipeline, Placed)
     costs = measure(pipeline, probe(model))
     rates, calls = [], 0.0
     for number in range(rounds):

@@ -56,8 +56,8 @@ class Limits:
 class Model:
     """One entry of the catalog. `path` is an absolute folder if `local`, else a hub id.
 
-    `workers` None means one per device or device group. A context-parallel group has
-    ring x ulysses x cfg x tensor ranks. `max_memory` maps a device to bytes or to such as "16GB".
+    `workers` None means one per device or device group. `max_memory` maps a device to bytes or to
+    such as "16GB".
     """
 
     name: str
@@ -87,8 +87,12 @@ class Model:
 
     @property
     def ranks(self) -> int:
-        """How many processes make one context-parallel group."""
-        return self.ring * self.ulysses * self.cfg * self.tensor
+        """How many processes make one worker: a group of ranks, or 1.
+
+        A context-parallel group has ring x ulysses x cfg x tensor ranks, a pipelined one a rank a
+        stage.
+        """
+        return self.ring * self.ulysses * self.cfg * self.tensor * self.stages
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,8 @@
     └── PipelineError          the model or one image of it
         ├── ModelUnavailable   the model cannot be loaded: which file, which entry
         ├── ImageFailed        this image cannot be made; trying again would not help
-        └── OutOfMemory        the forward batch did not fit the device
+        ├── OutOfMemory        the forward batch did not fit the device
+        └── GroupLost          a rank of the group is gone or out of step; the whole group must end
 
 The module knows nothing of HTTP; `service/errors.py` maps each class to a status in one table.
 """
@@ -88,3 +89,7 @@ class ImageFailed(PipelineError):
 
 class OutOfMemory(PipelineError):
     """A forward batch did not fit the device; a smaller one may."""
+
+
+class GroupLost(PipelineError):
+    """A rank of the worker's group died, hung or disagreed; no image is to blame."""

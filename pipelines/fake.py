@@ -42,8 +42,12 @@ class FakePipeline:
         multiple: int = 16,
         max_prompt_tokens: int = 77,
         guidance: str = "classifier-free",
+        phased: bool = False,
+        in_flight: int = 1,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
+        self.phased = phased
+        self.in_flight = in_flight
         self.seconds_per_step = seconds_per_step
         self.largest_batch = largest_batch
         self.calls: list[list[int]] = []

@@ -8,8 +8,8 @@ make a `Pipeline`. The worker calls these four and knows nothing else of models:
     step(samples, bucket) -> None         ONE forward pass over samples at different steps
     decode(samples)   -> pixels           VAE
 
-Knows no Redis, no HTTP, no threads. `encode` may run on another thread than `step` and `decode`;
-no method is called by two threads at once.
+Knows no Redis and no HTTP. The worker calls `encode`, `step` and `decode` each from a thread of its
+own; only `step` may be called by several at once, by `in_flight` of them, on samples that differ.
 """
 
 from collections.abc import Hashable, Sequence
@@ -101,7 +101,21 @@ class Card:
 
 
 class Pipeline(Protocol):
-    """A family under a placement."""
+    """A family under a placement.
+
+    `phased` says that the stages' weights take turns on the device: the worker then encodes all
+    that it holds, then denoises all, then decodes all, and never runs two verbs at once.
+    `in_flight` is how many forward passes may run at once; more than one keeps every stage of a
+    pipelined group busy.
+    """
+
+    @property
+    def phased(self) -> bool:
+        """Whether encode, step and decode must run phase by phase over the backlog."""
+
+    @property
+    def in_flight(self) -> int:
+        """How many threads may be inside `step`, each with samples of its own."""
 
     @property
     def card(self) -> Card:

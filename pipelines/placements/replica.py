@@ -1,20 +1,10 @@
-"""Replica: all of the model on one device. More workers on the same queue make more replicas.
+"""Replica: all of the model on one device. More workers on the same queue make more replicas."""
 
-Runs a family's verbs without gradients, keeps embeddings of prompts that come again, and says
-OutOfMemory when the device is full. Knows no mathematics of any model.
-"""
-
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import replace
 from functools import partial
-from typing import TypeVar
 
-import structlog
 import torch
 
 from jobs.catalog import Model
-from jobs.errors import ImageFailed, OutOfMemory
-from jobs.request import ImageRequest
 from pipelines.acceleration import (
     check_cache,
     compile_blocks,
@@ -24,143 +14,21 @@ from pipelines.acceleration import (
     run_once,
 )
 from pipelines.attention import choose_attention
-from pipelines.batch import NEGATIVE
-from pipelines.cache import EmbeddingCache
 from pipelines.checkpoint import Checkpoint
 from pipelines.families import make_family
-from pipelines.families.family import Family
 from pipelines.memory import reports_out_of_memory
-from pipelines.preview import finished_latents
-from pipelines.seam import Card, Conditioning, Sample
-from pipelines.tiling import can_tile, tiled
-
-T = TypeVar("T")
-
-log = structlog.get_logger(__name__)
+from pipelines.placements.placed import Placed
 
 
-class Replica:
-    """A family on one device: the seam's Pipeline."""
-
-    def __init__(self, family: Family, cache: EmbeddingCache | None = None) -> None:
-        self.family = family
-        self.cache = cache or EmbeddingCache()
-
-    @property
-    def card(self) -> Card:
-        """What the model is."""
-        return self.family.card
-
-    def tokenizer_json(self) -> str | None:
-        """The tokenizer that counts the prompts, as JSON."""
-        return self.family.tokenizer_json()
-
-    def batch_key(self, request: ImageRequest) -> Hashable:
-        """What requests must share to run in one forward pass."""
-        return self.family.batch_key(request)
-
-    def rows(self, request: ImageRequest) -> int:
-        """Rows of the forward batch that one sample takes."""
-        return self.family.rows(request)
-
-    def tokens(self, request: ImageRequest) -> int:
-        """Image tokens of one row."""
-        return self.family.tokens(request)
-
-    @reports_out_of_memory
-    @torch.inference_mode()
-    def encode(self, requests: Sequence[ImageRequest]) -> list[Conditioning]:
-        """Encode text by text, never as a batch: a batch would change the last bits."""
-        return [self._encode(request) for request in requests]
-
-    @reports_out_of_memory
-    @torch.inference_mode()
-    def start(self, request: ImageRequest, conditioning: Conditioning) -> Sample:
-        """A sample at step 0. Raises ImageFailed for a size off the model's grid."""
-        grid = self.card.multiple
-        if request.width % grid or request.height % grid:
-            raise ImageFailed(
-                f"{request.width}x{request.height} is not a multiple of {grid} pixels each way"
-            )
-        return self.family.start(request, conditioning)
-
-    def step(self, samples: Sequence[Sample], bucket: int = 0) -> None:
-        """One forward pass over all samples."""
-        decodes_too = not self.card.joins
-        if decodes_too and max(len(samples), bucket) == 1:
-            self._tiled_if_need_be(samples[0], lambda: self._step(samples, bucket))
-        else:
-            self._step(samples, bucket)
-
-    def decode(self, samples: Sequence[Sample]) -> list[torch.Tensor]:
-        """Pixels one image at a time, so that none depends on its neighbours.
-
-        An image that does not fit is decoded in tiles, and gets `extra["tiled"]`, since that
-        changes its bits. Raises ImageFailed when the decoder makes NaN of a sample's latents.
-        """
-        return [self._tiled_if_need_be(s, partial(self._decode, s)) for s in samples]
-
-    def preview(self, sample: Sample) -> torch.Tensor | None:
-        """The decoded guess at what the sample becomes; None before its first step."""
-        with torch.inference_mode():
-            latents = finished_latents(sample)
-        if latents is None:
-            return None
-        guess = replace(sample, latents=latents, extra=dict(sample.extra))
-        return self._tiled_if_need_be(guess, lambda: self._decode(guess))
-
-    def _tiled_if_need_be(self, sample: Sample, attempt: Callable[[], T]) -> T:
-        """Try again with the autoencoder tiling when memory runs out over one sample.
-
-        Raises OutOfMemory when that does not fit either.
-        """
-        vae = getattr(self.family.pipe, "vae", None)
-        try:
-            return attempt()
-        except OutOfMemory as error:
-            if not can_tile(vae):
-                raise
-            reason = str(error)
-        size = f"{sample.request.width}x{sample.request.height}"
-        log.warning("decoding in tiles", model=sample.request.model, size=size, reason=reason)
-        with tiled(vae):
-            made = attempt()
-        sample.extra["tiled"] = True
-        return made
-
-    @reports_out_of_memory
-    @torch.inference_mode()
-    def _step(self, samples: Sequence[Sample], bucket: int) -> None:
-        self.family.step(samples, bucket)
-
-    def _encode(self, request: ImageRequest) -> Conditioning:
-        tensors: dict[str, torch.Tensor] = {}
-        truncated = False
-        for role, text in self.family.texts(request).items():
-            made = self.cache.get(role, text, lambda r=role, t=text: self.family.encode(t, r))  # type: ignore[misc]
-            prefix = NEGATIVE if role == "negative" else ""
-            tensors.update({prefix + name: tensor for name, tensor in made.tensors.items()})
-            truncated = truncated or made.truncated
-        return Conditioning(tensors, truncated)
-
-    @reports_out_of_memory
-    def _decode(self, sample: Sample) -> torch.Tensor:
-        with torch.inference_mode():
-            pixels = self.family.decode(sample).float().cpu()
-        if not torch.isfinite(pixels).all():
-            raise ImageFailed("the decoder came to NaN or infinity")
-        return pixels.clone()  # a plain tensor, which the caller may change in place
-
-
-def load_replica(model: Model, checkpoint: Checkpoint, device: str) -> Replica:
+def load_replica(model: Model, checkpoint: Checkpoint, device: str) -> Placed:
     """Load everything onto `device`. Raises ModelUnavailable, ConfigurationError, OutOfMemory."""
     check_cache(model, checkpoint)
     pipe = checkpoint.load(model, **quantized(model, checkpoint, device))
     move = reports_out_of_memory(pipe.to)
-    replica = Replica(make_family(move(device), model.max_sequence_length))
-    denoiser, trial = denoiser_of(pipe), partial(run_once, replica, model)
+    placed = Placed(make_family(move(device), model.max_sequence_length))
+    denoiser, trial = denoiser_of(pipe), partial(run_once, placed, model)
     choose_attention(denoiser, model.attention_backend, torch.device(device), trial)
     enable_cache(denoiser, model)
     if model.compile:
         compile_blocks(denoiser, trial)
-    return replica
+    return placed

@@ -14,7 +14,7 @@ from pipelines import acceleration
 from pipelines.acceleration import enable_cache
 from pipelines.families.whole_call import WholeCall
 from pipelines.load import load_pipeline
-from pipelines.placements.replica import Replica
+from pipelines.placements.placed import Placed
 from tests.pipelines.serving import alone, ask, begin, difference, entry
 
 SMALL = {"defaults": Defaults(64, 64, 2, 3.5)}
@@ -141,7 +141,7 @@ def test_a_whole_call_takes_only_the_cache_that_keeps_images_apart(tiny_folder, 
 
 def test_a_cached_whole_call_depends_on_nothing_before_or_beside_it(tiny_pipe):
     pipe = tiny_pipe("Flux")
-    pipeline = Replica(WholeCall(pipe, 48))
+    pipeline = Placed(WholeCall(pipe, 48))
     requests = [ask(f"prompt {seed}", seed=seed, steps=10) for seed in (1, 2)]
     plain = alone(pipeline, requests[0])
     enable_cache(pipe.transformer, entry("x", cache="taylorseer"))
@@ -155,7 +155,7 @@ def test_a_cached_whole_call_depends_on_nothing_before_or_beside_it(tiny_pipe):
 
 def test_a_call_that_broke_off_leaves_nothing_in_the_cache(tiny_pipe):
     pipe = tiny_pipe("Flux")
-    pipeline = Replica(WholeCall(pipe, 48))
+    pipeline = Placed(WholeCall(pipe, 48))
     enable_cache(pipe.transformer, entry("x", cache="taylorseer"))
     request = ask(steps=10)
     first = alone(pipeline, request)

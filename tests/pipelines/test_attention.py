@@ -13,7 +13,7 @@ from pipelines.acceleration import denoiser_of, run_once
 from pipelines.attention import CUDNN, choose_attention
 from pipelines.families import make_family
 from pipelines.load import load_pipeline
-from pipelines.placements.replica import Replica
+from pipelines.placements.placed import Placed
 from tests.pipelines.serving import alone, ask, entry
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
@@ -121,7 +121,7 @@ def test_a_catalogs_backend_that_cannot_run_is_refused(tiny_folder, name, backen
 
 def test_the_trial_covers_one_prompt_and_two_of_unequal_length(tiny_pipe, monkeypatch):
     """So that kernels without masks are found out."""
-    pipeline = Replica(make_family(tiny_pipe("QwenImage"), None))
+    pipeline = Placed(make_family(tiny_pipe("QwenImage"), None))
     denoiser, seen = denoiser_of(pipeline.family.pipe), []
     forward = denoiser.forward
 
@@ -137,7 +137,7 @@ def test_the_trial_covers_one_prompt_and_two_of_unequal_length(tiny_pipe, monkey
 
 
 def test_a_trial_of_two_that_do_not_fit_passes(tiny_pipe, monkeypatch):
-    pipeline = Replica(make_family(tiny_pipe("Flux"), 48))
+    pipeline = Placed(make_family(tiny_pipe("Flux"), 48))
     step = pipeline.family.step
 
     def limited(samples, bucket=0):

@@ -6,7 +6,7 @@ from tokenizers import Tokenizer
 from pipelines.fake import FakePipeline
 from pipelines.families import make_family
 from pipelines.families.whole_call import WholeCall
-from pipelines.placements.replica import Replica
+from pipelines.placements.placed import Placed
 from pipelines.text import TokenCounter, chat_form
 from tests.pipelines.serving import ask
 from tests.pipelines.tiny import BUILDERS
@@ -36,7 +36,7 @@ def count(pipeline, tokenizer: Tokenizer, text: str) -> int:
 def pipeline(request, tiny_pipe):
     if request.param == "fake":
         return FakePipeline()
-    return Replica(make_family(tiny_pipe(request.param), None))
+    return Placed(make_family(tiny_pipe(request.param), None))
 
 
 def test_tokens_are_counted_as_the_model_counts_them(pipeline):
@@ -63,7 +63,7 @@ def test_the_count_tells_which_prompts_are_truncated(pipeline):
 
 
 def test_a_whole_call_keeps_its_tokenizers_to_itself(tiny_pipe):
-    pipeline = Replica(WholeCall(tiny_pipe("SD15")))
+    pipeline = Placed(WholeCall(tiny_pipe("SD15")))
     assert (pipeline.tokenizer_json(), pipeline.card.prompt) == (None, None)
 
 

@@ -9,7 +9,7 @@ from diffusers import StableDiffusionImg2ImgPipeline
 from jobs.errors import ImageFailed, ModelUnavailable, OutOfMemory
 from pipelines.families.family import REFUSED
 from pipelines.families.whole_call import WholeCall
-from pipelines.placements.replica import Replica
+from pipelines.placements.placed import Placed
 from tests.pipelines.serving import TOLERANCE, alone, ask, begin, difference
 
 # numpy 2 warns of a call inside diffusers' schedulers.
@@ -23,7 +23,7 @@ def pipe(tiny_pipe):
 
 @pytest.fixture
 def pipeline(pipe):
-    return Replica(WholeCall(pipe))
+    return Placed(WholeCall(pipe))
 
 
 def run(pipe, request, **arguments):
@@ -84,7 +84,7 @@ def test_the_bucket_pins_the_bits(pipeline):
 )
 def test_progress_is_told_step_by_step(tiny_pipe, monkeypatch, name, denoiser, expected):
     pipe = tiny_pipe(name)
-    pipeline = Replica(WholeCall(pipe))
+    pipeline = Placed(WholeCall(pipe))
     sample = begin(pipeline, ask(steps=4))
     assert (sample.step, sample.steps) == (0, 4)
     seen = []
@@ -145,7 +145,7 @@ def test_out_of_memory_leaves_the_samples_at_step_0(pipe, pipeline, monkeypatch)
 
 def test_flux_called_whole_gets_the_true_guidance(tiny_pipe):
     pipe = tiny_pipe("Flux")
-    pipeline = Replica(WholeCall(pipe, 48))
+    pipeline = Placed(WholeCall(pipe, 48))
     assert (pipeline.card.guidance, pipeline.card.multiple) == ("classifier-free", 16)
     pixels = alone(pipeline, ask(seed=1))
     reference = run(
@@ -159,7 +159,7 @@ def test_flux_called_whole_gets_the_true_guidance(tiny_pipe):
 
 def test_a_pipeline_without_step_callback_and_with_binning(tiny_pipe):
     pipe = tiny_pipe("PixArtSigma")
-    pipeline = Replica(WholeCall(pipe, 48))
+    pipeline = Placed(WholeCall(pipe, 48))
     pixels = alone(pipeline, ask(seed=1, width=96))
     reference = run(
         pipe,
@@ -207,7 +207,7 @@ class Stub:
 
 
 def test_a_pipeline_that_makes_no_images_fails_the_image():
-    pipeline = Replica(WholeCall(Stub(SimpleNamespace(frames=[]))))
+    pipeline = Placed(WholeCall(Stub(SimpleNamespace(frames=[]))))
     sample = begin(pipeline, ask())
     with pytest.raises(ImageFailed, match="Stub makes no images"):
         pipeline.step([sample])
@@ -221,7 +221,7 @@ def test_a_pipeline_that_makes_no_images_fails_the_image():
     ],
 )
 def test_a_picture_that_is_not_what_was_asked_for_is_an_error(image, error):
-    pipeline = Replica(WholeCall(Stub(SimpleNamespace(images=[image]))))
+    pipeline = Placed(WholeCall(Stub(SimpleNamespace(images=[image]))))
     sample = begin(pipeline, ask())
     pipeline.step([sample])
     assert error in sample.error
