@@ -2,13 +2,14 @@
 
 Goodput is the highest rate of arrivals, in requests per second, at which 90 % of the requests
 finish within 4 times the time that each would take alone. Found by bisection over the rate, on
-the same arrivals for every policy; policies take turns, so that a machine that slows down slows
-all of them.
+the same arrivals for every policy; policies take turns within a seed, so that a machine that slows
+down slows all of them.
 """
 
 import random
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from bench.models import LARGE, SMALL, STEPS, Regime, loaded, requests
 from bench.policies import Arrival, Policy, one_at_a_time, solo_seconds, stepwise, whole_calls
@@ -24,8 +25,16 @@ IN_TIME = 4.0
 SHARE = 0.9
 """The share of requests that must be in time."""
 
-PRECISION = 1.08
-"""Bisection ends when the rate is known within this factor."""
+PRECISION, STRIDE = 1.08, 1.3
+"""Bisection ends when the rate is known within this factor; it begins in strides of that one."""
+
+POLICIES: dict[str, tuple[Policy, bool]] = {
+    "one at a time": (one_at_a_time, False),
+    "whole calls": (whole_calls, False),
+    "ours, reproducible": (stepwise, True),
+    "ours, fast": (stepwise, False),
+}
+"""What is compared: the policy, and the class of the requests."""
 
 
 def arrivals(rate: float, wanted: Sequence[ImageRequest], seed: int) -> list[Arrival]:
@@ -41,10 +50,13 @@ def carries(
     policy: Policy,
     pipeline: Pipeline,
     costs: Costs,
-    trace: Sequence[Arrival],
+    wanted: Sequence[ImageRequest],
     solo: dict[int, float],
+    seed: int,
+    rate: float,
 ) -> bool:
-    """Whether enough of the trace finishes in time under this policy."""
+    """Whether enough of the requests, coming at this rate, finish in time under this policy."""
+    trace = arrivals(rate, wanted, seed)
     latencies = policy(pipeline, costs, trace)
     in_time = [
         latency <= IN_TIME * solo[arrival.request.steps]
@@ -53,46 +65,35 @@ def carries(
     return sum(in_time) >= SHARE * len(in_time)
 
 
-def goodput(
-    policy: Policy,
-    pipeline: Pipeline,
-    costs: Costs,
-    wanted: Sequence[ImageRequest],
-    solo: dict[int, float],
-    seed: int,
-) -> float:
-    """The highest rate that the policy carries, in requests per second, by bisection."""
-    capacity = len(wanted) / sum(solo[request.steps] for request in wanted)
-    low, high = 0.25 * capacity, 0.5 * capacity
-    while carries(policy, pipeline, costs, arrivals(high, wanted, seed), solo):
-        low, high = high, 2 * high
+def goodput(carried: Callable[[float], bool], guess: float) -> float:
+    """The highest rate carried, in requests per second: bracketed from `guess`, then bisected."""
+    low = high = guess
+    if carried(guess):
+        while carried(high := high * STRIDE):
+            low = high
+    else:
+        while not carried(low := low / STRIDE):
+            high = low
     while high / low > PRECISION:
         middle = (low * high) ** 0.5
-        if carries(policy, pipeline, costs, arrivals(middle, wanted, seed), solo):
-            low = middle
-        else:
-            high = middle
+        low, high = (middle, high) if carried(middle) else (low, middle)
     return low
 
 
 def compare(regime: Regime, seeds: Sequence[int], count: int) -> dict[str, list[float]]:
-    """Goodput of the three policies, and of our reproducible class, for each seed."""
+    """Goodput of each policy for each seed; one seed's rate is the next one's guess."""
     pipeline, model = loaded(regime)
     costs = measure(pipeline, probe(model))
     solo = {steps: solo_seconds(pipeline, requests(model, 1, 0, [steps])[0]) for steps in STEPS}
-    results: dict[str, list[float]] = {}
+    guesses = dict.fromkeys(POLICIES, 0.5 / statistics.mean(solo.values()))
+    results: dict[str, list[float]] = {name: [] for name in POLICIES}
     for seed in seeds:
-        fast = requests(model, count, seed)
-        pinned = requests(model, count, seed, reproducible=True)
-        runs: list[tuple[str, Policy, list[ImageRequest]]] = [
-            ("one at a time", one_at_a_time, fast),
-            ("whole calls", whole_calls, fast),
-            ("ours, reproducible", stepwise, pinned),
-            ("ours, fast", stepwise, fast),
-        ]
-        for name, policy, wanted in runs:
-            rate = goodput(policy, pipeline, costs, wanted, solo, seed)
-            results.setdefault(name, []).append(rate)
+        for name, (policy, reproducible) in POLICIES.items():
+            wanted = requests(model, count, seed, reproducible=reproducible)
+            run_at = partial(carries, policy, pipeline, costs, wanted, solo, seed)
+            guesses[name] = goodput(run_at, guesses[name])
+            results[name].append(guesses[name])
+            print(f"  {regime.name}, seed {seed}: {name} {guesses[name]:.2f}/s", flush=True)
     return results
 
 
@@ -101,7 +102,7 @@ def ratio(results: dict[str, list[float]], ours: str, other: str) -> float:
     return statistics.median(a / b for a, b in zip(results[ours], results[other], strict=True))
 
 
-def run(seeds: Sequence[int] = (1, 2, 3), counts: Sequence[int] = (100, 40)) -> Metrics:
+def run(seeds: Sequence[int] = (1, 2, 3), counts: Sequence[int] = (100, 30)) -> Metrics:
     """Both regimes, with so many requests each; prints a table of each and returns the ratios."""
     metrics: Metrics = {}
     for regime, count in zip((SMALL, LARGE), counts, strict=True):

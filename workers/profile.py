@@ -19,16 +19,19 @@ import torch
 from jobs.catalog import Model
 from jobs.errors import OutOfMemory
 from jobs.request import ImageRequest
-from pipelines.seam import Pipeline
+from pipelines.seam import Conditioning, Pipeline
 from workers.scheduler import BUCKETS, WORTHWHILE, Costs
 
 log = structlog.get_logger(__name__)
 
-ROUNDS = 3
-"""Timed forward passes a bucket; the fastest counts, since noise only adds."""
+ROUNDS, MOST_ROUNDS, ROUNDS_SECONDS = 3, 12, 0.25
+"""Timed forward passes a bucket: the first number, and on until so many or so many seconds of
+them; the fastest counts, since noise only adds."""
 
 LONGEST_SECONDS = 5.0
 """A bucket whose forward pass takes longer is the last one measured."""
+
+_DEGREES = ("ring", "ulysses", "cfg", "tensor", "stages", "chunks")
 
 
 def warm_up(pipeline: Pipeline, model: Model, device: str, data: Path) -> Costs:
@@ -61,35 +64,38 @@ def probe(model: Model) -> ImageRequest:
 def measure(pipeline: Pipeline, request: ImageRequest) -> Costs:
     """Seconds of a forward pass for growing buckets of `request`, until one no longer pays."""
     tokens = pipeline.rows(request) * pipeline.tokens(request)
+    [conditioning] = pipeline.encode([request])
     points: list[tuple[int, float]] = []
-    best_rate, poorer = 0.0, 0
+    best_rate = 0.0
     for bucket in BUCKETS:
+        least = bucket / best_rate if best_rate else float("inf")
         try:
-            seconds = _time(pipeline, request, bucket)
+            seconds = _time(pipeline, request, conditioning, bucket)
+            if seconds * WORTHWHILE > least:  # a busy moment has not the last word
+                seconds = min(seconds, _time(pipeline, request, conditioning, bucket))
         except OutOfMemory:
             log.info("warm-up: bucket does not fit", bucket=bucket)
             break
         points.append((bucket * tokens, seconds))
-        rate = bucket / seconds
-        poorer = poorer + 1 if rate * WORTHWHILE < best_rate else 0
-        best_rate = max(best_rate, rate)
-        if poorer or seconds > LONGEST_SECONDS:
+        if seconds * WORTHWHILE > least or seconds > LONGEST_SECONDS:
             break
+        best_rate = max(best_rate, bucket / seconds)
     return Costs(tuple(points))
 
 
-def _time(pipeline: Pipeline, request: ImageRequest, bucket: int) -> float:
-    times = []
-    for _ in range(ROUNDS):
-        [conditioning] = pipeline.encode([request])
+def _time(
+    pipeline: Pipeline, request: ImageRequest, conditioning: Conditioning, bucket: int
+) -> float:
+    passes = 1 if pipeline.card.joins else request.steps
+    times: list[float] = []
+    while len(times) < ROUNDS or (len(times) < MOST_ROUNDS and sum(times) < ROUNDS_SECONDS):
         samples = [pipeline.start(request, conditioning) for _ in range(bucket)]
         _synchronise()
         started = time.perf_counter()
         pipeline.step(samples, bucket)
         _synchronise()
-        passes = 1 if pipeline.card.joins else request.steps
-        times.append((time.perf_counter() - started) / passes)
-    return min(times)
+        times.append(time.perf_counter() - started)
+    return min(times) / passes
 
 
 def _once(pipeline: Pipeline, request: ImageRequest) -> None:
@@ -116,6 +122,7 @@ def _fingerprint(pipeline: Pipeline, model: Model, device: str) -> str:
         _device_name(device),
         str(torch.get_num_threads()),
         str(pipeline.tokens(request) * pipeline.rows(request)),
+        *(f"{part}={getattr(model, part)}" for part in _DEGREES if getattr(model, part) != 1),
     )
     return f"{model.name}-{hashlib.sha256('|'.join(parts).encode()).hexdigest()[:12]}"
 
