@@ -12,6 +12,7 @@ from typing import Any
 import structlog
 import torch
 from diffusers import attention_backend
+from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
 from diffusers.utils.constants import DIFFUSERS_ATTN_BACKEND
 
 from jobs.errors import ConfigurationError, OutOfMemory
@@ -20,6 +21,17 @@ NATIVE = "native"
 """torch's own choice among its kernels: diffusers' default, and what every device takes."""
 
 CUDNN = "_native_cudnn"
+
+MERGING = (
+    CUDNN,
+    "_native_flash",
+    "flash",
+    "flash_hub",
+    "_flash_3_hub",
+    "sage",
+    "sage_hub",
+)
+"""Backends that tell the log-sum-exp by which ring attention merges its parts (diffusers 0.42)."""
 
 log = structlog.get_logger(__name__)
 
@@ -58,6 +70,39 @@ def takes_backends(denoiser: Any) -> bool:
         hasattr(getattr(module, "processor", None), "_attention_backend")
         for module in denoiser.modules()
     )
+
+
+def backend_of(denoiser: Any) -> str | None:
+    """The backend that its attention was set to; None when it follows the process's default."""
+    for module in denoiser.modules():
+        chosen = getattr(getattr(module, "processor", None), "_attention_backend", None)
+        if chosen is not None:
+            return str(AttentionBackendName(chosen).value)
+    return None
+
+
+def set_backend(denoiser: Any, backend: str) -> None:
+    """Set a backend that `choose_attention` found to run, on another rank with a like device."""
+    _set(denoiser, backend)
+
+
+def check_parallel(backend: str | None, ring: int, split: bool, device: torch.device) -> None:
+    """Refuse a backend that cannot attend over a `split` sequence, or not around a ring.
+
+    Raises ConfigurationError.
+    """
+    name = backend or NATIVE
+    able: set[str] = _AttentionBackendRegistry._supports_context_parallel
+    if split and name not in able:
+        raise ConfigurationError(
+            f"attention_backend {name!r} cannot split a sequence; {', '.join(sorted(able))} can"
+        )
+    merges = name in MERGING or (name == NATIVE and device.type == "cpu")
+    if ring > 1 and not merges:
+        raise ConfigurationError(
+            f"ring attention merges its parts by their log-sum-exp, which attention_backend "
+            f"{name!r} does not tell on {device.type}; {', '.join(MERGING)} do, in half precision"
+        )
 
 
 def _demand(denoiser: Any, wanted: str, trial: Callable[[], None]) -> None:

@@ -9,7 +9,7 @@ a prompt make it misbehave as models do:
     [kill]      the process kills itself in `step`, as the system's out-of-memory killer would
     [oom:N]     `step` raises OutOfMemory when more than N samples share it; [oom:0] always
 
-Real time passes only through `seconds_per_step`.
+Real time passes only through `seconds_per_step`, the same for any batch, and `seconds_per_sample`.
 """
 
 import hashlib
@@ -38,6 +38,7 @@ class FakePipeline:
     def __init__(
         self,
         seconds_per_step: float = 0.0,
+        seconds_per_sample: float = 0.0,
         largest_batch: int | None = None,
         multiple: int = 16,
         max_prompt_tokens: int = 77,
@@ -49,6 +50,7 @@ class FakePipeline:
         self.phased = phased
         self.in_flight = in_flight
         self.seconds_per_step = seconds_per_step
+        self.seconds_per_sample = seconds_per_sample
         self.largest_batch = largest_batch
         self.calls: list[list[int]] = []
         self.card = Card(
@@ -101,8 +103,9 @@ class FakePipeline:
         """Let the time of one step pass, then advance every sample."""
         self.calls.append([s.request.seed for s in samples])
         self._misbehave(samples, max(bucket, len(samples)))
-        if self.seconds_per_step:
-            self._sleep(self.seconds_per_step)
+        seconds = self.seconds_per_step + self.seconds_per_sample * max(bucket, len(samples))
+        if seconds:
+            self._sleep(seconds)
         for sample in samples:
             if "[nan]" in sample.request.prompt and sample.step == sample.steps - 1:
                 sample.error = "the fake came to NaN"

@@ -1,15 +1,22 @@
 """A catalog entry to a running Pipeline: the one door to this package for the workers.
 
 The checkpoint's `_class_name` chooses the family, the entry chooses the placement; neither knows
-the other.
+the other. A placement whose worker is a group of processes is loaded by all of them: rank 0 by
+`load_pipeline`, the others by `load_follower`, each in an environment with RANK, WORLD_SIZE,
+MASTER_ADDR and MASTER_PORT as torchrun sets them.
 """
+
+from collections.abc import Callable
+from typing import TypeVar
 
 from jobs.catalog import Model
 from jobs.errors import ConfigurationError
 from pipelines.checkpoint import find_checkpoint
 from pipelines.fake import FakePipeline
-from pipelines.placements import placement_of
+from pipelines.placements import Follower, following_of, placement_of
 from pipelines.seam import Pipeline
+
+T = TypeVar("T")
 
 
 def load_pipeline(model: Model, device: str) -> Pipeline:
@@ -18,13 +25,35 @@ def load_pipeline(model: Model, device: str) -> Pipeline:
     A folder whose model_index.json says `"_class_name": "FakePipeline"` makes the fake, so that
     tests can run real worker processes without a model. Raises ModelUnavailable when the
     checkpoint is missing or damaged, ConfigurationError when the entry asks for what the model or
-    this package has not, OutOfMemory when the device is too small.
+    this package has not, OutOfMemory when the device is too small, GroupLost when another rank of
+    the group ends.
     """
     placement = placement_of(model)
     checkpoint = find_checkpoint(model)
     if checkpoint.class_name == FakePipeline.__name__:
         return FakePipeline(**checkpoint.index.get("options", {}))
+    return _named(model, lambda: placement(model, checkpoint, device))
+
+
+def load_follower(model: Model, device: str) -> Follower:
+    """Load this rank's part of the model, for a RANK above 0 of the model's group.
+
+    Raises as `load_pipeline` does.
+    """
+    following = following_of(model)
+    checkpoint = find_checkpoint(model)
+    return _named(model, lambda: following(model, checkpoint, device))
+
+
+def dismiss(pipeline: Pipeline) -> None:
+    """End the followers of the pipeline's group, before its process ends; others have none."""
+    end = getattr(pipeline, "dismiss", None)
+    if end is not None:
+        end()
+
+
+def _named(model: Model, load: Callable[[], T]) -> T:
     try:
-        return placement(model, checkpoint, device)
+        return load()
     except ConfigurationError as error:
         raise ConfigurationError(f"model {model.name!r}: {error}") from error

@@ -17,7 +17,7 @@ from jobs.request import ImageRequest
 from pipelines.batch import NEGATIVE
 from pipelines.cache import EmbeddingCache
 from pipelines.families.family import Family
-from pipelines.memory import reports_out_of_memory
+from pipelines.out_of_memory import reports_out_of_memory
 from pipelines.preview import finished_latents
 from pipelines.seam import Card, Conditioning, Sample
 from pipelines.tiling import can_tile, tiled

@@ -16,7 +16,7 @@ from pipelines.acceleration import (
 from pipelines.attention import choose_attention
 from pipelines.checkpoint import Checkpoint
 from pipelines.families import make_family
-from pipelines.memory import reports_out_of_memory
+from pipelines.out_of_memory import reports_out_of_memory
 from pipelines.placements.placed import Placed
 
 

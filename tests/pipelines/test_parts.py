@@ -18,7 +18,7 @@ from diffusers import (
 from jobs.errors import ConfigurationError, OutOfMemory
 from pipelines import batch
 from pipelines.cache import EmbeddingCache
-from pipelines.memory import is_out_of_memory, reports_out_of_memory
+from pipelines.out_of_memory import is_out_of_memory, reports_out_of_memory
 from pipelines.seam import Conditioning
 from pipelines.text import TokenCounter, sequence_length
 from tests.pipelines.serving import ask

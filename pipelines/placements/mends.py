@@ -1,0 +1,166 @@
+"""Where diffusers' parallelism (0.42.1) stops short, mended: on CPU, and for masks.
+
+On a machine without an accelerator, context parallelism divides by a device count of zero, ring
+attention has no kernel that tells its log-sum-exp, tensor parallelism refuses the device, and gloo
+cannot gather shards of unequal size. Each mend looks at the device of the tensors, or acts within
+`on_cpu()` alone, so that with an accelerator diffusers runs unchanged.
+
+Masks are wrong under ring attention wherever it runs: each rank applies the mask of its own keys
+to everybody's, silently. See `_masked`.
+
+Knows no model. `install` changes module globals of diffusers, once a process; without a
+parallelised model in the process they do what they did.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.nn.functional import pad
+
+EXTRA = 8
+"""Features by which a head grows to carry a mask: kernels want heads in multiples of 8."""
+
+WEIGHT = 256.0
+"""Query's and key's share of a masked key's bias, of which float16 must hold each: the bias is
+-(256 x 256) / sqrt(head size), -5793 for a head of 128: exp() of it is 0, and it is finite, as a
+chunk of keys that are all masked needs."""
+
+MASKED_MODELS = ("transformer_qwenimage", "transformer_z_image")
+"""Modules of diffusers.models.transformers whose attention may be called with a mask."""
+
+
+@functools.cache
+def install() -> None:
+    """Mend attention under context parallelism, here on CPU and everywhere for masks."""
+    attention: Any = import_module("diffusers.models.attention_dispatch")
+    attention._native_attention_forward_op = _with_lse(attention._native_attention_forward_op)
+    hooks: Any = import_module("diffusers.hooks.context_parallel")
+    hooks._all_gather_anything = _padded_gather(hooks._all_gather_anything)
+    for name in MASKED_MODELS:
+        module: Any = import_module(f"diffusers.models.transformers.{name}")
+        module.dispatch_attention_fn = _masked(module.dispatch_attention_fn)
+
+
+@contextmanager
+def on_cpu() -> Iterator[None]:
+    """Let diffusers apply a parallel config on a machine that has no accelerator."""
+    if torch.accelerator.is_available():
+        yield
+        return
+    accelerator: Any = torch.accelerator
+    tensor_parallel: Any = import_module("diffusers.hooks.tensor_parallel")
+    count, devices = accelerator.device_count, tensor_parallel._SUPPORTED_TP_DEVICES
+    accelerator.device_count = lambda: 1
+    tensor_parallel._SUPPORTED_TP_DEVICES = (*devices, "cpu")
+    try:
+        yield
+    finally:
+        accelerator.device_count, tensor_parallel._SUPPORTED_TP_DEVICES = count, devices
+
+
+def _with_lse(stock: Callable[..., Any]) -> Callable[..., Any]:
+    """diffusers' native forward, which on CPU can also give the log-sum-exp that a ring merges by.
+
+    Shapes are [rows, tokens, heads, features], the log-sum-exp [rows, tokens, heads].
+    """
+
+    @functools.wraps(stock)
+    def forward(
+        ctx: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attn_mask: torch.Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+        return_lse: bool = False,
+        **options: Any,
+    ) -> Any:
+        arguments = (attn_mask, dropout_p, is_causal, scale, enable_gqa, return_lse)
+        if not return_lse or query.device.type != "cpu" or attn_mask is not None:
+            return stock(ctx, query, key, value, *arguments, **options)
+        q, k, v = (x.transpose(1, 2) for x in (query, key, value))
+        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            q, k, v, dropout_p, is_causal, scale=scale
+        )
+        return out.transpose(1, 2).contiguous(), lse.transpose(1, 2).contiguous()
+
+    return forward
+
+
+def _padded_gather(stock: Callable[..., Any]) -> Callable[..., Any]:
+    """Gather shards of unequal size; over gloo, which wants equal ones, padded to the largest."""
+
+    @functools.wraps(stock)
+    def gather(tensor: torch.Tensor, dim: int, group: Any) -> torch.Tensor:
+        if tensor.device.type != "cpu":
+            whole: torch.Tensor = stock(tensor, dim, group)
+            return whole
+        sizes = [torch.empty(1, dtype=torch.int64) for _ in range(dist.get_world_size(group))]
+        dist.all_gather(sizes, torch.tensor([tensor.shape[dim]]), group=group)
+        lengths = [int(size) for size in sizes]
+        shard = tensor.movedim(dim, 0)
+        missing = max(lengths) - len(shard)
+        shard = torch.cat([shard, shard.new_zeros(missing, *shard.shape[1:])])
+        shards = [torch.empty_like(shard) for _ in lengths]
+        dist.all_gather(shards, shard, group=group)
+        parts = [each[:length] for each, length in zip(shards, lengths, strict=True)]
+        return torch.cat(parts).movedim(0, dim).contiguous()
+
+    return gather
+
+
+def _masked(stock: Callable[..., Any]) -> Callable[..., Any]:
+    """diffusers' attention, with a mask of the keys made part of the keys where keys travel.
+
+    Ring attention hands keys and values from rank to rank, but not their mask. So a feature is
+    added to each head that is constant in the queries and, in the keys, 0 or such that a masked
+    key's product with any query is hugely negative. The mask then travels with the keys, through
+    rings, unequal shards and any kernel, and a rank all of whose keys are masked weighs nothing
+    where the ring merges. Equal Ulysses shards need none of this: there diffusers is right.
+    """
+
+    @functools.wraps(stock)
+    def dispatch(
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attn_mask: torch.Tensor | None = None,
+        **options: Any,
+    ) -> torch.Tensor:
+        config = getattr(options.get("parallel_config"), "context_parallel_config", None)
+        travels = config is not None and (config.ring_degree > 1 or config.ulysses_anything)
+        if attn_mask is None or not travels:
+            result: torch.Tensor = stock(query, key, value, attn_mask=attn_mask, **options)
+            return result
+        features = query.shape[-1]
+        options["scale"] = options.get("scale") or features**-0.5
+        query, key = with_mask(query, key, attn_mask)
+        out: torch.Tensor = stock(query, key, pad(value, (0, EXTRA)), attn_mask=None, **options)
+        return out[..., :features]
+
+    return dispatch
+
+
+def with_mask(
+    query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Queries and keys [rows, tokens, heads, features + EXTRA] that need no mask.
+
+    `mask` is bool, [rows, keys] or [rows, 1, 1, keys], True where a key counts.
+    """
+    if mask.dtype != torch.bool:
+        raise TypeError(f"a mask of dtype {mask.dtype} cannot be made part of the keys")
+    bias = torch.where(mask.reshape(key.shape[0], key.shape[1], 1, 1), 0.0, -WEIGHT).to(key.dtype)
+    rest = key.new_zeros(*key.shape[:-1], EXTRA - 1)
+    key = torch.cat([key, bias.expand(*key.shape[:-1], 1), rest], dim=-1)
+    constant = query.new_zeros(*query.shape[:-1], EXTRA)
+    constant[..., 0] = WEIGHT
+    return torch.cat([query, constant], dim=-1), key

@@ -1,0 +1,118 @@
+"""What sharding must know of each transformer: which arguments have rows, tokens, a mask.
+
+diffusers has the plans by which activations and weights are split; Z-Image's is ours. A
+transformer that is not here is served by no group. Knows no ranks.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from diffusers.models._modeling_parallel import ContextParallelInput, ContextParallelOutput
+from diffusers.models.transformers.transformer_z_image import SEQ_MULTI_OF
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One transformer class.
+
+    `rows` names the forward's arguments that have an entry a row, as tensors or lists. `text` and
+    `image` are those whose second dimension is tokens; none where the transformer pads its tokens
+    itself, to a multiple of `grain`. `mask` is the argument under which text may be padded. `heads`
+    is the config's name for the number of attention heads, `split` makes a plan for diffusers'
+    context parallelism where its own has none, and `whole` names blocks that it does not split.
+    """
+
+    rows: tuple[str, ...]
+    heads: str = "num_attention_heads"
+    text: str | None = "encoder_hidden_states"
+    image: str | None = "hidden_states"
+    mask: str | None = None
+    grain: int = 1
+    split: Callable[[Any], Mapping[str, Any]] | None = None
+    whole: tuple[str, ...] = ()
+
+
+def _z_image_split(transformer: Any) -> Mapping[str, Any]:
+    """Split the main layers' one sequence of image and text; the refiners before them stay whole.
+
+    The refiners are 4 of 34 layers, and what they make is cut and joined row by row, which shards
+    would not survive. Every layer gets the whole mask and the whole rotary table.
+    """
+    last = len(transformer.layers) - 1
+    along = ContextParallelInput(split_dim=1, expected_dims=3)
+    return {
+        "layers.0": {"x": along},
+        "layers.*": {
+            "attn_mask": ContextParallelInput(split_dim=1, expected_dims=2),
+            "freqs_cis": along,
+        },
+        f"layers.{last}": ContextParallelOutput(gather_dim=1, expected_dims=3),
+    }
+
+
+PLANS: dict[str, Plan] = {
+    "FluxTransformer2DModel": Plan(
+        rows=(
+            "hidden_states",
+            "encoder_hidden_states",
+            "pooled_projections",
+            "timestep",
+            "guidance",
+        )
+    ),
+    "Flux2Transformer2DModel": Plan(
+        rows=("hidden_states", "encoder_hidden_states", "timestep", "guidance")
+    ),
+    "QwenImageTransformer2DModel": Plan(
+        rows=(
+            "hidden_states",
+            "encoder_hidden_states",
+            "encoder_hidden_states_mask",
+            "timestep",
+            "guidance",
+            "img_shapes",
+        ),
+        mask="encoder_hidden_states_mask",
+    ),
+    "ZImageTransformer2DModel": Plan(
+        rows=("x", "t", "cap_feats"),
+        heads="n_heads",
+        text=None,
+        image=None,
+        grain=SEQ_MULTI_OF,
+        split=_z_image_split,
+        whole=("noise_refiner", "context_refiner"),
+    ),
+}
+"""Transformer class -> its plan."""
+
+
+def by_name(transformer: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """All of a forward's arguments by their names."""
+    return dict(zip(_names(transformer.__class__), args, strict=False)) | dict(kwargs)
+
+
+def some_rows(plan: Plan, arguments: Mapping[str, Any], rows: Sequence[int]) -> dict[str, Any]:
+    """The arguments of a forward over those rows alone."""
+    return {
+        name: _select(value, rows) if name in plan.rows else value
+        for name, value in arguments.items()
+    }
+
+
+def _select(value: Any, rows: Sequence[int]) -> Any:
+    if value is None:
+        return None
+    if isinstance(value, torch.Tensor):
+        return value[list(rows)]
+    return [value[row] for row in rows]
+
+
+@cache
+def _names(transformer: Any) -> tuple[str, ...]:
+    """The parameters of its forward, without self."""
+    return tuple(inspect.signature(transformer.forward).parameters)[1:]

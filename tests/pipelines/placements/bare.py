@@ -1,0 +1,78 @@
+"""One rank of a group without a model.
+
+The leader has all ranks add tensors up, and says so line by line. Exits 71 when the group is lost,
+as a worker does. Modes: "work" adds for ever; "idle" pauses longer than a collective may take, adds
+once more, then ends; "raise" has rank 1 raise; "wait" adds once and waits for ever.
+"""
+
+import os
+import sys
+import time
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from jobs.catalog import Model
+from jobs.errors import GroupLost
+from pipelines.placements import group
+from pipelines.placements.group import Group, follow, join
+
+ARGUMENTS = {
+    "numbers": torch.arange(6.0).view(2, 3),
+    "halves": [torch.tensor([1.5, -2.25], dtype=torch.bfloat16), (torch.tensor(True), "text")],
+    "nothing": None,
+    "empty": torch.empty(0, 4),
+    "across": torch.arange(6).view(2, 3).t(),
+}
+
+
+def main(mode: str) -> int:
+    torch.set_num_threads(1)
+    group.GROUP_SECONDS = 3.0
+    ring = int(os.environ["WORLD_SIZE"])
+    member = join(Model("m", "", placement="context_parallel", ring=ring), "cpu")
+    member.steady()
+    try:
+        if member.leads:
+            lead(member, mode)
+        else:
+            follow(member, {"add": lambda value: add(member, value, mode)})
+    except GroupLost as error:
+        say(f"lost: {error}")
+        return 71
+    say("ended")
+    return 0
+
+
+def lead(member: Group, mode: str) -> None:
+    turns = 0
+    while mode in ("work", "raise") or turns < 2:
+        with member.together():
+            member.send("add", ARGUMENTS)
+            add(member, ARGUMENTS, "")
+        turns += 1
+        say(f"turn {turns}")
+        time.sleep(group.GROUP_SECONDS + 1 if mode == "idle" else 0.02)
+        while mode == "wait":
+            time.sleep(0.1)
+            member.check()
+    member.dismiss()
+    member.dismiss()
+
+
+def add(member: Group, value: Any, mode: str) -> None:
+    if mode == "raise":
+        raise ValueError("no such luck")
+    flat = (*(value[name] for name in ("numbers", "empty", "across")), value["halves"][0])
+    mine = (*(ARGUMENTS[name] for name in ("numbers", "empty", "across")), ARGUMENTS["halves"][0])
+    assert all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(flat, mine, strict=True))
+    assert value["nothing"] is None and value["halves"][1] == (torch.tensor(True), "text")
+    total = value["numbers"].clone()
+    dist.all_reduce(total)
+    assert torch.equal(total, ARGUMENTS["numbers"] * member.size)
+
+
+def say(words: str) -> None:
+    sys.stdout.write(f"{words}\n")
+    sys.stdout.flush()

@@ -1,0 +1,83 @@
+"""Start groups of real processes, in the environment that the supervisor or torchrun would make.
+
+They are forked from one server that has imported torch and diffusers, which takes seconds.
+"""
+
+import json
+import multiprocessing
+import os
+import random
+import socket
+import sys
+from contextlib import suppress
+from importlib import import_module
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+SECONDS = 240
+
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload([f"{__package__}.{name}" for name in ("rank", "bare")])
+
+
+def free_port() -> int:
+    """A port for later: below those that systems deal out, so that no connection gets it first."""
+    while True:
+        port = random.randrange(10_000, 30_000)
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+
+
+def start(module: str, world: int, folder: Path, *arguments: str) -> list[ForkServerProcess]:
+    """`main(*arguments)` of a module here in one process a rank, its output in `folder`."""
+    port = str(free_port())
+    processes = []
+    for rank in range(world):
+        environment = {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(world),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+        }
+        log = folder / f"rank{rank}.log"
+        process = SERVER.Process(target=run, args=(module, environment, log, arguments))
+        process.start()
+        processes.append(process)
+    return processes
+
+
+def run(module: str, environment: dict[str, str], log: Path, arguments: tuple[str, ...]) -> None:
+    """The process itself."""
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    os.environ.update(environment)
+    sys.exit(import_module(f"{__package__}.{module}").main(*arguments))
+
+
+def code_of(process: ForkServerProcess, seconds: float) -> int:
+    """The exit code; TimeoutError when it does not end."""
+    process.join(seconds)
+    if process.exitcode is None:
+        raise TimeoutError(f"process {process.pid} has not ended after {seconds} seconds")
+    return process.exitcode
+
+
+def run_cases(world: int, folder: Path, cases: list[dict[str, Any]], **plan: Any) -> list[Any]:
+    """What every rank saw of the cases, all of them in one launch: a dict by the case's name."""
+    for case in cases:
+        case["port"] = free_port()
+    path = folder / "plan.json"
+    path.write_text(json.dumps({"cases": cases, **plan}))
+    processes = start("rank", world, folder, str(path))
+    try:
+        codes = [code_of(process, SECONDS) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+    for rank, code in enumerate(codes):
+        assert code == 0, (folder / f"rank{rank}.log").read_text()[-4000:]
+    return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(world)]

@@ -1,0 +1,129 @@
+"""One rank of a group with tiny models.
+
+A plan lists cases, each a catalog entry and what to do with it; every rank goes through all of
+them and writes what it saw beside the plan.
+"""
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+
+from jobs.catalog import Defaults
+from jobs.errors import ImagemillError
+from pipelines.load import dismiss, load_follower, load_pipeline
+from pipelines.placements import group, mends
+from tests.pipelines.serving import ask, begin, difference, entry, serve
+from tests.pipelines.test_families import CASES, Case, true_cfg
+
+FAMILIES = {
+    "Flux": Case("Flux", "flux", true_cfg, 16),
+    "Flux2Klein": CASES["Flux2Klein"],
+    "QwenImage": CASES["QwenImage"],
+    "ZImage": CASES["ZImage"],
+}
+OTHER = Case("", "", true_cfg, 16)
+
+Plain = dict[Any, Any]
+"""diffusers' pipelines by folder, and their pictures by folder and request."""
+
+
+def main(file: str) -> None:
+    path = Path(file)
+    torch.set_num_threads(1)
+    plan = json.loads(path.read_text())
+    rank = int(os.environ["RANK"])
+    group.GROUP_SECONDS = plan.get("group_seconds", group.GROUP_SECONDS)
+    results: dict[str, Any] = {}
+    plain: Plain = {}
+    for case in plan["cases"]:
+        os.environ["MASTER_PORT"] = str(case["port"])
+        started = time.monotonic()
+        try:
+            with sabotaged(case):
+                results[case["name"]] = lead(case, plain) if rank == 0 else follow(case)
+        except ImagemillError as error:
+            results[case["name"]] = {"error": type(error).__name__, "message": str(error)}
+        results[case["name"]]["seconds"] = time.monotonic() - started
+    path.with_name(f"rank{rank}.json").write_text(json.dumps(results))
+
+
+def model(case: dict[str, Any]) -> Any:
+    length = FAMILIES.get(case["family"], OTHER).length
+    fields = {"defaults": Defaults(64, 64, 2, 3.5), "max_sequence_length": length}
+    return entry(case["folder"], placement="context_parallel", **(fields | case["entry"]))
+
+
+def follow(case: dict[str, Any]) -> dict[str, Any]:
+    follower = load_follower(model(case), "cpu")
+    if case.get("sabotage") == "weights":
+        with torch.no_grad():
+            next(follower.transformer.parameters()).add_(1.0)
+    if case.get("sabotage") == "code":
+        follower.transformer.forward = None
+    follower.run()
+    return {}
+
+
+def lead(case: dict[str, Any], plain: Plain) -> dict[str, Any]:
+    """Serve the case's requests, some of which join midway; compare with diffusers' pictures."""
+    pipeline = load_pipeline(model(case), "cpu")
+    try:
+        return serve_all(case, pipeline, plain)
+    finally:
+        dismiss(pipeline)
+        dismiss(pipeline)
+
+
+@contextmanager
+def sabotaged(case: dict[str, Any]) -> Iterator[None]:
+    """Masks lost on every rank, if the case says so."""
+    good = mends.with_mask
+    if case.get("sabotage") == "masks":
+        mends.with_mask = unmasked
+    try:
+        yield
+    finally:
+        mends.with_mask = good
+
+
+def unmasked(query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor) -> Any:
+    """What a ring makes of a mask when nobody minds it: nothing."""
+    wider = (0, mends.EXTRA)
+    return torch.nn.functional.pad(query, wider), torch.nn.functional.pad(key, wider)
+
+
+def serve_all(case: dict[str, Any], pipeline: Any, plain: Plain) -> dict[str, Any]:
+    time.sleep(case.get("pause", 0))
+    refused = {}
+    for request in [ask(**fields) for fields in case.get("refused", [])]:
+        try:
+            begin(pipeline, request)
+        except ImagemillError as error:
+            refused[request.seed] = f"{type(error).__name__}: {error}"
+    requests = [ask(**fields) for fields in case["requests"]]
+    arrivals = {0: requests[:1], 1: requests[1:3], 2: requests[3:]}
+    pictures, forwards = serve(pipeline, arrivals, largest=4, bucket=case.get("bucket", 0))
+    differences = {
+        request.seed: difference(pictures[request.seed], reference(case, request, plain))
+        for request in requests
+    }
+    return {"refused": refused, "forwards": forwards, "differences": differences}
+
+
+def reference(case: dict[str, Any], request: Any, plain: Plain) -> torch.Tensor:
+    """diffusers' own picture, made once for all cases of a family."""
+    folder = case["folder"]
+    if folder not in plain:
+        plain[folder] = DiffusionPipeline.from_pretrained(folder)
+        plain[folder].set_progress_bar_config(disable=True)
+    if (folder, request) not in plain:
+        made = FAMILIES[case["family"]].reference(plain[folder], request)
+        plain[folder, request] = made
+    return plain[folder, request]

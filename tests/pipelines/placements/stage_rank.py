@@ -1,0 +1,198 @@
+"""One rank of a pipelined group under test.
+
+The plan, a JSON file, lists cases; every rank goes through all of them and writes what it saw
+beside the plan, case by case, since the last one may end it.
+"""
+
+import json
+import os
+import signal
+import threading
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+
+from jobs.catalog import Defaults
+from jobs.errors import ImagemillError
+from pipelines.load import dismiss, load_follower, load_pipeline
+from pipelines.placements import group, pipelined
+from pipelines.placements.pipelined import Line
+from tests.pipelines.serving import alone, ask, begin, difference, entry, serve
+from tests.pipelines.test_families import CASES, Case, true_cfg
+
+FAMILIES = CASES | {"Flux": Case("Flux", "flux", true_cfg, 16)}
+
+fast = partial(ask, reproducible=False)
+
+REQUESTS = [
+    fast("a red cat", seed=1, steps=5, guidance_scale=3.5, negative_prompt="ugly"),
+    fast("a blue dog running on a beach at dawn", seed=2, steps=4, guidance_scale=7.0),
+    fast("x", seed=3, steps=3, guidance_scale=2.0, negative_prompt="low quality, blurry"),
+    fast("a wide one", seed=4, steps=3, guidance_scale=4.0, width=96),
+]
+ARRIVALS = {0: REQUESTS[:1], 2: REQUESTS[1:]}
+
+
+def model(case: dict[str, Any]) -> Any:
+    fields = {"defaults": Defaults(64, 64, 2, 3.5), "placement": "pipelined"}
+    length = FAMILIES[case["family"]].length
+    return entry(case["folder"], max_sequence_length=length, **fields, **case["entry"])
+
+
+def lead(case: dict[str, Any]) -> dict[str, Any]:
+    pipeline = load_pipeline(model(case), "cpu")
+    seen = {"in_flight": pipeline.in_flight} | ACTS[case["act"]](case, pipeline)
+    dismiss(pipeline)
+    return seen
+
+
+def compare(case: dict[str, Any], pipeline: Any) -> dict[str, Any]:
+    """Requests that join midway, then each in a thread of its own: all beside diffusers' own."""
+    joined, forwards = serve(pipeline, ARRIVALS, largest=4)
+    apart = at_once(pipeline, REQUESTS)
+    pipe = DiffusionPipeline.from_pretrained(case["folder"])
+    pipe.set_progress_bar_config(disable=True)
+    expected = {r.seed: FAMILIES[case["family"]].reference(pipe, r) for r in REQUESTS}
+    return {
+        "forwards": forwards,
+        "joined": {seed: difference(joined[seed], expected[seed]) for seed in expected},
+        "at_once": {seed: difference(apart[seed], expected[seed]) for seed in expected},
+    }
+
+
+def at_once(pipeline: Any, requests: list[Any]) -> dict[int, Any]:
+    """Pictures of requests that as many threads as may be denoise at the same time, one by one."""
+    samples = [begin(pipeline, request) for request in requests]
+    together([samples[lane :: pipeline.in_flight] for lane in range(pipeline.in_flight)], pipeline)
+    return {sample.request.seed: pipeline.decode([sample])[0] for sample in samples}
+
+
+def together(lanes: list[list[Any]], pipeline: Any) -> list[str]:
+    """Denoise each lane's samples in a thread of its own; what they were stopped by."""
+    stopped: list[str] = []
+
+    def go_on(lane: list[Any]) -> None:
+        try:
+            for sample in lane:
+                while not sample.done:
+                    pipeline.step([sample])
+        except ImagemillError as error:
+            stopped.append(f"{type(error).__name__}: {error}")
+
+    threads = [threading.Thread(target=go_on, args=(lane,)) for lane in lanes]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return stopped
+
+
+def watch(case: dict[str, Any], pipeline: Any) -> dict[str, Any]:
+    """When the first stage was busy, with one thread and then with two."""
+    spans = timed(pipeline.family.pipe.transformer.stage)
+    request = ask(width=384, height=384, steps=6, guidance_scale=1.0)
+    alone(pipeline, request)
+    split = time.monotonic()
+    at_once(pipeline, [ask(seed=seed, width=384, height=384, steps=6) for seed in (1, 2)])
+    return {"spans": spans, "split": split}
+
+
+def lose(case: dict[str, Any], pipeline: Any) -> dict[str, Any]:
+    """What two threads see when a rank stops taking part."""
+    lanes = [[begin(pipeline, ask(seed=seed, steps=1000))] for seed in (1, 2)]
+    return {"seen": together(lanes, pipeline)}
+
+
+def gather(case: dict[str, Any], pipeline: Any) -> dict[str, Any]:
+    """What the leader gets of a forward that all ranks get."""
+    head = pipeline.family.pipe.transformer
+    seen: list[Any] = []
+    head.register_forward_hook(lambda module, args, output: seen.append(output))
+    pipeline.step([begin(pipeline, ask(seed=1))])
+    return {"output": digest(seen[-1])}
+
+
+def digest(output: Any) -> float | None:
+    """What tells outputs apart; None for none."""
+    return None if output is None else sum(row.double().sum().item() for row in output[0])
+
+
+ACTS = {"compare": compare, "watch": watch, "lose": lose, "gather": gather}
+
+
+def follow(case: dict[str, Any]) -> dict[str, Any]:
+    hand: Any = load_follower(model(case), "cpu")
+    spans = timed(hand.stage)
+    if case.get("faulty") == hand.group.rank:
+        spoil(hand.stage, case)
+    hand.run()
+    return {"spans": spans, "own": hand.stage.own, "output": digest(hand.output)}
+
+
+def timed(stage: Any) -> list[tuple[float, float]]:
+    """Spans in which the stage computed: from its state's arrival until it has its own to give."""
+    spans: list[tuple[float, float]] = []
+    began = [0.0]
+    forward, enter, leave = stage.forward, stage.enter, stage.leave
+
+    def timed_forward(*args: Any, **kwargs: Any) -> Any:
+        began[0] = time.monotonic()
+        output = forward(*args, **kwargs)
+        if stage.is_last:
+            spans.append((began[0], time.monotonic()))
+        return output
+
+    def timed_leave(state: Any) -> None:
+        spans.append((began[0], time.monotonic()))
+        leave(state)
+
+    def timed_enter(state: Any) -> Any:
+        arrived = enter(state)
+        began[0] = time.monotonic()
+        return arrived
+
+    stage.forward, stage.enter, stage.leave = timed_forward, timed_enter, timed_leave
+    return spans
+
+
+def spoil(stage: Any, case: dict[str, Any]) -> None:
+    """Have the stage die, hang or fail after a few forwards of the image."""
+    count = [0]
+    forward = stage.forward
+
+    def faulty(*args: Any, **kwargs: Any) -> Any:
+        count[0] += 1
+        if count[0] == 9:
+            if case["fault"] == "dies":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if case["fault"] == "fails":
+                raise ValueError("a broken block")
+            time.sleep(3 * group.GROUP_SECONDS)
+        return forward(*args, **kwargs)
+
+    stage.forward = faulty
+
+
+def run(rank: int, world: int, path: Path) -> None:
+    """The process's whole life."""
+    places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world}
+    os.environ |= {name: str(value) for name, value in places.items()}
+    os.environ["MASTER_ADDR"] = "127.0.0.1"
+    torch.set_num_threads(1)
+    results: dict[str, Any] = {}
+    for case in json.loads(path.read_text())["cases"]:
+        os.environ["MASTER_PORT"] = str(case["port"])
+        group.GROUP_SECONDS = case.get("seconds", 60.0)
+        gathering = case["act"] == "gather"
+        pipelined.Line = partial(Line, gather_output=gathering)  # type: ignore[assignment,misc]
+        started = time.monotonic()
+        try:
+            outcome = follow(case) if rank else lead(case)
+        except ImagemillError as error:
+            outcome = {"error": type(error).__name__, "message": str(error)}
+        results[case["name"]] = outcome | {"seconds": time.monotonic() - started}
+        path.with_name(f"rank{rank}.json").write_text(json.dumps(results))

@@ -1,0 +1,214 @@
+"""Every family over groups of 2 and 4 real ranks on gloo, against diffusers' own pipeline alone."""
+
+import diffusers as d
+import pytest
+import torch
+
+from tests.pipelines.placements.launch import run_cases
+from tests.pipelines.serving import TOLERANCE
+from tests.pipelines.tiny import BUILDERS
+
+FAMILIES = ("Flux", "Flux2Klein", "QwenImage", "ZImage")
+
+# Guided and unguided, negatives of other lengths; 80x48 has 15 tokens, which nothing divides.
+REQUESTS = [
+    {"prompt": "a red cat", "seed": 1, "steps": 3, "negative_prompt": "ugly"},
+    {"prompt": "a blue dog on a beach", "seed": 2, "steps": 2, "guidance_scale": 7.0},
+    {"prompt": "a free one", "seed": 3, "steps": 2, "guidance_scale": 0.0},
+]
+ODD = [
+    {
+        "prompt": "x",
+        "seed": 4,
+        "steps": 2,
+        "negative_prompt": "blurry, low",
+        "width": 80,
+        "height": 48,
+    },
+    {
+        "prompt": "so be it",
+        "seed": 5,
+        "steps": 1,
+        "guidance_scale": 0.0,
+        "width": 80,
+        "height": 48,
+        "reproducible": False,
+    },
+    {"prompt": "a cat that is quick", "seed": 6, "steps": 2, "reproducible": False},
+]
+
+
+def name_of(family, degrees):
+    return " ".join([family, *(f"{name} {degree}" for name, degree in degrees.items())])
+
+
+def even(family, **degrees):
+    return name_of(family, degrees), family, degrees, REQUESTS
+
+
+def odd(family, **degrees):
+    return name_of(family, degrees), family, degrees, REQUESTS + ODD
+
+
+TWO = [
+    *(odd(family, ring=2) for family in FAMILIES),
+    *(odd(family, ulysses=2) for family in FAMILIES),
+    *(odd(family, cfg=2) for family in FAMILIES),
+    *(even(family, tensor=2) for family in FAMILIES[:3]),
+    ("ZImage tensor 2", "ZImage", {"tensor": 2}, REQUESTS),
+    ("Flux of 3 heads", "Flux", {"ulysses": 2}, REQUESTS[:1] + ODD[:1]),
+]
+FOUR = [
+    *(even(family, ring=2, ulysses=2) for family in FAMILIES),
+    *(odd(family, ring=4) for family in ("Flux", "QwenImage")),
+    *(odd(family, ulysses=4) for family in ("Flux", "QwenImage")),
+    *(odd(family, cfg=2, ulysses=2) for family in ("QwenImage", "ZImage")),
+    ("Flux cfg 2 tensor 2", "Flux", {"cfg": 2, "tensor": 2}, REQUESTS[:1]),
+]
+REFUSED = {
+    "no plan": ("SD3", {"ulysses": 2}, "no plan to split SD3Transformer2DModel; there is for Flux"),
+    "a UNet": ("SD15", {"cfg": 2}, "no plan to split StableDiffusionPipeline"),
+    "ranks": ("Flux", {"ring": 3}, r"takes 3 processes \(ring 3\), but WORLD_SIZE is 2"),
+    "cache": ("Flux", {"ring": 2, "cache": "first_block"}, "cache 'first_block' cannot go with"),
+    "int8": ("Flux", {"ring": 2, "quantization": "int8"}, "quantization is not served together"),
+    "compile": ("Flux", {"ring": 2, "compile": True}, "compile is not served together"),
+    "weights": (
+        "ZImage",
+        {"tensor": 2},
+        "tensor 2: .*a block of size 85 .* not divisible by 2",
+    ),
+    "kernel": (
+        "Flux",
+        {"ulysses": 2, "attention_backend": "flex"},
+        "'flex' cannot split a sequence; .*native",
+    ),
+    "no kernel": (
+        "Flux",
+        {"ring": 2, "attention_backend": "_native_npu"},
+        "by their log-sum-exp, which attention_backend '_native_npu' does not tell on cpu",
+    ),
+}
+REFUSED_BY_FOUR = {
+    "both": ("Flux", {"ring": 2, "tensor": 2}, "tensor cannot go with ring or ulysses"),
+    "heads": ("ZImage", {"ulysses": 4}, "ulysses 4 leaves a rank without any of 2 heads"),
+    "tensors": ("ZImage", {"tensor": 4}, "tensor 4 does not divide the 2 heads"),
+    "length": (
+        "Flux",
+        {"ring": 2, "ulysses": 2, "max_sequence_length": 50},
+        "ring 2 x ulysses 2 does not divide the 50 tokens of a prompt",
+    ),
+}
+
+
+CHANGED = {
+    # 128 features between its feed-forward layers, which divide, and not 85.
+    "ZImage tensor 2": ("ZImageTransformer2DModel", {"dim": 48, "axes_dims": [8, 8, 8]}),
+    "Flux of 3 heads": ("FluxTransformer2DModel", {"num_attention_heads": 3}),
+}
+"""Cases whose tiny model has another transformer."""
+
+
+@pytest.fixture(scope="module")
+def case(tiny_folder, tmp_path_factory):
+    def changed(name, family):
+        kind, fields = CHANGED[name]
+        torch.manual_seed(0)
+        pipe = BUILDERS[family]()
+        config = dict(pipe.transformer.config) | fields
+        pipe.transformer = getattr(d, kind).from_config(config)
+        folder = tmp_path_factory.mktemp(family)
+        pipe.save_pretrained(folder)
+        return folder
+
+    def make(name, family, degrees, requests, **more):
+        folder = str(changed(name, family) if name in CHANGED else tiny_folder(family))
+        fields = {"family": family, "folder": folder, "entry": degrees, "requests": requests}
+        return {"name": name, **fields, **more}
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def two(case, tmp_path_factory):
+    """What two ranks saw; the last case loses the group, after which a process is of no use."""
+    cases = [case(*each) for each in TWO]
+    cases += [case(name, family, degrees, []) for name, (family, degrees, _) in REFUSED.items()]
+    cases += [
+        case("idle", "Flux", {"ulysses": 2}, REQUESTS[:1], pause=4.0),
+        case("wrong weights", "Flux", {"ring": 2}, [], sabotage="weights"),
+        case("lost masks", "QwenImage", {"ring": 2}, [], sabotage="masks"),
+        case("wrong code", "Flux", {"ring": 2}, [], sabotage="code"),
+    ]
+    return run_cases(2, tmp_path_factory.mktemp("two"), cases, group_seconds=3.0)
+
+
+@pytest.fixture(scope="module")
+def four(case, tmp_path_factory):
+    """What four ranks saw."""
+    refused = [{"seed": 9, "width": 80, "height": 48}]
+    cases = [case(*each, refused=refused) for each in FOUR]
+    cases += [case(name, *args, []) for name, (*args, _) in REFUSED_BY_FOUR.items()]
+    return run_cases(4, tmp_path_factory.mktemp("four"), cases)
+
+
+@pytest.mark.parametrize("name", [name for name, *_ in TWO])
+def test_two_ranks_draw_what_one_does(two, name):
+    check(two, name)
+
+
+@pytest.mark.parametrize("name", [name for name, *_ in FOUR])
+def test_four_ranks_draw_what_one_does(four, name):
+    check(four, name)
+
+
+def check(ranks, name):
+    leader, *followers = (rank[name] for rank in ranks)
+    assert "error" not in leader, leader
+    assert max(leader["differences"].values()) <= TOLERANCE, leader["differences"]
+    assert all("error" not in follower for follower in followers)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_would_be_wrong_is_refused_by_every_rank(two, name):
+    refused(two, name, REFUSED[name][-1])
+
+
+@pytest.mark.parametrize("name", REFUSED_BY_FOUR)
+def test_degrees_that_do_not_go_are_refused_by_every_rank(four, name):
+    refused(four, name, REFUSED_BY_FOUR[name][-1])
+
+
+def refused(ranks, name, sentence):
+    for rank in ranks:
+        assert rank[name]["error"] == "ConfigurationError", rank[name]
+        assert rank[name]["message"].startswith("model 'tiny': ")
+        with pytest.raises(AssertionError, match=sentence):
+            raise AssertionError(rank[name]["message"])
+
+
+def test_unified_attention_refuses_an_image_that_it_cannot_split(four):
+    for family in ("Flux", "Flux2Klein", "QwenImage"):
+        outcome = four[0][name_of(family, {"ring": 2, "ulysses": 2})]
+        assert outcome["refused"] == {
+            "9": "ImageFailed: 80x48 is 15 tokens, which ring 2 x ulysses 2 "
+            "(unified attention) cannot split evenly"
+        }
+    assert four[0]["ZImage ring 2 ulysses 2"]["refused"] == {}
+
+
+def test_a_group_that_was_idle_for_longer_than_a_collective_may_take_goes_on(two):
+    assert two[0]["idle"]["differences"]["1"] <= TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["wrong weights", "lost masks"])
+def test_a_group_that_computes_something_else_never_serves(two, name):
+    for rank in two:
+        assert rank[name]["error"] == "ConfigurationError"
+        assert "its output differs from a single device's by" in rank[name]["message"]
+
+
+def test_a_follower_that_raises_ends_the_group(two):
+    leader, follower = (rank["wrong code"] for rank in two)
+    assert (leader["error"], follower["error"]) == ("GroupLost", "GroupLost")
+    assert "rank 1 failed: TypeError" in leader["message"]
+    assert leader["seconds"] < 60

@@ -1,0 +1,111 @@
+"""The split placement: on pretend devices in a process of its own, and on the CPU in this one."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jobs.catalog import Defaults
+from jobs.errors import ConfigurationError
+from pipelines.checkpoint import find_checkpoint
+from pipelines.memory import CPU, DISK
+from pipelines.placements.split import devices_of, load_split, rooms_of
+from pipelines.skeleton import DENOISE, blocks_of, skeletons, stage_of
+from tests.pipelines.serving import TOLERANCE, alone, ask, begin, difference, entry
+from tests.pipelines.test_families import CASES
+
+SMALL = Defaults(width=64, height=64, steps=3, guidance_scale=3.5)
+SPLIT = {"placement": "split", "defaults": SMALL}
+
+
+def test_on_two_pretend_devices():
+    """All of `pretended.py`. The backend that it registers would stay in this process for good."""
+    path = Path(__file__).with_name("pretended.py")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", str(path)],
+        cwd=Path(__file__).parents[3],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=1800,
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+@pytest.mark.parametrize("unload", [True, False])
+def test_on_a_machine_without_accelerators(tiny_folder, tiny_pipe, unload):
+    model = entry(tiny_folder("SD3"), **SPLIT, unload=unload, max_sequence_length=48)
+    split = load_split(model, find_checkpoint(model), CPU)
+    request = ask(seed=3, steps=3)
+    expected = CASES["SD3"].reference(tiny_pipe("SD3"), request)
+    assert difference(alone(split, request), expected) <= TOLERANCE
+    assert split.phased == unload
+    assert set(split.device_map.values()) == {CPU}
+
+
+@pytest.mark.parametrize("name", ["Flux", "SDXL", "QwenImage"])
+def test_sizes_on_the_meta_device_are_those_of_the_loaded_model(tiny_folder, tiny_pipe, name):
+    model = entry(tiny_folder(name))
+    pipe = tiny_pipe(name)
+    for component, skeleton in skeletons(model, find_checkpoint(model)).items():
+        tensors = [*getattr(pipe, component).parameters(), *getattr(pipe, component).buffers()]
+        size = sum({id(t): t.numel() * t.element_size() for t in tensors}.values())
+        blocks, rest = blocks_of(skeleton)
+        assert sum(blocks.values()) + rest == size, component
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"quantization": "int8"}, "quantization 'int8' is not served"),
+        ({"cache": "taylorseer"}, "cache 'taylorseer' is not served"),
+        ({"compile": True, "unload": True}, "compile: with unload"),
+        ({"devices": ("cuda:99",)}, "there is no cuda:99 on this machine"),
+        ({"devices": ("gpu",)}, "'gpu' is no device"),
+        ({"max_memory": {"7": "1GB"}}, "max_memory: '7' is none of the devices cpu"),
+        ({"max_memory": {CPU: 1000}}, "the model fits nowhere: .* there is left cpu"),
+        ({"attention_backend": "sage"}, "attention_backend 'sage'"),
+    ],
+)
+def test_what_cannot_be_is_refused_by_name(tiny_folder, fields, said):
+    model = entry(tiny_folder("Flux"), **SPLIT | fields, max_sequence_length=48)
+    with pytest.raises(ConfigurationError, match=said):
+        load_split(model, find_checkpoint(model), CPU)
+
+
+def test_a_pipeline_that_is_called_whole_takes_no_turns(tmp_path, tiny_pipe):
+    pipe = tiny_pipe("SD15")
+    pipe.register_to_config(_class_name="StableDiffusionPAGPipeline")
+    from diffusers import StableDiffusionPAGPipeline
+
+    StableDiffusionPAGPipeline(**pipe.components, requires_safety_checker=False).save_pretrained(
+        tmp_path
+    )
+    model = entry(tmp_path, **SPLIT, unload=True)
+    with pytest.raises(
+        ConfigurationError, match="unload: StableDiffusionPAGPipeline is called whole"
+    ):
+        load_split(model, find_checkpoint(model), CPU)
+
+
+def test_an_attention_backend_is_that_of_every_load(tiny_folder):
+    model = entry(tiny_folder("Flux"), **SPLIT, attention_backend="native", unload=True)
+    split = load_split(model, find_checkpoint(model), CPU)
+    split.turns.unload(DENOISE)
+    split.step([begin(split, ask(steps=1))])
+    processors = split.family.pipe.transformer.attn_processors.values()
+    assert {str(p._attention_backend.value) for p in processors} == {"native"}
+
+
+def test_devices_and_rooms_are_the_entrys(tiny_folder):
+    model = entry(tiny_folder("Flux"), **SPLIT, max_memory={"0": "16GB", DISK: "1TB"})
+    assert devices_of(model, CPU) == [CPU]
+    assert rooms_of(model, [CPU]) == {CPU: 16 * 10**9, DISK: 10**12}
+
+
+def test_components_belong_to_stages():
+    stages = {name: stage_of(name) for name in ("text_encoder_3", "unet", "vae")}
+    assert list(stages.values()) == ["encode", "denoise", "decode"]

@@ -1,0 +1,68 @@
+"""The self-check: what it lets pass, and what it says of what it does not."""
+
+import pytest
+import torch
+
+from jobs.catalog import Defaults
+from jobs.errors import ConfigurationError
+from pipelines.families import make_family
+from pipelines.placements.placed import Placed
+from pipelines.verify import compare, record
+from tests.pipelines.serving import entry
+
+
+@pytest.fixture
+def pipe(tiny_pipe):
+    return tiny_pipe("QwenImage")
+
+
+@pytest.fixture
+def references(pipe):
+    return record(Placed(make_family(pipe, 320)), entry("", defaults=Defaults(64, 48, 2, 3.5)))
+
+
+class Changed(torch.nn.Module):
+    """A transformer whose output somebody changes."""
+
+    def __init__(self, behind, change):
+        super().__init__()
+        self.behind, self.change = behind, change
+
+    def forward(self, *args, **kwargs):
+        return (self.change(self.behind(*args, **kwargs)[0]),)
+
+
+def test_a_plain_and_a_guided_pass_under_a_mask_are_kept(pipe, references):
+    assert [len(each.output) for each in references.passes] == [1, 2]
+    mask = references.passes[1].kwargs["encoder_hidden_states_mask"]
+    assert mask[0].sum() != mask[1].sum()
+    assert references.passes[0].kwargs["img_shapes"] == [[(1, 3, 4)]]
+    assert type(pipe.transformer).__name__ == "QwenImageTransformer2DModel"
+
+
+@pytest.mark.parametrize("change", [lambda x: x, lambda x: x + 1e-6])
+def test_rounding_passes(pipe, references, change):
+    compare(references, Changed(pipe.transformer, change))
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda x: x * 1.01, r"over 1 rows its output differs .* by 0\.01 of its norm"),
+        (lambda x: x.roll(1, 1), "differs from a single device's"),
+        (lambda x: x * float("nan"), "by nan of its norm and nan at most, where 0.0001"),
+        (lambda x: x[:, :-1], r"answers 1 rows of shape \(12, 16\) with 1 of \[\(11, 16\)\]"),
+        (lambda x: x if len(x) == 1 else x.flip(0), "over 2 rows"),
+    ],
+)
+def test_anything_else_is_refused_with_its_size(pipe, references, change, sentence):
+    with pytest.raises(ConfigurationError, match=sentence):
+        compare(references, Changed(pipe.transformer, change))
+
+
+def test_a_transformer_elsewhere_is_asked_there(pipe):
+    placed = Placed(make_family(pipe, 320))
+    model = entry("", defaults=Defaults(32, 32, 2, 3.5))
+    place = torch.device("cpu")
+    references = record(placed, model, place, place)
+    assert all(t.device == place for each in references.passes for t in each.output)
