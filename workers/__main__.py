@@ -1,15 +1,27 @@
-"""`python -m workers`: the supervisor of this machine's workers; with `--model`, one worker."""
+"""`python -m workers`: the supervisor of this machine's workers; or one worker, or one rank of it.
+
+A process is one worker when it is told its `--device`, or when it is one of those that torchrun or
+`accelerate launch` started; then `--model` names its model.
+"""
 
 import argparse
 import os
 import sys
 
-from jobs.catalog import load_catalog
+from jobs import logs, tracing
+from jobs.catalog import Catalog, Model, load_catalog
 from jobs.embedded import redis_url
 from jobs.errors import ImagemillError
 from jobs.store import Store
+from workers.launch import (
+    EXIT_CONFIGURATION,
+    Place,
+    accelerators,
+    launched_place,
+    supervised_place,
+)
 from workers.settings import WorkerSettings
-from workers.supervisor import Supervisor, accelerators, posts
+from workers.supervisor import Supervisor, posts
 
 
 def main() -> int:
@@ -17,24 +29,50 @@ def main() -> int:
     args = _parser().parse_args()
     try:
         settings = WorkerSettings.read()
+        logs.configure(settings.log)
         catalog = load_catalog(settings.models)
-        if args.device is None:
+        place = _place(args, catalog)
+        if place is None:
             places = posts(catalog, accelerators(), only=args.model, count=args.workers)
             with redis_url(settings):
                 return Supervisor(places, settings).run()
-        model = catalog.get(args.model)
-        os.environ.setdefault("OMP_NUM_THREADS", str(settings.threads))
-        from workers.worker import Worker  # imports torch, which the supervisor does without
-
-        with redis_url(settings) as url:
-            store = Store.connect(url, pool=settings.pool)
-            worker = Worker(
-                model=model, index=args.index, device=args.device, settings=settings, store=store
-            )
-            return worker.run()
+        return _serve(catalog.get(args.model), place, settings)
     except ImagemillError as error:
         sys.stderr.write(f"{error}\n")
-        return 2
+        return EXIT_CONFIGURATION
+
+
+def _place(args: argparse.Namespace, catalog: Catalog) -> Place | None:
+    """Which worker or rank this process is; None for a supervisor."""
+    if args.device is not None:
+        return supervised_place(catalog.get(args.model), args.device, args.index)
+    model = None if args.model is None else catalog.get(args.model)
+    return launched_place(model, args.index)
+
+
+def _serve(model: Model, place: Place, settings: WorkerSettings) -> int:
+    """One worker, or one rank of it."""
+    os.environ.setdefault("OMP_NUM_THREADS", str(settings.threads))
+    tracing.start("imagemill-worker")
+    code = _run(model, place, settings)
+    if place.size > 1:
+        # At the interpreter's end torch.distributed may wait for a rank or a launcher that is gone.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+def _run(model: Model, place: Place, settings: WorkerSettings) -> int:
+    if place.rank > 0:
+        from workers.follower import run_follower  # imports torch, as below
+
+        return run_follower(model, place, settings)
+    from workers.worker import Worker  # imports torch, which the supervisor does without
+
+    with redis_url(settings) as url:
+        store = Store.connect(url, pool=settings.pool)
+        return Worker(model=model, place=place, settings=settings, store=store).run()
 
 
 def _parser() -> argparse.ArgumentParser:

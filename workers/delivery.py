@@ -3,18 +3,21 @@
 Decode, quantise, encode with the recipe, write and fsync, then commit with the fencing token: an
 image can be downloaded only after its bytes are safe. A commit that comes too late is refused by
 the queue, and the file goes again. Failures are reported here too, and previews
-made, so that the engine never waits for the queue or the disk. Knows nothing of steps or batches.
+made, so that the engine never waits for the queue or the disk. Where the pipeline's stages take
+turns, finished samples are kept until the decoder's. Knows nothing of steps or batches.
 """
 
 import hashlib
 import queue
 import time
 from collections.abc import Callable
+from enum import Enum
 from typing import TypeVar
 
 import structlog
 import torch
 
+from jobs import tracing
 from jobs.catalog import Model
 from jobs.errors import ImageFailed, OutOfMemory, PipelineError, StorageUnavailable
 from jobs.images import LocalImages
@@ -23,6 +26,7 @@ from jobs.store import Commit, Store
 from pipelines.seam import Pipeline, Sample
 from workers import recipe
 from workers.flights import Flight, Flights
+from workers.phases import Phase, Phases
 
 T = TypeVar("T")
 
@@ -38,6 +42,18 @@ BACKLOG = 16
 """Finished samples that may wait for decoding before the engine waits for delivery."""
 
 
+class _Word(Enum):
+    """What `run` is told between flights."""
+
+    GIVE_BACK = "this flight goes back to the queue"
+    DECODE = "the decoding phase is open"
+    CLOSE = "nothing more comes"
+
+
+_Outcome = BaseException | Sample | _Word | None
+"""What came of a flight: an error, a sample to preview, a word, or None for a finished sample."""
+
+
 class Delivery:
     """Takes finished and failed flights from `put` and `give_up`, on one thread of its own."""
 
@@ -49,41 +65,74 @@ class Delivery:
         images: LocalImages,
         pipeline: Pipeline,
         flights: Flights,
+        phases: Phases,
     ) -> None:
         self.delivered = 0
         self.trouble: str | None = None
         self._model, self._store, self._images = model, store, images
-        self._pipeline, self._flights = pipeline, flights
-        self._queue: queue.Queue[tuple[Flight, BaseException | Sample | None] | None]
+        self._pipeline, self._flights, self._phases = pipeline, flights, phases
+        self._queue: queue.Queue[tuple[Flight, _Outcome] | _Word]
         self._queue = queue.Queue(BACKLOG)
+        self._kept: list[Flight] = []
 
     def put(self, flight: Flight) -> None:
         """Deliver a finished sample; waits when the backlog is full."""
         self._queue.put((flight, None))
 
     def show(self, flight: Flight, sample: Sample) -> None:
-        """Make a preview of a sample as it stands; left out while finished ones wait."""
-        if self._queue.empty():
+        """Make a preview of a sample as it stands.
+
+        Left out while finished ones wait, or while the decoder's weights may not be in their place.
+        """
+        if self._queue.empty() and not self._phases.phased:
             self._queue.put((flight, sample))
 
     def give_up(self, flight: Flight, error: BaseException) -> None:
         """Report a failed one: final when it is the image's own fault, tried again otherwise."""
         self._queue.put((flight, error))
 
+    def give_back(self, flight: Flight) -> None:
+        """Leave an image that has not begun to another worker."""
+        self._queue.put((flight, _Word.GIVE_BACK))
+
+    def decode_all(self) -> None:
+        """The decoding phase is open: deliver what was put before, then end the phase."""
+        self._queue.put(_Word.DECODE)
+
     def close(self) -> None:
         """Deliver what was put before, then end `run`."""
-        self._queue.put(None)
+        self._queue.put(_Word.CLOSE)
 
     def run(self) -> None:
         """Deliver until closed."""
-        while (item := self._queue.get()) is not None:
-            flight, outcome = item
-            if isinstance(outcome, Sample):
-                self._preview(flight, outcome)
-                continue
-            if not flight.dropped:
-                self._deliver(flight) if outcome is None else self._report(flight, outcome)
+        while (item := self._queue.get()) is not _Word.CLOSE:
+            if isinstance(item, _Word):
+                self._deliver_kept()
+                self._phases.end(Phase.DECODE)
+            else:
+                self._handle(*item)
+        self._deliver_kept()
+
+    def _handle(self, flight: Flight, outcome: _Outcome) -> None:
+        if isinstance(outcome, Sample):
+            self._preview(flight, outcome)
+        elif isinstance(outcome, _Word):
+            self._insist(flight, lambda: self._store.release([flight.lease]))
             self._flights.remove(flight)
+        elif outcome is None and self._phases.phased:
+            self._kept.append(flight)
+        else:
+            self._finish(flight, outcome)
+
+    def _deliver_kept(self) -> None:
+        while self._kept:
+            self._finish(self._kept.pop(0), None)
+
+    def _finish(self, flight: Flight, error: BaseException | None) -> None:
+        with structlog.contextvars.bound_contextvars(job=flight.lease.job_id):
+            if not flight.dropped:
+                self._deliver(flight) if error is None else self._report(flight, error)
+        self._flights.remove(flight)
 
     def _preview(self, flight: Flight, sample: Sample) -> None:
         """Write what the sample is about to become; a preview that fails is no failure."""
@@ -97,7 +146,8 @@ class Delivery:
 
     def _deliver(self, flight: Flight) -> None:
         try:
-            data = self._bytes(flight)
+            with tracing.under(flight.lease.trace, "decode", image=flight.lease.key):
+                data = self._bytes(flight)
         except OutOfMemory as error:
             self._report(flight, ImageFailed(f"decoding does not fit the device: {error}"))
             return
@@ -130,12 +180,14 @@ class Delivery:
             media_type=recipe.MEDIA_TYPES[flight.lease.request.format],
             seconds=time.monotonic() - flight.claimed,
         )
-        answer = self._insist(flight, lambda: self._store.commit([(flight.lease, result)]))
+        with tracing.under(flight.lease.trace, "commit", image=flight.lease.key):
+            answer = self._insist(flight, lambda: self._store.commit([(flight.lease, result)]))
         if answer == [Commit.STALE]:
             log.info("commit refused: the image is another's now", image=flight.lease.key)
             self._images.remove(uri)
         elif answer is not None:
             self.delivered += 1
+            log.info("image made", image=flight.lease.key, seconds=round(result.seconds, 3))
 
     def _report(self, flight: Flight, error: BaseException) -> None:
         final = isinstance(error, ImageFailed)

@@ -1,35 +1,55 @@
-"""The denoising loop: all samples in flight advance together, one forward pass at a time.
+"""The denoising loop: samples in flight advance together, a forward pass at a time or several.
 
 At every step boundary it takes in what intake made ready, lets go of what was cancelled or lost,
-asks the scheduler who shares the next forward pass, and runs it. Finished samples go to delivery.
-Decides what an out-of-memory and a poisonous sample mean. Knows no Redis and no files.
+asks the scheduler who shares the next forward pass, and runs it: itself, or on another thread where
+the pipeline takes several at once. Finished samples go to delivery. Decides what an out-of-memory
+and a poisonous sample mean; a lost group ends it. Knows no Redis and no files.
 """
 
 import queue
 import threading
 import time
 from collections.abc import Callable, Hashable
-from dataclasses import replace
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
 
 import structlog
 import torch
 
+from jobs import tracing
 from jobs.errors import ImageFailed, OutOfMemory, PipelineError
 from pipelines.seam import Pipeline, Sample
 from workers.flights import Flight, Flights
-from workers.scheduler import BUCKETS, Candidate, Costs, Forward, choose
+from workers.phases import ROUND, Phase, Phases
+from workers.scheduler import BUCKETS, Candidate, Costs, Forward, choose, in_order
+from workers.slots import Slots, first_done
 
 log = structlog.get_logger(__name__)
 
 IDLE_SECONDS = 0.5
 """How long an idle engine waits for a sample before it looks at its stop flag again."""
 
+ARRIVAL_SECONDS = 0.01
+"""How long an engine with a free slot waits for a running pass before it looks for arrivals."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Pass:
+    """A forward pass on its way: its flights, and the step that each was at before it."""
+
+    batch: list[Flight]
+    before: list[int]
+    forward: Forward
+
 
 class Engine:
-    """Runs forward passes on the calling thread until told to stop.
+    """Runs forward passes until told to stop; `run` is called on one thread.
 
     `usual_tokens` are those of a request of the model's default size, rows counted.
     Once `stopping` is set nothing more is started, and `run` returns when what runs has finished.
+    `phases` are the worker's, where its stages take turns; `round_over` is called when the
+    denoising phase has ended. `surplus` is set to have so many samples that have not begun given
+    back, at the next step boundary. GroupLost leaves `run`: no image of this worker can go on then.
     """
 
     def __init__(
@@ -43,34 +63,101 @@ class Engine:
         deliver: Callable[[Flight], None],
         show: Callable[[Flight, Sample], None],
         give_up: Callable[[Flight, BaseException], None],
+        phases: Phases | None = None,
+        round_over: Callable[[], None] = lambda: None,
+        give_back: Callable[[Flight], None] = lambda _: None,
     ) -> None:
         self.stopping = threading.Event()
         self.steps = 0
-        self.forwards = 0
-        self.busy_seconds = 0.0
-        self.forward_started: float | None = None
+        self.surplus = 0
+        self.slots = Slots(pipeline)
         self._pipeline, self._costs, self._flights = pipeline, costs, flights
         self._usual_tokens = usual_tokens
         self._ready, self._deliver, self._show, self._give_up = ready, deliver, show, give_up
+        self._phases = phases or Phases(phased=False)
+        self._round_over, self._give_back = round_over, give_back
         self._running: dict[str, Flight] = {}
         self._ceilings: dict[Hashable, int] = {}
+        self._passes: dict[Future[None], _Pass] = {}
+        self._cramped: str | None = None
 
     def capacity(self) -> int:
         """How many images this worker should hold, by the largest that it runs now."""
+        if self._phases.phased:
+            return ROUND
         running = [self._tokens(flight) for flight in list(self._running.values())]
-        return self._costs.held(max(running, default=self._usual_tokens))
+        return self._costs.held(max(running, default=self._usual_tokens), self.slots.count)
+
+    @property
+    def unstarted(self) -> int:
+        """Samples that have not made a step."""
+        return sum(flight.step == 0 for flight in list(self._running.values()))
 
     def run(self) -> None:
         """The loop; returns when told to stop and the samples in flight are done or dropped."""
-        while True:
+        while self._turn():
+            continue
+        self.slots.close()
+
+    def _turn(self) -> bool:
+        """One step boundary, and the forward passes that it leads to; False when all is over."""
+        if self._phases.wait(Phase.DENOISE, IDLE_SECONDS):
             if not self.stopping.is_set():
-                self._admit(wait=not self._running)
+                self._admit(wait=not self._running and not self._phases.phased)
             self._let_go()
-            forward = choose(self._candidates(), self._costs, self._ceilings)
-            if forward:
-                self._advance([self._running[key] for key in forward.keys], forward)
-            elif self.stopping.is_set():
+            self._part_with_surplus()
+            if self.slots.count == 1:
+                self._advance_one()
+            else:
+                self._advance_many()
+            if self._phases.phased and not self._running:
+                self._phases.end(Phase.DENOISE)
+                self._round_over()
+        return bool(self._running) or not self.stopping.is_set()
+
+    def _advance_one(self) -> None:
+        forward = choose(self._candidates(), self._costs, self._ceilings)
+        if forward:
+            self._advance([self._running[key] for key in forward.keys], forward)
+
+    def _advance_many(self) -> None:
+        """Fill the free slots, then wait for one of the passes and deal with those that are done.
+
+        A sample that found no memory beside other passes is run when they have all ended.
+        """
+        if self._cramped is None:
+            self._fill()
+        elif not self._passes:
+            flight, self._cramped = self._running.get(self._cramped), None
+            if flight is not None:
+                self._advance([flight], Forward((flight.lease.key,), self._alone(flight)))
+        is_full = len(self._passes) == self.slots.count
+        for done in first_done(list(self._passes), IDLE_SECONDS if is_full else ARRIVAL_SECONDS):
+            self._conclude(self._passes.pop(done), done.result)
+
+    def _fill(self) -> None:
+        while len(self._passes) < self.slots.count:
+            busy = {key for one in self._passes.values() for key in one.forward.keys}
+            everybody = self._candidates()
+            forward = choose(
+                [c for c in everybody if c.key not in busy],
+                self._costs,
+                self._ceilings,
+                slots=self.slots.count,
+                busy=[c for c in everybody if c.key in busy],
+            )
+            if forward is None:
                 return
+            one = _pass([self._running[key] for key in forward.keys], forward)
+            samples = [flight.sample for flight in one.batch if flight.sample]
+            self._passes[self.slots.start(samples, forward.bucket)] = one
+
+    def _alone(self, flight: Flight) -> int:
+        """The bucket in which this sample runs when no other does."""
+        if not flight.lease.request.reproducible:
+            return 1
+        ceiling = self._ceilings.get(self._pipeline.batch_key(flight.lease.request), BUCKETS[-1])
+        return min(self._costs.pinned(self._tokens(flight)), ceiling)
 
     def _admit(self, *, wait: bool) -> None:
         """Start every sample whose prompt is encoded; wait a moment when there is nothing else."""
@@ -98,10 +185,22 @@ class Engine:
         self._running[flight.lease.key] = flight
 
     def _let_go(self) -> None:
+        busy = {key for one in self._passes.values() for key in one.forward.keys}
         for key, flight in list(self._running.items()):
-            if flight.dropped:
+            if flight.dropped and key not in busy:
                 del self._running[key]
                 self._flights.remove(flight)
+
+    def _part_with_surplus(self) -> None:
+        """Give back what would begin last."""
+        count, self.surplus = self.surplus, 0
+        if not count:
+            return
+        busy = {key for one in self._passes.values() for key in one.forward.keys}
+        order = [c.key for c in in_order(self._candidates(), self._costs) if c.key not in busy]
+        begun = {key for key, flight in self._running.items() if flight.step}
+        for key in [key for key in reversed(order) if key not in begun][:count]:
+            self._give_back(self._running.pop(key))
 
     def _tokens(self, flight: Flight) -> int:
         request = flight.lease.request
@@ -125,29 +224,27 @@ class Engine:
         ]
 
     def _advance(self, batch: list[Flight], forward: Forward) -> None:
-        """One forward pass; on failure a smaller one, down to the one sample that is to blame."""
+        """One forward pass on this thread."""
         samples = [flight.sample for flight in batch if flight.sample]
-        before = [sample.step for sample in samples]
+        one = _pass(batch, forward)
+        self._conclude(one, lambda: self.slots.run(samples, forward.bucket))
+
+    def _conclude(self, one: _Pass, outcome: Callable[[], None]) -> None:
+        """What a pass has come to; on failure a smaller one, down to the sample that is to blame.
+
+        `outcome` returns, or raises what the pass raised.
+        """
         try:
-            self._forward(samples, forward.bucket)
+            outcome()
         except OutOfMemory as error:
-            self._shrink(batch, error)
+            self._shrink(one.batch, error)
             return
         except torch.AcceleratorError:
             raise
         except (ImageFailed, RuntimeError, ValueError, TypeError) as error:
-            self._blame(batch, before, forward, error)
+            self._blame(one, error)
             return
-        self._settle(batch, forward.bucket)
-
-    def _forward(self, samples: list[Sample], bucket: int) -> None:
-        started = self.forward_started = time.monotonic()
-        try:
-            self._pipeline.step(samples, bucket)
-        finally:
-            self.forward_started = None
-            self.busy_seconds += time.monotonic() - started
-        self.forwards += 1
+        self._settle(one.batch, one.forward.bucket)
 
     def _settle(self, batch: list[Flight], bucket: int) -> None:
         """Send on what is finished, fail what went wrong alone, keep the rest."""
@@ -165,6 +262,8 @@ class Engine:
             elif flight.dropped:
                 self._flights.remove(flight)
             else:
+                lease, taken = flight.lease, time.monotonic() - flight.ready
+                tracing.record(lease.trace, "denoise", taken, image=lease.key, steps=sample.steps)
                 self._deliver(flight)
 
     def _preview(self, flight: Flight, sample: Sample) -> None:
@@ -177,8 +276,12 @@ class Engine:
         """Halve the group's forward batch; a sample that does not fit alone fails."""
         group = self._pipeline.batch_key(batch[0].lease.request)
         if len(batch) > 1:
-            self._ceilings[group] = max(b for b in BUCKETS if b <= max(1, len(batch) // 2))
+            halved = max(b for b in BUCKETS if b <= max(1, len(batch) // 2))
+            self._ceilings[group] = min(halved, self._ceilings.get(group, halved))
             log.warning("out of memory", samples=len(batch), ceiling=self._ceilings[group])
+            return
+        if self._passes:  # they hold memory too
+            self._cramped = batch[0].lease.key
             return
         if self._ceilings.get(group) != 1:
             self._ceilings[group] = 1
@@ -186,17 +289,19 @@ class Engine:
         del self._running[batch[0].lease.key]
         self._give_up(batch[0], ImageFailed(f"does not fit the device's memory: {error}"))
 
-    def _blame(
-        self, batch: list[Flight], before: list[int], forward: Forward, error: Exception
-    ) -> None:
+    def _blame(self, one: _Pass, error: Exception) -> None:
         """Run each sample that the failed pass left behind alone, and fail the one that fails."""
-        if len(batch) == 1:
-            del self._running[batch[0].lease.key]
-            self._give_up(batch[0], error)
+        if len(one.batch) == 1:
+            del self._running[one.batch[0].lease.key]
+            self._give_up(one.batch[0], error)
             return
         log.warning("forward pass failed; running its samples alone", error=str(error))
-        for flight, step in zip(batch, before, strict=True):
+        for flight, step in zip(one.batch, one.before, strict=True):
             if flight.sample and flight.sample.step == step:
-                self._advance([flight], Forward((flight.lease.key,), forward.bucket))
+                self._advance([flight], Forward((flight.lease.key,), one.forward.bucket))
             else:
-                self._settle([flight], forward.bucket)
+                self._settle([flight], one.forward.bucket)
+
+
+def _pass(batch: list[Flight], forward: Forward) -> _Pass:
+    return _Pass(batch, [flight.sample.step for flight in batch if flight.sample], forward)

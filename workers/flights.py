@@ -75,6 +75,13 @@ class Flights:
         with self._changed:
             return list(self._by_key.values())
 
+    def pixel_steps(self) -> int:
+        """Pixel-steps that are still to do, for the ETA."""
+        return sum(
+            max(0, flight.lease.request.steps - flight.step) * flight.lease.request.pixels
+            for flight in self.all()
+        )
+
     def keys(self) -> list[str]:
         """The keys `job:index` of a snapshot."""
         with self._changed:

@@ -40,7 +40,10 @@ COLLECTED_AT_ONCE = 16
 
 
 class Heartbeat:
-    """Beats until `stop`; `describe` returns what to register, `stuck` whether to give up."""
+    """Beats until `stop`; `describe` returns what to register, `stuck` whether to give up.
+
+    `share` is called at every beat, to look whether a neighbour could use what this worker holds.
+    """
 
     def __init__(
         self,
@@ -52,10 +55,11 @@ class Heartbeat:
         flights: Flights,
         describe: Callable[[], dict[str, Any]],
         stuck: Callable[[], bool],
+        share: Callable[[], None] = lambda: None,
     ) -> None:
         self._name, self._store, self._images = name, store, images
         self._settings, self._flights = settings, flights
-        self._describe, self._stuck = describe, stuck
+        self._describe, self._stuck, self._share = describe, stuck, share
         self._stop = threading.Event()
         self._swept = 0.0
 
@@ -88,6 +92,7 @@ class Heartbeat:
             for key in answer.wished:
                 flights[key].wished = True
         self._store.register(self._name, self._describe(), REGISTERED_SECONDS)
+        self._share()
         if time.monotonic() - self._swept >= SWEEP_SECONDS:
             self._swept = time.monotonic()
             self._store.sweep()

@@ -1,23 +1,27 @@
 """Claims images and encodes their prompts, ahead of the denoising and on a thread of its own.
 
 Holds at most `capacity` images, so that a worker never sits on work that another could do. An
-image whose earlier worker died is run alone: nothing else is claimed until it has left. Knows the
-store and the text encoders; nothing of steps, pixels or files.
+image whose earlier worker died is run alone: nothing else is claimed until it has left. Where the
+pipeline's stages take turns, it claims only while it may encode. Knows the store and the text
+encoders; nothing of steps, pixels or files.
 """
 
 import queue
 import threading
+import time
 import uuid
 from collections.abc import Callable
 
 import structlog
 import torch
 
+from jobs import tracing
 from jobs.errors import PipelineError, StorageUnavailable
 from jobs.job import Lease
 from jobs.store import Store
 from pipelines.seam import Pipeline
 from workers.flights import Flight, Flights
+from workers.phases import Phase, Phases
 from workers.settings import WorkerSettings
 
 log = structlog.get_logger(__name__)
@@ -27,7 +31,10 @@ BELL_SECONDS = 1.0
 
 
 class Intake:
-    """Feeds `ready` with flights whose prompts are encoded, while `stopping` is not set."""
+    """Feeds `ready` with flights whose prompts are encoded, while `stopping` is not set.
+
+    `is_starved` tells that the queue had less than was asked for.
+    """
 
     def __init__(
         self,
@@ -40,19 +47,34 @@ class Intake:
         flights: Flights,
         capacity: Callable[[], int],
         give_up: Callable[[Flight, BaseException], None],
+        phases: Phases,
     ) -> None:
         self.ready: queue.SimpleQueue[Flight] = queue.SimpleQueue()
         self.stopping = threading.Event()
+        self.is_starved = False
+        self._rested = 0.0
         self._model, self._name = model, name
         self._store, self._pipeline, self._settings = store, pipeline, settings
         self._flights, self._capacity, self._give_up = flights, capacity, give_up
+        self._phases = phases
         self._size: tuple[int, int] | None = None
+        self._solo: Flight | None = None
+
+    @property
+    def rests(self) -> bool:
+        """Whether `rest` is not over yet."""
+        return time.monotonic() < self._rested
+
+    def rest(self, seconds: float) -> None:
+        """Claim nothing for so long."""
+        self._rested = time.monotonic() + seconds
 
     def run(self) -> None:
         """Claim and encode until told to stop; a queue that is away is waited for."""
         while not self.stopping.is_set():
             try:
-                if not self._turn():
+                turn = self._round if self._phases.phased else self._turn
+                if not turn():
                     self._store.wait(self._model, BELL_SECONDS)
             except StorageUnavailable as error:
                 log.warning("queue unavailable", reason=str(error))
@@ -60,10 +82,14 @@ class Intake:
 
     def _turn(self) -> bool:
         """One claim and what follows from it; False when the queue had nothing."""
+        if self.rests:
+            self.stopping.wait(max(0.0, self._rested - time.monotonic()))
         capacity = self._capacity()
         if not self._flights.wait_below(capacity, BELL_SECONDS):
             return True
-        leases = self._claim(capacity - len(self._flights))
+        wanted = capacity - len(self._flights)
+        leases = self._claim(wanted)
+        self.is_starved = len(leases) < wanted
         taken = [self._take(lease) for lease in leases]  # at once: from now on they are kept alive
         for flight in taken:
             if flight.lease.solo:
@@ -72,12 +98,41 @@ class Intake:
                 self._encode(flight)
         return bool(leases)
 
+    def _round(self) -> bool:
+        """A phased pipeline's round: claim and encode until the queue has no more; as `_turn`."""
+        if not self._phases.wait(Phase.ENCODE, BELL_SECONDS):
+            return True
+        found = False
+        while not self.stopping.is_set() and (taken := self._more()):
+            found = True
+            for flight in taken:
+                self._encode(flight)
+            if taken[0].lease.solo:
+                break
+        if self.ready.empty():
+            return found
+        self._phases.end(Phase.ENCODE)
+        return True
+
+    def _more(self) -> list[Flight]:
+        """What joins this round. A solo image waits for one of its own."""
+        if self._solo is None:
+            room = self._capacity() - len(self._flights)
+            taken = [self._take(lease) for lease in self._claim(room)] if room > 0 else []
+            if not taken or not taken[0].lease.solo:
+                return taken
+            [self._solo] = taken
+        if not self.ready.empty():
+            return []
+        waiting, self._solo = self._solo, None
+        return [waiting]
+
     def _claim(self, limit: int) -> list[Lease]:
         """Claim at most `limit` images; a reply that got lost is asked for again by its nonce."""
-        nonce = uuid.uuid4().hex
+        nonce, asked = uuid.uuid4().hex, time.monotonic()
         while True:
             try:
-                return self._store.claim(
+                leases = self._store.claim(
                     self._model,
                     self._name,
                     limit=limit,
@@ -91,6 +146,10 @@ class Intake:
             except StorageUnavailable:
                 if self.stopping.wait(BELL_SECONDS):
                     return []
+            else:
+                for one in leases:
+                    tracing.record(one.trace, "claim", time.monotonic() - asked, image=one.key)
+                return leases
 
     def _take(self, lease: Lease) -> Flight:
         flight = Flight(lease)
@@ -111,7 +170,8 @@ class Intake:
         if flight.dropped or self.stopping.is_set():
             return
         try:
-            [flight.conditioning] = self._pipeline.encode([flight.lease.request])
+            with tracing.under(flight.lease.trace, "encode", image=flight.lease.key):
+                [flight.conditioning] = self._pipeline.encode([flight.lease.request])
         except torch.AcceleratorError:
             raise
         except (PipelineError, RuntimeError, ValueError, TypeError) as error:

@@ -3,21 +3,27 @@
 The recipe is what it takes to make the picture again: the request, the model and its scheduler,
 the class of reproducibility and the bucket that the image ran in, the versions. PNG carries it as
 text chunks (`imagemill`: JSON; `parameters`: the form that A1111 and its readers use), JPEG and
-WebP as EXIF ImageDescription (the JSON). Knows no queue and no model.
+WebP as EXIF (ImageDescription: the JSON; UserComment: A1111's form). All three carry it as XMP as
+well, for everybody else's programs. Knows no queue and no model.
+
+A segment of a JPEG ends at 64 KiB. A recipe whose prompts are longer than that goes into as many
+APP15 segments as it takes, each beginning with `imagemill` and a zero byte.
 """
 
 import io
 import json
 from dataclasses import asdict, dataclass
+from functools import cache
 from importlib.metadata import version
 from typing import Any
 
 import torch
-from PIL import Image, PngImagePlugin
+from PIL import ExifTags, Image, PngImagePlugin
 
 from jobs.catalog import Model
 from jobs.request import ImageFormat, ImageRequest
 from pipelines.seam import Card, Sample
+from workers import xmp
 
 MEDIA_TYPES: dict[ImageFormat, str] = {
     "png": "image/png",
@@ -26,6 +32,14 @@ MEDIA_TYPES: dict[ImageFormat, str] = {
 }
 
 EXIF_IMAGE_DESCRIPTION = 0x010E
+EXIF_USER_COMMENT = 0x9286
+EXIF_UNICODE = b"UNICODE\0"
+"""How a UserComment says that it is UTF-16; readers take the big end first."""
+
+JPEG_SEGMENT = 65_000
+"""Bytes that go into one segment: its length is a 16-bit number that counts some more."""
+
+APP15, APP15_NAME = b"\xff\xef", b"imagemill\0"
 
 PNG_COMPRESS_LEVEL = 4
 """zlib level: within a few percent of the default's size at under half its time."""
@@ -58,10 +72,14 @@ class Recipe:
     cache: str | None = None
     tiled: bool = False
 
-    def to_json(self, *, ascii_only: bool = False) -> str:
-        """One flat JSON object: the request's fields beside the others."""
+    def facts(self) -> dict[str, Any]:
+        """One flat object: the request's fields beside the others."""
         fields: dict[str, Any] = asdict(self)
-        return json.dumps({**fields.pop("request"), **fields}, ensure_ascii=ascii_only)
+        return {**fields.pop("request"), **fields}
+
+    def to_json(self, *, ascii_only: bool = False) -> str:
+        """The facts as JSON."""
+        return json.dumps(self.facts(), ensure_ascii=ascii_only)
 
     def parameters(self) -> str:
         """The text that A1111 writes under `parameters`: prompt, negative prompt, settings."""
@@ -77,6 +95,7 @@ class Recipe:
         return "\n".join(lines)
 
 
+@cache  # reading packages' metadata costs two milliseconds
 def versions() -> dict[str, str]:
     """The versions of the packages that decide what a seed becomes."""
     return {name: version(name) for name in ("imagemill", "torch", "diffusers", "transformers")}
@@ -119,13 +138,38 @@ def encode(pixels: torch.Tensor, made: Recipe) -> bytes:
     """float32 [3, height, width] in 0..1 to the file's bytes, recipe included."""
     picture = _picture(pixels)
     out = io.BytesIO()
+    described = xmp.packet(made.facts())
     if made.request.format == "png":
         info = PngImagePlugin.PngInfo()
         info.add_itxt("parameters", made.parameters())
         info.add_itxt("imagemill", made.to_json())
+        info.add_itxt("XML:com.adobe.xmp", described.decode())
         picture.save(out, "PNG", pnginfo=info, compress_level=PNG_COMPRESS_LEVEL)
+    elif made.request.format == "webp":
+        exif = _exif(made).tobytes()
+        picture.save(out, "WEBP", exif=exif, xmp=described, quality=LOSSY_QUALITY)
     else:
-        exif = Image.Exif()
-        exif[EXIF_IMAGE_DESCRIPTION] = made.to_json(ascii_only=True)  # the tag is ASCII
-        picture.save(out, made.request.format.upper(), exif=exif, quality=LOSSY_QUALITY)
+        kept = {"xmp": described, "quality": LOSSY_QUALITY}
+        exif = _exif(made).tobytes()
+        if len(exif) <= JPEG_SEGMENT:
+            picture.save(out, "JPEG", exif=exif, **kept)
+        else:
+            picture.save(out, "JPEG", extra=_segments(made.to_json().encode()), **kept)
     return out.getvalue()
+
+
+def _exif(made: Recipe) -> Image.Exif:
+    exif = Image.Exif()
+    exif[EXIF_IMAGE_DESCRIPTION] = made.to_json(ascii_only=True)  # the tag is ASCII
+    comment = EXIF_UNICODE + made.parameters().encode("utf-16-be")
+    exif.get_ifd(ExifTags.IFD.Exif)[EXIF_USER_COMMENT] = comment
+    return exif
+
+
+def _segments(data: bytes) -> bytes:
+    """Bytes of any length as APP15 segments of a JPEG."""
+    pieces = [data[at : at + JPEG_SEGMENT] for at in range(0, len(data), JPEG_SEGMENT)]
+    return b"".join(
+        APP15 + (2 + len(APP15_NAME) + len(piece)).to_bytes(2, "big") + APP15_NAME + piece
+        for piece in pieces
+    )

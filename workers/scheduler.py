@@ -12,6 +12,9 @@ before.
 
 A reproducible sample runs in the pinned bucket of its shape and nothing else, so that its bits
 never depend on how many ran beside it; fast ones may ride in the pinned bucket's free places.
+
+A pipeline may take several forward passes at once. `choose` then fills one slot after the other:
+a group gets the slots that no other group needs, and its fast samples are divided over them.
 """
 
 from bisect import bisect_left
@@ -71,9 +74,9 @@ class Costs:
         best = max(rates.values())
         return min(b for b, rate in rates.items() if rate >= WORTHWHILE * best)
 
-    def held(self, tokens: int) -> int:
-        """How many samples of `tokens` each a worker should hold: two forward batches."""
-        return max(2 * self.largest(tokens), 2 * self.pinned(tokens), LEAST_HELD)
+    def held(self, tokens: int, slots: int = 1) -> int:
+        """How many samples of `tokens` each a worker should hold: a forward batch more than run."""
+        return max((slots + 1) * max(self.largest(tokens), self.pinned(tokens)), LEAST_HELD)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,15 +106,21 @@ class Forward:
 
 
 def choose(
-    candidates: Sequence[Candidate], costs: Costs, ceilings: Mapping[Hashable, int]
+    candidates: Sequence[Candidate],
+    costs: Costs,
+    ceilings: Mapping[Hashable, int],
+    *,
+    slots: int = 1,
+    busy: Sequence[Candidate] = (),
 ) -> Forward | None:
-    """The next forward pass, or None when nothing is in flight.
+    """The next forward pass, or None when no sample waits for one.
 
-    `ceilings` holds the groups that ran out of memory, and the most samples they may have.
+    `ceilings` holds the groups that ran out of memory, and the most samples they may have. `slots`
+    is how many forward passes run at once at most, `busy` the samples of those that run now.
     """
     if not candidates:
         return None
-    order = _in_order(candidates, costs)
+    order = in_order(candidates, costs, busy)
     head = order[0]
     group = [c for c in order if c.group == head.group]
     ceiling = ceilings.get(head.group, BUCKETS[-1])
@@ -119,14 +128,28 @@ def choose(
         bucket = min(costs.pinned(head.tokens), ceiling)
         return Forward(tuple(c.key for c in group[:bucket]), bucket)
     fast = [c for c in group if not c.reproducible]
-    most = min(costs.largest(head.tokens), ceiling, len(fast))
+    share = len(fast) if slots == 1 else _share(fast, [*candidates, *busy], slots)
+    most = min(costs.largest(head.tokens), ceiling, len(fast), share)
     bucket = max(b for b in BUCKETS if b <= most)
     return Forward(tuple(c.key for c in fast[:bucket]), bucket)
 
 
-def _in_order(candidates: Sequence[Candidate], costs: Costs) -> list[Candidate]:
-    """All candidates, the most urgent first."""
-    work = {c.key: c.remaining * costs.seconds(c.tokens) for c in candidates}
+def _share(fast: Sequence[Candidate], everybody: Sequence[Candidate], slots: int) -> int:
+    """How many of the group's fast samples one slot gets when every slot is to have some.
+
+    Each other group takes a slot, as long as one is left for this group.
+    """
+    group = fast[0].group
+    members = sum(c.group == group and not c.reproducible for c in everybody)
+    others = len({c.group for c in everybody} - {group})
+    return -(-members // max(1, slots - others))
+
+
+def in_order(
+    candidates: Sequence[Candidate], costs: Costs, busy: Sequence[Candidate] = ()
+) -> list[Candidate]:
+    """All candidates, the most urgent first; `busy` count as work of their jobs."""
+    work = {c.key: c.remaining * costs.seconds(c.tokens) for c in [*candidates, *busy]}
     of_job: Counter[str] = Counter()
     turns: dict[str, int] = {}
     ranked = sorted(candidates, key=lambda c: (work[c.key] - c.waited / AGEING, c.key))
@@ -134,7 +157,7 @@ def _in_order(candidates: Sequence[Candidate], costs: Costs) -> list[Candidate]:
         turns[turn_taker.key] = of_job[turn_taker.job]
         of_job[turn_taker.job] += 1
     in_flight: dict[str, float] = {}
-    for c in candidates:
+    for c in [*candidates, *busy]:
         in_flight[c.job] = in_flight.get(c.job, 0.0) + work[c.key]
     return sorted(
         ranked,

@@ -1,25 +1,28 @@
 """Starts the workers of a catalog on this machine and keeps them alive.
 
-One process a worker: one a device for each model, or the entry's `workers`. A worker that ends is
-started again, after a pause that doubles while it keeps failing. SIGTERM passes on and waits; when
-the supervisor itself is killed, its workers notice through their lifeline and drain.
-Never imports torch: it counts devices from what the driver lists.
+A worker is one process, or a group of them for a model of several ranks: one worker a device or
+group of devices for each model, or the entry's `workers`. One that ends is started again, after a
+pause that doubles while it keeps failing; when one rank of a group ends, so does the rest. SIGTERM
+passes on and waits; when the supervisor itself is killed, its workers notice through their lifeline
+and drain. Never imports torch.
 """
 
 import os
-import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import structlog
 
 from jobs import lifeline
-from jobs.catalog import Catalog
+from jobs.catalog import Catalog, Model
+from workers.launch import GROUP
 from workers.settings import WorkerSettings
 
 log = structlog.get_logger(__name__)
@@ -33,113 +36,215 @@ SETTLED_SECONDS = 60.0
 GRACE_SECONDS = 10.0
 """How much longer than its own drain time a worker may take before it is killed."""
 
+GROUP_GRACE_SECONDS = 5.0
+"""How long a leader that lost a rank may take to give back what it holds."""
+
+TICK_SECONDS = 0.1
+"""Seconds between two looks at the processes."""
+
+COMMAND = (sys.executable, "-m", "workers")
+
 
 @dataclass(frozen=True, slots=True)
 class Post:
-    """A place for one worker: a model, the how-manieth of it, and its device."""
+    """A place for one worker: a model, the how-manieth of it, and the device of each rank."""
 
     model: str
     index: int
-    device: str
+    devices: tuple[str, ...]
 
 
 @dataclass(slots=True)
 class _Kept:
+    """A post and who is at it. `ranks` are its processes, the leader first; none between lives.
+
+    `lost` is the exit code of the first rank that ended, `patience` when what is left is killed.
+    `port` is held for the group's life, so that nobody else is given its number.
+    """
+
     post: Post
-    process: subprocess.Popen[Any] | None = None
+    ranks: list[subprocess.Popen[Any]] = field(default_factory=list)
+    port: socket.socket | None = None
+    lost: int | None = None
+    patience: float = 0.0
     started: float = 0.0
     pause: float = FIRST_PAUSE
     due: float = field(default_factory=time.monotonic)
+
+    @property
+    def alive(self) -> list[subprocess.Popen[Any]]:
+        """The processes that have not ended."""
+        return [process for process in self.ranks if process.poll() is None]
+
+    def give_up_port(self) -> None:
+        """The group is over."""
+        if self.port is not None:
+            self.port.close()
+            self.port = None
 
 
 def posts(
     catalog: Catalog, devices: list[str], *, only: str | None = None, count: int | None = None
 ) -> list[Post]:
-    """The workers to start: `count` a model, else its `workers`, else one a device; dealt in turn.
+    """The workers to start: `count` a model, else its `workers`, else one a device or group of
+    them; dealt in turn.
 
     `only` names the one model to serve. Raises UnknownModel when the catalog has none such.
     """
     places = []
     turn = 0
     for model in catalog if only is None else [catalog.get(only)]:
+        own = list(model.devices) or devices
+        size = len(own) if model.placement == "split" else model.ranks
         wanted = model.workers if count is None else count
-        for index in range(len(devices) if wanted is None else wanted):
-            device = model.devices[index % len(model.devices)] if model.devices else None
-            places.append(Post(model.name, index, device or devices[turn % len(devices)]))
-            turn += 1
+        first = 0 if model.devices else -(-turn // size) * size
+        for index in range(max(1, len(own) // size) if wanted is None else wanted):
+            places.append(Post(model.name, index, _dealt(model, own, first + index * size)))
+        turn += 0 if model.devices else size * len(places)
     return places
 
 
-def accelerators() -> list[str]:
-    """Device names of this machine: `cuda:0`..., or `cpu` where no driver lists any."""
-    lister = shutil.which("nvidia-smi")
-    if lister is None:
-        return ["cpu"]
-    listed = subprocess.run([lister, "-L"], capture_output=True, text=True, check=False)
-    count = sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        count = min(count, len([d for d in visible.split(",") if d.strip()]))
-    return [f"cuda:{i}" for i in range(count)] or ["cpu"]
+def _dealt(model: Model, own: Sequence[str], first: int) -> tuple[str, ...]:
+    """The devices of one worker's ranks, the first of them in its turn.
+
+    A group that is larger than the machine gets devices that there are not, and refuses them with
+    a sentence of its own; on the CPU all ranks share it. A split worker has all of its devices.
+    """
+    if model.placement == "split":
+        return (own[0],)
+    if model.ranks > len(own) and set(own) != {"cpu"}:
+        kind = own[0].partition(":")[0]
+        return tuple(f"{kind}:{rank}" for rank in range(model.ranks))
+    return tuple(own[(first + rank) % len(own)] for rank in range(model.ranks))
 
 
 class Supervisor:
-    """Keeps one process at every post until told to stop."""
+    """Keeps one worker at every post until told to stop; `command` runs one process of it."""
 
-    def __init__(self, places: list[Post], settings: WorkerSettings) -> None:
+    def __init__(
+        self, places: list[Post], settings: WorkerSettings, command: Sequence[str] = COMMAND
+    ) -> None:
         self._kept = [_Kept(post) for post in places]
         self._settings = settings
+        self._command = command
         self._stop = threading.Event()
 
     def run(self) -> int:
         """Start, watch, restart; returns when stopped and every worker has ended."""
-        signal.signal(signal.SIGTERM, lambda *_: self._stop.set())
-        signal.signal(signal.SIGINT, lambda *_: self._stop.set())
-        lifeline.watch(self._stop.set)
+        signal.signal(signal.SIGTERM, lambda *_: self.stop())
+        signal.signal(signal.SIGINT, lambda *_: self.stop())
+        lifeline.watch(self.stop)
         while not self._stop.is_set():
             for kept in self._kept:
                 self._tend(kept)
-            self._stop.wait(0.1)
+            self._stop.wait(TICK_SECONDS)
         self._end()
         return 0
 
+    def stop(self) -> None:
+        """Let `run` end every worker and return."""
+        self._stop.set()
+
     def _tend(self, kept: _Kept) -> None:
         now = time.monotonic()
-        if kept.process is not None:
-            code = kept.process.poll()
-            if code is None:
+        if kept.ranks:
+            alive = kept.alive
+            if len(alive) < len(kept.ranks):
+                self._end_rest(kept, now)
+            if alive:
                 return
-            lived = now - kept.started
-            kept.pause = FIRST_PAUSE if lived > SETTLED_SECONDS else kept.pause
-            kept.due, kept.process = now + kept.pause, None
-            log.warning(
-                "worker ended; starting another",
-                model=kept.post.model,
-                index=kept.post.index,
-                code=code,
-                lived=round(lived, 1),
-                pause=kept.pause,
-            )
-            kept.pause = min(2 * kept.pause, LONGEST_PAUSE)
+            self._note_end(kept, now)
         if now >= kept.due:
-            kept.process, kept.started = self._spawn(kept.post), now
+            self._start(kept)
 
-    def _spawn(self, post: Post) -> subprocess.Popen[Any]:
-        env = {**os.environ, "OMP_NUM_THREADS": str(self._settings.threads)}
-        argv = [sys.executable, "-m", "workers", "--model", post.model]
-        argv += ["--index", str(post.index), "--device", post.device]
+    def _end_rest(self, kept: _Kept, now: float) -> None:
+        """A rank has ended: a leader that is left gives back what it holds, then nobody is left.
+
+        After a drain the followers end by themselves; else they have nothing to save.
+        """
+        leader, *followers = kept.ranks
+        if kept.lost is None:
+            codes = [process.returncode for process in kept.ranks]
+            kept.lost = next(code for code in codes if code is not None)
+            kept.patience = now + GROUP_GRACE_SECONDS
+            leader.terminate()
+            if kept.lost != 0:
+                for process in followers:
+                    process.kill()
+        elif now > kept.patience:
+            for process in kept.ranks:
+                process.kill()
+
+    def _note_end(self, kept: _Kept, now: float) -> None:
+        lived = now - kept.started
+        kept.pause = FIRST_PAUSE if lived > SETTLED_SECONDS else kept.pause
+        kept.due = now + kept.pause
+        log.warning(
+            "worker ended; starting another",
+            model=kept.post.model,
+            index=kept.post.index,
+            code=kept.lost,
+            lived=round(lived, 1),
+            pause=kept.pause,
+        )
+        kept.pause = min(2 * kept.pause, LONGEST_PAUSE)
+        kept.ranks, kept.lost = [], None
+        kept.give_up_port()
+
+    def _start(self, kept: _Kept) -> None:
+        """Start every rank of the post, the leader last, since it is told of the others."""
+        kept.started, size = time.monotonic(), len(kept.post.devices)
+        if size == 1:
+            kept.ranks = [self._spawn(kept.post, 0, {})]
+            return
+        kept.port = held_port()
+        together = {
+            "WORLD_SIZE": str(size),
+            "LOCAL_WORLD_SIZE": str(size),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(kept.port.getsockname()[1]),
+        }
+        for rank in [*range(1, size), 0]:
+            own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            if rank == 0:
+                told = zip(kept.ranks, kept.post.devices[1:], strict=True)
+                own[GROUP] = ",".join(f"{process.pid}={device}" for process, device in told)
+            kept.ranks.append(self._spawn(kept.post, rank, {**together, **own}))
+        kept.ranks.insert(0, kept.ranks.pop())
+
+    def _spawn(self, post: Post, rank: int, place: dict[str, str]) -> subprocess.Popen[Any]:
+        env = {**os.environ, "OMP_NUM_THREADS": str(self._settings.threads), **place}
+        argv = [*self._command, "--model", post.model]
+        argv += ["--index", str(post.index), "--device", post.devices[rank]]
         return lifeline.spawn(argv, env=env, stdin=subprocess.DEVNULL)
 
     def _end(self) -> None:
         """Ask every worker to drain, and kill those that do not."""
-        running = [kept.process for kept in self._kept if kept.process is not None]
-        for process in running:
-            process.terminate()
+        for kept in self._kept:
+            if kept.ranks:
+                kept.ranks[0].terminate()
         deadline = time.monotonic() + self._settings.drain_seconds + GRACE_SECONDS
-        for process in running:
-            try:
-                process.wait(max(0.0, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                log.error("worker does not drain; killing it", pid=process.pid)
-                process.kill()
-                process.wait()
+        while left := [kept for kept in self._kept if kept.alive]:
+            now = time.monotonic()
+            for kept in left:
+                if now > deadline:
+                    log.error("worker does not drain; killing it", pid=kept.ranks[0].pid)
+                    for process in kept.ranks:
+                        process.kill()
+                elif len(kept.alive) < len(kept.ranks):
+                    self._end_rest(kept, now)
+            time.sleep(TICK_SECONDS)
+        for kept in self._kept:
+            kept.give_up_port()
+
+
+def held_port() -> socket.socket:
+    """A socket bound to a free port, not listening.
+
+    While it is held nobody is given the port by chance; rank 0 can listen on it all the same,
+    since both bind with SO_REUSEADDR.
+    """
+    held = socket.socket()
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    held.bind(("", 0))
+    return held

@@ -6,33 +6,38 @@
     heartbeat     extends leases, reports, sweeps
 
 SIGTERM drains: nothing more is claimed, what has not started is given back at once, what runs may
-finish for a while. The death of the process that started this one does the same, faster.
+finish for a while. The death of the process that started this one does the same, faster. Of a group
+of ranks this is the leader; when it loses the group, it gives back what it holds and ends.
 """
 
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
 import structlog
 
-from jobs import lifeline
 from jobs.catalog import Model
-from jobs.errors import ImagemillError, StorageUnavailable
+from jobs.errors import ConfigurationError, GroupLost, ImagemillError, StorageUnavailable
 from jobs.images import LocalImages
 from jobs.store import Store
-from pipelines.load import load_pipeline
+from pipelines.load import dismiss, load_pipeline
 from pipelines.seam import Pipeline
-from workers import profile
+from workers import measures, profile
 from workers.delivery import Delivery
 from workers.engine import Engine
-from workers.flights import Flights
+from workers.flights import Flight, Flights
 from workers.heartbeat import REGISTERED_SECONDS, Heartbeat, worker_name
 from workers.intake import Intake
+from workers.launch import EXIT_CONFIGURATION, EXIT_FAILED, EXIT_GROUP_LOST, ORPHANED_SECONDS, Place
+from workers.neighbours import REST_SECONDS, idle_neighbours, surplus
+from workers.phases import Phases
 from workers.scheduler import Costs
 from workers.settings import WorkerSettings
 
@@ -44,21 +49,22 @@ FAILED_SECONDS = 90.0
 LOADING_BEAT_SECONDS = 2.0
 """Seconds between two registrations while the model loads."""
 
-ORPHANED_SECONDS = 3.0
-"""How long a worker whose supervisor was killed goes on with what it runs."""
+LAST_WORDS_SECONDS = 2.0
+"""How long a worker that lost its group takes to deliver what was finished before."""
 
 RATE_SMOOTHING = 0.3
 """Weight of the newest beat in the moving average of steps per second."""
 
 
 class Worker:
-    """A worker of one model on one device."""
+    """A worker of one model on one device, or the leader of a group of ranks."""
 
     def __init__(
-        self, *, model: Model, index: int, device: str, settings: WorkerSettings, store: Store
+        self, *, model: Model, place: Place, settings: WorkerSettings, store: Store
     ) -> None:
-        self.name = worker_name(model.name, index)
-        self._model, self._device, self._settings, self._store = model, device, settings, store
+        self.name = worker_name(model.name, place.index)
+        self._model, self._place, self._settings, self._store = model, place, settings, store
+        self._device = place.device
         self._images = LocalImages(settings.data / "images")
         self._state = "starting"
         self._error: str | None = None
@@ -74,14 +80,18 @@ class Worker:
     def run(self) -> int:
         """Load, serve until told to stop, give back what is left; the process's exit code."""
         signal.signal(signal.SIGTERM, lambda *_: self.drain())
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        lifeline.watch(lambda: self.drain(ORPHANED_SECONDS))
+        is_supervised = self._place.watch_starter(lambda: self.drain(ORPHANED_SECONDS))
+        on_interrupt = signal.SIG_IGN if is_supervised else lambda *_: self.drain()
+        signal.signal(signal.SIGINT, on_interrupt)
         try:
             pipeline, costs = self._load()
             self._publish(pipeline, costs)
         except (ImagemillError, OSError, RuntimeError, ValueError) as error:
             return self._failed(error)
-        self._serve(pipeline, costs)
+        try:
+            self._serve(pipeline, costs)
+        finally:
+            dismiss(pipeline)
         return 0
 
     def drain(self, seconds: float | None = None) -> None:
@@ -96,7 +106,7 @@ class Worker:
         if self._intake and self._engine:
             self._intake.stopping.set()
             self._engine.stopping.set()
-        limit = self._settings.drain_seconds if seconds is None else seconds
+        limit = self._place.drain_seconds(self._settings) if seconds is None else seconds
         timer = threading.Timer(limit, self._leave)
         timer.daemon = True
         timer.start()
@@ -122,19 +132,27 @@ class Worker:
             reporting.join()
 
     def _failed(self, error: Exception) -> int:
+        """Say why this worker cannot start; the exit code. A group may end while it starts."""
+        if isinstance(error, GroupLost) and self._draining.is_set():
+            self._patiently(lambda: self._store.unregister(self.name))
+            return 0
         self._state, self._error = "failed", str(error)
         log.error("worker cannot start", model=self._model.name, reason=self._error)
         self._register(FAILED_SECONDS)
-        return 1
+        if isinstance(error, ConfigurationError):
+            sys.stderr.write(f"{error}\n")
+            return EXIT_CONFIGURATION
+        return EXIT_GROUP_LOST if isinstance(error, GroupLost) else EXIT_FAILED
 
     def _publish(self, pipeline: Pipeline, costs: Costs) -> None:
         """Tell the service what the model turned out to be."""
-        tokens = self._usual_tokens(pipeline)
+        tokens, usual = self._usual_tokens(pipeline), profile.probe(self._model)
         card = {
             **asdict(pipeline.card),
             "costs": costs.points,
             "pinned": costs.pinned(tokens),
             "largest": costs.largest(tokens),
+            "image_tokens_per_pixel": pipeline.tokens(usual) / usual.pixels,
         }
         tokenizer = pipeline.tokenizer_json()
         if tokenizer is not None:
@@ -154,12 +172,14 @@ class Worker:
         return pipeline.rows(request) * pipeline.tokens(request)
 
     def _serve(self, pipeline: Pipeline, costs: Costs) -> None:
+        phases = Phases(phased=pipeline.phased)
         delivery = Delivery(
             model=self._model,
             store=self._store,
             images=self._images,
             pipeline=pipeline,
             flights=self._flights,
+            phases=phases,
         )
         intake = Intake(
             model=self._model.name,
@@ -170,6 +190,7 @@ class Worker:
             flights=self._flights,
             capacity=lambda: engine.capacity(),
             give_up=delivery.give_up,
+            phases=phases,
         )
         engine = Engine(
             pipeline=pipeline,
@@ -180,16 +201,11 @@ class Worker:
             deliver=delivery.put,
             show=delivery.show,
             give_up=delivery.give_up,
+            phases=phases,
+            round_over=delivery.decode_all,
+            give_back=delivery.give_back,
         )
-        heartbeat = Heartbeat(
-            name=self.name,
-            store=self._store,
-            images=self._images,
-            settings=self._settings,
-            flights=self._flights,
-            describe=self._describe,
-            stuck=self._stuck,
-        )
+        heartbeat = self._heartbeat(engine, intake)
         self._intake, self._engine, self._delivery = intake, engine, delivery
         if self._draining.is_set():
             return
@@ -198,7 +214,10 @@ class Worker:
         beating = _thread("heartbeat", heartbeat.run)
         taking = _thread("intake", intake.run)
         delivering = _thread("delivery", delivery.run)
-        engine.run()
+        try:
+            engine.run()
+        except GroupLost as error:
+            self._end_without_group(error, taking, delivering)
         taking.join()
         self._give_back()
         delivery.close()
@@ -208,12 +227,52 @@ class Worker:
         self._patiently(lambda: self._store.unregister(self.name))
         log.info("worker drained", worker=self.name, delivered=delivery.delivered)
 
+    def _heartbeat(self, engine: Engine, intake: Intake) -> Heartbeat:
+        return Heartbeat(
+            name=self.name,
+            store=self._store,
+            images=self._images,
+            settings=self._settings,
+            flights=self._flights,
+            describe=self._describe,
+            stuck=self._stuck,
+            share=lambda: self._share(engine, intake),
+        )
+
     def _give_back(self) -> None:
         """Return the leases of images that never started."""
         waiting = [f for f in self._flights.all() if f.sample is None]
         if waiting:
             self._patiently(lambda: self._store.release([f.lease for f in waiting]))
         for flight in waiting:
+            flight.drop()
+            self._flights.remove(flight)
+
+    def _end_without_group(
+        self, error: GroupLost, taking: threading.Thread, delivering: threading.Thread
+    ) -> None:
+        """Nothing more can be denoised here, through no image's fault: give all back and go.
+
+        What was finished before is delivered. A thread that hangs in a forward pass is not waited
+        for, which is why the process exits from here.
+        """
+        log.error("group lost", worker=self.name, reason=str(error))
+        assert self._intake and self._delivery
+        self._intake.stopping.set()
+        self._release([f for f in self._flights.all() if f.sample is None or not f.sample.done])
+        self._delivery.close()
+        taking.join(LAST_WORDS_SECONDS)
+        delivering.join(LAST_WORDS_SECONDS)
+        self._release(self._flights.all())
+        with suppress(StorageUnavailable):
+            self._store.unregister(self.name)
+        os._exit(EXIT_GROUP_LOST)
+
+    def _release(self, flights: list[Flight]) -> None:
+        """Give these back, burning no attempt; where the queue is away their leases run out."""
+        with suppress(StorageUnavailable):
+            self._store.release([flight.lease for flight in flights])
+        for flight in flights:
             flight.drop()
             self._flights.remove(flight)
 
@@ -246,8 +305,19 @@ class Worker:
             log.warning("queue unavailable", reason=str(error))
 
     def _stuck(self) -> bool:
-        started = self._engine.forward_started if self._engine else None
+        started = self._engine.slots.oldest if self._engine else None
         return started is not None and time.monotonic() - started > self._settings.stuck_seconds
+
+    def _share(self, engine: Engine, intake: Intake) -> None:
+        """Leave what has not begun to idle neighbours, when the queue has nothing for them."""
+        unstarted = engine.unstarted
+        if not intake.is_starved or intake.rests or not unstarted:
+            return
+        idle = idle_neighbours(self._store.workers(), self.name, self._model.name)
+        if count := surplus(len(self._flights), unstarted, idle):
+            log.info("sharing with idle workers", worker=self.name, images=count, idle=idle)
+            intake.rest(REST_SECONDS)
+            engine.surplus = count
 
     def _describe(self) -> dict[str, Any]:
         """What this worker is doing, for people and for the ETA; rates are per second."""
@@ -261,20 +331,25 @@ class Worker:
             "host": socket.gethostname(),
             "device": self._device,
             "placement": self._model.placement,
+            "ranks": self._model.ranks,
+            "group": self._place.group,
             "started": self._started,
             "in_flight": len(self._flights),
             "images_done": delivery.delivered if delivery else 0,
             "steps_per_second": self._rate,
-            "forwards": engine.forwards if engine else 0,
+            "forwards": engine.slots.forwards if engine else 0,
             "steps": engine.steps if engine else 0,
-            "busy_seconds": engine.busy_seconds if engine else 0.0,
+            "busy_seconds": engine.slots.busy_seconds if engine else 0.0,
+            "held_pixel_steps": self._flights.pixel_steps(),
+            "memory": measures.device_memory(self._device),
+            **(engine.slots.describe() if engine else {}),
         }
 
     def _measure(self) -> None:
         """Moving average of samples x steps per second of denoising, kept while idle."""
         if not self._engine:
             return
-        busy, steps = self._engine.busy_seconds, self._engine.steps
+        busy, steps = self._engine.slots.busy_seconds, self._engine.steps
         elapsed, made = busy - self._seen[0], steps - self._seen[1]
         if made <= 0 or elapsed <= 0:
             return

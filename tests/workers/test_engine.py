@@ -1,10 +1,13 @@
 """The engine over a fake pipeline: who runs together, and what failures do to neighbours."""
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
 
 import pytest
 
-from jobs.errors import ImageFailed
+from jobs.errors import GroupLost, ImageFailed, OutOfMemory
+from pipelines.fake import FakePipeline
+from pipelines.seam import Sample
 from tests.workers.conftest import Bench, request
 
 MakeBench = Callable[..., Bench]
@@ -101,3 +104,98 @@ def test_a_preview_is_shown_once_a_wish_and_nobody_else_notices(bench: MakeBench
     assert engine.shown == [1]
     assert len(engine.delivered) == 2
     assert len(engine.pipeline.calls) == 8
+
+
+class Crowded(FakePipeline):
+    """A fake that takes three forward passes at once; `most` is how many there ever were."""
+
+    def __init__(self) -> None:
+        super().__init__(in_flight=3, seconds_per_step=0.002)
+        self.most = 0
+        self._now: list[set[int]] = []
+        self._lock = threading.Lock()
+
+    def step(self, samples: Sequence[Sample], bucket: int = 0) -> None:
+        seeds = {sample.request.seed for sample in samples}
+        with self._lock:
+            assert not any(seeds & other for other in self._now), "a sample is in two passes"
+            self._now.append(seeds)
+            self.most = max(self.most, len(self._now))
+        try:
+            super().step(samples, bucket)
+        finally:
+            with self._lock:
+                self._now.remove(seeds)
+
+
+def test_every_slot_is_kept_busy() -> None:
+    pipeline = Crowded()
+    engine = Bench(pipeline)
+    engine.enqueue(*(request(seed=i, steps=8) for i in range(6)))
+    engine.run()
+    assert len(engine.delivered) == 6
+    assert all(f.sample is not None and f.sample.step == 8 for f in engine.delivered)
+    assert pipeline.most == 3
+    assert {len(call) for call in pipeline.calls} <= {1, 2}
+
+
+@pytest.mark.parametrize("poison", ["[raise]", "[nan]", "[oom:0]", "[refuse]"])
+def test_a_poisonous_request_fails_alone_among_several_passes(poison: str) -> None:
+    engine = Bench(Crowded())
+    neighbours = [request(f"fine {i}", seed=i) for i in range(5)]
+    engine.enqueue(*neighbours[:2], request(poison, seed=9), *neighbours[2:])
+    engine.run()
+    assert list(engine.failed) == [poison]
+    assert {f.lease.request.prompt for f in engine.delivered} == {r.prompt for r in neighbours}
+    assert all(f.sample is not None and f.sample.step == 4 for f in engine.delivered)
+
+
+def test_one_that_finds_no_memory_beside_other_passes_is_tried_alone() -> None:
+    engine = Bench(Crowded())
+    step, seen = engine.pipeline.step, []
+
+    def step_with_little_memory(samples: Sequence[Sample], bucket: int = 0) -> None:
+        if samples[0].request.seed == 9 and len(engine.engine._passes) > 1:
+            seen.append(len(samples))
+            raise OutOfMemory("other passes hold it")
+        step(samples, bucket)
+
+    engine.pipeline.step = step_with_little_memory  # type: ignore[method-assign]
+    others = [request(f"fine {i}", seed=i, width=128) for i in range(4)]
+    engine.enqueue(request("large", seed=9), *others)
+    engine.run()
+    assert seen
+    assert not engine.failed
+    assert len(engine.delivered) == 5
+
+
+def test_a_sample_cancelled_during_its_pass_leaves_after_it() -> None:
+    engine = Bench(Crowded())
+    [kept, gone] = engine.enqueue(request(seed=1, steps=8), request(seed=2, steps=8))
+    step = engine.pipeline.step
+
+    def step_and_cancel(samples: Sequence[Sample], bucket: int = 0) -> None:
+        if samples[0].request.seed == 2 and samples[0].step == 3:
+            gone.drop()
+        step(samples, bucket)
+
+    engine.pipeline.step = step_and_cancel  # type: ignore[method-assign]
+    engine.run()
+    assert engine.delivered == [kept]
+    assert gone.step == 4
+    assert engine.flights.all() == [kept]
+
+
+@pytest.mark.parametrize("in_flight", [1, 2])
+def test_a_lost_group_ends_the_engine_and_blames_nobody(in_flight: int) -> None:
+    engine = Bench(FakePipeline(in_flight=in_flight))
+
+    def step(samples: Sequence[Sample], bucket: int = 0) -> None:
+        raise GroupLost("rank 1 is gone")
+
+    engine.pipeline.step = step  # type: ignore[method-assign]
+    engine.enqueue(request(seed=1), request(seed=2))
+    with pytest.raises(GroupLost):
+        engine.run()
+    assert not engine.failed
+    assert len(engine.flights) == 2

@@ -3,13 +3,14 @@
 import io
 import json
 from dataclasses import replace
+from xml.etree import ElementTree
 
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
 from jobs.request import ImageFormat, ImageRequest
-from workers import recipe
+from workers import recipe, xmp
 
 REQUEST = ImageRequest(
     model="demo",
@@ -60,3 +61,60 @@ def test_lossy_formats_hold_the_recipe_as_exif(image_format: ImageFormat) -> Non
     told = json.loads(picture.getexif()[recipe.EXIF_IMAGE_DESCRIPTION])
     assert told["steps"] == 4
     assert told["prompt"] == REQUEST.prompt
+
+
+RDF = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}"
+OURS = f"{{{xmp.NAMESPACE}}}"
+
+
+def described(image_format: ImageFormat, prompt: str = REQUEST.prompt) -> ElementTree.Element:
+    """The XMP of a picture, as a reader that knows nothing of us finds it."""
+    one = made(image_format)
+    one = replace(one, request=replace(one.request, prompt=prompt))
+    picture = Image.open(io.BytesIO(recipe.encode(torch.zeros(3, 8, 16), one)))
+    picture.load()
+    raw = picture.info.get("xmp") or picture.info["XML:com.adobe.xmp"].encode()
+    found = ElementTree.fromstring(raw).find(f"{RDF}RDF/{RDF}Description")
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("image_format", ["png", "jpeg", "webp"])
+def test_every_format_says_the_same_as_xmp(image_format: ImageFormat) -> None:
+    found = described(image_format)
+    told = {item.tag.removeprefix(OURS): item.text for item in found if item.tag.startswith(OURS)}
+    assert (told["seed"], told["reproducible"]) == ("7", "True")
+    assert told["negative_prompt"] == "blurry"
+    assert (told["model"], told["placement"], told["steps"]) == ("demo", "replica", "4")
+    assert told["scheduler"] == "FlowMatchEulerDiscreteScheduler"
+    assert "model_revision" not in told
+    [torch_version] = [one.text for one in found.iter(f"{OURS}torch")]
+    assert torch_version == recipe.versions()["torch"]
+    [text] = [one.text for one in found.iter(f"{RDF}li")]
+    assert text == REQUEST.prompt
+    assert xmp.MADE_BY_A_MODEL in [one.text for one in found]
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    ["a <b> & \"c\" ]]> 'd'", "\x00\x1b[2J\ud800\ufffe", "&" * 10_000, "図" * 10_000],
+    ids=["markup", "no XML", "long when escaped", "long in bytes"],
+)
+def test_xmp_is_valid_whatever_the_prompt(prompt: str) -> None:
+    found = xmp.packet(
+        {"prompt": prompt, "negative_prompt": prompt, "versions": {"imagemill": "1"}}
+    )
+    assert len(found) < recipe.JPEG_SEGMENT
+    [text] = [one.text for one in ElementTree.fromstring(found).iter(f"{RDF}li")]
+    assert text is not None
+    if prompt.startswith("a <b>"):
+        assert text == prompt
+    assert text[0] in (prompt[0], "\ufffd")
+
+
+def test_a_lossy_picture_holds_the_form_that_a1111_reads() -> None:
+    picture = Image.open(io.BytesIO(recipe.encode(torch.zeros(3, 8, 16), made("jpeg"))))
+    comment = picture.getexif().get_ifd(ExifTags.IFD.Exif)[recipe.EXIF_USER_COMMENT]
+    assert comment.startswith(recipe.EXIF_UNICODE)
+    said = comment.removeprefix(recipe.EXIF_UNICODE).decode("utf-16-be")
+    assert said == made("jpeg").parameters()

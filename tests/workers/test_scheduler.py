@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.scheduler import BUCKETS, Candidate, Costs, choose
+from workers.scheduler import BUCKETS, Candidate, Costs, Forward, choose
 
 FLAT = Costs(tuple((64 * b, 1.0) for b in BUCKETS))
 """A device on which a larger batch costs nothing: every bucket pays."""
@@ -145,3 +145,71 @@ def test_nothing_waits_for_ever(crowd: list[Candidate]) -> None:
     forward = choose([*crowd, old], STEEP, {})
     assert forward is not None
     assert forward.keys == ("old",)
+
+
+def filled(
+    crowd: list[Candidate], costs: Costs, slots: int, running: list[Forward] | None = None
+) -> list[Forward]:
+    """The forward passes that `choose` puts into so many slots, beside those that run."""
+    passes = list(running or ())
+    while len(passes) < slots:
+        taken = {key for one in passes for key in one.keys}
+        idle = [c for c in crowd if c.key not in taken]
+        busy = [c for c in crowd if c.key in taken]
+        forward = choose(idle, costs, {}, slots=slots, busy=busy)
+        if forward is None:
+            break
+        passes.append(forward)
+    return passes
+
+
+def test_a_lone_group_is_divided_over_the_slots() -> None:
+    crowd = [candidate(f"f{i}", reproducible=False) for i in range(8)]
+    assert [len(one.keys) for one in filled(crowd, FLAT, 2)] == [4, 4]
+    assert [len(one.keys) for one in filled(crowd, FLAT, 4)] == [2, 2, 2, 2]
+    assert [len(one.keys) for one in filled(crowd[:1], FLAT, 4)] == [1]
+
+
+def test_two_groups_take_a_slot_each_and_stay_whole() -> None:
+    crowd = [candidate(f"f{i}", group=str(i % 2), reproducible=False) for i in range(8)]
+    assert [len(one.keys) for one in filled(crowd, FLAT, 2)] == [4, 4]
+
+
+def test_a_group_that_began_unevenly_is_divided_evenly_later() -> None:
+    crowd = [candidate(f"f{i}", reproducible=False) for i in range(8)]
+    first = [Forward(("f0",), 1)]
+    assert [len(one.keys) for one in filled(crowd, FLAT, 2, first)] == [1, 4]
+
+
+def test_reproducible_samples_keep_their_bucket_in_every_slot() -> None:
+    crowd = [candidate(f"r{i}") for i in range(6)]
+    costs = Costs(((64, 1.0), (128, 1.2), (256, 1.4), (512, 4.0)))
+    assert [one.bucket for one in filled(crowd, costs, 4)] == [4, 4]
+
+
+@given(
+    candidates,
+    st.sampled_from([FLAT, STEEP, Costs(((64, 1.0), (256, 1.3), (512, 2.0)))]),
+    st.integers(1, 4),
+)
+def test_slots_are_filled_soundly(crowd: list[Candidate], costs: Costs, slots: int) -> None:
+    """No sample is in two passes, none waits beside a free slot, no slot hoards a lone group."""
+    passes = filled(crowd, costs, slots)
+    keys = [key for one in passes for key in one.keys]
+    assert len(keys) == len(set(keys))
+    assert len(passes) == slots or len(keys) == len(crowd)
+    by_key = {c.key: c for c in crowd}
+    for one in passes:
+        members = [by_key[key] for key in one.keys]
+        assert len({c.group for c in members}) == 1
+        if any(c.reproducible for c in members):
+            assert one.bucket == costs.pinned(64)
+    if len({c.group for c in crowd}) == 1 and not any(c.reproducible for c in crowd):
+        assert len(passes) == min(slots, len(crowd))
+        sizes = [len(one.keys) for one in passes]
+        assert max(sizes) <= -(-len(crowd) // slots)
+
+
+@given(candidates, st.sampled_from([FLAT, STEEP]))
+def test_one_slot_decides_as_ever(crowd: list[Candidate], costs: Costs) -> None:
+    assert choose(crowd, costs, {}, slots=1, busy=()) == choose(crowd, costs, {})

@@ -1,40 +1,139 @@
-"""Which workers a catalog and a machine's devices make."""
+"""Which workers a catalog and a machine's devices make, and what becomes of a group's ranks."""
 
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 
 from jobs.catalog import Catalog, load_catalog
 from jobs.errors import UnknownModel
-from workers.supervisor import Post, posts
+from tests.waiting import wait_until
+from workers import supervisor
+from workers.settings import WorkerSettings
+from workers.supervisor import Post, Supervisor, posts
+
+GPUS = [f"cuda:{i}" for i in range(4)]
 
 
 @pytest.fixture
 def catalog(tmp_path: Path) -> Catalog:
-    """Three models: one worker a device, two workers, and one with a device of its own."""
+    """One worker a device, two workers, one with a device of its own, a group of two, a split."""
     path = tmp_path / "models.toml"
     path.write_text(
         '[models.each]\npath = "./a"\n'
         '[models.two]\npath = "./b"\nworkers = 2\n'
         '[models.own]\npath = "./c"\nworkers = 1\ndevices = ["cuda:3"]\n'
+        '[models.group]\npath = "./d"\nplacement = "context_parallel"\nulysses = 2\n'
+        '[models.split]\npath = "./e"\nplacement = "split"\ndevices = ["cuda:0", "cuda:1"]\n'
+        '[models.named]\npath = "./f"\nplacement = "pipelined"\nstages = 2\n'
+        'devices = ["cuda:1", "cuda:2"]\n'
     )
     return load_catalog(path)
 
 
+def devices(places: list[Post], model: str) -> list[tuple[str, ...]]:
+    return [place.devices for place in places if place.model == model]
+
+
 def test_one_worker_a_device_unless_the_entry_says_otherwise(catalog: Catalog) -> None:
-    places = posts(catalog, ["cuda:0", "cuda:1"])
+    places = posts(catalog, GPUS[:2])
     assert [p for p in places if p.model == "each"] == [
-        Post("each", 0, "cuda:0"),
-        Post("each", 1, "cuda:1"),
+        Post("each", 0, ("cuda:0",)),
+        Post("each", 1, ("cuda:1",)),
     ]
-    assert [p.device for p in places if p.model == "two"] == ["cuda:0", "cuda:1"]
-    assert [p.device for p in places if p.model == "own"] == ["cuda:3"]
+    assert devices(places, "two") == [("cuda:0",), ("cuda:1",)]
+    assert devices(places, "own") == [("cuda:3",)]
 
 
 def test_a_count_and_a_model_override_the_catalog(catalog: Catalog) -> None:
-    assert posts(catalog, ["cpu"], only="two", count=3) == [Post("two", i, "cpu") for i in range(3)]
+    expected = [Post("two", i, ("cpu",)) for i in range(3)]
+    assert posts(catalog, ["cpu"], only="two", count=3) == expected
 
 
 def test_an_unknown_model_is_named_with_the_known_ones(catalog: Catalog) -> None:
     with pytest.raises(UnknownModel, match="each, two, own"):
         posts(catalog, ["cpu"], only="three")
+
+
+def test_one_group_for_each_so_many_devices(catalog: Catalog) -> None:
+    dealt = posts(catalog, GPUS, only="group")
+    assert devices(dealt, "group") == [("cuda:0", "cuda:1"), ("cuda:2", "cuda:3")]
+    assert devices(posts(catalog, GPUS), "named") == [("cuda:1", "cuda:2")]
+    assert devices(posts(catalog, GPUS), "split") == [("cuda:0",)]
+
+
+def test_on_the_cpu_a_group_shares_it(catalog: Catalog) -> None:
+    assert posts(catalog, ["cpu"], only="group") == [Post("group", 0, ("cpu", "cpu"))]
+
+
+def test_a_group_larger_than_the_machine_is_left_to_refuse_its_devices(catalog: Catalog) -> None:
+    assert devices(posts(catalog, GPUS[:1], only="group"), "group") == [("cuda:0", "cuda:1")]
+
+
+RANK = """
+import os, signal, sys, time
+from pathlib import Path
+folder, rank = Path(sys.argv[1]), os.environ["RANK"]
+def ended(*_):
+    (folder / "drained").touch()
+    sys.exit(71)
+signal.signal(signal.SIGTERM, ended if rank == "0" else signal.SIG_IGN)
+facts = [os.environ[n] for n in ("WORLD_SIZE", "MASTER_PORT")] + [os.environ.get("IMAGEMILL_GROUP")]
+(folder / f"{rank}.{os.getpid()}").write_text(repr(facts))
+if (folder / "refuse").exists() and rank == "1":
+    sys.exit(2)
+time.sleep(60)
+"""
+
+
+@contextmanager
+def group_of_two(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A supervisor of a group whose ranks do nothing but note that they live, in `folder`."""
+    monkeypatch.setattr(supervisor.lifeline, "watch", lambda _: False)
+    monkeypatch.setattr(supervisor.signal, "signal", lambda *_: None)
+    (folder / "rank.py").write_text(RANK)
+    command = [sys.executable, str(folder / "rank.py"), str(folder)]
+    watched = Supervisor([Post("group", 0, ("cpu", "cpu"))], WorkerSettings(), command)
+    thread = threading.Thread(target=watched.run)
+    thread.start()
+    try:
+        yield
+    finally:
+        watched.stop()
+        thread.join(20)
+    assert not thread.is_alive()
+    assert not any(psutil.pid_exists(pid) for pid in pids(folder, 0) + pids(folder, 1))
+
+
+def pids(folder: Path, rank: int) -> list[int]:
+    """All that this rank ever was."""
+    return [int(path.suffix[1:]) for path in folder.glob(f"{rank}.*")]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_when_a_rank_dies_the_others_end_and_all_start_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: int
+) -> None:
+    with group_of_two(tmp_path, monkeypatch):
+        wait_until(lambda: pids(tmp_path, 0) and pids(tmp_path, 1))
+        [[leader], [follower]] = first = [pids(tmp_path, 0), pids(tmp_path, 1)]
+        facts = next(tmp_path.glob("0.*")).read_text()
+        assert f"{follower}=cpu" in facts
+        os.kill(first[rank][0], signal.SIGKILL)
+        wait_until(lambda: not psutil.pid_exists(leader) and not psutil.pid_exists(follower))
+        assert (tmp_path / "drained").exists() == (rank == 1)
+        wait_until(lambda: len(pids(tmp_path, 0)) == len(pids(tmp_path, 1)) == 2)
+
+
+def test_a_group_that_refuses_is_tried_again_ever_more_slowly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "refuse").touch()
+    with group_of_two(tmp_path, monkeypatch):
+        wait_until(lambda: len(pids(tmp_path, 1)) >= 3)

@@ -1,0 +1,224 @@
+"""A skewed list of prompts over two processes: workers on one queue, beside accelerate's split.
+
+The list comes in clumps of one size and one number of steps each, as lists that people make do: a
+few posters, many thumbnails. `split_between_processes` cuts it in two by number; our workers take
+from one queue what they can hold. Makespan is from the common start until the last image is a file.
+Everything is loaded and warm before, rounds are interleaved, each seed makes another list.
+
+    split                 the guide's loop: one diffusers call after the other in each process
+    split, padded         the same with apply_padding=True
+    split, our engine     the same cut, each share through our engine: what batching gains
+    ours                  two replica workers on the queue, every image committed
+    ours, shuffled        both on the list in random order, where a cut in two is kindest
+"""
+
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from bench.models import LARGE, build
+from bench.report import Metrics, table
+from jobs import lifeline
+from jobs.catalog import Model
+from jobs.embedded import EmbeddedServer
+from jobs.request import ImageRequest
+from jobs.store import Store
+from workers.supervisor import held_port
+
+PROCESSES = 2
+SIDES, STEPS, CLUMP = (64, 128, 192), (4, 12, 28), (2, 6)
+"""What a clump's images are drawn from: sides in pixels, steps, and how many there are of them."""
+
+LIMIT_SECONDS = 600.0
+
+HOW: dict[str, tuple[str, bool]] = {
+    "split": ("loop", False),
+    "split, padded": ("loop", True),
+    "split, our engine": ("engine", False),
+}
+
+
+def run(seeds: Sequence[int] = (1, 2, 3), rounds: int = 1, count: int = 25) -> Metrics:
+    """Every contender on every list in turn."""
+    seconds: dict[str, list[float]] = {}
+    folder = Path(tempfile.mkdtemp(prefix="imagemill-bench-"))
+    model = build(LARGE, folder)
+    with ExitStack() as stack:
+        store = stack.enter_context(_workers(folder, model))
+        splits = stack.enter_context(_splits(folder, model))
+        for seed in [seed for seed in seeds for _ in range(rounds)]:
+            wanted = skewed(model, count, seed)
+            for name, (how, padding) in HOW.items():
+                found = _split(splits, folder, wanted, how, padding=padding)
+                seconds.setdefault(name, []).append(found)
+            seconds.setdefault("ours", []).append(_ours(store, wanted))
+            random.Random(seed).shuffle(wanted)
+            found = _split(splits, folder, wanted, "loop", padding=False)
+            seconds.setdefault("split, shuffled", []).append(found)
+            seconds.setdefault("ours, shuffled", []).append(_ours(store, wanted))
+    base = seconds["split"]
+    table(
+        f"makespan of {count} images over {PROCESSES} processes (seconds; median, min..max)",
+        [(name, found, _ratio(base, found)) for name, found in seconds.items()],
+    )
+    return {
+        "makespan_vs_split": _ratio(base, seconds["ours"]),
+        "makespan_vs_split_padded": _ratio(seconds["split, padded"], seconds["ours"]),
+        "makespan_vs_split_engine": _ratio(seconds["split, our engine"], seconds["ours"]),
+        "makespan_vs_split_shuffled": _ratio(seconds["split, shuffled"], seconds["ours, shuffled"]),
+    }
+
+
+def skewed(model: Model, count: int, seed: int) -> list[ImageRequest]:
+    """`count` requests in clumps of one size and steps each."""
+    draw = random.Random(seed)
+    wanted: list[ImageRequest] = []
+    while len(wanted) < count:
+        side, steps = draw.choice(SIDES), draw.choice(STEPS)
+        for _ in range(min(draw.randint(*CLUMP), count - len(wanted))):
+            number = len(wanted)
+            wanted.append(
+                ImageRequest(
+                    model=model.name,
+                    prompt=f"a drawing, number {number % 8}",
+                    seed=number,
+                    width=side,
+                    height=side,
+                    steps=steps,
+                    guidance_scale=1.0,
+                    reproducible=False,
+                )
+            )
+    return wanted
+
+
+def _ratio(base: Sequence[float], ours: Sequence[float]) -> float:
+    return statistics.median(a / b for a, b in zip(base, ours, strict=True))
+
+
+@contextmanager
+def _workers(folder: Path, model: Model) -> Iterator[Store]:
+    """Two replica workers of the model on a queue of their own, ready."""
+    data = folder / "data"
+    env = {
+        **os.environ,
+        "IMAGEMILL_DATA": str(data),
+        "IMAGEMILL_MODELS": str(folder / "models.toml"),
+        "OMP_NUM_THREADS": "1",
+    }
+    argv = [sys.executable, "-m", "workers", "--model", model.name, "--workers", str(PROCESSES)]
+    with EmbeddedServer.ensure(data) as server, (folder / "workers.log").open("wb") as log:
+        store = Store.connect(server.url)
+        process = lifeline.spawn(argv, env=env, stdout=log, stderr=log)
+        try:
+            _until(lambda: _ready(store) == PROCESSES)
+            yield store
+        finally:
+            process.terminate()
+            process.wait()
+            store.close()
+
+
+def _ready(store: Store) -> int:
+    return sum(worker.info["state"] == "ready" for worker in store.workers())
+
+
+def _ours(store: Store, wanted: Sequence[ImageRequest]) -> float:
+    started = time.perf_counter()
+    submitted = store.submit(
+        wanted,
+        tenant="bench",
+        priority=5,
+        metadata={},
+        spec={},
+        quota=100_000,
+        keep_seconds=600,
+        max_attempts=1,
+    )
+    _until(lambda: store.job(submitted.job_id, None).state.finished)
+    took = time.perf_counter() - started
+    if store.job(submitted.job_id, None).counts.succeeded != len(wanted):
+        raise RuntimeError("a benchmark's image failed")
+    return took
+
+
+@contextmanager
+def _splits(folder: Path, model: Model) -> Iterator[list[subprocess.Popen[Any]]]:
+    """The processes of the static split, loaded and waiting for a list."""
+    with held_port() as port:
+        launched = {
+            **os.environ,
+            "WORLD_SIZE": str(PROCESSES),
+            "LOCAL_WORLD_SIZE": str(PROCESSES),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port.getsockname()[1]),
+            "OMP_NUM_THREADS": "1",
+        }
+        argv = [sys.executable, "-m", "bench.static_split", str(folder / "models.toml")]
+        processes = [
+            lifeline.spawn(
+                [*argv, model.name, str(folder / "data")],
+                env={**launched, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+            )
+            for rank in range(PROCESSES)
+        ]
+        try:
+            for process in processes:
+                _answer(process, "ready")
+            yield processes
+        finally:
+            for process in processes:
+                process.kill()
+                process.communicate()
+
+
+def _split(
+    processes: list[subprocess.Popen[Any]],
+    folder: Path,
+    wanted: Sequence[ImageRequest],
+    how: str,
+    *,
+    padding: bool,
+) -> float:
+    """Seconds until the last process has made its share."""
+    requests = [asdict(request) for request in wanted]
+    run = {"how": how, "padding": padding, "folder": str(folder), "requests": requests}
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write(json.dumps(run) + "\n")
+        process.stdin.flush()
+    return max(float(_answer(process)) for process in processes)
+
+
+def _answer(process: subprocess.Popen[Any], expected: str | None = None) -> str:
+    """The process's next line; libraries that print to its standard output are passed over."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        word = str(line).strip()
+        if expected is not None and word == expected:
+            return word
+        if expected is None and word.replace(".", "", 1).replace("e-", "", 1).isdecimal():
+            return word
+    raise RuntimeError("a process of the static split has died")
+
+
+def _until(question: Any) -> None:
+    deadline = time.monotonic() + LIMIT_SECONDS
+    while not question():
+        if time.monotonic() > deadline:
+            raise TimeoutError("the workers did not get there")
+        time.sleep(0.02)

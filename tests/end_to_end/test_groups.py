@@ -1,0 +1,133 @@
+"""Workers of several processes: killed, refused, and started by torchrun and accelerate."""
+
+import hashlib
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from imagemill.client import Client
+from jobs.job import State
+from jobs.store import Store, WorkerInfo
+from tests.end_to_end.launched import catalog, line, ranks
+from tests.end_to_end.mill import Mill, up
+from tests.pipelines.tiny import save_tiny
+from tests.waiting import wait_until
+
+COUNT = 40
+
+TORCHRUN = ("torch.distributed.run", "--standalone")
+ACCELERATE = ("accelerate.commands.launch", "--multi_gpu", "--main_process_port", "0")
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny("Flux", tmp_path_factory.mktemp("weights"))
+
+
+@pytest.fixture(scope="module")
+def mill(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mill]:
+    """`imagemill up` with one worker: a group of two ranks."""
+    folder = tmp_path_factory.mktemp("group")
+    with up(folder / "data", catalog(folder, weights, "ulysses")) as mill:
+        wait_until(mill.ready_workers, 180)
+        yield mill
+
+
+@pytest.mark.parametrize("rank", [1, 0])
+def test_all_images_come_once_though_a_rank_is_killed(
+    mill: Mill, rank: int, tmp_path: Path
+) -> None:
+    before = wait_until(lambda: ranks(mill.data) if mill.ready_workers() else None, 180)
+    assert before.keys() == {0, 1}
+    with Client(mill.url, patience=60) as client:
+        job = client.submit("ulysses", "a blue star", n=COUNT, reproducible=False)
+        wait_until(lambda: client.job(job.id).counts.succeeded >= 3, 120)
+        os.kill(before[rank], signal.SIGKILL)
+        assert client.job(job.id).counts.finished < COUNT, "over before anything could be killed"
+        wait_until(lambda: not set(before.values()) & set(ranks(mill.data).values()), 60)
+        job.wait(240)
+        assert job.counts.succeeded == COUNT, [image.error for image in job.images()]
+        paths = job.save(tmp_path)
+    assert len({hashlib.sha256(path.read_bytes()).digest() for path in paths}) == COUNT
+
+
+def test_a_group_says_who_it_is(mill: Mill) -> None:
+    [worker] = wait_until(mill.ready_workers, 180)
+    assert worker["placement"] == "context_parallel"
+    assert worker["ranks"] == 2
+    told = {one["rank"]: one["pid"] for one in worker["group"]}
+    assert told == ranks(mill.data)
+
+
+def test_a_group_that_cannot_work_says_so_and_leaves_nothing(weights: Path, tmp_path: Path) -> None:
+    with line(tmp_path, catalog(tmp_path, weights, "short")) as queue:
+        queue.start("workers")
+        [worker] = wait_until(lambda: [w.info for w in failed(queue.store)][:1], 120)
+        assert "max_sequence_length 1 is less than 2 ranks" in worker["error"]
+        assert "short" in worker["error"]
+        wait_until(lambda: "code=2" in queue.said(), 90)
+        assert worker["error"].removeprefix("rank 1: ") in queue.said()
+        assert queue.end(signal.SIGTERM) == 0
+
+
+def test_torchrun_starts_a_group_that_ends_with_it(weights: Path, tmp_path: Path) -> None:
+    with line(tmp_path, catalog(tmp_path, weights, "ulysses")) as queue:
+        queue.start(*TORCHRUN, "--nproc-per-node", "2", "-m", "workers", "--model", "ulysses")
+        job = queue.finish(queue.submit("ulysses", 4))
+        assert job.state is State.SUCCEEDED
+        [worker] = queue.store.workers()
+        assert worker.info["ranks"] == 2
+        queue.end(signal.SIGTERM)
+
+
+def test_a_launcher_of_another_size_is_refused_in_a_sentence(weights: Path, tmp_path: Path) -> None:
+    with line(tmp_path, catalog(tmp_path, weights, "ulysses")) as queue:
+        queue.start(*TORCHRUN, "--nproc-per-node", "1", "-m", "workers", "--model", "ulysses")
+        assert queue.process is not None
+        assert queue.process.wait(60) != 0
+        assert "takes 2 processes, and the launcher started 1" in queue.said()
+        assert "exitcode  : 2" in queue.said()
+
+
+def test_accelerate_starts_workers_that_share_the_queue(weights: Path, tmp_path: Path) -> None:
+    with line(tmp_path, catalog(tmp_path, weights, "plain")) as queue:
+        queue.start(*ACCELERATE, "--num_processes", "2", "-m", "workers", "--model", "plain")
+        wait_until(lambda: len(ready(queue.store)) == 2, 180)
+        job = queue.finish(queue.submit("plain", 100))
+        assert job.state is State.SUCCEEDED
+        wait_until(lambda: all(w.info["images_done"] for w in queue.store.workers()))
+        queue.end(signal.SIGINT, everybody=True)
+
+
+def test_a_pipelined_group_that_lost_a_stage_starts_anew(weights: Path, tmp_path: Path) -> None:
+    with line(tmp_path, catalog(tmp_path, weights, "pipelined")) as queue:
+        queue.start("workers")
+        job_id = queue.submit("pipelined", COUNT)
+        wait_until(lambda: queue.store.job(job_id, None).counts.succeeded >= 3, 120)
+        os.kill(ranks(queue.data)[1], signal.SIGKILL)
+        job = queue.finish(job_id)
+        assert job.counts.succeeded == COUNT
+        assert queue.end(signal.SIGTERM) == 0
+
+
+def test_a_split_model_is_served_phase_by_phase(weights: Path, tmp_path: Path) -> None:
+    with line(tmp_path, catalog(tmp_path, weights, "phased")) as queue:
+        queue.start("workers")
+        job = queue.finish(queue.submit("phased", 10))
+        assert job.counts.succeeded == 10
+        [worker] = queue.store.workers()
+        assert worker.info["placement"] == "split"
+        assert queue.end(signal.SIGTERM) == 0
+
+
+def ready(store: Store) -> list[WorkerInfo]:
+    """The workers that are at work."""
+    return [worker for worker in store.workers() if worker.info["state"] == "ready"]
+
+
+def failed(store: Store) -> list[WorkerInfo]:
+    """The workers that could not start."""
+    return [worker for worker in store.workers() if worker.info["state"] == "failed"]
