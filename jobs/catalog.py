@@ -7,7 +7,7 @@ torch and loads no weights: whether a hub id or a checkpoint is any good, a work
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import get_args
 
@@ -197,6 +197,7 @@ def _model(name: str, entry: Entry, folder: Path) -> Model:
         **{part: entry.whole(part, 1) for part in _GROUP_FIELDS},
     )
     entry.finish()
+    model = _chosen_degree(entry, model)
     _check_placement(entry, model)
     _check_defaults(entry, model)
     return model
@@ -242,6 +243,20 @@ def _limits(entry: Entry) -> Limits:
     )
     entry.finish()
     return limits
+
+
+def _chosen_degree(entry: Entry, model: Model) -> Model:
+    """Ulysses over all listed devices where a context-parallel entry names no way to split.
+
+    It moves less data than a ring, and copes with heads and sizes that do not divide.
+    """
+    unsaid = model.ring == model.ulysses == model.tensor == 1
+    if model.placement != "context_parallel" or not unsaid or len(model.devices) < 2:
+        return model
+    degree, rest = divmod(len(model.devices), model.cfg)
+    if rest:
+        raise entry.wrong("cfg", f"does not divide the {len(model.devices)} devices")
+    return replace(model, ulysses=degree)
 
 
 def _check_placement(entry: Entry, model: Model) -> None:

@@ -7,6 +7,7 @@ nothing of the queue.
 
 import os
 import re
+import secrets
 import shutil
 from contextlib import suppress
 from pathlib import Path
@@ -59,6 +60,24 @@ class LocalImages:
             return self.path(uri).read_bytes()
         except FileNotFoundError as error:
             raise NotFound(f"the image file {uri} is gone") from error
+
+    def beside(self, uri: str, name: str) -> str:
+        """The uri of something made from an image, which goes when its job's files go."""
+        return f"{uri.partition('/')[0]}/{name}"
+
+    def keep(self, uri: str, data: bytes) -> None:
+        """Store what can be made again, whole but not durably; not at all if the disk refuses.
+
+        Never makes a job's folder: one that is gone was removed with its job.
+        """
+        path = self.path(uri)
+        partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        try:
+            partial.write_bytes(data)
+            partial.replace(path)
+        except OSError:
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
 
     def remove(self, uri: str) -> None:
         """Remove one file; one that is gone already is fine."""

@@ -106,7 +106,8 @@ class Job:
     """A job's own record, without its images. Times are seconds since the epoch, server clock.
 
     `progress` is the share of all denoising steps that are done, 0..1, finished images counted
-    whole. `version` changes with every visible change of the job and serves as its ETag.
+    whole. `version` changes with every visible change of the job and serves as its ETag. `steps`
+    are those of all images, `cost` is the mean image's, in pixel-steps.
     """
 
     id: str
@@ -122,6 +123,8 @@ class Job:
     expires: float | None
     version: str
     metadata: dict[str, Any] = field(default_factory=dict)
+    steps: int = 0
+    cost: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +133,8 @@ class Lease:
 
     Only the holder of the current token can extend, commit or fail it. `attempt` counts from 1.
     `solo` marks an image whose earlier worker died: it runs alone, so that a poisonous one takes
-    no neighbours with it. `priority` is its job's, 0..9.
+    no neighbours with it. `priority` is its job's, 0..9; `trace` the `traceparent` of its POST, or
+    "".
     """
 
     job_id: str
@@ -140,6 +144,7 @@ class Lease:
     solo: bool
     request: ImageRequest
     priority: int = 5
+    trace: str = ""
 
     @property
     def key(self) -> str:

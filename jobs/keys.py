@@ -38,6 +38,7 @@ NAMES = {
     "worker": "worker:%s",  # string: JSON of one registered worker
     "workers": "workers",  # zset: worker -> ms when its registration ends
     "cards": "cards",  # hash: model -> JSON of what its workers learnt
+    "tallies": "tallies",  # hash: <what>:<model> -> how often it happened, ever
     # Clocks and news.
     "delayed": "delayed",  # zset: job -> ms when its first `later` image is due
     "gc": "gc",  # zset: job -> ms when its files can go
@@ -59,10 +60,15 @@ LIFETIMES_MS = {
     "collecting": 60 * 1000,
 }
 
+WAITS_MS = (100, 500, 1000, 5000, 15_000, 60_000, 300_000, 1_800_000, 7_200_000)
+"""Upper bounds by which the waits for a first claim are tallied."""
+
 BOUNDS = {"events": 100_000, "bell": 64}
 """Largest length of a stream (roughly) and of a list."""
 
-FOREVER = frozenset({"quota", "leases", "fence", "workers", "cards", "delayed", "gc", "events"})
+FOREVER = frozenset(
+    {"quota", "leases", "fence", "workers", "cards", "tallies", "delayed", "gc", "events"}
+)
 """Keys that may stay when nothing is queued or running."""
 
 
@@ -83,10 +89,12 @@ class Keys:
 
 
 def lua_tables() -> str:
-    """`NAMES`, `LIFETIMES_MS` and `BOUNDS` as Lua source."""
+    """`NAMES`, `LIFETIMES_MS`, `BOUNDS` and `WAITS_MS` as Lua source."""
     names = ", ".join(f"{name} = '{pattern}'" for name, pattern in NAMES.items())
     lifetimes = ", ".join(f"{name} = {value}" for name, value in LIFETIMES_MS.items())
     bounds = ", ".join(f"{name} = {value}" for name, value in BOUNDS.items())
+    waits = ", ".join(map(str, WAITS_MS))
     return (
         f"local NAME = {{{names}}}\nlocal LIFETIME = {{{lifetimes}}}\nlocal BOUND = {{{bounds}}}\n"
+        f"local WAITS = {{{waits}}}\n"
     )

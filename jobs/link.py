@@ -15,6 +15,7 @@ import redis
 import structlog
 from redis.backoff import ExponentialBackoff, NoBackoff
 from redis.exceptions import (
+    AskError,
     AuthenticationError,
     BusyLoadingError,
     ClusterDownError,
@@ -79,6 +80,17 @@ class Link:
                 pipeline.execute_command(*command)  # type: ignore[no-untyped-call]
             return list(pipeline.execute())
 
+    def run_and_read(
+        self, script: str, args: tuple[str | int, ...], *commands: tuple[str | int | float, ...]
+    ) -> list[Any]:
+        """A script's answer and then those to read commands, all of the same moment."""
+        text, digest = _source(script)
+        call = (1, self.keys.prefix, *args)
+        try:
+            return self.read(("EVALSHA", digest, *call), *commands)
+        except NoScriptError:
+            return self.read(("EVAL", text, *call), *commands)
+
     def ask(self, call: Callable[["redis.Redis"], Any]) -> Any:
         """One command that is safe to repeat."""
         with _our_errors():
@@ -141,6 +153,7 @@ _BY_CLASS: dict[type[Exception], str] = {
     MasterDownError: "the queue server has lost its primary",
     ClusterDownError: _CLUSTER,
     TryAgainError: _CLUSTER,
+    AskError: "the queue server's cluster keeps this pool on another node",  # MovedError is one
     redis.TimeoutError: "the queue server does not answer in time",
     TimeoutError: "the queue server does not answer in time",
 }

@@ -11,7 +11,15 @@ from typing import Any
 from jobs.errors import FieldProblem, InvalidRequest, NotFound
 from jobs.job import ImageView, Job, State
 from jobs.link import LONGEST_BLOCK_SECONDS, Link
-from jobs.views import Ahead, Event, WorkerInfo, event_view, image_view, job_view
+from jobs.views import (
+    Ahead,
+    Event,
+    WorkerInfo,
+    ahead_view,
+    event_view,
+    image_view,
+    job_view,
+)
 
 _PAGE = 100
 """Jobs looked at in one round trip, where most may be of another state."""
@@ -42,6 +50,30 @@ class Reader:
         if not found or tenant not in (None, found["tenant"]):
             raise NotFound(f"no job {job_id}")
         return job_view(job_id, found, steps)
+
+    def look(
+        self, job_id: str, tenant: str | None, *, images: bool
+    ) -> tuple[Job, list[ImageView], Ahead | None]:
+        """The job, its images if they are wanted, and what goes before it: all of one moment.
+
+        Raises NotFound.
+        """
+        key = self._keys
+        commands: list[tuple[str | int, ...]] = [
+            ("HGETALL", key("job", job_id)),
+            ("HVALS", key("steps", job_id)),
+        ]
+        if images:
+            commands += [
+                ("LRANGE", key("requests", job_id), 0, -1),
+                ("HGETALL", key("images", job_id)),
+                ("HGETALL", key("steps", job_id)),
+            ]
+        ahead, found, steps, *rest = self._link.run_and_read("position", (job_id,), *commands)
+        if not found or tenant not in (None, found["tenant"]):
+            raise NotFound(f"no job {job_id}")
+        views = _image_views(found.get("cut"), *rest) if images else []
+        return job_view(job_id, found, steps), views, ahead_view(ahead)
 
     def spec(self, job_id: str) -> dict[str, Any]:
         """What `submit` was given as `spec`. Raises NotFound."""
@@ -82,15 +114,13 @@ class Reader:
         if fields[0] is None:
             raise NotFound(f"no job {job_id}")
         first = start if start >= 0 else max(0, int(fields[0]) + start)
-        cut = None if fields[1] is None else int(fields[1])
         if isinstance(records, list):
-            records, steps = dict(enumerate(records, first)), dict(enumerate(steps, first))
-        else:
-            records, steps = _by_index(records), _by_index(steps)
-        return [
-            image_view(index, request, records.get(index), steps.get(index), cut)
-            for index, request in enumerate(requests, first)
-        ]
+            cut = None if fields[1] is None else int(fields[1])
+            return [
+                image_view(index, *found, cut)
+                for index, found in enumerate(zip(requests, records, steps, strict=False), first)
+            ]
+        return _image_views(fields[1], requests, records, steps, first)
 
     def image(self, job_id: str, index: int) -> ImageView:
         """One image. Raises NotFound."""
@@ -104,8 +134,7 @@ class Reader:
 
         None when no image of the job is ready to be claimed. Exact where images cost the same.
         """
-        found = self._link.run("position", job_id)
-        return Ahead(*map(int, found)) if found else None
+        return ahead_view(self._link.run("position", job_id))
 
     def position(self, job_id: str) -> int | None:
         """How many images go before the job's next one; None when none of it is ready."""
@@ -120,6 +149,20 @@ class Reader:
             model, _, priority = band.rpartition(":")
             depths.setdefault(model, {})[int(priority)] = int(count)
         return depths
+
+    def tallies(self) -> dict[str, dict[str, int]]:
+        """What was counted since the pool began, per kind and model.
+
+        `lost` leases ran out, `retried` images were tried again after a failure, `refused` commits
+        came too late; `waits` are first claims, `waited_ms` what they waited since their job's
+        submission, and `wait_MS` how many of them waited at most so long.
+        """
+        found = self._link.ask(lambda client: client.hgetall(self._keys("tallies")))
+        counts: dict[str, dict[str, int]] = {}
+        for name, count in sorted(found.items()):
+            what, _, model = name.partition(":")
+            counts.setdefault(what, {})[model] = int(count)
+        return counts
 
     def workers(self) -> list[WorkerInfo]:
         """The workers whose registration has not run out, by id."""
@@ -190,6 +233,22 @@ class Reader:
             if len(ids) < _PAGE:
                 return
             cursor = scores[-1]
+
+
+def _image_views(
+    cut: str | None,
+    requests: list[str],
+    records: dict[str, str],
+    steps: dict[str, str],
+    first: int = 0,
+) -> list[ImageView]:
+    """Images from index `first` on, of the whole hashes of records and steps."""
+    found, at = _by_index(records), _by_index(steps)
+    cut_at = None if cut is None else int(cut)
+    return [
+        image_view(index, request, found.get(index), at.get(index), cut_at)
+        for index, request in enumerate(requests, first)
+    ]
 
 
 def _by_index(found: dict[str, str]) -> dict[int, str]:

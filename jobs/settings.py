@@ -5,7 +5,7 @@ Read once in a process's `main`, then passed inward as plain values. `service/se
 """
 
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -18,7 +18,7 @@ class QueueSettings(BaseSettings):
 
     `redis_url` unset means the embedded server in `data`, run from `redis_server` when that is
     given. `max_unfinished` is the quota: images of one tenant that are queued or running.
-    `keep_seconds` is how long a job and its files outlive its end.
+    `keep_seconds` is how long a job and its files outlive its end. `log` is the form of log lines.
     """
 
     model_config = SettingsConfigDict(env_prefix="IMAGEMILL_", env_ignore_empty=True, frozen=True)
@@ -33,6 +33,7 @@ class QueueSettings(BaseSettings):
     lease_seconds: float = Field(default=15, gt=0)
     max_attempts: int = Field(default=3, ge=1)
     max_stalls: int = Field(default=3, ge=0)
+    log: Literal["console", "json"] = "console"
 
     def tokenizer_file(self, model: str) -> Path:
         """Where a worker leaves the model's tokenizer for the service to count prompts by."""

@@ -82,12 +82,14 @@ class Store(Reader):
         keep_seconds: float,
         max_attempts: int,
         max_stalls: int = 3,
+        trace: str = "",
     ) -> Submitted:
         """Queue a job, whole or not at all; all requests are of one model.
 
         `idempotency` is the caller's key and a hash of what it asks for: within 24 hours the same
         pair finds the same job, unless that is deleted. `quota` is how many images the tenant may
-        have unfinished. Raises QuotaExceeded, IdempotencyMismatch, ValueError.
+        have unfinished. `trace` comes back with every lease. Raises QuotaExceeded,
+        IdempotencyMismatch, ValueError.
         """
         _check_submission(requests, tenant, priority, weight)
         key, body = idempotency or (secrets.token_hex(16), "")
@@ -111,6 +113,7 @@ class Store(Reader):
             json.dumps(spec),
             sum(request.steps for request in requests),
             sum(costs) / len(costs),
+            trace,
             *map(packed, requests),
         )
         if outcome == "quota":

@@ -6,7 +6,7 @@ talks to no server.
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -44,10 +44,14 @@ class Beat:
 
 @dataclass(frozen=True, slots=True)
 class Ahead:
-    """How many images go before a job's next and before its last one that is ready."""
+    """How many images go before a job's next and before its last one that is ready.
+
+    `work` is what others have before the last, in pixel-steps.
+    """
 
     next: int
     last: int
+    work: float = field(default=0.0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +108,8 @@ def job_view(job_id: str, found: Mapping[str, str], steps: Iterable[str]) -> Job
         expires=_seconds(found.get("expires")),
         version=found["version"],
         metadata=json.loads(found["metadata"]),
+        steps=int(found["steps_total"]),
+        cost=float(found["cost"]),
     )
 
 
@@ -131,9 +137,22 @@ def image_view(
 
 def lease_view(found: Sequence[Any]) -> Lease:
     """A lease from claim.lua's answer."""
-    job_id, index, token, attempt, stalls, priority, body = found
-    request = ImageRequest.from_json(body)
-    return Lease(job_id, int(index), token, int(attempt), int(stalls) > 0, request, int(priority))
+    job_id, index, token, attempt, stalls, priority, body, trace = found
+    return Lease(
+        job_id=job_id,
+        index=int(index),
+        token=token,
+        attempt=int(attempt),
+        solo=int(stalls) > 0,
+        request=ImageRequest.from_json(body),
+        priority=int(priority),
+        trace=trace,
+    )
+
+
+def ahead_view(found: Sequence[Any]) -> Ahead | None:
+    """position.lua's answer."""
+    return Ahead(int(found[0]), int(found[1]), float(found[2])) if found else None
 
 
 def event_view(event_id: str, found: Mapping[str, str]) -> Event:

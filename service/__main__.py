@@ -5,7 +5,6 @@ lets requests in flight finish.
 """
 
 import argparse
-import logging
 import signal
 import socket
 import sys
@@ -13,7 +12,7 @@ from collections.abc import Sequence
 
 import uvicorn
 
-from jobs import lifeline
+from jobs import lifeline, logs, tracing
 from jobs.catalog import load_catalog
 from jobs.embedded import redis_url
 from jobs.errors import ImagemillError
@@ -44,11 +43,12 @@ class _Server(uvicorn.Server):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serve until told to stop; 0 after a graceful end, 2 when the set-up cannot work."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s %(message)s")
     signal.signal(signal.SIGTERM, _leave)
     signal.signal(signal.SIGINT, _leave)
     try:
         settings = _settings(arguments)
+        logs.configure(settings.log)
+        tracing.start("imagemill-service")
         _serve(settings)
     except ImagemillError as error:
         sys.stderr.write(f"imagemill service: {error}\n")
@@ -79,6 +79,8 @@ def _serve(settings: ServiceSettings) -> None:
             port=settings.port,
             timeout_graceful_shutdown=GRACE_SECONDS,
             server_header=False,
+            log_config=None,
+            access_log=False,
         )
         server = _Server(config, app.state.mill.hub)
         lifeline.watch(lambda: setattr(server, "should_exit", True))

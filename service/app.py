@@ -26,7 +26,10 @@ from service.mill import Mill
 from service.openai.shelf import FileShelf
 from service.openapi import complete_document, openai_errors, problems
 from service.prompt_length import PromptLengths
+from service.recent import RecentWorkers
+from service.request_id import NameRequests
 from service.routes import (
+    docs,
     events,
     health,
     images,
@@ -67,6 +70,8 @@ def create_app(
         description="Batch image generation: prompts are queued, workers turn them into images.",
         lifespan=_lifespan,
         redirect_slashes=False,
+        docs_url=None,
+        redoc_url=None,
     )
     parts = Mill(
         settings=settings,
@@ -78,6 +83,7 @@ def create_app(
         batches=Documents(settings.data / "batches", "batch_"),
         links=Links(settings.public_url or ""),
         lengths=PromptLengths(settings.tokenizer_file),
+        workers=RecentWorkers(store),
         started=int(time.time()),
     )
     _assemble(app, parts)
@@ -90,6 +96,7 @@ def _assemble(app: FastAPI, parts: Mill) -> None:
     app.state.gate = Gate(ring, may_be_open=parts.settings.may_be_open)
     app.state.metrics = Metrics(parts.store, parts.hub)
     app.add_middleware(CountRequests, metrics=app.state.metrics)
+    app.add_middleware(NameRequests)
     handlers.install(app)
     for module in _ROUTES:
         failures = problems(401, 403, 429)
@@ -97,6 +104,7 @@ def _assemble(app: FastAPI, parts: Mill) -> None:
             failures = openai_errors(401, 403, 429)
         app.include_router(module.router, dependencies=[Depends(caller)], responses=failures)
     app.include_router(health.router)
+    app.include_router(docs.router)
     app.include_router(page.router)
     _set_openapi(app, lambda: complete_document(app))
 
@@ -109,7 +117,7 @@ def _set_openapi(app: FastAPI, make: Callable[[], dict[str, object]]) -> None:
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     parts: Mill = app.state.mill
     parts.hub.start()
-    sender = _webhooks(parts)
+    sender = _webhooks(parts, app.state.metrics)
     sender.start()
     try:
         yield
@@ -118,15 +126,18 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         await anyio.to_thread.run_sync(sender.stop)
 
 
-def _webhooks(parts: Mill) -> WebhookSender:
+def _webhooks(parts: Mill, metrics: Metrics) -> WebhookSender:
     root, given = parts.settings.data / "webhooks", parts.settings.webhook_secret
-    return WebhookSender(
+    sender = WebhookSender(
         parts.store,
         Outbox(root),
         Notices(parts.store, parts.links),
         given.get_secret_value() if given else kept_secret(root),
         private=parts.settings.allows_private_webhooks,
+        count=metrics.count_webhook,
     )
+    metrics.webhooks_waiting.set_function(lambda: sender.waiting)
+    return sender
 
 
 def _version() -> str:

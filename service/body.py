@@ -1,7 +1,7 @@
 """Reads a JSON body: its type, its size while it streams, strict JSON, then the schema.
 
 Strict means what interoperates (RFC 8259): UTF-8, no NaN, no number beyond a double, no key twice.
-Parsing and validation run on a thread, so that a body of thousands of prompts holds up nobody.
+A large body is parsed and validated on a thread, so that thousands of prompts hold up nobody.
 Knows no schema of its own.
 """
 
@@ -19,6 +19,9 @@ from service.errors import BodyTooLarge, MalformedBody, UnsupportedBody, invalid
 
 BodyModel = TypeVar("BodyModel", bound=BaseModel)
 
+SMALL_BODY_BYTES = 4096
+"""A body up to this is validated at once: that takes less than a thread does."""
+
 MAX_DEPTH = 64
 """Nesting of arrays and objects that a body may have."""
 
@@ -31,6 +34,8 @@ def json_body(model: type[BodyModel]) -> Callable[[Request], Awaitable[BodyModel
 
     async def read(request: Request) -> BodyModel:
         raw = await read_bytes(request, request.app.state.mill.settings.max_body_bytes)
+        if len(raw) <= SMALL_BODY_BYTES:
+            return _validated(model, raw)
         return await anyio.to_thread.run_sync(_validated, model, raw)
 
     return read

@@ -9,8 +9,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import structlog
+
+from jobs import tracing
 from jobs.errors import FieldProblem, InvalidRequest
-from jobs.job import Job
 from jobs.request import ImageRequest
 from service.auth import Caller
 from service.errors import MalformedHeader
@@ -18,6 +20,8 @@ from service.mill import Mill
 from service.schemas import SubmitJob, Webhook
 from service.submission import image_requests, warnings
 from service.webhooks.address import is_literal_and_private
+
+log = structlog.get_logger(__name__)
 
 USUAL_PRIORITY = 5
 """What a job gets that asks for none, where its caller may."""
@@ -27,10 +31,10 @@ _IDEMPOTENCY_KEY = re.compile(r"[!-~]{1,255}")
 
 def enqueue(
     mill: Mill, caller: Caller, body: SubmitJob, idempotency_key: str | None = None
-) -> tuple[Job, list[str]]:
+) -> tuple[str, list[str]]:
     """Queue the job that `body` asks for, or find the one that the key made before.
 
-    Returns it with its warnings. Raises UnknownModel, InvalidRequest, MalformedHeader,
+    Returns its id and its warnings. Raises UnknownModel, InvalidRequest, MalformedHeader,
     IdempotencyMismatch, QuotaExceeded, StorageUnavailable; nothing is then queued.
     """
     idempotency = None
@@ -50,7 +54,7 @@ def enqueue(
         idempotency=idempotency,
     )
     count = mill.lengths.counter(model.name, card)
-    return mill.store.job(job_id, caller.tenant), warnings(body, card, count)
+    return job_id, warnings(body, card, count)
 
 
 def submit(
@@ -63,25 +67,39 @@ def submit(
     webhook: Webhook | None = None,
     idempotency: tuple[str, str] | None = None,
 ) -> str:
-    """Queue requests of one model as a job and return its id. Raises as `enqueue` does."""
+    """Queue requests of one model as a job and return its id. Raises as `enqueue` does.
+
+    Within a span, which the images' spans in their workers will have for their parent.
+    """
     if priority is None:
         priority = min(USUAL_PRIORITY, caller.max_priority)
     if priority > caller.max_priority:
         detail = f"must be at most {caller.max_priority} for this key"
         raise InvalidRequest(f"priority {detail}", (FieldProblem("/priority", detail),))
-    return mill.store.submit(
-        requests,
-        tenant=caller.tenant,
+    model = requests[0].model
+    with tracing.span("submit", model=model, images=len(requests)) as trace:
+        made = mill.store.submit(
+            requests,
+            tenant=caller.tenant,
+            priority=priority,
+            weight=caller.weight,
+            idempotency=idempotency,
+            metadata=metadata,
+            spec={"webhook": webhook.model_dump() if webhook else None},
+            quota=caller.max_unfinished or mill.settings.max_unfinished,
+            keep_seconds=mill.settings.keep_seconds,
+            max_attempts=mill.settings.max_attempts,
+            max_stalls=mill.settings.max_stalls,
+            trace=trace,
+        )
+    log.info(
+        "job queued" if made.created else "job found by its key",
+        job=made.job_id,
+        model=model,
+        images=len(requests),
         priority=priority,
-        weight=caller.weight,
-        idempotency=idempotency,
-        metadata=metadata,
-        spec={"webhook": webhook.model_dump() if webhook else None},
-        quota=caller.max_unfinished or mill.settings.max_unfinished,
-        keep_seconds=mill.settings.keep_seconds,
-        max_attempts=mill.settings.max_attempts,
-        max_stalls=mill.settings.max_stalls,
-    ).job_id
+    )
+    return made.job_id
 
 
 def _check_address(url: str) -> None:

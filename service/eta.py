@@ -1,62 +1,116 @@
-"""When a job will be done, from the rates that live workers measured. Pure arithmetic.
+"""When a job will be done, from what live workers measured. Pure arithmetic.
 
-An image ahead in the queue is taken to cost what the job's own images cost on average: the queue
-knows how many they are, not how large.
+The workers of a model are taken as so many slots, as many as samples share their forward passes,
+of the same speed each. What goes before the job's last image is dealt to them evenly, then the
+job's own images one by one: so the last images, which leave slots empty, cost their whole time.
+Where they are not alike, workers reorder them, and the end lies between that and the least it could
+be; the middle is taken.
+Work is counted in pixel-steps, since the time of a step grows with the picture.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from heapq import heapify, heapreplace
 
 from jobs.job import ImageView, Job, State
 from jobs.views import Ahead, WorkerInfo
 
+ALIKE = 1.5
+"""Images are alike while the longest is at most so many times the mean."""
 
-def steps_per_second(workers: Iterable[WorkerInfo], model: str) -> float:
-    """Denoising steps a second that the ready workers of a model make together, 0 if unknown."""
-    rates = (
-        worker.info.get("steps_per_second")
-        for worker in workers
-        if worker.info.get("model") == model and worker.info.get("state") == "ready"
-    )
-    return sum(float(rate) for rate in rates if isinstance(rate, int | float) and rate > 0)
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """What the ready workers of a model do together.
+
+    `rate` is pixel-steps a second, 0 if unknown; `slots` samples of a forward pass; `held`
+    pixel-steps still to do of the images that they hold, whosever they are.
+    """
+
+    rate: float = 0.0
+    slots: float = 1.0
+    held: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What is left of a job: steps to do, steps of an average image, images that wait."""
+    """What is left of a job: pixel-steps of each unfinished image, in order, the running first.
 
-    left: float
-    mean: float
-    waiting: int
-    is_over: bool
+    `running` is the share of it that workers hold.
+    """
+
+    images: Sequence[float]
+    running: float = 0.0
+
+
+def speed(workers: Iterable[WorkerInfo], model: str) -> Speed:
+    """The speed of the ready workers of a model that have measured theirs."""
+    ready = [
+        worker.info
+        for worker in workers
+        if worker.info.get("model") == model and worker.info.get("state") == "ready"
+    ]
+    known = [info for info in ready if _number(info.get("pixel_steps_per_second"))]
+    return Speed(
+        rate=sum(_number(info["pixel_steps_per_second"]) for info in known),
+        slots=sum(max(1.0, _number(info.get("samples_per_forward"))) for info in known),
+        held=sum(_number(info.get("held_pixel_steps")) for info in ready),
+    )
 
 
 def work_of_images(images: Sequence[ImageView]) -> Work:
     """What is left of a job with these images, exactly."""
     unfinished = [image for image in images if not image.state.finished]
-    return Work(
-        left=sum(max(0, image.request.steps - image.step) for image in unfinished),
-        mean=sum(image.request.steps for image in images) / len(images),
-        waiting=sum(image.state is State.QUEUED for image in images),
-        is_over=not unfinished,
-    )
+    left = {
+        image.index: float(max(0, image.request.steps - image.step) * image.request.pixels)
+        for image in unfinished
+    }
+    running = [image.index for image in unfinished if image.state is State.RUNNING]
+    order = dict.fromkeys([*running, *left])
+    return Work([left[index] for index in order], sum(left[index] for index in running))
 
 
-def work_of_counts(job: Job, sample: ImageView) -> Work:
-    """What is left of a job, taking all its images to have as many steps as `sample`."""
-    steps = sample.request.steps
-    left = (1 - job.progress) * job.counts.total * steps
-    return Work(left, steps, job.counts.queued, job.state.finished)
+def work_of_counts(job: Job) -> Work:
+    """What is left of a job, its images taken to be alike."""
+    counts = job.counts
+    if not job.steps or job.state.finished:
+        return Work(())
+    mean = job.cost
+    left = (1 - job.progress) * mean * counts.total
+    begun = max(0.0, left - counts.queued * mean)
+    each = [begun / counts.running] * counts.running if counts.running else []
+    return Work([*each, *[mean] * counts.queued], begun)
 
 
-def eta_seconds(work: Work, ahead: Ahead | None, rate: float) -> float | None:
+def eta_seconds(work: Work, ahead: Ahead | None, speed: Speed) -> float | None:
     """Seconds until a job's last image is made; `ahead` as the store tells it.
 
-    `rate` is denoising steps a second. None when the rate is unknown; 0 when nothing is left.
+    None when the rate is unknown; 0 when nothing is left.
     """
-    if work.is_over:
+    if not work.images:
         return 0.0
-    if rate <= 0:
+    if speed.rate <= 0:
         return None
-    others = max(0, ahead.last - (work.waiting - 1)) if ahead else 0
-    return round((work.left + others * work.mean) / rate, 1)
+    others = max(0.0, speed.held - work.running) + (ahead.work if ahead else 0.0)
+    slots = max(1, round(speed.slots))
+    dealt = _dealt(work.images, others, slots)
+    least = max((others + sum(work.images)) / slots, max(work.images))
+    alike = max(work.images) <= ALIKE * (sum(work.images) / len(work.images))
+    last = dealt if alike else (dealt + least) / 2
+    return round(last * slots / speed.rate, 1)
+
+
+def _dealt(images: Sequence[float], others: float, slots: int) -> float:
+    """When the last image ends that is dealt, in order, to the slot which is free first."""
+    busy_until = [others / slots] * slots
+    heapify(busy_until)
+    last = 0.0
+    for image in images:
+        done = busy_until[0] + image
+        heapreplace(busy_until, done)
+        last = max(last, done)
+    return last
+
+
+def _number(value: object) -> float:
+    return float(value) if isinstance(value, int | float) and value > 0 else 0.0

@@ -28,6 +28,10 @@ BLOCK_SECONDS = 0.25
 """One read of the stream waits this long, which bounds how long stopping takes."""
 
 
+GATHER_SECONDS = 0.02
+"""After news the reader waits so long for more: under load it reads them together."""
+
+
 class Watch:
     """News of one job. It holds up to `keep` events until they are taken."""
 
@@ -140,6 +144,8 @@ class EventHub:
             if failing:
                 self._on_loop(self._wake_all)
                 failing = False
+            if events:
+                self._stopping.wait(GATHER_SECONDS)
 
     def _on_loop(self, call: Callable[..., None], *arguments: object) -> None:
         assert self._loop is not None

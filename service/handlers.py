@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from jobs.errors import FieldProblem, ImagemillError
+from service import request_id
 from service.errors import Failure, as_openai, as_problem, failure_of, pointer, sentence, summary
 
 OPENAI_PATHS = ("/v1/images/", "/v1/files", "/v1/batches")
@@ -65,7 +66,8 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
 async def _on_fault(request: Request, error: Exception) -> Response:
     """Starlette's handler for a bug; the server logs the traceback itself."""
     detail = "the service met a fault of its own; its log says which"
-    return _answer(request, Failure(500, detail, "internal"))
+    headers = {request_id.HEADER: request.scope["request_id"]}  # this answer passes no middleware
+    return _answer(request, Failure(500, detail, "internal", headers=headers))
 
 
 def _methods_of(request: Request) -> list[str]:

@@ -1,57 +1,21 @@
-"""Counters and gauges for Prometheus: requests as they pass, the queue when it is scraped.
+"""Counters and gauges for Prometheus: requests as they pass, the pool when it is scraped.
 
-Image outcomes are counted from the event stream since this process started. One registry an
-application, so that several can live in one process.
+Image outcomes and webhooks are counted since this process started. What is known of the queue and
+of the workers is read at each scrape (`service/watching.py`). One registry an application, so that
+several can live in one process.
 """
 
 import time
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 
 from prometheus_client import CollectorRegistry, Gauge, Histogram
 from prometheus_client import Counter as PrometheusCounter
-from prometheus_client.core import GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from jobs.errors import StorageUnavailable
 from jobs.store import Store
 from jobs.views import Event
 from service.events import EventHub
-
-
-class QueueCollector(Collector):
-    """Reads the queue's depth and the workers' states at each scrape."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-
-    def collect(self) -> Iterator[Metric]:
-        """Gauges of the moment; only `imagemill_queue_up 0` while the queue is out of reach."""
-        up = GaugeMetricFamily("imagemill_queue_up", "Whether the queue server answers.")
-        depth = GaugeMetricFamily(
-            "imagemill_queue_images", "Images that wait.", labels=("model", "priority")
-        )
-        states = GaugeMetricFamily(
-            "imagemill_workers", "Workers by state.", labels=("model", "state")
-        )
-        try:
-            for model, bands in self._store.queue_depth().items():
-                for priority, count in bands.items():
-                    depth.add_metric((model, str(priority)), count)
-            workers = self._store.workers()
-        except StorageUnavailable:
-            up.add_metric((), 0)
-            return iter([up])
-        up.add_metric((), 1)
-        keys = ((str(one.info.get("model")), str(one.info.get("state"))) for one in workers)
-        for key, count in Counter(keys).items():
-            states.add_metric(key, count)
-        return iter([up, depth, states])
-
-    def describe(self) -> Iterable[Metric]:
-        """Nothing beforehand: registering must not read the store."""
-        return []
+from service.watching import PoolCollector
 
 
 class Metrics:
@@ -59,7 +23,7 @@ class Metrics:
 
     def __init__(self, store: Store, hub: EventHub) -> None:
         self.registry = CollectorRegistry()
-        self.registry.register(QueueCollector(store))
+        self.registry.register(PoolCollector(store))
         self.requests = PrometheusCounter(
             "imagemill_http_requests",
             "HTTP requests answered.",
@@ -79,7 +43,17 @@ class Metrics:
             ("state",),
             registry=self.registry,
         )
-
+        self.webhooks = PrometheusCounter(
+            "imagemill_webhook_posts",
+            "Attempts to deliver a webhook, by outcome.",
+            ("outcome",),
+            registry=self.registry,
+        )
+        self.webhooks_waiting = Gauge(
+            "imagemill_webhooks_waiting",
+            "Webhooks that this process still has to deliver.",
+            registry=self.registry,
+        )
         Gauge(
             "imagemill_waits",
             "Jobs that requests wait for.",
@@ -92,6 +66,10 @@ class Metrics:
         for event in events:
             if event.type in _OUTCOMES:
                 self.images.labels(_OUTCOMES[event.type]).inc()
+
+    def count_webhook(self, outcome: str) -> None:
+        """Count an attempt: `heard`, `again` or `given_up`."""
+        self.webhooks.labels(outcome).inc()
 
 
 class CountRequests:

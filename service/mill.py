@@ -12,6 +12,7 @@ from service.documents import Documents
 from service.events import EventHub
 from service.openai.shelf import FileShelf
 from service.prompt_length import PromptLengths
+from service.recent import RecentWorkers
 from service.settings import ServiceSettings
 from service.views import Links
 
@@ -29,12 +30,13 @@ class Mill:
     batches: Documents
     links: Links
     lengths: PromptLengths
+    workers: RecentWorkers
     started: int
     """When the service started, in seconds since the epoch."""
 
 
-def mill(request: Request) -> Mill:
-    """The parts of the service that got the request."""
+async def mill(request: Request) -> Mill:
+    """The parts of the service that got the request; async, so that no thread is asked for them."""
     found: Mill = request.app.state.mill
     return found
 

@@ -28,10 +28,14 @@ class PromptLengths:
 
     def counter(self, model: str, card: Mapping[str, Any] | None) -> Count:
         """Counts a prompt of `model` against its card's `max_prompt_tokens`."""
+        return self.tokens(model, card) or (lambda text: len(text.split()))
+
+    def tokens(self, model: str, card: Mapping[str, Any] | None) -> Count | None:
+        """Counts the tokens of a prompt; None where the model's tokenizer is not known."""
         form = (card or {}).get("prompt")
         tokenizer = self._tokenizer(model) if form else None
         if tokenizer is None or not form:
-            return lambda text: len(text.split())
+            return None
 
         def count(text: str) -> int:
             read = text.lower().strip() if form["lowered"] else text

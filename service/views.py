@@ -3,11 +3,10 @@
 Knows the shapes of the answers and the routes' paths; reads no store.
 """
 
-from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 
-from jobs.job import Counts, ImageView, Job, State, job_state
+from jobs.job import ImageView, Job, State
 from service.schemas import CountsView, ImageItem, JobSummary, JobUrls, JobView
 
 
@@ -36,34 +35,6 @@ class Links:
             zip=f"{job}/images.zip",
             sheet=f"{job}/sheet.png",
         )
-
-
-def agreeing(job: Job, images: Sequence[ImageView], again: Callable[[], Job]) -> Job:
-    """The job as its images have it, which were read a moment later.
-
-    `again` reads the job anew, for its times, when its state has changed in that moment.
-    """
-    found = Counter(image.state for image in images)
-    counts = Counts(
-        total=len(images),
-        queued=found[State.QUEUED],
-        running=found[State.RUNNING],
-        succeeded=found[State.SUCCEEDED],
-        failed=found[State.FAILED],
-        cancelled=found[State.CANCELLED],
-    )
-    state = job_state(counts)
-    if state is not job.state:
-        job = again()
-    done = sum(_steps_done(image) for image in images)
-    progress = done / sum(image.request.steps for image in images)
-    return replace(job, counts=counts, state=state, progress=progress)
-
-
-def _steps_done(image: ImageView) -> int:
-    """Steps of an image that are done; one that is over counts whole."""
-    steps = image.request.steps
-    return steps if image.state.finished else min(image.step, steps)
 
 
 def job_summary(job: Job, links: Links) -> JobSummary:

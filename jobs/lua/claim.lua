@@ -3,7 +3,7 @@
 -- ARGV: 1 model   2 worker   3 limit, images   4 limit, pixels in all   5 lease, ms
 --       6, 7 preferred width and height, or ''   8 linger, ms   9 nonce   10 random part of tokens
 --       11... job:index that the worker holds now
--- Returns {'leases', {job, index, token, attempt, stalls, priority, request}...},
+-- Returns {'leases', {job, index, token, attempt, stalls, priority, request, trace}...},
 -- or {'linger', ms to wait}.
 --
 -- Safe to repeat. The same nonce returns the same leases, if they still stand. Another nonce gives
@@ -26,7 +26,7 @@ local leases, remembered = {}, {ARGV[9]}
 local function hand_over(job, index, record, body)
   redis.call('ZADD', key('leases'), NOW + lease_ms, image_key(job, index))
   leases[#leases + 1] = {job.id, index, record.token, record.attempt, record.stalls,
-    job.priority, body}
+    job.priority, body, job.trace or ''}
   remembered[#remembered + 1] = image_key(job, index)
   remembered[#remembered + 1] = record.token
 end
@@ -97,6 +97,9 @@ end
 
 local function take(image, record)
   local job, index = image.job, image.index
+  if record.token == '' and not job.retried then
+    tally_wait(job.model, math.max(0, NOW - job.created))
+  end
   record.state, record.worker = 'running', worker
   record.token = string.format('%d-%s', redis.call('INCR', key('fence')), ARGV[10])
   record.attempt = record.attempt + 1

@@ -12,6 +12,8 @@ for place = 1, #ARGV, 4 do
     finish_image(job, index, record, 'succeeded')
     emit(job, 'image', index)
   end
+  local known = job_of(ARGV[place])
+  if known and not job and state ~= 'succeeded' then tally('refused', known.model, 1) end
   local others = state == 'succeeded' and 'already' or 'stale'
   answers[#answers + 1] = job and 'committed' or others
 end

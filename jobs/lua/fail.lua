@@ -12,6 +12,7 @@ local answer
 record.error = ARGV[4]
 if ARGV[5] == '1' and record.attempt < job.max_attempts then
   requeue(job, index, record, tonumber(ARGV[6]))
+  tally('retried', job.model, 1)
   answer = 'again'
 else
   finish_image(job, index, record, 'failed')

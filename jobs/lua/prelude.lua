@@ -14,12 +14,13 @@ local NOW = math.floor(MICROSECONDS / 1000) -- milliseconds, as all times but a 
 
 -- Jobs --------------------------------------------------------------------------------------
 
-local TEXTS = {'tenant', 'model', 'state'}
+-- retried: when somebody had images run again, what tells that move from others.
+local TEXTS = {'tenant', 'model', 'state', 'trace', 'retried'}
 -- next: the first index never claimed. waiting: ready to be claimed, a part of queued; the other
 -- part is delayed. cut: where a cancel cut the untouched images off (nil mostly). cost: the mean
 -- image's pixel-steps. told: when the last event was sent.
 local NUMBERS = {'priority', 'weight', 'total', 'next', 'cut', 'waiting', 'queued', 'running',
-  'succeeded', 'failed', 'cancelled', 'steps_total', 'steps_done', 'cost', 'keep', 'max_attempts',
+  'succeeded', 'failed', 'cancelled', 'steps_total', 'steps_done', 'cost', 'created', 'keep', 'max_attempts',
   'max_stalls', 'started', 'finished', 'expires', 'told', 'version'}
 -- The numbers that scripts change, and so write back.
 local CHANGING = {'next', 'cut', 'waiting', 'queued', 'running', 'succeeded', 'failed', 'cancelled',
@@ -100,6 +101,26 @@ local function state_of(job)
   return job.queued == job.total and 'queued' or 'running'
 end
 
+-- Tallies -----------------------------------------------------------------------------------
+
+-- What happens is counted for those who watch the pool: `what` of a model, so many more.
+local tallied, tallied_in_order = {}, {}
+
+local function tally(what, model, by)
+  local name = string.format('%s:%s', what, model)
+  if not tallied[name] then tallied_in_order[#tallied_in_order + 1] = name end
+  tallied[name] = (tallied[name] or 0) + by
+end
+
+-- An image was claimed for the first time after so many milliseconds.
+local function tally_wait(model, waited)
+  for _, bound in ipairs(WAITS) do
+    if waited <= bound then tally(string.format('wait_%d', bound), model, 1) end
+  end
+  tally('waits', model, 1)
+  tally('waited_ms', model, waited)
+end
+
 -- Saving ------------------------------------------------------------------------------------
 
 local KEPT = {'job', 'requests', 'images'}
@@ -154,6 +175,9 @@ end
 
 local function save_jobs()
   for _, job in ipairs(in_order) do save_job(job) end
+  for _, name in ipairs(tallied_in_order) do
+    redis.call('HINCRBY', key('tallies'), name, tallied[name])
+  end
 end
 
 -- Images ------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ for _, image in ipairs(expired) do
   else
     moved = moved + 1
     record.stalls = record.stalls + 1
+    tally('lost', job.model, 1)
     record.attempt = record.attempt - 1
     if record.stalls <= job.max_stalls then
       requeue(job, index, record, 0)

@@ -8,6 +8,7 @@ from typing import Literal
 from jobs.images import LocalImages
 from jobs.job import ImageView
 from service.openai.schemas import GeneratedImage, GeneratedImages
+from service.openai.usage import Usage
 from service.views import Links
 
 Form = Literal["b64_json", "url"]
@@ -19,6 +20,7 @@ def generated(
     job_id: str,
     images: Sequence[ImageView],
     form: Form | None,
+    used: Usage | None = None,
 ) -> GeneratedImages:
     """The answer that holds `images`, all of them made; in both forms when `form` is None.
 
@@ -30,6 +32,7 @@ def generated(
         data=[_image(files, links, job_id, image, form) for image in images],
         size=f"{request.width}x{request.height}",
         output_format=request.format,
+        usage=used,
         job=job_id,
     )
 

@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field
 
 from jobs.errors import FieldProblem
 from jobs.request import ImageFormat
+from service.openai.usage import Usage
 from service.schemas import ImageSettings, Prompt, SubmitJob
 
 _SIZE = r"^(auto|[1-9][0-9]{1,4}x[1-9][0-9]{1,4})$"
@@ -83,6 +84,9 @@ class GeneratedImages(BaseModel):
     data: list[GeneratedImage]
     size: str
     output_format: ImageFormat
+    usage: Annotated[
+        Usage | None, Field(description="Tokens; null where no worker has told how to count.")
+    ] = None
     job: Annotated[str, Field(description="The job behind it, at /v1/jobs.")]
 
 

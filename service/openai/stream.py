@@ -21,17 +21,11 @@ from service.auth import Caller
 from service.errors import TookTooLong, failure_of, openai_error
 from service.mill import Mill
 from service.openai.schemas import GenerateImages
+from service.openai.usage import usage
 from service.results import failure, is_over, preview
 from service.waiting import RECHECK_SECONDS
 
 _HEARTBEAT = format_sse_event(comment="still here")
-_NO_TOKENS = {
-    "total_tokens": 0,
-    "input_tokens": 0,
-    "output_tokens": 0,
-    "input_tokens_details": {"text_tokens": 0, "image_tokens": 0},
-}
-"""OpenAI's events must have a usage; this service counts no tokens."""
 
 
 @dataclass(slots=True)
@@ -91,7 +85,9 @@ def _frames(
     if image.result is not None:
         told.images.add(image.index)
         data = mill.images.read(image.result.uri)
-        yield _frame("completed", image, data, image.request.format, {"usage": _NO_TOKENS})
+        used = usage(mill, [image])
+        told_usage = {"usage": used.model_dump()} if used else {}
+        yield _frame("completed", image, data, image.request.format, told_usage)
         return
     seen = told.previews.setdefault(image.index, [])
     if len(seen) < (body.partial_images or 0):

@@ -1,12 +1,13 @@
-"""The pictures of a job: one with ranges and preconditions, all in a ZIP, thumbnails on a sheet.
+"""The pictures of a job: one with ranges and preconditions, small, all in a ZIP, on a sheet.
 
 An image is downloadable only once it is committed, which is after its file was fsynced. Unfinished
 is 409, never made is 404, made but its file is no longer there is 410.
 """
 
 import hashlib
+import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import anyio
 import anyio.to_thread
@@ -15,7 +16,7 @@ from fastapi.responses import RedirectResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from jobs.errors import Conflict, NotFound
-from jobs.job import ImageResult, ImageView
+from jobs.job import ImageResult, ImageView, State
 from service.auth import AnyCaller, Caller
 from service.conditional import matches, usable_range
 from service.downloads import SHEET_IMAGES, ImageFile, archive, contact_sheet, file_name
@@ -23,12 +24,13 @@ from service.errors import Gone, NoPreview
 from service.mill import Mill, TheMill
 from service.openapi import NOT_MODIFIED, binary, problems
 from service.results import preview
+from service.thumbnails import THUMBNAIL_TYPE, thumbnail
 
 router = APIRouter(tags=["images"])
 
 _FOR_EVER = "private, max-age=31536000, immutable"
-_sheets = anyio.CapacityLimiter(2)
-"""Contact sheets drawn at once; each holds a core."""
+_drawing = anyio.CapacityLimiter(2)
+"""Contact sheets and thumbnails drawn at once; each holds a core."""
 
 _IMAGE_ANSWERS = (
     binary("image/png", "image/jpeg", "image/webp")
@@ -47,6 +49,17 @@ class SheetLayout(BaseModel):
         int, Field(ge=0, le=1_000_000, description=f"Which {SHEET_IMAGES} images, from 0.")
     ] = 0
     columns: Annotated[int | None, Field(ge=1, le=20, description="Default: a square.")] = None
+
+
+class ThumbnailSize(BaseModel):
+    """How small. Few sizes, so that few are made."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    side: Annotated[
+        Literal["64", "128", "256", "512"],
+        Field(description="The longer side in pixels; a smaller image stays as small as it is."),
+    ] = "256"
 
 
 @router.get("/v1/jobs/{job_id}/images/{index}", response_class=Response, responses=_IMAGE_ANSWERS)
@@ -68,11 +81,7 @@ def get_image(
     }
     if matches(request.headers.get("if-none-match"), result.sha256):
         return Response(status_code=304, headers=headers)
-    path = mill.images.path(result.uri)
-    try:
-        stat = path.stat()
-    except FileNotFoundError:
-        raise Gone(f"image {index} was made, but its file is no longer there") from None
+    path, stat = _file(mill, index, result)
     served = None
     if request.method == "GET":
         asked, unless = request.headers.get("range"), request.headers.get("if-range")
@@ -89,19 +98,56 @@ def get_image(
 
 
 @router.get(
+    "/v1/jobs/{job_id}/images/{index}/thumbnail",
+    response_class=Response,
+    responses=binary(THUMBNAIL_TYPE) | NOT_MODIFIED | problems(404, 409, 410, 422, 503),
+)
+async def get_thumbnail(
+    job_id: str,
+    index: int,
+    query: Annotated[ThumbnailSize, Query()],
+    request: Request,
+    mill: TheMill,
+    caller: AnyCaller,
+) -> Response:
+    """One image made small. It never changes: the ETag is the image's sha256 and the side."""
+    image = await anyio.to_thread.run_sync(_image, mill, caller, job_id, index)
+    result, side = _made(image), int(query.side)
+    tag = f"{result.sha256}-{side}"
+    headers = {
+        "ETag": f'"{tag}"',
+        "Cache-Control": _FOR_EVER,
+        "X-Content-Type-Options": "nosniff",
+    }
+    if matches(request.headers.get("if-none-match"), tag):
+        return Response(status_code=304, headers=headers)
+    await anyio.to_thread.run_sync(_file, mill, index, result)
+    data = await anyio.to_thread.run_sync(thumbnail, mill.images, result, side, limiter=_drawing)
+    return Response(data, media_type=THUMBNAIL_TYPE, headers=headers)
+
+
+@router.get(
     "/v1/jobs/{job_id}/images/{index}/preview",
     response_class=Response,
     responses=binary("image/jpeg")
-    | {303: {"description": "The image is finished; there it is."}}
+    | {
+        204: {"description": "It runs, and nothing can be seen yet; Retry-After."},
+        303: {"description": "The image is finished; there it is."},
+    }
     | problems(404, 422, 503),
 )
 def get_preview(job_id: str, index: int, mill: TheMill, caller: AnyCaller) -> Response:
-    """How far a running image is; a finished one is elsewhere; 404 while nothing can be seen."""
+    """How far a running image is; 204 while nothing can be seen of it; a finished one is elsewhere.
+
+    404 for an image that does not run: it waits, or was not made.
+    """
     image = _image(mill, caller, job_id, index)
     headers = {"Cache-Control": "no-store"}
     if image.result is not None:
         return RedirectResponse(mill.links.image(job_id, index), 303, headers)
     data = preview(mill, job_id, image)
+    if data is None and image.state is State.RUNNING:
+        return Response(status_code=204, headers={**headers, "Retry-After": "1"})
     if data is None:
         raise NoPreview(f"there is no preview of image {index}, it is {image.state}")
     return Response(data, media_type="image/jpeg", headers=headers)
@@ -143,7 +189,7 @@ async def get_sheet(
             raise NotFound(f"the job has no page {query.page} of finished images")
         return contact_sheet(shown, query.columns)
 
-    data = await anyio.to_thread.run_sync(draw, limiter=_sheets)
+    data = await anyio.to_thread.run_sync(draw, limiter=_drawing)
     headers = {"ETag": f'"{hashlib.sha256(data).hexdigest()}"', "Cache-Control": "no-cache"}
     return Response(data, media_type="image/png", headers=headers)
 
@@ -164,6 +210,15 @@ def _made(image: ImageView) -> ImageResult:
         reason = f": {image.error}" if image.error else ""
         raise NotFound(f"image {image.index} was not made, it is {image.state}{reason}")
     raise Conflict(f"image {image.index} is not finished, it is {image.state}")
+
+
+def _file(mill: Mill, index: int, result: ImageResult) -> tuple[Path, os.stat_result]:
+    """The image's file. Raises Gone."""
+    path = mill.images.path(result.uri)
+    try:
+        return path, path.stat()
+    except FileNotFoundError:
+        raise Gone(f"image {index} was made, but its file is no longer there") from None
 
 
 def _finished_paths(mill: Mill, images: list[ImageView]) -> dict[int, Path]:

@@ -5,22 +5,24 @@ model), the catalog (what this model allows), the card (what the loaded model tu
 Nothing is queued unless all three agree.
 """
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import anyio.to_thread
 from fastapi import APIRouter, Depends, Header, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from jobs.job import Job, State
-from service.auth import AnyCaller
+from jobs.job import ImageView, Job, State
+from jobs.views import Ahead
+from service.auth import AnyCaller, Caller
 from service.body import json_body, json_body_schema
 from service.conditional import tags
 from service.enqueue import enqueue
-from service.eta import eta_seconds, steps_per_second, work_of_counts, work_of_images
+from service.eta import eta_seconds, speed, work_of_counts, work_of_images
 from service.mill import Mill, TheMill
 from service.openapi import NOT_MODIFIED, problems
 from service.schemas import JobPage, JobView, SubmitJob
-from service.views import agreeing, job_summary, job_view
+from service.views import job_summary, job_view
 from service.waiting import wait_for_job
 
 router = APIRouter(tags=["jobs"])
@@ -75,9 +77,9 @@ def submit_job(
     ] = None,
 ) -> Response:
     """Queue a batch of prompts. Answers at once; nothing is queued unless all of it is right."""
-    job, notes = enqueue(mill, caller, body, idempotency_key)
-    response = _answer(mill, job, status=202, notes=notes)
-    response.headers["Location"] = mill.links.job(job.id)
+    job_id, notes = enqueue(mill, caller, body, idempotency_key)
+    response = _answer(mill, *mill.store.look(job_id, caller.tenant, images=True), 202, notes)
+    response.headers["Location"] = mill.links.job(job_id)
     response.headers["Retry-After"] = "1"
     return response
 
@@ -97,14 +99,16 @@ async def get_job(
     """The job as it is now, or after a wait for news of it. The ETag changes when it does."""
     known = tags(if_none_match)
     versions = {tag.rpartition(".")[0] for tag in known}
-    job = await wait_for_job(
-        mill,
-        caller,
-        job_id,
-        lambda job: job.version not in versions if versions else job.state.finished,
-        query.wait,
-    )
-    return await anyio.to_thread.run_sync(_unless_known, mill, job, known, query.images)
+    if query.wait:
+        await wait_for_job(
+            mill,
+            caller,
+            job_id,
+            lambda job: job.version not in versions if versions else job.state.finished,
+            query.wait,
+        )
+    with_images = query.images == "all"
+    return await anyio.to_thread.run_sync(_unless_known, mill, caller, job_id, known, with_images)
 
 
 @router.get("/v1/jobs", response_model=JobPage, responses=problems(422, 503))
@@ -116,12 +120,11 @@ def list_jobs(query: Annotated[Listing, Query()], mill: TheMill, caller: AnyCall
     return JobPage(data=[job_summary(job, mill.links) for job in jobs], next=following)
 
 
-@router.post(
-    "/v1/jobs/{job_id}/cancel", response_model=JobView, responses=problems(404, 409, 422, 503)
-)
+@router.post("/v1/jobs/{job_id}/cancel", response_model=JobView, responses=problems(404, 422, 503))
 def cancel_job(job_id: str, mill: TheMill, caller: AnyCaller) -> Response:
     """Stop what is not finished; finished images stay. A running image stops at its next step."""
-    return _answer(mill, mill.store.cancel(job_id, caller.tenant))
+    mill.store.cancel(job_id, caller.tenant)
+    return _answer(mill, *mill.store.look(job_id, caller.tenant, images=True))
 
 
 @router.post(
@@ -132,7 +135,8 @@ def cancel_job(job_id: str, mill: TheMill, caller: AnyCaller) -> Response:
 )
 def retry_job(job_id: str, mill: TheMill, caller: AnyCaller) -> Response:
     """Run again only the images that failed or were cancelled; 409 when there are none."""
-    return _answer(mill, mill.store.retry(job_id, caller.tenant), status=202)
+    mill.store.retry(job_id, caller.tenant)
+    return _answer(mill, *mill.store.look(job_id, caller.tenant, images=True), 202)
 
 
 @router.delete("/v1/jobs/{job_id}", status_code=204, responses=problems(404, 422, 503))
@@ -142,35 +146,41 @@ def delete_job(job_id: str, mill: TheMill, caller: AnyCaller) -> Response:
     return Response(status_code=204)
 
 
-def _unless_known(mill: Mill, job: Job, known: list[str], images: str) -> Response:
-    position = mill.store.position(job.id)
-    tag = f"{job.version}.{position}"
+def _unless_known(
+    mill: Mill, caller: Caller, job_id: str, known: list[str], with_images: bool
+) -> Response:
+    """The job, or 304 where the caller has it already; read at one moment."""
+    wants = with_images and not known
+    job, images, ahead = mill.store.look(job_id, caller.tenant, images=wants)
+    tag = _tag(job, ahead)
     if tag in known or known == ["*"]:
         return Response(status_code=304, headers={"ETag": f'W/"{tag}"'})
-    return _answer(mill, job, with_images=images == "all")
+    if with_images and not wants:
+        job, images, ahead = mill.store.look(job_id, caller.tenant, images=True)
+    return _answer(mill, job, images, ahead)
+
+
+def _tag(job: Job, ahead: Ahead | None) -> str:
+    """What changes with everything that a caller can see of a job."""
+    return f"{job.version}.{ahead.next if ahead else None}"
 
 
 def _answer(
     mill: Mill,
     job: Job,
-    *,
+    images: list[ImageView],
+    ahead: Ahead | None,
     status: int = 200,
-    notes: list[str] | None = None,
-    with_images: bool = True,
+    notes: Sequence[str] = (),
 ) -> Response:
     """The job as JSON, made on the calling thread."""
-    images = mill.store.images(job.id) if with_images else []
-    if images:
-        job = agreeing(job, images, lambda: mill.store.job(job.id, job.tenant))
-    ahead = mill.store.ahead(job.id)
+    work = work_of_images(images) if images else work_of_counts(job)
+    eta = eta_seconds(work, ahead, speed(mill.workers.all(), job.model))
     position = ahead.next if ahead else None
-    rate = steps_per_second(mill.store.workers(), job.model)
-    work = work_of_images(images) if images else work_of_counts(job, mill.store.image(job.id, 0))
-    eta = eta_seconds(work, ahead, rate)
-    view = job_view(job, images, mill.links, position=position, eta=eta, warnings=notes or ())
+    view = job_view(job, images, mill.links, position=position, eta=eta, warnings=notes)
     return Response(
         view.model_dump_json(),
         status_code=status,
         media_type="application/json",
-        headers={"ETag": f'W/"{job.version}.{position}"', "Cache-Control": "no-cache"},
+        headers={"ETag": f'W/"{_tag(job, ahead)}"', "Cache-Control": "no-cache"},
     )

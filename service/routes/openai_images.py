@@ -21,6 +21,7 @@ from service.mill import Mill, TheMill
 from service.openai.answers import generated
 from service.openai.schemas import GeneratedImages, GenerateImages
 from service.openai.stream import image_events
+from service.openai.usage import usage
 from service.openapi import Responses, openai_errors
 from service.results import failure
 from service.views import Links
@@ -51,23 +52,23 @@ async def generate_images(
     idempotency_key: Annotated[str | None, Header()] = None,
 ) -> Response:
     """Make images of one prompt and answer with them."""
-    job = await anyio.to_thread.run_sync(_enqueue, mill, caller, body, idempotency_key)
+    job_id = await anyio.to_thread.run_sync(_enqueue, mill, caller, body, idempotency_key)
     keep = idempotency_key is not None
     if body.stream:
-        frames = image_events(mill, caller, job.id, body, keep=keep)
+        frames = image_events(mill, caller, job_id, body, keep=keep)
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
         return StreamingResponse(frames, media_type="text/event-stream", headers=headers)
-    job = await finish_or_cancel(mill, caller, job.id, request.is_disconnected, keep=keep)
+    job = await finish_or_cancel(mill, caller, job_id, request.is_disconnected, keep=keep)
     links = Links(mill.links.base or str(request.base_url).rstrip("/"))
     answer = await anyio.to_thread.run_sync(_answer, mill, job, body, links)
     return Response(answer, media_type="application/json")
 
 
-def _enqueue(mill: Mill, caller: Caller, body: GenerateImages, key: str | None) -> Job:
+def _enqueue(mill: Mill, caller: Caller, body: GenerateImages, key: str | None) -> str:
     """The job behind the request; its problems are named by the fields of the request."""
     first = next(iter(mill.catalog)).name
     try:
-        job, _ = enqueue(mill, caller, body.as_job(first), key)
+        job_id, _ = enqueue(mill, caller, body.as_job(first), key)
     except UnknownModel:
         raise
     except ValidationError as error:
@@ -75,7 +76,7 @@ def _enqueue(mill: Mill, caller: Caller, body: GenerateImages, key: str | None) 
     except InvalidRequest as error:
         refusal = error
     else:
-        return job
+        return job_id
     raise InvalidRequest(str(refusal), tuple(map(body.field_of, refusal.problems)))
 
 
@@ -85,4 +86,7 @@ def _answer(mill: Mill, job: Job, body: GenerateImages, links: Links) -> str:
     problem = failure(images)
     if problem is not None:
         raise problem
-    return generated(mill.images, links, job.id, images, body.response_format).model_dump_json()
+    answer = generated(
+        mill.images, links, job.id, images, body.response_format, usage(mill, images)
+    )
+    return answer.model_dump_json()

@@ -20,7 +20,7 @@ from service.auth import AnyCaller, Caller
 from service.body import json_body, json_body_schema
 from service.enqueue import enqueue
 from service.errors import ImagesFailed, invalid
-from service.eta import eta_seconds, steps_per_second, work_of_images
+from service.eta import eta_seconds, speed, work_of_images
 from service.mill import Mill, TheMill
 from service.openapi import problems
 from service.results import failure, preview
@@ -58,8 +58,8 @@ async def text_to_image(
     caller: AnyCaller,
 ) -> Response:
     """Make images of one prompt and answer with them; after an interrupt, with those made."""
-    job = await anyio.to_thread.run_sync(_enqueue, mill, caller, body)
-    job = await finish_or_cancel(mill, caller, job.id, request.is_disconnected)
+    job_id = await anyio.to_thread.run_sync(_enqueue, mill, caller, body)
+    job = await finish_or_cancel(mill, caller, job_id, request.is_disconnected)
     answer = await anyio.to_thread.run_sync(_pictures, mill, job, body)
     return Response(answer, media_type="application/json")
 
@@ -75,7 +75,7 @@ def progress(
     job = jobs[-1]
     images = mill.store.images(job.id)
     current = next((one for one in images if one.state is State.RUNNING), images[0])
-    rate = steps_per_second(mill.store.workers(), job.model)
+    rate = speed(mill.workers.all(), job.model)
     drawn = None if query.skip_current_image else preview(mill, job.id, current)
     return Progress(
         progress=job.progress,
@@ -116,10 +116,10 @@ def read_png(body: Annotated[PngToRead, Depends(json_body(PngToRead))]) -> PngIn
     return PngInfo(info=info, items=dict(items), parameters=settings(info) if info else {})
 
 
-def _enqueue(mill: Mill, caller: Caller, body: TextToImage) -> Job:
+def _enqueue(mill: Mill, caller: Caller, body: TextToImage) -> str:
     """The job behind the request; its problems are named by the fields of the request."""
     try:
-        job, _ = enqueue(mill, caller, body.as_job(next(iter(mill.catalog)).name))
+        job_id, _ = enqueue(mill, caller, body.as_job(next(iter(mill.catalog)).name))
     except UnknownModel:
         raise
     except ValidationError as error:
@@ -127,7 +127,7 @@ def _enqueue(mill: Mill, caller: Caller, body: TextToImage) -> Job:
     except InvalidRequest as error:
         refusal = error
     else:
-        return job
+        return job_id
     raise InvalidRequest(str(refusal), tuple(map(body.field_of, refusal.problems)))
 
 

@@ -5,6 +5,8 @@ import { $ } from "./dom.js";
 const STORED = "imagemill.key";
 let key = sessionStorage.getItem(STORED) ?? localStorage.getItem(STORED);
 let asking = null;
+$("forget-key").hidden = key === null;
+$("forget-key").addEventListener("click", forgetKey);
 
 /** What the server answered instead of success; `errors` are its {pointer, detail}. */
 export class Problem extends Error {
@@ -20,6 +22,8 @@ export const hasKey = () => key !== null;
 
 export const jobPath = (id) => `v1/jobs/${encodeURIComponent(id)}`;
 export const imagePath = (id, index) => `${jobPath(id)}/images/${index}`;
+
+export const thumbnailPath = (id, index, side) => `${imagePath(id, index)}/thumbnail?side=${side}`;
 
 /** A response, whatever its status below 400; asks for a key when the server wants one. */
 export async function ask(path, { headers, ...options } = {}) {
@@ -120,20 +124,36 @@ function setOnline(isOnline) {
 function askForKey() {
   asking ??= new Promise((resolve) => {
     const dialog = $("key-dialog");
+    const open = () => {
+      dialog.returnValue = "";
+      dialog.showModal();
+      $("key").select();
+    };
     $("key-wrong").hidden = key === null;
-    dialog.addEventListener("close", () => {
-      if (dialog.returnValue !== "give" || !$("key").value.trim()) return dialog.showModal();
+    $("key").toggleAttribute("aria-invalid", key !== null);
+    const onClose = () => {
+      if (dialog.returnValue !== "give" || !$("key").value.trim()) return open();
+      dialog.removeEventListener("close", onClose);
       keep($("key").value.trim(), $("key-keep").checked);
       asking = null;
       return resolve();
-    });
-    dialog.showModal();
+    };
+    dialog.addEventListener("close", onClose);
+    open();
   });
   return asking;
 }
 
+/** Leave nothing of the key in this browser, as before somebody else sits down at it. */
+function forgetKey() {
+  sessionStorage.removeItem(STORED);
+  localStorage.removeItem(STORED);
+  location.reload();
+}
+
 function keep(value, forLong) {
   key = value;
+  $("forget-key").hidden = false;
   sessionStorage.setItem(STORED, value);
   if (forLong) localStorage.setItem(STORED, value);
   else localStorage.removeItem(STORED);

@@ -32,12 +32,28 @@ export function toast(text, isError = false) {
   clearTimeout(toastTimer);
   say($("toast-text"), text);
   $("toast").dataset.kind = isError ? "error" : "note";
+  // what lies outside an open dialog can neither be seen nor pressed
+  (document.querySelector("dialog[open]") ?? document.body).append($("toast"));
   $("toast").hidden = false;
   if (!isError) toastTimer = setTimeout(dismissToast, 4000);
 }
 
 export function dismissToast() {
   $("toast").hidden = true;
+}
+
+document.addEventListener("close", ({ target }) => target.contains($("toast")) && document.body.append($("toast")), true);
+
+/** Put a text on the clipboard; where a page may not (plain HTTP), by way of a selection. */
+export async function copy(text, near) {
+  if (navigator.clipboard) return navigator.clipboard.writeText(text);
+  const area = make("textarea", { value: text, class: "unseen", "aria-hidden": "true" });
+  near.append(area);
+  area.select();
+  const isDone = document.execCommand("copy");
+  area.remove();
+  if (!isDone) throw new Error("the browser does not let the page copy");
+  return undefined;
 }
 
 export const plural = (count, noun) => `${count.toLocaleString("en")} ${noun}${count === 1 ? "" : "s"}`;

@@ -2,7 +2,7 @@
 // are; arrows move between them. Knows images and elements, neither the job nor the server's news.
 
 import { make, say } from "./dom.js";
-import { imagePath } from "./api.js";
+import { imagePath, thumbnailPath } from "./api.js";
 import { Picture } from "./picture.js";
 
 const GAP = 12, CAPTION = 46, WIDEST = 210, NARROWEST = 146;
@@ -83,7 +83,7 @@ export class Gallery {
     if (!width) return;
     this.columns = Math.max(2, Math.ceil((width + GAP) / (WIDEST + GAP)));
     while (this.columns > 2 && this.#side(width) < NARROWEST) this.columns -= 1;
-    const side = this.#side(width);
+    const side = (this.side = this.#side(width));
     this.rowHeight = side + CAPTION + GAP;
     this.list.style.height = `${Math.ceil(this.shown.length / this.columns) * this.rowHeight}px`;
     const wanted = new Set(this.#inReach());
@@ -150,13 +150,20 @@ export class Gallery {
     if (tile.image && tile.image.state === "succeeded" && state !== "succeeded") tile.picture.clear();
     tile.image = image;
     tile.item.dataset.state = state;
-    if (state === "succeeded") tile.picture.show(imagePath(this.jobId, index));
+    if (state === "succeeded") tile.picture.show(this.#pathOf(image));
     const isMoving = state === "running" && step > 0;
     say(tile.word, isMoving ? `${step} / ${steps}` : WORDS[state]);
     tile.bar.style.transform = `scaleX(${isMoving ? step / steps : 0})`;
     say(tile.prompt, image.prompt);
     say(tile.facts, state === "failed" ? image.error ?? "" : `#${index + 1} · seed ${image.seed}`);
     tile.button.ariaLabel = `Image ${index + 1}, ${state}: ${image.prompt}`;
+  }
+
+  /** No more bytes than the tile has pixels; an image that is small itself is shown as it is. */
+  #pathOf({ index, width, height }) {
+    const wanted = this.side * Math.min(2, devicePixelRatio);
+    const thumbnail = wanted <= 256 ? 256 : 512;
+    return Math.max(width, height) <= thumbnail ? imagePath(this.jobId, index) : thumbnailPath(this.jobId, index, thumbnail);
   }
 
   #onKey(event) {

@@ -114,7 +114,9 @@ export class Job extends EventTarget {
   #changed() {
     if (this.scheduled) return;
     this.scheduled = true;
-    requestAnimationFrame(() => {
+    // a page out of sight draws no frames, but its title is read
+    const soon = document.hidden ? (work) => setTimeout(work, 500) : requestAnimationFrame;
+    soon(() => {
       this.scheduled = false;
       if (!this.ending.signal.aborted) this.dispatchEvent(new Event("change"));
     });

@@ -10,6 +10,7 @@ import { Queue, titleOf, watchWorkers } from "./queue.js";
 import { Recipe } from "./recipe.js";
 
 const SAY_EVERY = 5000;
+const TITLE = document.title;
 let job = null;
 let filter = "all";
 let spoken = { at: 0, text: "" };
@@ -18,6 +19,10 @@ const composer = new Composer(show);
 const gallery = new Gallery($("images"), $("gallery"), (index) => recipe.open(job, index));
 const recipe = new Recipe(gallery, {
   again: (image) => runAgain([image]),
+  bodyOf(image) {
+    const { model, prompts, format } = recipeOf([image], job.view);
+    return { model, prompts, ...(format && { format }) };
+  },
   reuse(image) {
     turnTo("create");
     composer.fill(image, job.view.model);
@@ -26,7 +31,7 @@ const recipe = new Recipe(gallery, {
 const queue = new Queue((jobs) => {
   if (job === null && jobs.length) show(jobs[0], { quietly: true });
 });
-supply(gallery, recipe);
+const withoutPreviews = supply(gallery, recipe);
 watchWorkers((models) => composer.setModels(models));
 
 /** Show a job of which the server told; `quietly` leaves a telephone at the form. */
@@ -61,6 +66,8 @@ function close() {
   $("welcome").hidden = false;
   queue.mark(null);
   queue.polls.now();
+  document.title = TITLE;
+  $("images").focus();
 }
 
 /** Bring the page up to the job. */
@@ -81,11 +88,25 @@ function paint() {
   $("cancel").hidden = isOver;
   $("retry").hidden = !isOver || counts.failed + counts.cancelled === 0;
   $("again").hidden = $("delete").hidden = !isOver;
+  keepFocus();
   for (const button of $("filters").children) paintFilter(button, counts);
   gallery.show(job.id, images, filter);
   recipe.update();
   queue.update(view);
+  titleTab(view);
   speak(`${counts.succeeded} of ${plural(counts.total, "image")} done${counts.failed ? `, ${counts.failed} failed` : ""}.`, isOver, state);
+}
+
+/** A button that vanishes under the finger hands the focus to the one that is there instead. */
+function keepFocus() {
+  if (!document.activeElement.hidden || !document.activeElement.closest("#job-head .actions")) return;
+  document.querySelector("#job-head .actions > :not([hidden])").focus();
+}
+
+/** What the tab says, for those who do something else meanwhile. */
+function titleTab({ state, counts, progress }) {
+  const done = { succeeded: "Done", failed: `${counts.failed} failed`, cancelled: "Cancelled" }[state];
+  document.title = `${done ?? `${Math.floor(progress * 100)} %`} · ${TITLE}`;
 }
 
 function paintFilter(button, counts) {
@@ -146,7 +167,7 @@ async function runAgain(images) {
 
 onClick("cancel", async () => {
   const of = job;
-  of.accept(await post(`${jobPath(of.id)}/cancel`));
+  await withoutPreviews(async () => of.accept(await post(`${jobPath(of.id)}/cancel`)));
   toast("Cancelled. Finished images stay.");
 });
 onClick("retry", async () => {
@@ -160,6 +181,7 @@ onClick("delete", async () => {
   if (!(await confirmed("Delete this job and its images? This cannot be undone.", "Delete"))) return;
   await remove(jobPath(of.id));
   if (job === of) close();
+  toast("The job and its images are deleted.");
 });
 onClick("toast-close", dismissToast);
 

@@ -4,10 +4,15 @@ import { Problem, ask, imagePath, repeat } from "./api.js";
 
 const AT_ONCE = 3, PER_ROUND = 8;
 
-/** Keep `gallery`, and the open recipe, supplied with previews for as long as the page lives. */
+/**
+ * Keep `gallery`, and the open recipe, supplied with previews for as long as the page lives.
+ * Returns `without(work)`: does something while no preview is asked for, such as to cancel what
+ * the page still takes for running.
+ */
 export function supply(gallery, recipe) {
+  let held = false, round = Promise.resolve();
   const seen = new Map(); // index -> when it was last asked for
-  repeat(() => 1, async () => {
+  const fetchAll = async () => {
     const jobId = gallery.jobId;
     const wanted = new Set(gallery.runningInView());
     if (recipe.runningIndex !== null) wanted.add(recipe.runningIndex);
@@ -15,7 +20,7 @@ export function supply(gallery, recipe) {
     const todo = longest.slice(0, PER_ROUND);
     for (const index of seen.keys()) if (!wanted.has(index)) seen.delete(index);
     const one = async () => {
-      for (let index; (index = todo.shift()) !== undefined; ) {
+      for (let index; !held && (index = todo.shift()) !== undefined; ) {
         seen.set(index, performance.now());
         const blob = await fetchPreview(jobId, index);
         if (!blob) continue;
@@ -24,7 +29,17 @@ export function supply(gallery, recipe) {
       }
     };
     await Promise.all(Array.from({ length: AT_ONCE }, one));
-  });
+  };
+  repeat(() => 1, () => (held ? undefined : (round = fetchAll())));
+  return async (work) => {
+    held = true;
+    try {
+      await round.catch(() => undefined);
+      await work();
+    } finally {
+      held = false;
+    }
+  };
 }
 
 async function fetchPreview(jobId, index) {

@@ -69,9 +69,10 @@ export class Queue {
 function fill(row, job) {
   const { counts, state } = job;
   row.link.dataset.state = state;
-  say(row.title, titleOf(job));
+  row.named ||= Boolean(job.images?.length); // the list tells no prompts: what is known stays
+  if (job.images?.length || !row.named) say(row.title, titleOf(job));
   const done = `${counts.succeeded} of ${plural(counts.total, "image")}`;
-  const bad = counts.failed ? `, ${counts.failed} failed` : "";
+  const bad = ["failed", "cancelled"].map((name) => (counts[name] ? `, ${counts[name]} ${name}` : "")).join("");
   const word = isFinished(state) ? ago(job.created) : state;
   say(row.facts, `${state === "succeeded" ? plural(counts.total, "image") : done + bad} · ${word}`);
   row.bar.style.transform = `scaleX(${job.progress})`;

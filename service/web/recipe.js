@@ -1,13 +1,17 @@
 // The dialog of one image: large, with everything that it takes to make it again.
 
-import { $, duration, make, say, toast } from "./dom.js";
+import { $, announce, copy, duration, make, say, toast } from "./dom.js";
 import { download, imagePath } from "./api.js";
 import { Picture } from "./picture.js";
 
 export class Recipe {
-  /** `again(image)` queues the image anew, `reuse(image)` puts its settings into the form. */
-  constructor(gallery, { again, reuse }) {
+  /**
+   * `again(image)` queues the image anew, `reuse(image)` puts its settings into the form,
+   * `bodyOf(image)` is the POST that makes it again.
+   */
+  constructor(gallery, { again, reuse, bodyOf }) {
     this.gallery = gallery;
+    this.bodyOf = bodyOf;
     this.dialog = $("recipe");
     this.picture = new Picture($("recipe-image"));
     this.index = null;
@@ -26,6 +30,7 @@ export class Recipe {
       reuse(this.image_);
     });
     $("recipe-save").addEventListener("click", () => this.#save());
+    $("recipe-copy").addEventListener("click", () => this.#copy());
   }
 
   get image() {
@@ -58,6 +63,8 @@ export class Recipe {
     $("recipe-image").alt = isMade ? image.prompt : "";
     this.dialog.dataset.state = image.state;
     say($("recipe-title"), `Image ${image.index + 1} of ${this.job.images.length}`);
+    $("recipe-state").hidden = isMade;
+    say($("recipe-word"), isMade ? "" : image.state);
     say($("recipe-state"), image.state === "running" ? `${image.step} of ${image.steps} steps` : image.state);
     say($("recipe-prompt"), image.prompt);
     $("recipe-error").hidden = !image.error;
@@ -80,6 +87,19 @@ export class Recipe {
     const suffix = { "image/jpeg": "jpg", "image/webp": "webp" }[type] ?? "png";
     try {
       await download(imagePath(this.job.id, index), `${this.job.id}-${index}.${suffix}`);
+    } catch (error) {
+      toast(error.message, true);
+    }
+  }
+
+  async #copy() {
+    const button = $("recipe-copy");
+    try {
+      await copy(JSON.stringify(this.bodyOf(this.image), null, 2), this.dialog);
+      button.focus();
+      say(button, "Copied");
+      announce("Recipe copied.");
+      setTimeout(() => say(button, "Copy recipe"), 2000);
     } catch (error) {
       toast(error.message, true);
     }

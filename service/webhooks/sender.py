@@ -10,6 +10,7 @@ import random
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -32,6 +33,9 @@ RETRY_SECONDS = (0, 5, 300, 1800, 7200, 18_000, 36_000, 50_400, 72_000, 86_400)
 """Pause before each attempt, as the Standard Webhooks specification recommends."""
 
 BLOCK_SECONDS = 0.25
+GATHER_SECONDS = 0.05
+"""After events the next read waits so long, to read many at once."""
+
 TROUBLE_SECONDS = 2.0
 """Pause after the store or the disk failed, or while another process does the work."""
 
@@ -42,16 +46,27 @@ _GONE = 410
 
 
 class WebhookSender:
-    """Works from `start` to `stop`; `private` allows addresses that are not public."""
+    """Works from `start` to `stop`; `private` allows addresses that are not public.
+
+    `count` is told the outcome of each attempt: `heard`, `again` or `given_up`.
+    """
 
     def __init__(
-        self, store: Store, outbox: Outbox, notices: Notices, secret: str, *, private: bool
+        self,
+        store: Store,
+        outbox: Outbox,
+        notices: Notices,
+        secret: str,
+        *,
+        private: bool,
+        count: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._store = store
         self._outbox = outbox
         self._notices = notices
         self._signer = Webhook(secret)
         self._private = private
+        self._count = count
         self._stopping = threading.Event()
         self._lock = threading.Lock()
         self._waiting: dict[str, Message] = {}
@@ -59,6 +74,12 @@ class WebhookSender:
         self._thread = threading.Thread(target=self._run, name="webhooks", daemon=True)
         self._posters = ThreadPoolExecutor(_THREADS, thread_name_prefix="webhook")
         self._client = httpx.Client(timeout=_TIMEOUT, trust_env=False, follow_redirects=False)
+
+    @property
+    def waiting(self) -> int:
+        """Messages that are still to be delivered."""
+        with self._lock:
+            return len(self._waiting) + sum(self._under_way.values())
 
     def start(self) -> None:
         """Begin to follow and to deliver."""
@@ -107,6 +128,7 @@ class WebhookSender:
             self._outbox.put(message)
         if events:
             after = events[-1].id
+            self._stopping.wait(GATHER_SECONDS)
         if messages:
             self._outbox.move_cursor(after)
             with self._lock:
@@ -154,11 +176,13 @@ class WebhookSender:
         """Forget a message that was heard or is past hope; else the next attempt, kept on disk."""
         attempt = message.attempt + 1
         if trouble is None or trouble == str(_GONE) or attempt >= len(RETRY_SECONDS):
+            self._count("heard" if trouble is None else "given_up")
             if trouble is not None:
                 log.warning("webhook given up", id=message.id, url=message.url, reason=trouble)
             self._outbox.remove(message.id)
             return None
         pause = RETRY_SECONDS[attempt] * random.uniform(1.0, 1.1)
+        self._count("again")
         log.info("webhook not heard", id=message.id, reason=trouble, again_in=round(pause))
         again = replace(message, attempt=attempt, due=time.time() + pause)
         self._outbox.put(again)

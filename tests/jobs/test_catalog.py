@@ -114,11 +114,32 @@ def test_a_folder_beside_the_catalog_is_local(tmp_path: Path) -> None:
         ("stages = 2", r"models\.m\.stages belongs to placement 'pipelined'"),
         ('placement = "context_parallel"', r"models\.m\.ring or ulysses, cfg or tensor must be"),
         ('placement = "pipelined"', r"models\.m\.stages must be 2 or more"),
+        (
+            'placement = "context_parallel"\ncfg = 2\ndevices = ["cuda:0", "cuda:1", "cuda:2"]',
+            r"models\.m\.cfg does not divide the 3 devices",
+        ),
     ],
 )
 def test_a_mistake_is_named(tmp_path: Path, fields: str, sentence: str) -> None:
     with pytest.raises(ConfigurationError, match=sentence):
         entry(tmp_path, fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "degrees"),
+    [
+        ('devices = ["cuda:0", "cuda:1"]', (1, 2, 1)),
+        ('devices = ["cuda:0", "cuda:1", "cuda:2", "cuda:3"]\ncfg = 2', (1, 2, 2)),
+        ('devices = ["cuda:0", "cuda:1"]\ncfg = 2', (1, 1, 2)),
+        ('devices = ["cuda:0", "cuda:1"]\nring = 2', (2, 1, 1)),
+        ("cfg = 2", (1, 1, 2)),
+    ],
+)
+def test_ulysses_is_chosen_over_devices_that_no_degree_divides(
+    tmp_path: Path, fields: str, degrees: tuple[int, int, int]
+) -> None:
+    model = entry(tmp_path, f'placement = "context_parallel"\n{fields}')
+    assert (model.ring, model.ulysses, model.cfg) == degrees
 
 
 @pytest.mark.parametrize(

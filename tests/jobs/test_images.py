@@ -72,6 +72,29 @@ def test_a_jobs_files_go_together(images: LocalImages) -> None:
     assert images.read(kept) == b"kept"
 
 
+def test_what_is_kept_beside_an_image_goes_with_it(images: LocalImages) -> None:
+    uri = images.write("job1", 0, "a", b"image", ".png")
+    small = images.beside(uri, "small.jpg")
+    images.keep(small, b"small")
+    assert images.read(small) == b"small"
+    images.remove_job("job1")
+    images.keep(small, b"small")
+    assert images.orphans("job1", set()) == []
+
+
+def test_what_a_full_disk_refuses_is_not_kept(
+    images: LocalImages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = images.write("job1", 0, "a", b"image", ".png")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    images.keep(images.beside(uri, "small.jpg"), b"small")
+    assert images.orphans("job1", {uri}) == []
+
+
 def test_what_was_not_committed_is_an_orphan(images: LocalImages) -> None:
     late, good = (images.write("job1", 0, token, b"", ".png") for token in ("a", "b"))
     images.path("job1/1.c.png.part").write_bytes(b"half")

@@ -45,6 +45,10 @@ def test_a_server_that_hangs(server: EmbeddedServer) -> None:
         ("LOADING Valkey is loading the dataset in memory", "still loads its data"),
         ("READONLY You can't write against a read only replica.", "is a replica"),
         ("BUSY Valkey is busy running a script.", "busy with a script"),
+        ("CLUSTERDOWN The cluster is down", "cluster is down or moving keys"),
+        ("TRYAGAIN Multiple keys request during rehashing of slot", "moving keys"),
+        ("MOVED 3999 127.0.0.1:6381", "on another node"),
+        ("ASK 3999 127.0.0.1:6381", "on another node"),
     ],
 )
 def test_a_refusal_is_a_sentence(

@@ -176,3 +176,28 @@ def test_tags_begin_anew_when_a_band_is_empty(bench: Bench, jobs: int) -> None:
     bench.make_all()
     kept = {name.partition(":")[0] for name in bench.all_keys()}
     assert not kept & {"ready", "fair", "idle", "load", "bell", "depth", "times"}
+
+
+def test_many_jobs_in_front_are_counted_without_looking_at_each(bench: Bench) -> None:
+    ids = [bench.submit(2) for _ in range(250)]
+    for place in (0, 31, 32, 33, 100, 180, 249):
+        found = bench.store.ahead(ids[place])
+        assert found is not None
+        assert (found.next, found.last) == (place, 250 + place)
+    bench.claim(130, held=())
+    after = bench.store.ahead(ids[200])
+    assert after is not None and after.next == 200 - 130
+
+
+def test_the_work_of_others_is_told_in_pixel_steps(bench: Bench) -> None:
+    bench.submit([request(steps=20)] * 4, weight=2)
+    second = bench.submit(2)
+    found = bench.store.ahead(second)
+    assert found is not None and found.last >= 2
+    others = found.last - 1  # all before its last but its own first
+    assert found.work == others * 128 * 128 * 20
+    above = bench.submit([request(steps=50)], priority=9)
+    raised = bench.store.ahead(second)
+    assert raised is not None and raised.work == found.work + 128 * 128 * 50
+    own = bench.store.ahead(above)
+    assert own is not None and own.work == 0

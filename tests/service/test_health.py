@@ -72,6 +72,51 @@ def test_metrics_tell_of_requests_queue_workers_and_images(fresh: Deployment) ->
     assert found["imagemill_http_requests_total", "POST", "/v1/jobs", "202"] == 1
 
 
+def test_metrics_tell_of_waits_losses_and_each_worker(fresh: Deployment) -> None:
+    info = {
+        "model": "demo",
+        "state": "ready",
+        "in_flight": 3,
+        "images_done": 7,
+        "steps": 40,
+        "tokens": 1000,
+        "busy_seconds": 2.5,
+        "forward_samples": {"buckets": [[1, 2], [8, 9], [None, 10]], "sum": 61},
+        "prompt_cache": {"hits": 5, "misses": 2},
+        "memory": {"allocated": 100, "total": 400},
+    }
+    fresh.store.register("w1", info, 60)
+    fresh.store.register("old", {"model": "demo", "state": "ready"}, 60)
+    fresh.submit("a", "b")
+    first, _ = fresh.worker.claim(2)
+    fresh.store.fail(first, "no", again=True)
+    found = samples(fresh)
+    assert found["imagemill_wait_seconds_count", "demo"] == 2
+    assert found["imagemill_wait_seconds_bucket", "60", "demo"] == 2
+    assert found["imagemill_images_retried_total", "demo"] == 1
+    of_worker = {
+        (name.removeprefix("imagemill_"), *rest): value
+        for (name, *rest), value in found.items()
+        if rest and "w1" in rest
+    }
+    assert of_worker == {
+        ("worker_in_flight", "demo", "w1"): 3,
+        ("worker_images_total", "demo", "w1"): 7,
+        ("worker_steps_total", "demo", "w1"): 40,
+        ("worker_tokens_total", "demo", "w1"): 1000,
+        ("worker_busy_seconds_total", "demo", "w1"): 2.5,
+        ("worker_prompts_total", "demo", "hits", "w1"): 5,
+        ("worker_prompts_total", "demo", "misses", "w1"): 2,
+        ("worker_memory_bytes", "allocated", "demo", "w1"): 100,
+        ("worker_memory_bytes", "total", "demo", "w1"): 400,
+        ("forward_samples_bucket", "1", "demo", "w1"): 2,
+        ("forward_samples_bucket", "8", "demo", "w1"): 9,
+        ("forward_samples_bucket", "+Inf", "demo", "w1"): 10,
+        ("forward_samples_count", "demo", "w1"): 10,
+        ("forward_samples_sum", "demo", "w1"): 61,
+    }
+
+
 def test_when_the_queue_is_out_of_reach_it_says_so(tmp_path: Path) -> None:
     with EmbeddedServer.ensure(tmp_path / "queue") as server:
         store, images = Store.connect(server.url), LocalImages(tmp_path / "images")

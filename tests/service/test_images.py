@@ -36,6 +36,7 @@ def test_head_is_get_without_the_body(mill: Deployment, made: tuple[str, bytes])
     path, _ = made
     got, asked = mill.client.get(path), mill.client.head(path, headers={"Range": "bytes=0-9"})
     assert (asked.status_code, asked.content) == (200, b"")
+    assert asked.headers.pop("x-request-id") != got.headers.pop("x-request-id")
     assert dict(asked.headers) == dict(got.headers)
 
 
@@ -150,7 +151,9 @@ def test_a_preview_is_what_a_worker_last_showed(mill: Deployment) -> None:
     (lease,) = mill.worker.claim()
     held = {(lease.key, lease.token): 1}
     assert not mill.store.beat("hand", held, 60).wished
-    assert mill.client.get(path).status_code == 404
+    nothing = mill.client.get(path)
+    assert (nothing.status_code, nothing.content) == (204, b"")
+    assert (nothing.headers["retry-after"], nothing.headers["cache-control"]) == ("1", "no-store")
     assert mill.store.beat("hand", held, 60).wished == {lease.key}
     for shade in (1, 2):
         drawn = picture(16, 16, shade)
@@ -165,6 +168,68 @@ def test_a_preview_is_what_a_worker_last_showed(mill: Deployment) -> None:
     for index in ("1", "-1", "9" * 30):
         missing = mill.client.get(f"/v1/jobs/{job_id}/images/{index}/preview")
         assert missing.status_code == 404
+
+
+def test_a_preview_of_what_was_not_made_is_404(mill: Deployment) -> None:
+    mill.worker.finish_all()
+    path = f"/v1/jobs/{mill.submit('a')['id']}/images/0/preview"
+    (lease,) = mill.worker.claim()
+    mill.worker.fail(lease)
+    answer = mill.client.get(path)
+    assert (answer.status_code, "failed" in answer.json()["detail"]) == (404, True)
+
+
+def test_a_thumbnail_is_small_and_for_ever(mill: Deployment) -> None:
+    mill.worker.finish_all()
+    job_id = mill.submit("a")["id"]
+    (lease,) = mill.worker.claim()
+    data = mill.worker.finish(lease, picture(640, 320))
+    path = f"/v1/jobs/{job_id}/images/0/thumbnail"
+    digest = hashlib.sha256(data).hexdigest()
+    for query, size in (("", (256, 128)), ("?side=64", (64, 32)), ("?side=512", (512, 256))):
+        answer = mill.client.get(path + query)
+        assert (answer.status_code, answer.headers["content-type"]) == (200, "image/jpeg")
+        assert Image.open(io.BytesIO(answer.content)).size == size
+        assert answer.headers["etag"] == f'"{digest}-{size[0]}"'
+        assert "immutable" in answer.headers["cache-control"]
+        again = mill.client.get(path + query, headers={"If-None-Match": answer.headers["etag"]})
+        assert (again.status_code, again.content) == (304, b"")
+    other = mill.client.get(path, headers={"If-None-Match": f'"{digest}-64"'})
+    assert other.status_code == 200
+
+
+def test_a_thumbnail_is_drawn_once_and_goes_with_its_job(
+    mill: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mill.worker.finish_all()
+    job_id = mill.submit("a")["id"]
+    mill.worker.finish_all()
+    path = f"/v1/jobs/{job_id}/images/0/thumbnail"
+    first = mill.client.get(path)
+    monkeypatch.setattr("service.thumbnails._drawn", None)
+    assert mill.client.get(path).content == first.content
+    mill.images.remove_job(job_id)
+    assert mill.client.get(path).status_code == 410
+
+
+def test_a_thumbnail_is_never_larger_than_its_image(mill: Deployment) -> None:
+    mill.worker.finish_all()
+    job_id = mill.submit("a")["id"]
+    (lease,) = mill.worker.claim()
+    mill.worker.finish(lease, picture(96, 32))
+    answer = mill.client.get(f"/v1/jobs/{job_id}/images/0/thumbnail?side=256")
+    assert Image.open(io.BytesIO(answer.content)).size == (96, 32)
+
+
+def test_a_thumbnail_that_cannot_be(mill: Deployment) -> None:
+    mill.worker.finish_all()
+    path = f"/v1/jobs/{mill.submit('a')['id']}/images/0/thumbnail"
+    assert mill.client.get(path).status_code == 409
+    assert mill.client.get(path.replace("/0/", "/1/")).status_code == 404
+    for query in ("side=0", "side=65", "side=100000", "side=x", "size=64"):
+        answer = mill.client.get(f"{path}?{query}")
+        name = query.split("=")[0]
+        assert (answer.status_code, pointers(answer)) == (422, [f"/query/{name}"])
 
 
 def test_the_archive_holds_the_finished_images_and_a_manifest(mill: Deployment) -> None:

@@ -74,10 +74,10 @@ def test_the_position_counts_images_that_go_before(fresh: Deployment) -> None:
 def test_the_eta_is_measured_or_unknown(fresh: Deployment) -> None:
     job_id = fresh.submit("a", "b")["id"]
     assert fresh.job(job_id)["eta_seconds"] is None
-    info = {"model": "demo", "state": "ready", "steps_per_second": 4.0}
+    info = {"model": "demo", "state": "ready", "pixel_steps_per_second": 4 * 128 * 128}
     fresh.store.register("w1", info, 60)
     fresh.store.register("w2", {**info, "state": "starting"}, 60)
-    assert fresh.job(job_id)["eta_seconds"] == pytest.approx(4.0)
+    wait_until(lambda: fresh.job(job_id)["eta_seconds"] == 4.0)
 
 
 def test_jobs_that_are_not_there_are_404(mill: Deployment) -> None:
@@ -138,8 +138,9 @@ def test_a_wait_with_an_etag_ends_at_any_news(mill: Deployment) -> None:
 
 def test_a_job_can_be_told_without_its_images(fresh: Deployment) -> None:
     job_id = fresh.submit("a", "b", steps=4)["id"]
-    info = {"model": "demo", "state": "ready", "steps_per_second": 4.0}
+    info = {"model": "demo", "state": "ready", "pixel_steps_per_second": 4 * 128 * 128}
     fresh.store.register("w1", info, 60)
+    wait_until(lambda: fresh.job(job_id)["eta_seconds"])
     whole = fresh.job(job_id)
     bare = fresh.client.get(f"/v1/jobs/{job_id}?images=none").json()
     assert bare == {**whole, "images": []}

@@ -7,6 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import openai
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
 
 from jobs.embedded import EmbeddedServer
 from tests.service.conftest import Deployment, deployed, picture, working
@@ -87,7 +90,32 @@ def test_it_streams_previews_and_images(live: tuple) -> None:
     (last,) = list(events)
     assert (last.type, last.size) == ("image_generation.completed", "32x32")
     assert base64.b64decode(last.b64_json) == data
-    assert last.usage.total_tokens == 0
+    assert last.usage is None  # nobody has told how to count
+
+
+def test_usage_is_counted_where_a_worker_has_told_how(live: tuple) -> None:
+    mill, client = live
+    words = Tokenizer(WordLevel({"a": 0}, unk_token="a"))
+    words.pre_tokenizer = WhitespaceSplit()
+    path = mill.settings.tokenizer_file("distilled")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(words.to_str())
+    form = {"before": "", "after": "", "lowered": False, "dropped": 0}
+    card = {"prompt": form, "image_tokens_per_pixel": 1 / 64}
+    mill.store.publish_card("distilled", card)
+    with working(mill, model="distilled"):
+        wish = {"model": "distilled", "prompt": "a red circle", "size": "64x32"}
+        made = client.images.generate(**wish, n=2, extra_body={"negative_prompt": "so blue"})
+        (event,) = client.images.generate(**wish, stream=True)
+    assert made.usage.model_dump(exclude={"output_tokens_details"}) == {
+        "input_tokens": 5,
+        "output_tokens": 2 * 32,
+        "total_tokens": 5 + 64,
+        "input_tokens_details": {"text_tokens": 5, "image_tokens": 0},
+    }
+    assert (event.usage.input_tokens, event.usage.output_tokens) == (3, 32)
+    with working(mill):
+        assert client.images.generate(prompt="a", model="demo").usage is None
 
 
 def test_every_image_of_a_stream_comes_once(live: tuple) -> None:

@@ -266,3 +266,22 @@ def test_a_secret_that_cannot_sign_is_refused(secret: str) -> None:
 def test_private_webhooks_are_for_this_machine_only(host: str, loopback: bool) -> None:
     assert ServiceSettings(host=host).allows_private_webhooks is loopback
     assert ServiceSettings(host=host, webhook_private=True).allows_private_webhooks
+
+
+def test_every_attempt_is_counted(hooked: Deployment, receiver: Receiver) -> None:
+    receiver.statuses = [500, 503, 204, 410]
+    for _ in range(2):
+        hooked.submit("a", webhook={"url": receiver.url})
+        hooked.worker.finish_all()
+        wait_until(lambda: receiver.got and not pending(hooked))
+    expected = {"again": 2, "heard": 1, "given_up": 1}
+
+    def counted() -> bool:
+        text = hooked.client.get("/metrics").text
+        lines = [
+            f'imagemill_webhook_posts_total{{outcome="{outcome}"}} {count}.0'
+            for outcome, count in expected.items()
+        ]
+        return "imagemill_webhooks_waiting 0.0" in text and all(one in text for one in lines)
+
+    wait_until(counted)

@@ -1,0 +1,124 @@
+"""How true the ETA is at half way: a job of 100 images over a real worker, and what then happens.
+
+The model is a fake whose forward pass sleeps, so that the time is the queue's and the worker's own
+and not the processor's. Alone; behind and beside another job; with mixed steps. The figure is the
+share by which the ETA at half way missed, of the time that was then left.
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from bench.report import Metrics
+from imagemill.client import Client
+
+IMAGES = 100
+STEPS = 30
+SECONDS_PER_STEP = 0.05
+LIMIT_SECONDS = 300.0
+MODELS = """
+[models.fake]
+path = "./model"
+dtype = "float32"
+workers = 1
+defaults = {{ width = 128, height = 128, steps = {steps}, guidance_scale = 2.5 }}
+"""
+
+Prompts = Sequence[dict[str, Any]]
+
+
+def run() -> Metrics:
+    """Every scene in turn, and the largest miss."""
+    plain: Prompts = [{"prompt": f"image {number}"} for number in range(IMAGES)]
+    mixed: Prompts = [{**one, "steps": (10, 20, 40)[n % 3]} for n, one in enumerate(plain)]
+    misses = {}
+    with _up() as client:
+        client.submit("fake", plain[:40]).wait()  # as after a while: the pace is known
+        misses["alone"] = _miss(client, plain)
+        misses["mixed steps"] = _miss(client, mixed)
+        misses["beside another job"] = _miss(client, plain, plain[:60])
+        misses["beside a longer one, mixed"] = _miss(client, mixed, mixed, first_priority=5)
+        misses["behind one of priority 9"] = _miss(client, plain, plain[:50], first_priority=9)
+    print(f"\nETA of {IMAGES} images at half way, against what was then left (miss)")
+    for name, (eta, left) in misses.items():
+        print(f"  {name:<28}{eta:8.1f} s{left:8.1f} s{abs(eta - left) / left:8.0%}")
+    return {"eta_miss": max(abs(eta - left) / left for eta, left in misses.values())}
+
+
+def _miss(
+    client: Client, prompts: Prompts, first: Prompts = (), first_priority: int = 5
+) -> tuple[float, float]:
+    """The ETA at half way and the seconds that were left, of a job behind another."""
+    other = client.submit("fake", list(first), priority=first_priority) if first else None
+    job = client.submit("fake", list(prompts))
+
+    def look() -> dict[str, Any]:
+        return client.get(f"/v1/jobs/{job.id}")
+
+    seen: dict[str, Any] = {}
+    while (seen := look())["progress"] < 0.5:
+        time.sleep(0.05)
+    asked = time.monotonic()
+    job.wait()
+    left = time.monotonic() - asked
+    if other is not None:
+        other.wait()
+    return float(seen["eta_seconds"] or 0.0), left
+
+
+@contextmanager
+def _up() -> Iterator[Client]:
+    """A service and a ready worker of the fake model."""
+    data = Path(tempfile.mkdtemp(prefix="imagemill-bench-"))
+    (data / "model").mkdir()
+    index = {"_class_name": "FakePipeline", "options": {"seconds_per_step": SECONDS_PER_STEP}}
+    (data / "model" / "model_index.json").write_text(json.dumps(index))
+    (data / "models.toml").write_text(MODELS.format(steps=STEPS))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    ours = {"IMAGEMILL_DATA": str(data), "IMAGEMILL_MODELS": str(data / "models.toml")}
+    processes = []
+    try:
+        for argv in (("service", "--port", str(port)), ("workers", "--model", "fake")):
+            with (data / f"{argv[0]}.log").open("wb") as log:
+                processes.append(
+                    subprocess.Popen(
+                        [sys.executable, "-m", *argv],
+                        env={**os.environ, **ours},
+                        stdout=log,
+                        stderr=subprocess.STDOUT,
+                    )
+                )
+        with Client(f"http://127.0.0.1:{port}") as client:
+            _until(lambda: _is_ready(port))
+            yield client
+    finally:
+        for process in reversed(processes):
+            process.terminate()
+            process.wait()
+
+
+def _is_ready(port: int) -> bool:
+    try:
+        return httpx.get(f"http://127.0.0.1:{port}/readyz").status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def _until(question: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + LIMIT_SECONDS
+    while not question():
+        if time.monotonic() > deadline:
+            raise TimeoutError("the server did not get there")
+        time.sleep(0.2)

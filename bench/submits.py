@@ -1,0 +1,228 @@
+"""What the service takes over HTTP: jobs of one prompt submitted, and jobs polled, per second.
+
+A real service process over the embedded queue server, and this process as the caller: a few
+connections that are kept open, and as little client as HTTP needs, so that it is not the client
+that is measured. Rates are taken with every connection asking as fast as it is answered, beside a
+worker that denoises without a pause; latencies with the worker idle, at the rates that are wanted.
+"""
+
+import asyncio
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+
+from bench.report import Metrics
+from imagemill.client import Client
+
+CATALOG = Path("models.toml")
+MODELS = """
+[models.demo]
+path = "{path}"
+dtype = "float32"
+workers = 1
+defaults = {{ width = 128, height = 128, steps = 8, guidance_scale = 2.5 }}
+
+[models.parked]
+path = "{path}"
+dtype = "float32"
+defaults = {{ width = 128, height = 128, steps = 8, guidance_scale = 2.5 }}
+"""
+CONNECTIONS = 8
+SECONDS = 8.0
+WANTED_SUBMITS, WANTED_POLLS = 200.0, 500.0
+"""Requests per second at which latencies are taken."""
+
+START_SECONDS = 120.0
+
+Request = Callable[[], bytes]
+
+
+@dataclass
+class Load:
+    """What a load came to: seconds of each answer, and how long it all took."""
+
+    seconds: list[float] = field(default_factory=list)
+    took: float = 0.0
+
+    @property
+    def rate(self) -> float:
+        """Answers per second."""
+        return len(self.seconds) / self.took
+
+    def quantile(self, share: float) -> float:
+        """Milliseconds within which this share of the answers came."""
+        ordered = sorted(self.seconds)
+        return 1000 * ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+def run(seconds: float = SECONDS) -> Metrics:
+    """Both rates, and both latencies."""
+    with _up() as (host, client):
+        submit, poll = _submission(host), _poll(host, client.submit("parked", ["a ring"]).id)
+        idle = {
+            "submits": asyncio.run(_open(host, submit, WANTED_SUBMITS, seconds)),
+            "polls": asyncio.run(_open(host, poll, WANTED_POLLS, seconds)),
+        }
+        work = client.submit("demo", [{"prompt": "a green star", "n": 2000}], steps=100)
+        _until(lambda: work.refresh().counts.running > 0)
+        busy = {
+            "submits": asyncio.run(_closed(host, submit, seconds)),
+            "polls": asyncio.run(_closed(host, poll, seconds)),
+        }
+        work.cancel()
+    _tell("beside a busy worker, as fast as it answers", busy)
+    _tell(f"worker idle, {WANTED_SUBMITS:g} submits/s and then {WANTED_POLLS:g} polls/s", idle)
+    return {
+        "submits_per_second": busy["submits"].rate,
+        "polls_per_second": busy["polls"].rate,
+        "submit_p99_ms": idle["submits"].quantile(0.99),
+        "poll_p99_ms": idle["polls"].quantile(0.99),
+    }
+
+
+async def _closed(host: str, request: Request, seconds: float) -> Load:
+    """Every connection asks again as soon as it is answered."""
+    load, began = Load(), time.perf_counter()
+
+    async def ask() -> None:
+        async with _connection(host) as connection:
+            while time.perf_counter() - began < seconds:
+                asked = time.perf_counter()
+                await connection.ask(request())
+                load.seconds.append(time.perf_counter() - asked)
+
+    await asyncio.gather(*(ask() for _ in range(CONNECTIONS)))
+    load.took = time.perf_counter() - began
+    return load
+
+
+async def _open(host: str, request: Request, rate: float, seconds: float) -> Load:
+    """Requests come at `rate`, whether or not those before are answered.
+
+    A request's time counts from when it was due, so that a stall counts for all whom it held up.
+    """
+    load, began, turn = Load(), time.perf_counter(), iter(range(round(rate * seconds)))
+
+    async def ask() -> None:
+        async with _connection(host) as connection:
+            for number in turn:
+                due = began + number / rate
+                await asyncio.sleep(max(0.0, due - time.perf_counter()))
+                await connection.ask(request())
+                load.seconds.append(time.perf_counter() - due)
+
+    await asyncio.gather(*(ask() for _ in range(4 * CONNECTIONS)))
+    load.took = time.perf_counter() - began
+    return load
+
+
+class _connection:
+    """One connection that is kept open; answers must have a Content-Length."""
+
+    def __init__(self, host: str) -> None:
+        name, _, port = host.rpartition(":")
+        self._address = name, int(port)
+
+    async def __aenter__(self) -> "_connection":
+        self._reader, self._writer = await asyncio.open_connection(*self._address)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._writer.close()
+        await self._writer.wait_closed()
+
+    async def ask(self, request: bytes) -> bytes:
+        """The answer's body. Raises RuntimeError for anything but a success."""
+        self._writer.write(request)
+        head = await self._reader.readuntil(b"\r\n\r\n")
+        length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
+        body = await self._reader.readexactly(length)
+        if not head.startswith(b"HTTP/1.1 20"):
+            raise RuntimeError(f"{head!r} {body!r}")
+        return body
+
+
+def _submission(host: str) -> Request:
+    body = json.dumps({"model": "parked", "prompts": ["a large red circle on a white background"]})
+    made = (
+        f"POST /v1/jobs HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/json\r\n"
+        f"content-length: {len(body)}\r\n\r\n{body}"
+    ).encode()
+    return lambda: made
+
+
+def _poll(host: str, job_id: str) -> Request:
+    made = f"GET /v1/jobs/{job_id} HTTP/1.1\r\nhost: {host}\r\n\r\n".encode()
+    return lambda: made
+
+
+@contextmanager
+def _up() -> Iterator[tuple[str, Client]]:
+    """A service and one ready worker of the bundled model; `parked` jobs have no worker at all."""
+    data = Path(tempfile.mkdtemp(prefix="imagemill-bench-"))
+    entry = (CATALOG.parent / "demo" / "model").absolute()
+    (data / "models.toml").write_text(MODELS.format(path=entry))
+    port = _free_port()
+    ours = {
+        "IMAGEMILL_DATA": str(data),
+        "IMAGEMILL_MODELS": str(data / "models.toml"),
+        "IMAGEMILL_MAX_UNFINISHED": "1000000",
+    }
+    processes = []
+    try:
+        for argv in (("service", "--port", str(port)), ("workers", "--model", "demo")):
+            with (data / f"{argv[0]}.log").open("wb") as log:
+                processes.append(
+                    subprocess.Popen(
+                        [sys.executable, "-m", *argv],
+                        env={**os.environ, **ours},
+                        stdout=log,
+                        stderr=subprocess.STDOUT,
+                    )
+                )
+        host = f"127.0.0.1:{port}"
+        with Client(f"http://{host}") as client:
+            _until(lambda: _is_ready(host))
+            yield host, client
+    finally:
+        for process in reversed(processes):
+            process.terminate()
+            process.wait()
+
+
+def _is_ready(host: str) -> bool:
+    try:
+        return httpx.get(f"http://{host}/readyz").status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _until(question: Callable[[], object]) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while not question():
+        if time.monotonic() > deadline:
+            raise TimeoutError("the server did not get there")
+        time.sleep(0.2)
+
+
+def _tell(title: str, loads: dict[str, Load]) -> None:
+    print(f"\n{title} (per second; ms: median, 95 %, 99 %)")
+    for name, load in loads.items():
+        cells = "".join(f"{load.quantile(share):9.1f}" for share in (0.5, 0.95, 0.99))
+        print(f"  {name:<12}{load.rate:10.1f}{cells}")

@@ -1,0 +1,105 @@
+"""The API's documentation at `/docs`: Swagger UI out of a package, from this server alone.
+
+The scripts and styles are those that the package `fastapi_offline` carries; ours is the page around
+them. A strict policy keeps the page from asking any other address. Anybody may have it, as the
+document itself (`/openapi.json`). Knows nothing of what the document says.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from functools import cache
+from importlib.resources import files
+
+from fastapi import APIRouter, Request, Response
+from starlette.exceptions import HTTPException
+
+from service.conditional import matches
+
+router = APIRouter(include_in_schema=False)
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>imagemill: the HTTP API</title>
+<link rel="icon" href="web/icon.svg">
+<link rel="stylesheet" href="docs/swagger-ui.css">
+</head>
+<body>
+<div id="api"></div>
+<noscript>This page needs JavaScript; the document that it shows is at openapi.json.</noscript>
+<script src="docs/swagger-ui-bundle.js"></script>
+<script src="docs/start.js"></script>
+</body>
+</html>
+"""
+_START = """SwaggerUIBundle({
+  url: "openapi.json",
+  dom_id: "#api",
+  deepLinking: true,
+  displayRequestDuration: true,
+  validatorUrl: null,
+});
+"""
+_POLICY = "; ".join(
+    (
+        "default-src 'none'",
+        "script-src 'self'",
+        "style-src 'self'",
+        "img-src 'self' data:",
+        "connect-src 'self'",
+        "form-action 'none'",
+        "base-uri 'none'",
+        "frame-ancestors 'none'",
+    )
+)
+_HEADERS: Mapping[str, str] = {
+    "Content-Security-Policy": _POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-cache",
+}
+_MEDIA_TYPES = {
+    "": "text/html; charset=utf-8",
+    "start.js": "text/javascript; charset=utf-8",
+    "swagger-ui-bundle.js": "text/javascript; charset=utf-8",
+    "swagger-ui.css": "text/css; charset=utf-8",
+}
+
+
+@router.get("/docs")
+@router.head("/docs")
+def page(request: Request) -> Response:
+    """The page."""
+    return _answer(request, "")
+
+
+@router.get("/docs/{name}")
+@router.head("/docs/{name}")
+def page_file(request: Request, name: str) -> Response:
+    """A script or the style sheet of the page."""
+    return _answer(request, name)
+
+
+@cache
+def _file(name: str) -> tuple[bytes, str]:
+    """A file of the page and its entity tag."""
+    ours = {"": _PAGE, "start.js": _START}
+    if name in ours:
+        body = ours[name].encode()
+    else:
+        body = files("fastapi_offline").joinpath("static", name).read_bytes()
+    return body, hashlib.sha256(body).hexdigest()[:32]
+
+
+def _answer(request: Request, name: str) -> Response:
+    if name not in _MEDIA_TYPES:
+        raise HTTPException(404)
+    body, tag = _file(name)
+    headers = {**_HEADERS, "ETag": f'"{tag}"'}
+    if matches(request.headers.get("if-none-match"), tag):
+        return Response(status_code=304, headers=headers)
+    return Response(body, media_type=_MEDIA_TYPES[name], headers=headers)

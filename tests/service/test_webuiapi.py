@@ -1,0 +1,79 @@
+"""The `webuiapi` client, which many tools are made with, against a service that listens."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from PIL import Image
+from webuiapi import WebUIApi
+
+from jobs.embedded import EmbeddedServer
+from tests.service.conftest import Deployment, deployed, working
+from tests.service.live import listening
+from tests.waiting import wait_until
+
+
+@pytest.fixture(scope="module")
+def live(
+    server: EmbeddedServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Deployment, WebUIApi]]:
+    with (
+        deployed(server.url, tmp_path_factory.mktemp("webui"), start=False) as found,
+        listening(found.client.app) as address,
+    ):
+        api = WebUIApi(host="127.0.0.1", port=int(address.rpartition(":")[2]))
+        yield found, api
+        api.session.close()
+
+
+def test_txt2img_as_the_client_sends_it(live: tuple[Deployment, WebUIApi]) -> None:
+    mill, api = live
+    with working(mill) as leases:
+        made = api.txt2img(
+            prompt="a red circle",
+            negative_prompt="blue",
+            seed=1003,
+            steps=8,
+            cfg_scale=3,
+            width=64,
+            height=48,
+            batch_size=2,
+        )
+    assert [image.size for image in made.images] == [(64, 48), (64, 48)]
+    assert made.image.size == (64, 48)
+    assert made.info["all_seeds"] == [1003, 1004]
+    assert made.parameters["steps"] == 8
+    assert leases[0].request.negative_prompt == "blue"
+
+
+def test_progress_and_interrupt(live: tuple[Deployment, WebUIApi]) -> None:
+    mill, api = live
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(api.txt2img, prompt="a", steps=8, width=64, height=64, batch_size=2)
+        (lease,) = wait_until(mill.worker.claim)
+        mill.store.beat("hand", {(lease.key, lease.token): 4}, 60)
+        seen = wait_until(lambda: api.get_progress())
+        assert (seen["progress"], seen["state"]["job_count"]) == (0.25, 2)
+        mill.worker.finish(lease)
+        assert api.interrupt() == {}
+        assert len(waiting.result(timeout=10).images) == 1
+    assert api.get_progress()["progress"] == 0
+
+
+def test_models_and_what_a_picture_says(live: tuple[Deployment, WebUIApi]) -> None:
+    _, api = live
+    assert api.util_get_model_names() == ["demo", "distilled", "idle"]
+    picture = Image.new("RGB", (8, 8))
+    picture.info["parameters"] = "a ring\nSteps: 8, Seed: 7"
+    assert api.png_info(picture).info == "a ring\nSteps: 8, Seed: 7"
+
+
+def test_a_refusal_reaches_the_caller(live: tuple[Deployment, WebUIApi]) -> None:
+    _, api = live
+    with pytest.raises(RuntimeError, match="422"):
+        api.txt2img(prompt="a", width=100, height=64)
+
+
+def test_it_knows_when_nothing_runs(live: tuple[Deployment, WebUIApi]) -> None:
+    _, api = live
+    api.util_wait_for_ready(check_interval=0.01)
