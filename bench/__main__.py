@@ -5,14 +5,18 @@ from collections.abc import Callable
 
 import torch
 
-from bench import fairness, goodput, saturated, served
+from bench import eta, fairness, goodput, makespan, placements, saturated, served, submits
 from bench.report import Metrics, json_line
 
 BENCHES: dict[str, Callable[[], Metrics]] = {
     "saturated": saturated.run,
     "goodput": goodput.run,
     "served": served.run,
+    "submits": submits.run,
+    "eta": eta.run,
     "fairness": fairness.run,
+    "placements": placements.run,
+    "makespan": makespan.run,
 }
 
 

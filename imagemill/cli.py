@@ -62,7 +62,6 @@ def _complain(error: ImagemillError) -> int:
 app = typer.Typer(
     cls=Commands,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
@@ -129,6 +128,7 @@ def generate(
     models: Models = None,
     idempotency_key: flags.IdempotencyKey = None,
     resume: flags.Resume = None,
+    watch: flags.Watch = False,
     as_json: AsJson = False,
 ) -> None:
     """Make images of prompts; start what is needed for it, unless a server is named."""
@@ -156,8 +156,26 @@ def generate(
         resume=resume,
         key=idempotency_key,
         as_json=as_json,
+        watch=watch,
     )
     raise typer.Exit(Generation(options, Console(), Console(stderr=True)).run())
+
+
+@app.command()
+def plan(
+    model: Annotated[str, typer.Argument(help="A model of the catalog, or a diffusers folder.")],
+    devices: Annotated[
+        str | None,
+        typer.Option(help="Such as 2x24GB or 1x24GB+1x80GB; default: this machine's."),
+    ] = None,
+    cpu: Annotated[str, typer.Option(help="Memory for weights that wait.")] = "64GB",
+    models: Models = None,
+    as_json: AsJson = False,
+) -> None:
+    """Which placements of a model fit which devices, and the catalog lines to paste."""
+    from imagemill.plan import run_plan
+
+    run_plan(model, devices, cpu, catalog_path(models), as_json, Console())
 
 
 look.register(app)

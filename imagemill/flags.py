@@ -9,16 +9,21 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from imagemill import complete
+
 if TYPE_CHECKING:
     from imagemill.prompts import Prompt
 
 Prompts = Annotated[list[str] | None, typer.Argument(help="What to draw, each in quotes.")]
 File = Annotated[
     str | None,
-    typer.Option("--file", "-f", help=".txt (one a line), .jsonl, .csv, or - for stdin."),
+    typer.Option("--file", "-f", help=".txt (one a line), .json, .jsonl, .csv, or - for stdin."),
 ]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the images.")]
-Model = Annotated[str | None, typer.Option(help="Default: the catalog's first.")]
+Model = Annotated[
+    str | None,
+    typer.Option(help="Default: the catalog's first.", autocompletion=complete.models),
+]
 Width = Annotated[int | None, typer.Option(help="Pixels.")]
 Height = Annotated[int | None, typer.Option(help="Pixels.")]
 Steps = Annotated[int | None, typer.Option(help="Denoising steps.")]
@@ -31,7 +36,13 @@ Format = Annotated[str | None, typer.Option(help="png, jpeg or webp.")]
 IdempotencyKey = Annotated[
     str | None, typer.Option(help="The same key again is the same job, not another.")
 ]
-Resume = Annotated[str | None, typer.Option(metavar="JOB", help="Go on with an earlier job.")]
+Watch = Annotated[
+    bool, typer.Option("--watch", "-w", help="Show the pictures in the terminal as they come.")
+]
+Resume = Annotated[
+    str | None,
+    typer.Option(metavar="JOB", help="Go on with an earlier job.", autocompletion=complete.jobs),
+]
 
 
 def all_prompts(texts: Sequence[str], file: str | None, resume: str | None) -> "list[Prompt]":

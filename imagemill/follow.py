@@ -7,8 +7,9 @@ and every rate and ETA is computed from those.
 
 import time
 from collections import deque
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -46,7 +47,9 @@ LOOK_AT_WORKERS = 1.0
 class News:
     """How the job is now; rates are None until two measurements differ.
 
-    `saved` counts images in the folder, `per_second` is images a second, `eta` seconds.
+    `saved` counts images in the folder, `per_second` is images a second, `eta` seconds. `running`
+    are images in work as (index, step, steps), of a job that is small enough to be listed; `files`
+    are the pictures in the folder by index.
     """
 
     total: int
@@ -56,6 +59,8 @@ class News:
     per_second: float | None
     eta: float | None
     note: str
+    running: tuple[tuple[int, int, int], ...] = ()
+    files: Mapping[int, Path] = field(default_factory=dict)
 
 
 class View(Protocol):
@@ -240,4 +245,10 @@ def _news(job: dict[str, Any], saved: Saved, rate: Rate, note: str) -> News:
         per_second=None if speed is None else speed * counts["total"],
         eta=None if not speed else left / speed,
         note=note or ("" if counts["running"] else str(job["state"])),
+        running=tuple(
+            (image["index"], image["step"], image["steps"])
+            for image in job["images"]
+            if image["state"] == State.RUNNING
+        ),
+        files=dict(saved.paths),
     )

@@ -26,6 +26,7 @@ from imagemill.options import DATA, catalog_path
 from imagemill.prompts import Prompt
 from imagemill.reach import server_for
 from imagemill.sheet import LARGEST, contact_sheet
+from imagemill.watch import Watched
 from jobs.errors import ImagemillError
 from jobs.job import State
 
@@ -52,6 +53,7 @@ class GenerateOptions:
     resume: str | None = None
     key: str | None = None
     as_json: bool = False
+    watch: bool = False
 
 
 class Generation:
@@ -61,8 +63,7 @@ class Generation:
         self._options = options
         self._stdout, self._stderr = stdout, stderr
         self._console = stderr if options.as_json else stdout
-        bar = self._console.is_terminal
-        self._view = show.Bar(self._console) if bar else show.Lines(self._console)
+        self._view = _view(self._console, options.watch)
         self._job: dict[str, Any] | None = None
         self._started, self._began = time.monotonic(), time.time()
 
@@ -91,6 +92,8 @@ class Generation:
     def _with_server(self, client: Client, is_private: bool, interrupts: Interrupts) -> int:
         saved = Saved(self._options.out)
         self._job = job = self._begin(client)
+        if isinstance(self._view, Watched):
+            self._view.look_at(client, job["id"])
         log = self._options.data / "workers.log"
         advice = "start one with `imagemill worker`" if not is_private else f"{log} may tell why"
         try:
@@ -238,6 +241,13 @@ class Generation:
 
     def _say(self, message: str) -> None:
         self._view.say(message)
+
+
+def _view(console: Console, watch: bool) -> show.Bar | show.Lines:
+    """Where progress is shown; pictures only on a terminal, and where they are wanted."""
+    if not console.is_terminal:
+        return show.Lines(console)
+    return Watched(console) if watch else show.Bar(console)
 
 
 def _for_the_user(error: ApiError, prompts: Sequence[Prompt]) -> ImagemillError:

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from imagemill import complete
 from imagemill.options import DATA, AsJson, Data, Server
 
 ROWS_SHOWN = 50
@@ -22,7 +23,10 @@ def register(app: typer.Typer) -> None:
 
 
 def status(
-    job: Annotated[str | None, typer.Argument(help="A job; default: the latest ones.")] = None,
+    job: Annotated[
+        str | None,
+        typer.Argument(help="A job; default: the latest ones.", autocompletion=complete.jobs),
+    ] = None,
     limit: Annotated[int, typer.Option(min=1, max=200, help="How many jobs.")] = 20,
     server: Server = None,
     data: Data = DATA,
@@ -60,7 +64,9 @@ def _doing(image: dict[str, Any]) -> str:
 
 
 def cancel(
-    jobs: Annotated[list[str], typer.Argument(help="Jobs to cancel.")],
+    jobs: Annotated[
+        list[str], typer.Argument(help="Jobs to cancel.", autocompletion=complete.jobs)
+    ],
     server: Server = None,
     data: Data = DATA,
     as_json: AsJson = False,

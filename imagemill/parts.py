@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from imagemill import complete
 from imagemill.options import DATA, HOST, PORT, AsJson, Data, Host, Models, Port, catalog_path
 
 
@@ -21,7 +22,11 @@ def register(app: typer.Typer) -> None:
 
 def worker(
     model: Annotated[
-        str | None, typer.Argument(help="Only this model's workers; default: all models'.")
+        str | None,
+        typer.Argument(
+            help="Only this model's workers; default: all models'.",
+            autocompletion=complete.models,
+        ),
     ] = None,
     data: Data = DATA,
     models: Models = None,

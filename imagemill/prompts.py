@@ -1,4 +1,4 @@
-"""Prompts out of files: text, JSONL, CSV or standard input, each with the place it came from.
+"""Prompts out of files: text, JSON, JSONL, CSV or standard input, each with the place it came from.
 
 Knows the fields that a prompt may carry and their types; their ranges are the server's to judge,
 and `Prompt.source` lets the judgement be shown against the file and line.
@@ -47,17 +47,18 @@ class _Bad(Exception):
 
 
 def read_prompts(path: str) -> list[Prompt]:
-    """All prompts of a file, by its suffix (.jsonl, .csv, else text); `-` is standard input.
+    """All prompts of a file, by its suffix (.jsonl, .json, .csv, else text); `-` is standard input.
 
-    Standard input is JSONL when its first character is `{`, text otherwise. Raises InvalidInput
-    with a line for every bad line.
+    Standard input is JSONL when its first character is `{`, JSON when it is `[`, text otherwise.
+    Raises InvalidInput with a line for every bad line.
     """
     name, text = ("stdin", _stdin()) if path == "-" else (path, _file(path))
     suffix = Path(path).suffix.lower()
-    if path == "-" and text.lstrip().startswith("{"):
-        suffix = ".jsonl"
+    if path == "-":
+        suffix = {"{": ".jsonl", "[": ".json"}.get(text.lstrip()[:1], "")
     problems: list[str] = []
-    parse = {".jsonl": _jsonl, ".ndjson": _jsonl, ".csv": _csv}.get(suffix, _text)
+    parsers = {".jsonl": _jsonl, ".ndjson": _jsonl, ".json": _json, ".csv": _csv}
+    parse = parsers.get(suffix, _text)
     prompts = list(parse(name, text, problems.append))
     if len(problems) > SHOWN_PROBLEMS:
         more = len(problems) - SHOWN_PROBLEMS
@@ -110,12 +111,35 @@ def _jsonl(name: str, text: str, complain: Callable[[str], None]) -> Iterator[Pr
             complain(f"{source}: {problem}")
 
 
+def _json(name: str, text: str, complain: Callable[[str], None]) -> Iterator[Prompt]:
+    """A list of what a line of JSONL may hold, alone or as an object's `prompts`."""
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        return complain(f"{name} line {error.lineno}: not JSON: {error.msg}")
+    listed = value.get("prompts") if isinstance(value, dict) else value
+    if not isinstance(listed, list):
+        return complain(f"{name}: must be a list of prompts, or an object with such `prompts`")
+    for number, one in enumerate(listed, 1):
+        source = f"{name} prompt {number}"
+        try:
+            yield _from_value(one, source)
+        except _Bad as problem:
+            complain(f"{source}: {problem}")
+    return None
+
+
 def _from_json(line: str, source: str) -> Prompt:
-    """A JSON string, or an object with `prompt` and any of FIELDS; null means not given."""
+    """One line of JSONL."""
     try:
         value = json.loads(line)
     except json.JSONDecodeError as error:
         raise _Bad(f"not JSON: {error.msg} at column {error.colno}") from error
+    return _from_value(value, source)
+
+
+def _from_value(value: Any, source: str) -> Prompt:
+    """A JSON string, or an object with `prompt` and any of FIELDS; null means not given."""
     if isinstance(value, str):
         value = {"prompt": value}
     if not isinstance(value, dict):

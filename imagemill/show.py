@@ -4,12 +4,12 @@ Takes plain values and writes to a rich console; talks to no server.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.panel import Panel
 from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn
@@ -18,8 +18,10 @@ from rich.table import Table
 from rich.text import Text
 
 from imagemill.follow import News
-from imagemill.up import Ready
 from jobs.job import State
+
+if TYPE_CHECKING:
+    from imagemill.up import Ready
 
 PLAIN_PAUSE = 5.0
 """Seconds between two lines of progress where there is no terminal."""
@@ -77,11 +79,32 @@ class _Left(ProgressColumn):
         return Text(f"{duration(news.eta)} left" if news.eta is not None else "", style="green")
 
 
+class _Progress(Progress):
+    """With something above the bar."""
+
+    def __init__(
+        self, above: Callable[[], Iterable[RenderableType]], *columns: ProgressColumn, **kept: Any
+    ) -> None:
+        self._above = above
+        super().__init__(*columns, **kept)
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from self._above()
+        yield from super().get_renderables()
+
+
 class Bar:
     """Progress on a terminal: a bar that moves by denoising steps; use as a context manager."""
 
-    def __init__(self, console: Console) -> None:
-        self._progress = Progress(
+    def __init__(
+        self,
+        console: Console,
+        above: Callable[[], Iterable[RenderableType]] = list,
+        frames: float = 10,
+    ) -> None:
+        """`above` is asked at every refresh for what stands over the bar."""
+        self._progress = _Progress(
+            above,
             SpinnerColumn(),
             BarColumn(bar_width=None),
             TextColumn("{task.percentage:>3.0f} %"),
@@ -91,6 +114,7 @@ class Bar:
             console=console,
             transient=True,
             expand=True,
+            refresh_per_second=frames,
         )
         self._task = self._progress.add_task("", total=1.0, images="0", news=None)
 
@@ -320,7 +344,7 @@ def moment(epoch: float | None) -> str:
     return local.strftime("%H:%M:%S" if is_today else "%Y-%m-%d %H:%M")
 
 
-def ready_panel(ready: Ready) -> Panel:
+def ready_panel(ready: "Ready") -> Panel:
     """What `up` shows once images can be made."""
     facts = Table.grid(padding=(0, 2))
     facts.add_column(style="bold")
@@ -342,7 +366,7 @@ def ready_panel(ready: Ready) -> Panel:
     return Panel(facts, title=title, border_style=style, expand=False)
 
 
-def _add_reach(facts: Table, ready: Ready) -> None:
+def _add_reach(facts: Table, ready: "Ready") -> None:
     """Who can use it, where that is not simply everybody on this machine."""
     callers = f"callers need one of {ready.keys} API key{'' if ready.keys == 1 else 's'}"
     if ready.is_exposed and not ready.keys:

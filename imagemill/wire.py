@@ -29,6 +29,8 @@ T = TypeVar("T")
 RETRIED = frozenset({429, 502, 503})
 """Statuses that promise to pass: too many requests, and a server that is away for the moment."""
 
+OK, NOT_FOUND = 200, 404
+
 FIRST_DELAY = 0.1
 LONGEST_DELAY = 5.0
 LONG_POLL = 20.0
@@ -218,6 +220,22 @@ def download(job_id: str, index: int, sha256: str, patience: float) -> Conversat
     raise CorruptDownload(
         f"image {index} of job {job_id} arrived {DOWNLOADS} times with a wrong checksum"
     )
+
+
+def preview(job_id: str, index: int, patience: float) -> Conversation[bytes | None]:
+    """What a running image is about to become, as a JPEG; None while nothing can be seen of it.
+
+    Asking makes its worker draw previews for a while.
+    """
+    try:
+        response = yield from speak(
+            Call("GET", f"/v1/jobs/{job_id}/images/{index}/preview"), patience
+        )
+    except ApiError as error:
+        if error.status == NOT_FOUND:
+            return None
+        raise
+    return response.content if response.status_code == OK else None
 
 
 def save(job: dict[str, Any], folder: Path, patience: float) -> Conversation[list[Path]]:

@@ -20,6 +20,9 @@ class NoQueue:
     def queue_depth(self) -> dict[str, dict[int, int]]:
         return {}
 
+    def tallies(self) -> dict[str, dict[str, int]]:
+        return {}
+
     def workers(self) -> list[Any]:
         return []
 

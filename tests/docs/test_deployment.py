@@ -29,6 +29,7 @@ DOCUMENTS = [
 ]
 COMMANDS = typer.main.get_command(imagemill).commands
 LABELS = {"model", "priority", "state", "method", "route", "status", "le", "instance", "job"}
+LABELS |= {"worker", "result", "kind", "outcome"}
 
 
 def kubernetes(kind: str) -> dict[str, Any]:

@@ -29,7 +29,9 @@ class FakeServer:
     `streams`, where it is a list, offers event streams and collects the Last-Event-ID of each;
     `briefs` counts polls without images. `fails` are prompts whose images fail, `holds` keeps
     images from being made, `pictures` are the first images' bytes in place of our own, `workers`
-    is what /v1/workers answers, `calls` counts requests by method and path without ids.
+    is what /v1/workers answers, `preview` what a running image looks like (without one, images
+    are made without having run; with one, they run until it was asked for), `calls` counts
+    requests by method and path without ids.
     """
 
     def __init__(self) -> None:
@@ -40,6 +42,8 @@ class FakeServer:
         self.streams: list[str | None] | None = None
         self.briefs = 0
         self.pictures: list[bytes] = []
+        self.preview: bytes | None = None
+        self.previewed: set[int] = set()
         self.script: list[tuple[int, dict[str, str]]] = []
         self.workers: list[dict[str, Any]] = [{"id": "w", "model": "demo", "state": "ready"}]
         self.calls: dict[str, int] = {}
@@ -123,10 +127,10 @@ class FakeServer:
             return 200, {"data": [{"id": "demo"}]}, {}
         if path == "/v1/jobs":
             return 200, {"data": list(self.jobs.values()), "next": None}, {}
-        match = re.fullmatch(r"/v1/jobs/(job-\d+)(?:/(\w+)(?:/(\d+))?)?", path)
+        match = re.fullmatch(r"/v1/jobs/(job-\d+)(?:/(\w+)(?:/(\d+)(/preview)?)?)?", path)
         if match is None or match[1] not in self.jobs or match[2] == "events":
             return 404, {"title": "Not Found", "status": 404, "detail": f"nothing at {path}"}, {}
-        return self._of_job(self.jobs[match[1]], method, match[2], match[3])
+        return self._of_job(self.jobs[match[1]], method, match[2], match[3], bool(match[4]))
 
     def _submit(self, body: Any, headers: dict[str, str]) -> tuple[int, Any, dict[str, str]]:
         self.bodies.append(body)
@@ -163,11 +167,19 @@ class FakeServer:
         }
 
     def _of_job(
-        self, job: dict[str, Any], method: str, verb: str | None, index: str | None
+        self,
+        job: dict[str, Any],
+        method: str,
+        verb: str | None,
+        index: str | None,
+        is_preview: bool,
     ) -> tuple[int, Any, dict[str, str]]:
         if method == "DELETE":
             del self.jobs[job["id"]]
             return 204, b"", {}
+        if index is not None and is_preview:
+            self.previewed.add(int(index))
+            return (200, self.preview, {}) if self.preview else (404, {"title": "none"}, {})
         if index is not None:
             return 200, self._bytes(job["images"][int(index)]), {"Content-Type": "image/png"}
         if verb == "cancel":
@@ -184,7 +196,16 @@ class FakeServer:
                 image.update(state=state, error=None)
 
     def _make_one(self, job: dict[str, Any]) -> None:
-        waiting = [image for image in job["images"] if image["state"] == "queued"]
+        if self.preview is not None:
+            for image in job["images"]:
+                if image["state"] == "queued":
+                    image.update(state="running", step=2)
+        waiting = [
+            image
+            for image in job["images"]
+            if image["state"] == "queued"
+            or (image["state"] == "running" and image["index"] in self.previewed)
+        ]
         if not waiting:
             return
         image = waiting[0]

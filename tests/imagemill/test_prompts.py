@@ -117,3 +117,20 @@ def test_standard_input(monkeypatch: pytest.MonkeyPatch, text: str, body: object
 
 def test_a_prompt_without_fields_is_a_plain_text() -> None:
     assert Prompt("a").body() == "a"
+
+
+@pytest.mark.parametrize("form", ["{}", '{{"prompts": {}}}'])
+def test_json_is_a_list_of_the_same_alone_or_in_an_object(tmp_path: Path, form: str) -> None:
+    text = form.format('["a", {"prompt": "b", "seed": 3}]')
+    prompts = read_prompts(write(tmp_path, "p.json", text))
+    assert [p.body() for p in prompts] == ["a", {"prompt": "b", "seed": 3}]
+
+
+def test_json_says_which_prompt_is_wrong(tmp_path: Path) -> None:
+    bad = '["fine", {"prompt": "x", "seed": "y"}, 7]'
+    said = problems_of(write(tmp_path, "p.json", bad))
+    assert said[0].startswith(" prompt 2: `seed` must be") and said[1].startswith(" prompt 3: ")
+    assert problems_of(write(tmp_path, "q.json", '["a",\n')) == [
+        " line 2: not JSON: Expecting value"
+    ]
+    assert "must be a list" in problems_of(write(tmp_path, "r.json", '{"model": "demo"}'))[0]

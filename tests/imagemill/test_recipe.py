@@ -1,7 +1,7 @@
 """Recipes read back from files: those that the workers write, and whatever else there is."""
 
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,15 @@ def test_what_a_worker_wrote_is_read_back(tmp_path: Path, format: ImageFormat) -
     assert found.request == request(format)
     assert found.made_with["bucket"] == 8
     assert found.facts()["torch version"] == "2.13.0"
+
+
+@pytest.mark.parametrize("format", ["png", "jpeg", "webp"])
+def test_the_longest_prompts_there_may_be_are_read_back(
+    tmp_path: Path, format: ImageFormat
+) -> None:
+    """In any script: a JPEG's segments end at 64 KiB."""
+    longest = replace(request(format), prompt="図" * 10_000, negative_prompt="\U0001f3a8" * 10_000)
+    assert read_recipe(picture(tmp_path / "file", longest)).request == longest
 
 
 def test_differences_are_named_with_both_values(tmp_path: Path) -> None:

@@ -1,13 +1,18 @@
 """What people do at the page, from paste to download, at 1280 px and at 390 px."""
 
+import json
 import re
 import zipfile
+from pathlib import Path
 
 import httpx
+import pytest
 from playwright.sync_api import expect
 
+from service.keys import KeyRing
 from tests.page.conftest import Visitor
 from tests.page.mill import submit
+from tests.waiting import wait_until
 
 MOST_ELEMENTS = 900
 """On the whole page, however many images a job has."""
@@ -39,7 +44,7 @@ def open_job(visitor: Visitor, job: str) -> None:
 def test_from_paste_to_download(visitor: Visitor) -> None:
     page = visitor.page
     visitor.shoot("empty")
-    generate(visitor, "a red circle\n\na blue heart", steps=40, copies=2, seed=7)
+    generate(visitor, "a red circle\n\na blue heart", steps=100, copies=2, seed=7)
     expect(page.locator("#gallery li")).to_have_count(4)
     expect(page.locator("#gallery li[data-state=running] img[data-loaded]").first).to_be_visible()
     expect(page.locator("#job-progress")).to_have_attribute("aria-valuenow", re.compile(r"[1-9]"))
@@ -74,6 +79,12 @@ def test_keyboard_and_recipe(visitor: Visitor) -> None:
     expect(page.locator("#recipe-facts")).to_contain_text("SHA-256")
     expect(page.locator("#recipe-image[data-loaded]")).to_be_visible()
     visitor.shoot("recipe")
+    page.get_by_role("button", name="Copy recipe").click()
+    expect(page.locator("#recipe-copy")).to_have_text("Copied")
+    copied = json.loads(page.evaluate("navigator.clipboard.readText()"))
+    again = submit(visitor.url, **copied)
+    [image] = httpx.get(f"{visitor.url}/v1/jobs/{again}").json()["images"]
+    assert (image["prompt"], image["seed"], image["steps"]) == ("three", 5, 1)
     page.keyboard.press("Escape")
     expect(page.locator("#recipe")).to_be_hidden()
     expect(page.locator("#gallery button").nth(2)).to_be_focused()
@@ -106,13 +117,113 @@ def test_cancel_then_retry(visitor: Visitor) -> None:
     expect(page.locator("#gallery li[data-state=succeeded]")).to_have_count(6)
 
 
-def test_a_failed_image_says_why(visitor: Visitor) -> None:
+def test_a_failed_image_says_why_and_can_be_filtered_for(visitor: Visitor) -> None:
+    page = visitor.page
     job = submit(visitor.url, prompts=["fine", "[refuse] this one"], steps=1)
     open_job(visitor, job)
-    expect(visitor.page.locator("#job-state")).to_have_text("failed")
-    failed = visitor.page.locator("#gallery li[data-state=failed]")
+    expect(page.locator("#job-state")).to_have_text("failed")
+    failed = page.locator("#gallery li[data-state=failed]")
     expect(failed.locator(".tile-facts")).to_contain_text("told to refuse")
+    expect(page).to_have_title("1 failed · imagemill")
     visitor.shoot("failed")
+    page.get_by_role("button", name="Not made 1").click()
+    expect(page.locator("#gallery li")).to_have_count(1)
+    expect(failed).to_be_visible()
+    page.get_by_role("button", name="Done 1").click()
+    expect(page.locator("#gallery li[data-state=succeeded]")).to_have_count(1)
+    expect(failed).to_have_count(0)
+
+
+def test_delete_asks_first(visitor: Visitor) -> None:
+    page = visitor.page
+    job = submit(visitor.url, prompts=["soon gone"], steps=1)
+    open_job(visitor, job)
+    page.get_by_role("button", name="Delete").click()
+    expect(page.get_by_role("button", name="Keep")).to_be_focused()
+    visitor.shoot("delete")
+    page.keyboard.press("Escape")
+    assert httpx.get(f"{visitor.url}/v1/jobs/{job}").status_code == 200
+    page.get_by_role("button", name="Delete").click()
+    page.locator("#confirm-yes").click()
+    expect(page.locator("#welcome")).to_be_visible()
+    expect(page.locator("#toast")).to_contain_text("deleted")
+    expect(page.locator("#images")).to_be_focused()
+    assert httpx.get(f"{visitor.url}/v1/jobs/{job}").status_code == 404
+
+
+def test_a_key_is_asked_for_and_can_be_forgotten(visitor: Visitor, mill_folder: Path) -> None:
+    """With a key every image comes by fetch, since an <img> can send none."""
+    page = visitor.page
+    job = submit(visitor.url, prompts=["a secret"], steps=1, width=512, height=512)
+    ring = KeyRing(mill_folder / "data" / "keys.json")
+    key, made = ring.add("local")
+    visitor.wants_key = True
+    try:
+        wait_until(lambda: httpx.get(f"{visitor.url}/v1/jobs").status_code == 401, 5)
+        page.goto(f"{visitor.url}/#job/{job}")
+        page.reload()
+        page.locator("#key").fill("im_wrong")
+        page.keyboard.press("Enter")
+        expect(page.locator("#key-wrong")).to_be_visible()
+        page.keyboard.press("Escape")
+        expect(page.locator("#key-dialog")).to_be_visible()
+        visitor.shoot("key")
+        page.locator("#key").fill(key)
+        page.keyboard.press("Enter")
+        expect(page.locator("#key-dialog")).to_be_hidden()
+        visitor.turn_to("images")
+        expect(page.locator("#gallery img[data-loaded]")).to_have_attribute(
+            "src", re.compile("^blob:")
+        )
+        visitor.turn_to("queue")
+        page.get_by_role("button", name="Forget the API key").click()
+        expect(page.locator("#key-dialog")).to_be_visible()
+    finally:
+        ring.revoke(made.id)
+
+
+@pytest.mark.parametrize("visitor", ["desk"], indirect=True)
+def test_nothing_is_cut_off_between_a_phone_and_a_desk(visitor: Visitor) -> None:
+    page = visitor.page
+    job = submit(visitor.url, prompts=["one", "[refuse] two", "three"], steps=1)
+    open_job(visitor, job)
+    expect(page.locator("#job-state")).to_have_text("failed")
+    for width in (320, 390, 720, 721, 900, 1080, 1081):
+        page.set_viewport_size({"width": width, "height": 720})
+        across = page.evaluate("document.documentElement.scrollWidth")
+        assert across <= width, f"at {width} px the page is {across} px wide"
+        if width > 720:
+            for name in ("#submit", "#workers .worker", "#delete", "#gallery li >> nth=0"):
+                box = page.locator(name).bounding_box()
+                assert box and box["x"] >= 0 and box["x"] + box["width"] <= width, (name, width)
+                assert box["y"] + min(box["height"], 40) <= 720, (name, width)
+        if width in (721, 900, 1080):
+            visitor.shoot(f"{width}px")
+
+
+@pytest.mark.parametrize("visitor", ["desk"], indirect=True)
+def test_everything_that_can_be_pressed_has_a_name(visitor: Visitor) -> None:
+    nameless = visitor.page.evaluate(
+        """() => [...document.querySelectorAll("button, a, input, select, textarea, dialog, img")]
+          .filter((one) => !(one.textContent.trim() || one.ariaLabel || one.labels?.length
+            || one.alt !== undefined && one.hasAttribute("alt")
+            || one.hasAttribute("aria-labelledby")))
+          .map((one) => one.outerHTML)"""
+    )
+    assert nameless == []
+
+
+@pytest.mark.parametrize("visitor", ["desk"], indirect=True)
+def test_tiles_fetch_no_more_than_they_show(visitor: Visitor) -> None:
+    page = visitor.page
+    large = submit(visitor.url, prompts=["large"], steps=1, width=512, height=512)
+    open_job(visitor, large)
+    tile = page.locator("#gallery img[data-loaded]")
+    expect(tile).to_have_attribute("src", re.compile("/images/0/thumbnail\\?side=256$"))
+    page.locator("#gallery button").click()
+    expect(page.locator("#recipe-image[data-loaded]")).to_have_attribute(
+        "src", re.compile("/images/0$")
+    )
 
 
 def test_bad_input_is_shown_at_its_field(visitor: Visitor) -> None:

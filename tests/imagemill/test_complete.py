@@ -1,0 +1,61 @@
+"""Completion in a real bash: the script that `--show-completion` prints, and what Tab offers."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.imagemill.fake_server import FakeServer
+from tests.imagemill.test_generate import run
+
+BASH = Path("/bin/bash")
+
+TAB = """
+eval "$(imagemill --show-completion bash)"
+COMP_WORDS=({words}); COMP_CWORD={last}
+_imagemill_completion imagemill
+printf '%s\\n' "${{COMPREPLY[@]}}"
+"""
+
+
+def offered(*words: str, **variables: str) -> list[str]:
+    """What bash offers at Tab behind these words, the last of which is begun or empty."""
+    quoted = " ".join(f"'{word}'" for word in ("imagemill", *words))
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        [BASH, "--norc", "-c", TAB.format(words=quoted, last=len(words))],
+        env={**os.environ, "PATH": path, **variables},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    return done.stdout.split()
+
+
+@pytest.fixture
+def nobody(tmp_path: Path) -> dict[str, str]:
+    """A server that is not there."""
+    return {"IMAGEMILL_SERVER": "http://127.0.0.1:9"}
+
+
+def test_commands_and_flags(nobody: dict[str, str]) -> None:
+    assert offered("ge", **nobody) == ["generate"]
+    assert "--watch" in offered("generate", "--w", **nobody)
+
+
+def test_models_come_from_the_catalog_where_no_server_answers(nobody: dict[str, str]) -> None:
+    assert offered("generate", "--model", "d", **nobody) == ["demo"]
+
+
+def test_jobs_come_from_the_server_and_from_none_there_are_none(
+    nobody: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with FakeServer() as fake:
+        monkeypatch.setenv("IMAGEMILL_SERVER", fake.url)
+        run("generate", "a", "--out", tmp_path)
+        assert offered("status", "job-", IMAGEMILL_SERVER=fake.url) == ["job-1"]
+        assert offered("generate", "--resume", "", IMAGEMILL_SERVER=fake.url) == ["job-1"]
+    assert offered("cancel", "job-", **nobody) == []
