@@ -48,7 +48,7 @@ HOW: dict[str, tuple[str, bool]] = {
 }
 
 
-def run(seeds: Sequence[int] = (1, 2, 3), rounds: int = 1, count: int = 25) -> Metrics:
+def run(seeds: Sequence[int] = (1, 2, 3), rounds: int = 1, count: int = 60) -> Metrics:
     """Every contender on every list in turn."""
     seconds: dict[str, list[float]] = {}
     folder = Path(tempfile.mkdtemp(prefix="imagemill-bench-"))

@@ -38,7 +38,7 @@ dtype = "float32"
 defaults = {{ width = 128, height = 128, steps = 8, guidance_scale = 2.5 }}
 """
 CONNECTIONS = 8
-SECONDS = 8.0
+SECONDS, WARM_UP_SECONDS = 8.0, 2.0
 WANTED_SUBMITS, WANTED_POLLS = 200.0, 500.0
 """Requests per second at which latencies are taken."""
 
@@ -69,6 +69,8 @@ def run(seconds: float = SECONDS) -> Metrics:
     """Both rates, and both latencies."""
     with _up() as (host, client):
         submit, poll = _submission(host), _poll(host, client.submit("parked", ["a ring"]).id)
+        for request in (submit, poll):  # a service that has just started has its threads to make
+            asyncio.run(_closed(host, request, WARM_UP_SECONDS))
         idle = {
             "submits": asyncio.run(_open(host, submit, WANTED_SUBMITS, seconds)),
             "polls": asyncio.run(_open(host, poll, WANTED_POLLS, seconds)),

@@ -32,12 +32,13 @@ def save_tiny(name: str, folder: Path) -> Path:
     pipe = BUILDERS[name]()
     for component in pipe.components.values():
         if isinstance(component, torch.nn.Module):
-            _stir(component)
+            stir(component)
     pipe.save_pretrained(folder)
     return folder
 
 
-def _stir(module: torch.nn.Module) -> None:
+def stir(module: torch.nn.Module) -> None:
+    """Add noise to every parameter, alike each time."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in module.parameters():

@@ -6,7 +6,7 @@ import torch
 
 from tests.pipelines.placements.launch import run_cases
 from tests.pipelines.serving import TOLERANCE
-from tests.pipelines.tiny import BUILDERS
+from tests.pipelines.tiny import BUILDERS, stir
 
 FAMILIES = ("Flux", "Flux2Klein", "QwenImage", "ZImage")
 
@@ -60,8 +60,10 @@ TWO = [
 ]
 FOUR = [
     *(even(family, ring=2, ulysses=2) for family in FAMILIES),
-    *(odd(family, ring=4) for family in ("Flux", "QwenImage")),
-    *(odd(family, ulysses=4) for family in ("Flux", "QwenImage")),
+    *(odd(family, ring=4) for family in FAMILIES[:3]),
+    even("ZImage", ring=4),
+    *(odd(family, ulysses=4) for family in FAMILIES[:3]),
+    even("ZImage", ulysses=4),
     *(odd(family, cfg=2, ulysses=2) for family in ("QwenImage", "ZImage")),
     ("Flux cfg 2 tensor 2", "Flux", {"cfg": 2, "tensor": 2}, REQUESTS[:1]),
 ]
@@ -103,6 +105,7 @@ REFUSED_BY_FOUR = {
 CHANGED = {
     # 128 features between its feed-forward layers, which divide, and not 85.
     "ZImage tensor 2": ("ZImageTransformer2DModel", {"dim": 48, "axes_dims": [8, 8, 8]}),
+    "ZImage ulysses 4": ("ZImageTransformer2DModel", {"dim": 64, "n_heads": 4, "n_kv_heads": 4}),
     "Flux of 3 heads": ("FluxTransformer2DModel", {"num_attention_heads": 3}),
 }
 """Cases whose tiny model has another transformer."""
@@ -116,6 +119,9 @@ def case(tiny_folder, tmp_path_factory):
         pipe = BUILDERS[family]()
         config = dict(pipe.transformer.config) | fields
         pipe.transformer = getattr(d, kind).from_config(config)
+        for component in pipe.components.values():
+            if isinstance(component, torch.nn.Module):
+                stir(component)
         folder = tmp_path_factory.mktemp(family)
         pipe.save_pretrained(folder)
         return folder
