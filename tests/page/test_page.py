@@ -180,6 +180,7 @@ def test_a_key_is_asked_for_and_can_be_forgotten(visitor: Visitor, mill_folder: 
         expect(page.locator("#key-dialog")).to_be_visible()
     finally:
         ring.revoke(made.id)
+        wait_until(lambda: httpx.get(f"{visitor.url}/v1/jobs").status_code == 200, 5)
 
 
 @pytest.mark.parametrize("visitor", ["desk"], indirect=True)
