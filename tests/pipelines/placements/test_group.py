@@ -9,7 +9,7 @@ import torch
 
 from jobs.catalog import Model
 from jobs.errors import ConfigurationError
-from pipelines.placements.group import check_world
+from pipelines.placements.group import check_devices, check_world
 from pipelines.placements.parcel import Parcel, pack, unpack
 from tests.pipelines.placements.launch import code_of, start
 
@@ -105,3 +105,8 @@ def test_the_environment_must_have_the_entrys_ranks(monkeypatch, variables, sent
             monkeypatch.setenv(name, variables.get(name, "1"))
     with pytest.raises(ConfigurationError, match=sentence):
         check_world(Model("m", "", placement="context_parallel", ring=2, cfg=2))
+
+
+def test_a_device_that_is_not_there_is_refused():
+    with pytest.raises(ConfigurationError, match=r"there are only .* CUDA devices"):
+        check_devices(torch.device("cuda", torch.cuda.device_count()))
