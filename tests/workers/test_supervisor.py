@@ -131,7 +131,7 @@ def test_when_a_rank_dies_the_others_end_and_all_start_anew(
         wait_until(lambda: len(pids(tmp_path, 0)) == len(pids(tmp_path, 1)) == 2)
 
 
-def test_a_group_that_refuses_is_tried_again_ever_more_slowly(
+def test_a_group_that_refuses_is_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "refuse").touch()

@@ -1,5 +1,7 @@
 """Every family over groups of 2 and 4 real ranks on gloo, against diffusers' own pipeline alone."""
 
+import re
+
 import diffusers as d
 import pytest
 import torch
@@ -188,8 +190,7 @@ def refused(ranks, name, sentence):
     for rank in ranks:
         assert rank[name]["error"] == "ConfigurationError", rank[name]
         assert rank[name]["message"].startswith("model 'tiny': ")
-        with pytest.raises(AssertionError, match=sentence):
-            raise AssertionError(rank[name]["message"])
+        assert re.search(sentence, rank[name]["message"])
 
 
 def test_unified_attention_refuses_an_image_that_it_cannot_split(four):
