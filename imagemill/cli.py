@@ -29,6 +29,7 @@ from imagemill.options import (
     Server,
     catalog_path,
 )
+from imagemill.terminal import Pictures
 from jobs.errors import ConfigurationError, ImagemillError
 
 BAD_INPUT, ALREADY_RUNNING = 2, 3
@@ -128,7 +129,9 @@ def generate(
     models: Models = None,
     idempotency_key: flags.IdempotencyKey = None,
     resume: flags.Resume = None,
+    title: flags.Title = None,
     watch: flags.Watch = False,
+    pictures: flags.Picture = None,
     as_json: AsJson = False,
 ) -> None:
     """Make images of prompts; start what is needed for it, unless a server is named."""
@@ -145,9 +148,13 @@ def generate(
         "priority": priority,
         "format": format,
     }
+    flags.check_resume(
+        resume, {**settings, "model": model, "title": title, "idempotency_key": idempotency_key}
+    )
+    wanted = flags.all_prompts(prompts or [], file, resume)
     options = GenerateOptions(
-        prompts=flags.all_prompts(prompts or [], file, resume),
-        fields={name: value for name, value in settings.items() if value is not None},
+        prompts=wanted,
+        fields=flags.job_fields(settings, title, file, wanted),
         out=out,
         data=data,
         models=models,
@@ -156,7 +163,7 @@ def generate(
         resume=resume,
         key=idempotency_key,
         as_json=as_json,
-        watch=watch,
+        pictures=pictures or (Pictures.AUTO if watch else None),
     )
     raise typer.Exit(Generation(options, Console(), Console(stderr=True)).run())
 

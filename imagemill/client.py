@@ -20,7 +20,7 @@ from typing import Any, Self, TypeVar
 import httpx
 
 from imagemill import wire
-from imagemill.errors import ApiError
+from imagemill.errors import ApiError, InvalidInput
 from jobs.errors import NotFound
 from jobs.job import Counts, State
 
@@ -189,11 +189,17 @@ class AsyncJob(_Snapshot):
 
 def _http_settings(server: str | None, api_key: str | None) -> dict[str, Any]:
     """What both kinds of httpx client are made from; the environment fills what is not given."""
-    url = server or os.environ.get("IMAGEMILL_SERVER") or DEFAULT_SERVER
+    given = server or os.environ.get("IMAGEMILL_SERVER") or DEFAULT_SERVER
+    try:
+        url = httpx.URL(given)
+    except httpx.InvalidURL:
+        url = httpx.URL()
+    if url.scheme not in ("http", "https") or not url.host:
+        raise InvalidInput(f"{given!r} is no server's address, such as {DEFAULT_SERVER}")
     key = api_key or os.environ.get("IMAGEMILL_API_KEY")
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     # A local server is never meant to be reached through the environment's proxy.
-    local = httpx.URL(url).host in ("127.0.0.1", "localhost", "::1")
+    local = url.host in ("127.0.0.1", "localhost", "::1")
     return {
         "base_url": url,
         "headers": headers | {"User-Agent": "imagemill-client"},

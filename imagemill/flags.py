@@ -3,13 +3,14 @@
 Imports nothing heavy: `--help` passes through here. Ranges are the server's to judge.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from imagemill import complete
+from imagemill.terminal import Pictures
 
 if TYPE_CHECKING:
     from imagemill.prompts import Prompt
@@ -39,10 +40,22 @@ IdempotencyKey = Annotated[
 Watch = Annotated[
     bool, typer.Option("--watch", "-w", help="Show the pictures in the terminal as they come.")
 ]
+Picture = Annotated[
+    Pictures | None,
+    typer.Option(help="--watch, and how it draws; default: the best that the terminal can."),
+]
+Title = Annotated[
+    str | None,
+    typer.Option(help="The job's name; default: that of its file, or the first prompt."),
+]
 Resume = Annotated[
     str | None,
     typer.Option(metavar="JOB", help="Go on with an earlier job.", autocompletion=complete.jobs),
 ]
+
+
+TITLE_LENGTH = 80
+"""Characters of a title that nobody gave; as on the page."""
 
 
 def all_prompts(texts: Sequence[str], file: str | None, resume: str | None) -> "list[Prompt]":
@@ -58,3 +71,24 @@ def all_prompts(texts: Sequence[str], file: str | None, resume: str | None) -> "
     if resume is not None and prompts:
         raise InvalidInput("--resume takes no prompts: the job has its own")
     return prompts
+
+
+def job_fields(
+    settings: Mapping[str, Any], title: str | None, file: str | None, prompts: "Sequence[Prompt]"
+) -> dict[str, Any]:
+    """What is given of the settings, and the job's title where the page and `status` look."""
+    given = {name: value for name, value in settings.items() if value is not None}
+    if title is None and prompts:
+        named = Path(file).name if file not in (None, "-") else prompts[0].text
+        # a file's name may hold bytes that are no text
+        title = named.encode(errors="replace").decode()[:TITLE_LENGTH]
+    return {**given, "metadata": {"title": title}} if title else given
+
+
+def check_resume(resume: str | None, own: Mapping[str, Any]) -> None:
+    """Raises InvalidInput for what was given of that which a resumed job has of its own."""
+    from imagemill.errors import InvalidInput
+
+    given = ["--" + name.replace("_", "-") for name, value in own.items() if value is not None]
+    if resume is not None and given:
+        raise InvalidInput(f"--resume takes no {', '.join(given)}: the job has its own")

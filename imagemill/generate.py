@@ -23,9 +23,12 @@ from imagemill.errors import ApiError, InvalidInput
 from imagemill.follow import Hopeless, Saved, follow
 from imagemill.interrupts import Interrupted, Interrupts
 from imagemill.options import DATA, catalog_path
+from imagemill.painted import Painted
+from imagemill.progress import Bar, Lines
 from imagemill.prompts import Prompt
 from imagemill.reach import server_for
 from imagemill.sheet import LARGEST, contact_sheet
+from imagemill.terminal import Pictures, screen
 from imagemill.watch import Watched
 from jobs.errors import ImagemillError
 from jobs.job import State
@@ -53,7 +56,7 @@ class GenerateOptions:
     resume: str | None = None
     key: str | None = None
     as_json: bool = False
-    watch: bool = False
+    pictures: Pictures | None = None
 
 
 class Generation:
@@ -63,7 +66,7 @@ class Generation:
         self._options = options
         self._stdout, self._stderr = stdout, stderr
         self._console = stderr if options.as_json else stdout
-        self._view = _view(self._console, options.watch)
+        self._view = _view(self._console, options.pictures)
         self._job: dict[str, Any] | None = None
         self._started, self._began = time.monotonic(), time.time()
 
@@ -77,10 +80,9 @@ class Generation:
         models = catalog_path(options.models)
         with Interrupts() as interrupts:
             try:
-                with server_for(options.server, options.data, models, self._say, interrupts) as (
-                    client,
-                    is_private,
-                ):
+                where = options.server, options.data, models
+                view = self._view
+                with server_for(*where, view.say, view.note, interrupts) as (client, is_private):
                     return self._with_server(client, is_private, interrupts)
             except (Interrupted, KeyboardInterrupt):
                 self._tell_stopped()
@@ -243,11 +245,14 @@ class Generation:
         self._view.say(message)
 
 
-def _view(console: Console, watch: bool) -> show.Bar | show.Lines:
+def _view(console: Console, pictures: Pictures | None) -> Bar | Lines:
     """Where progress is shown; pictures only on a terminal, and where they are wanted."""
-    if not console.is_terminal:
-        return show.Lines(console)
-    return Watched(console) if watch else show.Bar(console)
+    if not console.is_interactive:
+        return Lines(console)
+    found = screen(console, pictures) if pictures else None
+    if found is None:
+        return Bar(console)
+    return Watched(console) if found.kind is Pictures.BLOCKS else Painted(console, found)
 
 
 def _for_the_user(error: ApiError, prompts: Sequence[Prompt]) -> ImagemillError:
@@ -266,6 +271,8 @@ def _sentence(pointer: str, detail: str, prompts: Sequence[Prompt]) -> str:
         place = prompt.source or f"prompt {int(parts[1]) + 1} ({prompt.text[:40]!r})"
     elif parts in (["prompts"], ["model"], []):
         return detail
+    elif parts[0] == "metadata":
+        return f"--title: {detail}"
     else:
         place = "--" + parts[0].replace("_", "-")
     named = parts[-1] if not parts[-1].isdecimal() else ""

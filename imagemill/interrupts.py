@@ -6,8 +6,12 @@ the second raises KeyboardInterrupt. Knows nothing of what is interrupted.
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Self
+
+STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(Exception):
@@ -40,10 +44,23 @@ class Interrupts:
         self._asked.set()
 
     def __enter__(self) -> Self:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in STOPPING:
             self._before[number] = signal.signal(number, self._on_signal)
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, before in self._before.items():
             signal.signal(number, before)
+
+
+@contextmanager
+def unbroken() -> Iterator[None]:
+    """Let this thread's writes be whole: one that a signal cuts short can lose its rest.
+
+    A thread that is started inside is spared for good; the handlers run in the main thread anyway.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

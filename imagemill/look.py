@@ -60,7 +60,10 @@ def status(
 def _doing(image: dict[str, Any]) -> str:
     if image["state"] == "succeeded":
         return f"made in {image['seconds']:.1f} s" if image["seconds"] is not None else "made"
-    return f"step {image['step']} of {image['steps']}"
+    if image["state"] == "queued" or not image["step"]:
+        return ""
+    stopped = "stopped at " if image["state"] == "cancelled" else ""
+    return f"{stopped}step {image['step']} of {image['steps']}"
 
 
 def cancel(

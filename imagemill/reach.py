@@ -21,7 +21,7 @@ from imagemill.running import Record, Users, is_held, running
 from jobs.catalog import load_catalog
 from jobs.errors import ImagemillError
 
-NO_WORKER = "waiting for a worker"
+NO_WORKER, WAITING = "waiting for a worker", "waiting for the server"
 LOOK_PAUSE = 0.1
 FIRST_PATIENCE = 2.0
 """Seconds of retries at the first contact with a named server, which may just be a wrong name."""
@@ -56,23 +56,29 @@ def server_for(
     data: Path,
     models: Path,
     say: Callable[[str], None],
+    note: Callable[[str], None],
     interrupts: Interrupts,
 ) -> Iterator[tuple[Client, bool]]:
     """A client of the named server, or of a local one kept running meanwhile.
 
-    The second value tells whether the server is a private one. Raises Interrupted when the user
-    stops the wait for it.
+    The second value tells whether the server is a private one. `say` gets what happened and
+    `note` what the client waits for. Raises Interrupted when the user stops the wait.
     """
+
+    def pause(seconds: float) -> None:
+        note(WAITING)
+        interrupts.pause(seconds)
+
     named = server or os.environ.get("IMAGEMILL_SERVER")
     if named:
         with Client(named, patience=FIRST_PATIENCE, pause=interrupts.pause) as first:
             first.get("/healthz")
-        with Client(named, pause=interrupts.pause) as client:
+        with Client(named, pause=pause) as client:
             yield client, False
         return
     with (
         _local(data, models, say, interrupts) as record,
-        Client(record.url, pause=interrupts.pause) as client,
+        Client(record.url, pause=pause) as client,
     ):
         yield client, record.private
 

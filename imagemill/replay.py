@@ -21,6 +21,7 @@ from imagemill.follow import Saved, follow
 from imagemill.interrupts import Interrupted, Interrupts
 from imagemill.names import write_file
 from imagemill.options import catalog_path
+from imagemill.progress import Bar, Lines
 from imagemill.reach import server_for
 from imagemill.recipe import Recipe, read_recipe
 from jobs.errors import ImageFailed, ImagemillError
@@ -90,7 +91,7 @@ class Replay:
     ) -> None:
         self._file, self._out = file, out
         self._server, self._data, self._models = server, data, catalog_path(models)
-        self._view = show.Bar(console) if console.is_terminal else show.Lines(console)
+        self._view = Bar(console) if console.is_interactive else Lines(console)
         self._began = time.time()
 
     def run(self) -> Verdict | None:
@@ -116,7 +117,8 @@ class Replay:
     def _make(self, recipe: Recipe, folder: Path, interrupts: Interrupts) -> Path | None:
         """The new picture's file; None when stopped."""
         where = (self._server, self._data, self._models)
-        with server_for(*where, self._view.say, interrupts) as (client, is_private):
+        view = self._view
+        with server_for(*where, view.say, view.note, interrupts) as (client, is_private):
             fields = asdict(recipe.request)
             own = {name: fields.pop(name) for name in JOB_FIELDS}
             prompt = {name: value for name, value in fields.items() if value is not None}

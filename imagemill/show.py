@@ -1,30 +1,21 @@
-"""What people see: the progress bar or its plain lines, tables, the panel of `up`.
+"""What people see: tables, times and speeds, the panel of `up`.
 
-Takes plain values and writes to a rich console; talks to no server.
+Takes plain values and gives what a rich console prints; talks to no server.
 """
 
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console, RenderableType
-from rich.markup import escape
 from rich.panel import Panel
-from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn
-from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from imagemill.follow import News
 from jobs.job import State
 
 if TYPE_CHECKING:
     from imagemill.up import Ready
-
-PLAIN_PAUSE = 5.0
-"""Seconds between two lines of progress where there is no terminal."""
 
 COLOURS = {
     "queued": "yellow",
@@ -65,109 +56,6 @@ def speed(per_second: float | None) -> str:
     return f"{1 / per_second:.0f} s/image"
 
 
-class _Rate(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        news: News | None = task.fields.get("news")
-        return Text(speed(news.per_second) if news else "–", style="cyan")
-
-
-class _Left(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        news: News | None = task.fields.get("news")
-        if news is None or news.note:
-            return Text(news.note if news else "", style="yellow")
-        return Text(f"{duration(news.eta)} left" if news.eta is not None else "", style="green")
-
-
-class _Progress(Progress):
-    """With something above the bar."""
-
-    def __init__(
-        self, above: Callable[[], Iterable[RenderableType]], *columns: ProgressColumn, **kept: Any
-    ) -> None:
-        self._above = above
-        super().__init__(*columns, **kept)
-
-    def get_renderables(self) -> Iterable[RenderableType]:
-        yield from self._above()
-        yield from super().get_renderables()
-
-
-class Bar:
-    """Progress on a terminal: a bar that moves by denoising steps; use as a context manager."""
-
-    def __init__(
-        self,
-        console: Console,
-        above: Callable[[], Iterable[RenderableType]] = list,
-        frames: float = 10,
-    ) -> None:
-        """`above` is asked at every refresh for what stands over the bar."""
-        self._progress = _Progress(
-            above,
-            SpinnerColumn(),
-            BarColumn(bar_width=None),
-            TextColumn("{task.percentage:>3.0f} %"),
-            TextColumn("[bold]{task.fields[images]}[/bold] images"),
-            _Rate(),
-            _Left(),
-            console=console,
-            transient=True,
-            expand=True,
-            refresh_per_second=frames,
-        )
-        self._task = self._progress.add_task("", total=1.0, images="0", news=None)
-
-    def say(self, message: str) -> None:
-        """Show a sentence above the bar."""
-        self._progress.console.print(escape(message), highlight=False)
-
-    def update(self, news: News) -> None:
-        """Move the bar."""
-        failed = f" ({news.failed} failed)" if news.failed else ""
-        images = f"{news.saved}/{news.total}{failed}"
-        self._progress.update(self._task, completed=news.progress, images=images, news=news)
-
-    def __enter__(self) -> "Bar":
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-
-class Lines:
-    """Progress where there is no terminal: a plain line now and then, and at every tenth."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._shown, self._tenth, self._note = 0.0, -1, ""
-
-    def say(self, message: str) -> None:
-        """Print a sentence."""
-        self._console.print(escape(message), highlight=False, soft_wrap=True)
-
-    def update(self, news: News) -> None:
-        """Print how it goes, if there is enough that is new."""
-        now, tenth = time.monotonic(), int(news.progress * 10)
-        is_new = (tenth, news.note) != (self._tenth, self._note)
-        if now - self._shown < PLAIN_PAUSE and not is_new:
-            return
-        self._shown, self._tenth, self._note = now, tenth, news.note
-        parts = [f"{news.saved}/{news.total} images", f"{news.progress:.0%}"]
-        if news.failed:
-            parts.append(f"{news.failed} failed")
-        if news.per_second and not news.note:
-            parts += [speed(news.per_second), f"{duration(news.eta)} left"]
-        self.say(", ".join([*parts, *filter(None, [news.note])]))
-
-    def __enter__(self) -> "Lines":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        return
-
-
 def results_table(rows: Sequence[Mapping[str, Any]], last: str = "file") -> Table:
     """The images of a job: number, state, seed, prompt, and each row's `file` or its error."""
     table = Table(box=None, pad_edge=False, header_style="bold", expand=True)
@@ -177,36 +65,36 @@ def results_table(rows: Sequence[Mapping[str, Any]], last: str = "file") -> Tabl
     table.add_column("prompt", ratio=2, no_wrap=True, overflow="ellipsis")
     table.add_column(last, ratio=3, no_wrap=True, overflow="ellipsis")
     for row in rows:
-        outcome = Text(row["error"] or "", style="red") if row["error"] else Text(row["file"] or "")
+        error = printable(row["error"] or "")
+        outcome = Text(error, style="red") if error else Text(row["file"] or "")
         table.add_row(
             str(row["index"]),
             coloured(row["state"]),
             str(row["seed"]),
-            Text(" ".join(row["prompt"].split())),
+            Text(printable(" ".join(row["prompt"].split()))),
             outcome,
         )
     return table
 
 
 def jobs_table(jobs: Sequence[Mapping[str, Any]]) -> Table:
-    """A list of jobs, each with its bar."""
+    """A list of jobs, a line each."""
     table = Table(box=None, pad_edge=False, header_style="bold", expand=True)
-    for name in ("job", "state", "model"):
-        table.add_column(name, no_wrap=name != "model")
-    table.add_column("progress", ratio=1, min_width=10)
-    for name in ("images", "failed", "submitted"):
+    for name in ("job", "state"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("title", ratio=1, no_wrap=True, overflow="ellipsis")
+    table.add_column("model", overflow="fold")
+    for name in ("images", "submitted"):
         table.add_column(name, justify="right", no_wrap=True)
     for job in jobs:
-        counts = job["counts"]
-        table.add_row(
-            job["id"],
-            coloured(job["state"]),
-            Text(job["model"]),
-            ProgressBar(total=1.0, completed=job["progress"]),
-            f"{counts['succeeded']}/{counts['total']}",
-            Text(str(counts["failed"]), style="red") if counts["failed"] else "0",
-            moment(job["created"]),
-        )
+        counts, state = job["counts"], coloured(job["state"])
+        if not State(job["state"]).finished:
+            state.append(f" {job['progress']:.0%}")
+        images = Text(f"{counts['succeeded']}/{counts['total']}")
+        if counts["failed"]:
+            images.append(f", {counts['failed']} failed", style="red")
+        created = moment(job["created"]).split(" ")[0]
+        table.add_row(job["id"], state, Text(title_of(job)), Text(job["model"]), images, created)
     return table
 
 
@@ -217,11 +105,13 @@ def job_facts(job: Mapping[str, Any]) -> Table:
     table.add_column()
     states = [state.value for state in State]
     counts = ", ".join(f"{job['counts'][s]} {s}" for s in states if job["counts"][s])
+    title, is_going = title_of(job), not State(job["state"]).finished
     rows: list[tuple[str, Any]] = [
         ("job", job["id"]),
+        *([("title", Text(title))] if title else []),
         ("state", coloured(job["state"])),
         ("model", Text(job["model"])),
-        ("progress", f"{job['progress']:.0%} of all steps"),
+        *([("progress", f"{job['progress']:.0%} of all steps")] if is_going else []),
         ("images", f"{job['counts']['total']} ({counts})"),
         ("submitted", moment(job["created"])),
     ]
@@ -234,22 +124,30 @@ def job_facts(job: Mapping[str, Any]) -> Table:
     return table
 
 
+def title_of(job: Mapping[str, Any]) -> str:
+    """What the job's owner calls it, on one line; blank where nobody named it."""
+    title = (job.get("metadata") or {}).get("title")
+    return printable(" ".join(title.split())) if isinstance(title, str) else ""
+
+
 def models_table(models: Sequence[Mapping[str, Any]]) -> Table:
     """The catalog as served."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    names = ("model", "placement", "dtype", "default", "limits", "batch", "step")
-    for name in (*names, "workers ready", "queued"):
-        table.add_column(name, justify="right" if name in ("workers ready", "queued") else "left")
+    table.add_column("model", overflow="fold")
+    for name in ("placement", "dtype", "default", "limits", "batch", "step"):
+        table.add_column(name, no_wrap=True)
+    for name in ("ready", "queued"):
+        table.add_column(name, justify="right", no_wrap=True)
     for model in models:
         usual, limits = model["defaults"], model["limits"]
-        sizes = ", ".join(limits.get("sizes") or ()) or f"{limits['max_pixels'] / 1e6:.2g} Mpixel"
+        sizes = "\n".join(limits.get("sizes") or ()) or f"{limits['max_pixels'] / 1e6:.2g} Mpixel"
         ready = int(model["ready_workers"])
         table.add_row(
             Text(model["id"], style="bold"),
             model["placement"],
             model["dtype"],
-            f"{usual['width']}x{usual['height']}, {usual['steps']} steps",
-            f"{sizes}, {limits['max_steps']} steps",
+            f"{usual['width']}x{usual['height']}\n{usual['steps']} steps",
+            f"{sizes}\n{limits['max_steps']} steps",
             *measured(model.get("card")),
             Text(str(ready), style="green" if ready else "red"),
             str(model["queued"]),

@@ -1,8 +1,9 @@
 """`generate --watch`: the pictures in the terminal while they become, above the bar.
 
 Drawn with half blocks, two pixels a character, in the terminal's own colours (24 bits, or what it
-has): that works in every terminal, over ssh and inside tmux. Previews are asked for on a thread of
-their own, so that a slow one never holds the bar up. Knows no job beyond what `News` tells.
+has): that works in every terminal, over ssh and inside tmux. `painted.py` draws better ones where
+it can. Previews are asked for on a thread of their own, so that a slow one never holds the bar up.
+Knows no job beyond what `News` tells.
 """
 
 import io
@@ -24,7 +25,7 @@ from imagemill import wire
 from imagemill.client import Client
 from imagemill.follow import News
 from imagemill.interrupts import Interrupted
-from imagemill.show import Bar
+from imagemill.progress import Bar
 from jobs.errors import ImagemillError
 
 PAUSE = 1.0
@@ -40,6 +41,7 @@ LOW = 22
 """Rows of a terminal under which the small size is used."""
 
 GAP = 2
+EMPTY = "#262626"
 MOST = 8
 """Pictures side by side, however wide the terminal is."""
 
@@ -82,12 +84,13 @@ def layout(width: int, height: int) -> tuple[int, int]:
 
 def _rows(tile: Tile, side: int) -> Iterator[list[Segment]]:
     """The lines of a tile: half as many as it is wide, and the caption."""
-    if tile.picture is None:
-        empty = Style(bgcolor="grey15")
-        yield from ([Segment(" " * side, empty)] for _ in range(side // 2))
-    else:
-        yield from half_blocks(ImageOps.pad(tile.picture, (side, side)))
+    yield from half_blocks(ImageOps.pad(tile.picture or empty_tile(), (side, side)))
     yield [Segment(tile.caption[:side].ljust(side), Style(dim=True))]
+
+
+def empty_tile() -> Image.Image:
+    """What is shown while nothing can be seen of a picture."""
+    return Image.new("RGB", (8, 8), EMPTY)
 
 
 def half_blocks(picture: Image.Image) -> Iterator[list[Segment]]:
@@ -108,12 +111,14 @@ def half_blocks(picture: Image.Image) -> Iterator[list[Segment]]:
 class Watched(Bar):
     """The bar with the pictures above it; they stay when the bar goes."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, pixels: int = WIDE, frames: float = FRAMES) -> None:
+        """`pixels` is how large a picture is kept for drawing."""
         self._console = console
+        self._pixels = pixels
         self._news: News | None = None
         self._previews: dict[int, Image.Image] = {}
         self._made: dict[int, Image.Image] = {}
-        super().__init__(console, self._above, FRAMES)
+        super().__init__(console, self._above, frames)
         self._ask: tuple[Client, str] | None = None
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="previews", daemon=True)
@@ -124,10 +129,14 @@ class Watched(Bar):
 
     def update(self, news: News) -> None:
         """Move the bar, and take up what is running and what is made."""
-        for index in sorted(news.files)[-MOST:]:
+        recent = sorted(news.files)[-MOST:]
+        for index in recent:
             if index not in self._made:
-                self._made[index] = _thumbnail(news.files[index])
-                self._previews.pop(index, None)
+                self._made[index] = _thumbnail(news.files[index], self._pixels)
+        for index in self._made.keys() - recent:
+            del self._made[index]
+        for index in self._previews.keys() - {index for index, _, _ in news.running}:
+            self._previews.pop(index, None)
         self._news = news
         super().update(news)
 
@@ -168,7 +177,7 @@ class Watched(Bar):
             except (ImagemillError, httpx.HTTPError, Interrupted, RuntimeError):
                 return  # the job's own looks tell of a server that is away
             if data is not None and index not in self._made:
-                self._previews[index] = _picture(data)
+                self._previews[index] = _picture(data, self._pixels)
             if self._ended.is_set():
                 return
 
@@ -181,23 +190,27 @@ class Watched(Bar):
         self._ended.set()
         super().__exit__()
         self._thread.join(2)
-        for strip in self._above():
-            self._console.print(strip)
+        self._leave()
+
+    def _leave(self) -> None:
+        """What stays when the bar has gone."""
+        for line in self._above():
+            self._console.print(line)
 
 
-def _picture(data: bytes) -> Image.Image:
+def _picture(data: bytes, pixels: int) -> Image.Image:
     with Image.open(io.BytesIO(data)) as picture:
-        return _small(picture)
+        return _small(picture, pixels)
 
 
-def _thumbnail(path: Path) -> Image.Image:
+def _thumbnail(path: Path, pixels: int) -> Image.Image:
     with Image.open(path) as picture:
-        return _small(picture)
+        return _small(picture, pixels)
 
 
-def _small(picture: Image.Image) -> Image.Image:
+def _small(picture: Image.Image, pixels: int) -> Image.Image:
     """No larger than a tile: what is drawn again and again should be little."""
-    picture.draft("RGB", (WIDE, WIDE))
+    picture.draft("RGB", (pixels, pixels))
     flat = picture.convert("RGB")
-    flat.thumbnail((WIDE, WIDE))
+    flat.thumbnail((pixels, pixels))
     return flat

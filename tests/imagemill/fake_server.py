@@ -148,6 +148,7 @@ class FakeServer:
         job_id = f"job-{len(self.jobs) + 1}"
         images = [self._image(i, e["prompt"]) for i, e in enumerate(entries)]
         job = {"id": job_id, "model": body["model"], "images": images, "created": 1.75e9}
+        job["metadata"] = body.get("metadata", {})
         self.jobs[job_id] = job
         self.keys[key] = job_id
         return 202, self._counted(job), {}
@@ -186,7 +187,7 @@ class FakeServer:
             self._move(job, {"queued", "running"}, "cancelled")
         elif verb == "retry":
             self._move(job, {"failed", "cancelled"}, "queued")
-        elif not self.holds:
+        else:
             self._make_one(job)
         return 200, self._counted(job), {}
 
@@ -206,7 +207,7 @@ class FakeServer:
             if image["state"] == "queued"
             or (image["state"] == "running" and image["index"] in self.previewed)
         ]
-        if not waiting:
+        if not waiting or self.holds:
             return
         image = waiting[0]
         if image["prompt"] in self.fails:

@@ -7,7 +7,8 @@ import pytest
 from rich.console import Console
 
 from imagemill.follow import News, Rate
-from imagemill.show import Bar, Lines, duration, speed
+from imagemill.progress import Bar, Lines
+from imagemill.show import duration, speed
 
 
 @pytest.mark.parametrize(
@@ -69,6 +70,11 @@ def test_the_bar_shows_images_rate_and_time_left() -> None:
     out = io.StringIO()
     console = Console(file=out, width=100, force_terminal=True, color_system=None)
     with Bar(console) as bar:
+        bar.note("too early")
+        bar.update(news(0.25, 3))
+        bar.note("waiting for the server")
+        console.print(bar._progress.get_renderable())
+        assert "waiting for the server" in out.getvalue() and "left" not in out.getvalue()
         bar.update(news(0.25, 3))
         bar.say("[not markup]")
         console.print(bar._progress.get_renderable())

@@ -44,6 +44,7 @@ def test_every_prompt_becomes_a_file_and_all_are_on_the_sheet(
         "model": "demo",
         "prompts": ["a red circle", "a blue heart"],
         "steps": 4,
+        "metadata": {"title": "a red circle"},
     }
     with Image.open(tmp_path / "out" / "sheet.png") as sheet:
         assert sheet.width > 2 * 176
@@ -63,11 +64,11 @@ def test_all_flags_reach_the_server(server: FakeServer, tmp_path: Path) -> None:
         "priority": 9,
         "format": "webp",
     }
-    flags = ["--idempotency-key", "mine"]
+    flags = ["--idempotency-key", "mine", "--title", "Fog"]
     for name, value in given.items():
         flags += ["--" + name.replace("_", "-"), str(value)]
     assert run("generate", "a", *flags, "--out", tmp_path).exit_code == 0
-    assert server.bodies[0] == {"prompts": ["a"], **given}
+    assert server.bodies[0] == {"prompts": ["a"], "metadata": {"title": "Fog"}, **given}
     assert list(server.keys) == ["mine"]
 
 
@@ -79,6 +80,21 @@ def test_prompts_from_a_file_and_from_standard_input(server: FakeServer, tmp_pat
         ["one", "two"],
         [{"prompt": "three", "seed": 3}],
     ]
+
+
+def test_a_job_is_called_after_its_file_or_its_first_prompt(
+    server: FakeServer, tmp_path: Path
+) -> None:
+    file = tmp_path / "colours.txt"
+    file.write_text("blue\n")
+    long = "very " * 40
+    run("generate", "red", "-f", file, "-o", tmp_path)
+    run("generate", "-f", "-", "-o", tmp_path, stdin=f"{long}\nred\n")
+    run("generate", "red", "--title", "", "-o", tmp_path)
+    titles = [body.get("metadata") for body in server.bodies]
+    assert titles == [{"title": "colours.txt"}, {"title": long[:80]}, None]
+    assert "colours.txt" in run("status").output
+    assert "colours.txt" in run("status", "job-1").output
 
 
 def test_a_failed_image_fails_the_command_and_nothing_else(
@@ -169,6 +185,11 @@ def test_bad_input_names_its_place(server: FakeServer, tmp_path: Path) -> None:
     [
         ([], "no prompts"),
         (["a", "--resume", "job-1"], "--resume takes no prompts"),
+        (
+            ["--resume", "job-1", "--steps", "4", "--title", "T"],
+            "--resume takes no --steps, --title: the job has its own",
+        ),
+        (["a", "--pictures", "all"], "'all' is not one of"),
     ],
 )
 def test_commands_that_make_no_sense(
@@ -199,6 +220,22 @@ def test_a_server_that_is_down_is_one_sentence(
     assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
     done = run("status", "--data", tmp_path)
     assert f"nothing runs on the data folder {tmp_path}; start `imagemill up`" in done.stderr
+
+
+def test_a_server_that_is_away_for_a_moment_is_told_of_and_waited_for(
+    server: FakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poll = wire.poll
+
+    def poll_of_a_busy_server(*arguments: Any, **flags: Any) -> Any:
+        monkeypatch.setattr(follow.wire, "poll", poll)
+        server.script += [(503, {"Retry-After": "0"}), (502, {"Retry-After": "0"})]
+        return poll(*arguments, **flags)
+
+    monkeypatch.setattr(follow.wire, "poll", poll_of_a_busy_server)
+    done = run("generate", "a", "--out", tmp_path)
+    assert done.exit_code == 0, done.output
+    assert done.output.count("waiting for the server") == 1
 
 
 def test_a_user_without_workers_is_told_where_to_look(

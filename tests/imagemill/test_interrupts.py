@@ -2,10 +2,11 @@
 
 import os
 import signal
+import threading
 
 import pytest
 
-from imagemill.interrupts import Interrupted, Interrupts
+from imagemill.interrupts import Interrupted, Interrupts, unbroken
 
 
 def test_the_first_is_a_question_and_the_second_an_order() -> None:
@@ -21,3 +22,11 @@ def test_the_first_is_a_question_and_the_second_an_order() -> None:
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_signal_waits_for_a_write() -> None:
+    with Interrupts() as interrupts:
+        with unbroken():
+            signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+            assert not interrupts.asked()
+        assert interrupts.asked()

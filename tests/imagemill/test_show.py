@@ -21,13 +21,53 @@ MODEL = {
     "ready_workers": 1,
     "queued": 3,
 }
+REST = ("queued", "running", "cancelled")
 COSTS = [[256, 0.011], [512, 0.016], [1024, 0.03], [2048, 1.5]]
 
 
-def said(renderable: Any) -> str:
+JOB = {
+    "id": "660ce0703dbfb38aa064462",
+    "state": "running",
+    "model": "demo",
+    "progress": 0.37,
+    "counts": {"total": 180, "succeeded": 60, "failed": 2, **dict.fromkeys(REST, 0)},
+    "created": 1.75e9,
+    "metadata": {"title": "Hearts\x1b[2J of\nmany colours, for the wall of the long corridor"},
+}
+
+
+def said(renderable: Any, width: int = 160) -> str:
     out = io.StringIO()
-    Console(file=out, width=160).print(renderable)
+    Console(file=out, width=width).print(renderable)
     return out.getvalue()
+
+
+def test_the_jobs_table_keeps_to_one_line_a_job() -> None:
+    lines = said(show.jobs_table([JOB, {**JOB, "metadata": {}}]), 80).splitlines()
+    assert len(lines) == 3 and max(map(len, lines)) <= 80
+    assert "Hear" in lines[1] and "demo" in lines[1] and "2025-06-1" in lines[1]
+    assert "running 37%" in lines[1] and "60/180, 2 failed" in lines[1]
+
+
+def test_a_title_or_a_prompt_gives_the_terminal_no_orders() -> None:
+    image = {"index": 0, "state": "failed", "seed": 7, "prompt": "a\x1b[2Jb", "error": "\x1b[H"}
+    tables = [show.jobs_table([JOB]), show.job_facts(JOB), show.results_table([image])]
+    text = "".join(map(said, tables))
+    assert "Hearts\N{REPLACEMENT CHARACTER}[2J of many colours" in text
+    assert "a\N{REPLACEMENT CHARACTER}[2Jb" in text and "\x1b" not in text
+
+
+@pytest.mark.parametrize(
+    ("job", "expected"),
+    [
+        ({}, ""),
+        ({"metadata": None}, ""),
+        ({"metadata": {"title": 7}}, ""),
+        ({"metadata": {"title": " a\n b "}}, "a b"),
+    ],
+)
+def test_a_jobs_title(job: dict[str, Any], expected: str) -> None:
+    assert show.title_of(job) == expected
 
 
 @pytest.mark.parametrize(

@@ -1,22 +1,17 @@
-"""`generate --watch` in a pseudo-terminal, as a person sees it; and nothing of it in a pipe."""
+"""`generate --watch` in a pseudo-terminal that has only characters, as a person sees it."""
 
-import fcntl
 import io
-import os
-import pty
 import re
-import struct
-import subprocess
-import sys
-import termios
 from pathlib import Path
 
 import pytest
 from PIL import Image
 from rich.console import Console
 
-from imagemill.watch import GAP, NARROW, WIDE, Strip, Tile
+from imagemill.follow import News
+from imagemill.watch import GAP, MOST, NARROW, WIDE, Strip, Tile, Watched
 from tests.imagemill.fake_server import FakeServer
+from tests.imagemill.terminals import in_terminal
 
 ORANGE = (250, 130, 10)
 
@@ -27,38 +22,13 @@ def jpeg(colour: tuple[int, int, int]) -> bytes:
     return out.getvalue()
 
 
-def in_terminal(columns: int, *arguments: str, **variables: str) -> tuple[int, str]:
-    """Run the command in a terminal of that width; its exit code and all that was written."""
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
-    kept = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES", "NO_COLOR")}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "imagemill", *arguments],
-        env={**kept, "TERM": "xterm-256color", "COLORTERM": "truecolor", **variables},
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-    )
-    os.close(theirs)
-    said = b""
-    while True:
-        try:
-            piece = os.read(ours, 65536)
-        except OSError:  # how Linux says that the other side is closed
-            break
-        said += piece
-        if not piece:
-            break
-    os.close(ours)
-    return process.wait(30), said.decode()
-
-
 def test_a_terminal_shows_previews_then_pictures(tmp_path: Path) -> None:
     with FakeServer() as fake:
         fake.preview = jpeg(ORANGE)
         words = ("generate", "one", "two", "--watch", "--out", str(tmp_path))
-        code, said = in_terminal(80, *words, IMAGEMILL_SERVER=fake.url)
-    assert code == 0, said
+        ran = in_terminal(80, *words, variables={"IMAGEMILL_SERVER": fake.url})
+    said = ran.said
+    assert ran.code == 0, said
     colours = {tuple(map(int, one)) for one in re.findall(r"38;2;(\d+);(\d+);(\d+)", said)}
     assert any(max(abs(a - b) for a, b in zip(one, ORANGE, strict=True)) < 4 for one in colours)
     assert (7 * 53 % 256, 7 * 101 % 256, 7 * 197 % 256) in colours  # the picture of seed 7
@@ -66,14 +36,16 @@ def test_a_terminal_shows_previews_then_pictures(tmp_path: Path) -> None:
     assert "2 of 2 images" in said
 
 
-def test_a_pipe_gets_no_pictures(tmp_path: Path) -> None:
-    with FakeServer() as fake:
-        words = ["generate", "one", "--watch", "--out", str(tmp_path), "--server", fake.url]
-        done = subprocess.run(
-            [sys.executable, "-m", "imagemill", *words], capture_output=True, text=True, timeout=60
-        )
-    assert done.returncode == 0, done.stderr
-    assert "▀" not in done.stdout and "\x1b" not in done.stdout
+def test_only_what_may_be_shown_is_kept(tmp_path: Path) -> None:
+    files = {index: tmp_path / f"{index}.png" for index in range(20)}
+    for path in files.values():
+        Image.new("RGB", (9, 9), ORANGE).save(path)
+    view = Watched(Console(file=io.StringIO(), force_terminal=True, width=400, height=40))
+    for made in range(1, 21):
+        known = {index: files[index] for index in range(made)}
+        view.update(News(20, made, 0, made / 20, None, None, "", (), known))
+    assert [tile.caption for tile in view.tiles()] == [f"#{n}" for n in range(19, 11, -1)]
+    assert len(view._made) == MOST
 
 
 @pytest.mark.parametrize(("columns", "shown"), [(20, 1), (80, 3), (120, 4), (400, 8)])
