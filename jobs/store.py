@@ -159,6 +159,7 @@ class Store(Reader):
         linger_seconds: float = 0,
         nonce: str,
         held: Iterable[str] = (),
+        joins_from: int | None = None,
     ) -> list[Lease]:
         """Lease the next images of `model`, at most `limit` of `max_pixels` together.
 
@@ -167,6 +168,8 @@ class Store(Reader):
         `prefer` is a width and height that may overtake a little. With `linger_seconds`, waits so
         long after the queue was empty for `limit` images to gather. An image that killed a worker
         comes alone. An image larger than `max_pixels` comes only to a worker that holds nothing.
+        With `joins_from`, only images of jobs of which nothing is held, at this priority or a
+        higher one: what a worker that is full may let in beside what it has.
         """
         width, height = prefer or ("", "")
         while True:
@@ -182,6 +185,7 @@ class Store(Reader):
                 _milliseconds(linger_seconds),
                 nonce,
                 secrets.token_hex(4),
+                "" if joins_from is None else joins_from,
                 *held,
             )
             if outcome == "leases":

@@ -3,20 +3,17 @@
 The workers of a model are taken as so many slots, as many as samples share their forward passes,
 of the same speed each. What goes before the job's last image is dealt to them evenly, then the
 job's own images one by one: so the last images, which leave slots empty, cost their whole time.
-Where they are not alike, workers reorder them, and the end lies between that and the least it could
-be; the middle is taken.
+A slot that is free takes the shortest of what the workers hold, as they do; they hold as much
+again as runs.
 Work is counted in pixel-steps, since the time of a step grows with the picture.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from heapq import heapify, heapreplace
+from heapq import heapify, heappop, heappush, heapreplace
 
 from jobs.job import ImageView, Job, State
 from jobs.views import Ahead, WorkerInfo
-
-ALIKE = 1.5
-"""Images are alike while the longest is at most so many times the mean."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,22 +90,21 @@ def eta_seconds(work: Work, ahead: Ahead | None, speed: Speed) -> float | None:
         return None
     others = max(0.0, speed.held - work.running) + (ahead.work if ahead else 0.0)
     slots = max(1, round(speed.slots))
-    dealt = _dealt(work.images, others, slots)
-    least = max((others + sum(work.images)) / slots, max(work.images))
-    alike = max(work.images) <= ALIKE * (sum(work.images) / len(work.images))
-    last = dealt if alike else (dealt + least) / 2
-    return round(last * slots / speed.rate, 1)
+    return round(_last_end(work.images, others, slots) * slots / speed.rate, 1)
 
 
-def _dealt(images: Sequence[float], others: float, slots: int) -> float:
-    """When the last image ends that is dealt, in order, to the slot which is free first."""
+def _last_end(images: Sequence[float], others: float, slots: int) -> float:
+    """When the last image ends, in pixel-steps of one slot."""
     busy_until = [others / slots] * slots
     heapify(busy_until)
+    waiting: list[float] = []
     last = 0.0
-    for image in images:
-        done = busy_until[0] + image
-        heapreplace(busy_until, done)
-        last = max(last, done)
+    for count, image in enumerate(images, 1):
+        heappush(waiting, image)
+        while len(waiting) > (slots if count < len(images) else 0):
+            done = busy_until[0] + heappop(waiting)
+            heapreplace(busy_until, done)
+            last = max(last, done)
     return last
 
 

@@ -19,7 +19,7 @@ import torch
 
 from jobs import tracing
 from jobs.catalog import Model
-from jobs.errors import ImageFailed, OutOfMemory, PipelineError, StorageUnavailable
+from jobs.errors import GroupLost, ImageFailed, OutOfMemory, PipelineError, StorageUnavailable
 from jobs.images import LocalImages
 from jobs.job import ImageResult
 from jobs.store import Commit, Store
@@ -47,11 +47,12 @@ class _Word(Enum):
 
     GIVE_BACK = "this flight goes back to the queue"
     DECODE = "the decoding phase is open"
+    PREVIEW = "a preview waits"
     CLOSE = "nothing more comes"
 
 
-_Outcome = BaseException | Sample | _Word | None
-"""What came of a flight: an error, a sample to preview, a word, or None for a finished sample."""
+_Outcome = BaseException | _Word | None
+"""What came of a flight: an error, a word, or None for a finished sample."""
 
 
 class Delivery:
@@ -73,6 +74,7 @@ class Delivery:
         self._pipeline, self._flights, self._phases = pipeline, flights, phases
         self._queue: queue.Queue[tuple[Flight, _Outcome] | _Word]
         self._queue = queue.Queue(BACKLOG)
+        self._previews: dict[str, tuple[Flight, Sample]] = {}
         self._kept: list[Flight] = []
 
     def put(self, flight: Flight) -> None:
@@ -80,12 +82,14 @@ class Delivery:
         self._queue.put((flight, None))
 
     def show(self, flight: Flight, sample: Sample) -> None:
-        """Make a preview of a sample as it stands.
+        """Make a preview of a sample as it stands, unless a newer one comes first.
 
-        Left out while finished ones wait, or while the decoder's weights may not be in their place.
+        Finished ones go before. Left out while the decoder's weights may not be in their place.
         """
-        if self._queue.empty() and not self._phases.phased:
-            self._queue.put((flight, sample))
+        if not self._phases.phased:
+            self._previews[flight.lease.key] = flight, sample
+            if self._queue.empty():  # otherwise its turn comes after what waits there
+                self._queue.put(_Word.PREVIEW)
 
     def give_up(self, flight: Flight, error: BaseException) -> None:
         """Report a failed one: final when it is the image's own fault, tried again otherwise."""
@@ -106,17 +110,18 @@ class Delivery:
     def run(self) -> None:
         """Deliver until closed."""
         while (item := self._queue.get()) is not _Word.CLOSE:
-            if isinstance(item, _Word):
+            if item is _Word.DECODE:
                 self._deliver_kept()
                 self._phases.end(Phase.DECODE)
-            else:
+            elif not isinstance(item, _Word):
                 self._handle(*item)
+            while self._previews and self._queue.empty():
+                first, *_ = self._previews
+                self._preview(*self._previews.pop(first))
         self._deliver_kept()
 
     def _handle(self, flight: Flight, outcome: _Outcome) -> None:
-        if isinstance(outcome, Sample):
-            self._preview(flight, outcome)
-        elif isinstance(outcome, _Word):
+        if isinstance(outcome, _Word):
             self._insist(flight, lambda: self._store.release([flight.lease]))
             self._flights.remove(flight)
         elif outcome is None and self._phases.phased:
@@ -136,6 +141,8 @@ class Delivery:
 
     def _preview(self, flight: Flight, sample: Sample) -> None:
         """Write what the sample is about to become; a preview that fails is no failure."""
+        if flight.dropped or (flight.sample and flight.sample.done):
+            return
         try:
             pixels = self._pipeline.preview(sample)
             if pixels is not None:
@@ -151,9 +158,9 @@ class Delivery:
         except OutOfMemory as error:
             self._report(flight, ImageFailed(f"decoding does not fit the device: {error}"))
             return
-        except torch.AcceleratorError:
+        except (torch.AcceleratorError, GroupLost):
             raise
-        except (ImageFailed, RuntimeError, ValueError, TypeError) as error:
+        except Exception as error:
             self._report(flight, error)
             return
         lease = flight.lease

@@ -7,17 +7,18 @@ and a poisonous sample mean; a lost group ends it. Knows no Redis and no files.
 """
 
 import queue
+import statistics
 import threading
 import time
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import structlog
 import torch
 
 from jobs import tracing
-from jobs.errors import ImageFailed, OutOfMemory, PipelineError
+from jobs.errors import GroupLost, ImageFailed, OutOfMemory
 from pipelines.seam import Pipeline, Sample
 from workers.flights import Flight, Flights
 from workers.phases import ROUND, Phase, Phases
@@ -40,6 +41,7 @@ class _Pass:
     batch: list[Flight]
     before: list[int]
     forward: Forward
+    began: float = field(default_factory=time.monotonic)
 
 
 class Engine:
@@ -82,11 +84,12 @@ class Engine:
         self._cramped: str | None = None
 
     def capacity(self) -> int:
-        """How many images this worker should hold, by the largest that it runs now."""
+        """How many images this worker should hold, by the size of those that it runs now."""
         if self._phases.phased:
             return ROUND
         running = [self._tokens(flight) for flight in list(self._running.values())]
-        return self._costs.held(max(running, default=self._usual_tokens), self.slots.count)
+        usual = statistics.median_low(running) if running else self._usual_tokens
+        return self._costs.held(usual, self.slots.count)
 
     @property
     def unstarted(self) -> int:
@@ -176,9 +179,9 @@ class Engine:
         assert flight.conditioning is not None
         try:
             flight.sample = self._pipeline.start(flight.lease.request, flight.conditioning)
-        except torch.AcceleratorError:
+        except (torch.AcceleratorError, GroupLost):
             raise
-        except (PipelineError, RuntimeError, ValueError, TypeError) as error:
+        except Exception as error:
             self._give_up(flight, error)
             return
         flight.ready = time.monotonic()
@@ -216,7 +219,7 @@ class Engine:
                 group=self._pipeline.batch_key(flight.lease.request),
                 tokens=self._tokens(flight),
                 remaining=flight.sample.steps - flight.sample.step,
-                waited=now - flight.ready,
+                waited=now - flight.ready - flight.ran,
                 reproducible=flight.lease.request.reproducible,
             )
             for key, flight in self._running.items()
@@ -237,13 +240,15 @@ class Engine:
         try:
             outcome()
         except OutOfMemory as error:
-            self._shrink(one.batch, error)
+            self._shrink(one, error)
             return
-        except torch.AcceleratorError:
+        except (torch.AcceleratorError, GroupLost):
             raise
-        except (ImageFailed, RuntimeError, ValueError, TypeError) as error:
+        except Exception as error:
             self._blame(one, error)
             return
+        for flight in one.batch:
+            flight.ran += time.monotonic() - one.began
         self._settle(one.batch, one.forward.bucket)
 
     def _settle(self, batch: list[Flight], bucket: int) -> None:
@@ -252,6 +257,9 @@ class Engine:
             sample = flight.sample
             assert sample is not None
             self.steps += 1 if self._pipeline.card.joins else sample.steps
+            if flight.lease.request.reproducible and flight.bucket not in (0, bucket):
+                self._begin_again(flight)
+                continue
             flight.bucket = bucket
             if sample.error is None and not sample.done:
                 self._preview(flight, sample)
@@ -266,28 +274,31 @@ class Engine:
                 tracing.record(lease.trace, "denoise", taken, image=lease.key, steps=sample.steps)
                 self._deliver(flight)
 
+    def _begin_again(self, flight: Flight) -> None:
+        """Memory has changed a reproducible sample's bucket: its bits must be of one alone."""
+        log.info("beginning again in another bucket", image=flight.lease.key)
+        del self._running[flight.lease.key]
+        flight.bucket = 0
+        self._start(flight)
+
     def _preview(self, flight: Flight, sample: Sample) -> None:
         """Hand on the sample as it stands, once a beat while somebody wishes to see it."""
         if flight.wished:
             flight.wished = False
             self._show(flight, replace(sample, extra=dict(sample.extra)))
 
-    def _shrink(self, batch: list[Flight], error: OutOfMemory) -> None:
+    def _shrink(self, one: _Pass, error: OutOfMemory) -> None:
         """Halve the group's forward batch; a sample that does not fit alone fails."""
+        batch, bucket = one.batch, one.forward.bucket
         group = self._pipeline.batch_key(batch[0].lease.request)
-        if len(batch) > 1:
-            halved = max(b for b in BUCKETS if b <= max(1, len(batch) // 2))
-            self._ceilings[group] = min(halved, self._ceilings.get(group, halved))
+        if bucket > 1:
+            self._ceilings[group] = min(bucket // 2, self._ceilings.get(group, bucket))
             log.warning("out of memory", samples=len(batch), ceiling=self._ceilings[group])
-            return
-        if self._passes:  # they hold memory too
+        elif self._passes:  # they hold memory too
             self._cramped = batch[0].lease.key
-            return
-        if self._ceilings.get(group) != 1:
-            self._ceilings[group] = 1
-            return
-        del self._running[batch[0].lease.key]
-        self._give_up(batch[0], ImageFailed(f"does not fit the device's memory: {error}"))
+        else:
+            del self._running[batch[0].lease.key]
+            self._give_up(batch[0], ImageFailed(f"does not fit the device's memory: {error}"))
 
     def _blame(self, one: _Pass, error: Exception) -> None:
         """Run each sample that the failed pass left behind alone, and fail the one that fails."""

@@ -17,8 +17,9 @@ class Flight:
     """One claimed image on its way. Times are of the monotonic clock, in seconds.
 
     `dropped` is set when the lease was lost or the image cancelled: whoever holds the flight next
-    lets go of it. `ready` is when its prompt was encoded. `bucket` is the size of
-    the forward batch that it last ran in. `wished` is set when somebody wants to see a preview.
+    lets go of it. `ready` is when its prompt was encoded, `ran` the time since then in forward
+    passes. `bucket` is the size of the forward batch that it last ran in. `wished` is set when
+    somebody wants to see a preview.
     """
 
     lease: Lease
@@ -27,6 +28,7 @@ class Flight:
     conditioning: Conditioning | None = None
     sample: Sample | None = None
     dropped: bool = False
+    ran: float = 0.0
     bucket: int = 0
     wished: bool = False
 

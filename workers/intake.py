@@ -1,9 +1,9 @@
 """Claims images and encodes their prompts, ahead of the denoising and on a thread of its own.
 
-Holds at most `capacity` images, so that a worker never sits on work that another could do. An
-image whose earlier worker died is run alone: nothing else is claimed until it has left. Where the
-pipeline's stages take turns, it claims only while it may encode. Knows the store and the text
-encoders; nothing of steps, pixels or files.
+Holds at most `capacity` images, so that a worker never sits on work that another could do; beside
+those it lets in some of a job of which it holds nothing. An image whose earlier worker died is run
+alone: nothing else is claimed until it has left. Where the pipeline's stages take turns, it claims
+only while it may encode. Knows the store and the text encoders; nothing of steps, pixels or files.
 """
 
 import queue
@@ -16,7 +16,7 @@ import structlog
 import torch
 
 from jobs import tracing
-from jobs.errors import PipelineError, StorageUnavailable
+from jobs.errors import StorageUnavailable
 from jobs.job import Lease
 from jobs.store import Store
 from pipelines.seam import Pipeline
@@ -28,6 +28,12 @@ log = structlog.get_logger(__name__)
 
 BELL_SECONDS = 1.0
 """How long one wait for the queue's bell lasts before the worker looks anyway."""
+
+JOIN_SECONDS = 0.2
+"""How often a full worker looks whether a job has come of which it holds nothing."""
+
+JOINING = 4
+"""A full worker lets in this part of its capacity at once, and as much as its capacity in all."""
 
 
 class Intake:
@@ -85,11 +91,12 @@ class Intake:
         if self.rests:
             self.stopping.wait(max(0.0, self._rested - time.monotonic()))
         capacity = self._capacity()
-        if not self._flights.wait_below(capacity, BELL_SECONDS):
+        if self._flights.wait_below(capacity, JOIN_SECONDS):
+            wanted = capacity - len(self._flights)
+            leases = self._claim(wanted)
+            self.is_starved = len(leases) < wanted
+        elif not (leases := self._join(capacity)):
             return True
-        wanted = capacity - len(self._flights)
-        leases = self._claim(wanted)
-        self.is_starved = len(leases) < wanted
         taken = [self._take(lease) for lease in leases]  # at once: from now on they are kept alive
         for flight in taken:
             if flight.lease.solo:
@@ -97,6 +104,12 @@ class Intake:
             else:
                 self._encode(flight)
         return bool(leases)
+
+    def _join(self, capacity: int) -> list[Lease]:
+        """What a full worker lets in: so a long job in its hands keeps nobody else's waiting."""
+        room = min(max(1, capacity // JOINING), 2 * capacity - len(self._flights))
+        priority = max((f.lease.priority for f in self._flights.all()), default=0)
+        return self._claim(room, priority) if room > 0 else []
 
     def _round(self) -> bool:
         """A phased pipeline's round: claim and encode until the queue has no more; as `_turn`."""
@@ -127,7 +140,7 @@ class Intake:
         waiting, self._solo = self._solo, None
         return [waiting]
 
-    def _claim(self, limit: int) -> list[Lease]:
+    def _claim(self, limit: int, joins_from: int | None = None) -> list[Lease]:
         """Claim at most `limit` images; a reply that got lost is asked for again by its nonce."""
         nonce, asked = uuid.uuid4().hex, time.monotonic()
         while True:
@@ -142,6 +155,7 @@ class Intake:
                     linger_seconds=self._settings.linger_seconds,
                     nonce=nonce,
                     held=self._flights.keys(),
+                    joins_from=joins_from,
                 )
             except StorageUnavailable:
                 if self.stopping.wait(BELL_SECONDS):
@@ -174,7 +188,7 @@ class Intake:
                 [flight.conditioning] = self._pipeline.encode([flight.lease.request])
         except torch.AcceleratorError:
             raise
-        except (PipelineError, RuntimeError, ValueError, TypeError) as error:
+        except Exception as error:
             self._give_up(flight, error)
             return
         self.ready.put(flight)

@@ -1,15 +1,19 @@
 """What a forward pass costs on this device: measured once at warm-up, kept on disk.
 
 Warm-up takes the path that requests take (encode, start, step, decode), at the model's default
-size, for growing buckets, and stops where a larger one no longer pays. The result decides the
-pinned bucket of reproducible images, so it is kept: the same deployment keeps making the same
-bits. Knows no queue.
+size, for growing buckets, and stops where a larger one no longer pays; and one sample at smaller
+sizes, since they cost less than that. The result decides the pinned bucket of reproducible images,
+so it is kept: the same deployment keeps making the same bits. At every start the sizes and buckets
+that requests will take are run once, so that nobody waits for what is made at a first time. Knows
+no queue.
 """
 
 import hashlib
 import json
 import os
 import time
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +21,7 @@ import structlog
 import torch
 
 from jobs.catalog import Model
-from jobs.errors import OutOfMemory
+from jobs.errors import GroupLost
 from jobs.request import ImageRequest
 from pipelines.seam import Conditioning, Pipeline
 from workers.scheduler import BUCKETS, WORTHWHILE, Costs
@@ -31,7 +35,11 @@ them; the fastest counts, since noise only adds."""
 LONGEST_SECONDS = 5.0
 """A bucket whose forward pass takes longer is the last one measured."""
 
+SMALLER = (4, 2)
+"""Where any size may be asked for, these parts of the default's sides are measured too."""
+
 _DEGREES = ("ring", "ulysses", "cfg", "tensor", "stages", "chunks")
+_SPEEDS = ("compile", "quantization", "attention_backend")
 
 
 def warm_up(pipeline: Pipeline, model: Model, device: str, data: Path) -> Costs:
@@ -39,11 +47,10 @@ def warm_up(pipeline: Pipeline, model: Model, device: str, data: Path) -> Costs:
     request = probe(model)
     _once(pipeline, request)
     path = data / "profiles" / f"{_fingerprint(pipeline, model, device)}.json"
-    if path.exists():
-        points = json.loads(path.read_text())["points"]
-        return Costs(tuple((int(tokens), float(seconds)) for tokens, seconds in points))
-    costs = measure(pipeline, request)
-    _keep(path, model, device, costs)
+    if not path.exists():
+        _keep(path, model, device, measure(pipeline, request, _smaller(pipeline, model)))
+    costs = _read(path)
+    _rehearse(pipeline, model, costs)
     return costs
 
 
@@ -61,34 +68,91 @@ def probe(model: Model) -> ImageRequest:
     )
 
 
-def measure(pipeline: Pipeline, request: ImageRequest) -> Costs:
-    """Seconds of a forward pass for growing buckets of `request`, until one no longer pays."""
-    tokens = pipeline.rows(request) * pipeline.tokens(request)
-    [conditioning] = pipeline.encode([request])
-    points: list[tuple[int, float]] = []
+def measure(
+    pipeline: Pipeline, request: ImageRequest, smaller: Iterable[ImageRequest] = ()
+) -> Costs:
+    """Seconds of a forward pass for growing buckets of `request`, until one no longer pays.
+
+    And of one sample for each of the `smaller` requests.
+    """
+    tokens = _tokens(pipeline, request)
+    points = {}
+    for one in smaller:
+        if (seconds := _seconds(pipeline, one, 1)) is not None:
+            points[_tokens(pipeline, one)] = seconds
     best_rate = 0.0
     for bucket in BUCKETS:
         least = bucket / best_rate if best_rate else float("inf")
-        try:
-            seconds = _time(pipeline, request, conditioning, bucket)
-            if seconds * WORTHWHILE > least:  # a busy moment has not the last word
-                seconds = min(seconds, _time(pipeline, request, conditioning, bucket))
-        except OutOfMemory:
-            log.info("warm-up: bucket does not fit", bucket=bucket)
+        seconds = _seconds(pipeline, request, bucket)
+        if seconds is not None and seconds * WORTHWHILE > least:
+            again = _seconds(pipeline, request, bucket)  # a busy moment has not the last word
+            seconds = min(seconds, again or seconds)
+        if seconds is None:
             break
-        points.append((bucket * tokens, seconds))
+        points[bucket * tokens] = seconds
         if seconds * WORTHWHILE > least or seconds > LONGEST_SECONDS:
             break
         best_rate = max(best_rate, bucket / seconds)
-    return Costs(tuple(points))
+    return Costs(tuple(sorted(points.items())))
+
+
+def _smaller(pipeline: Pipeline, model: Model) -> list[ImageRequest]:
+    """Requests of sizes below the default's."""
+    usual, grid = probe(model), pipeline.card.multiple
+    sizes = model.limits.sizes or [
+        (
+            max(grid, usual.width // part // grid * grid),
+            max(grid, usual.height // part // grid * grid),
+        )
+        for part in SMALLER
+    ]
+    found = [replace(usual, width=width, height=height) for width, height in sizes]
+    return [one for one in found if one.pixels < usual.pixels]
+
+
+def _part(side: int, part: int, grid: int) -> int:
+    return max(grid, side // part // grid * grid)
+
+
+def _rehearse(pipeline: Pipeline, model: Model, costs: Costs) -> None:
+    """Run each size that is listed, and the default, once in each bucket that it will take."""
+    usual = probe(model)
+    sizes = {(usual.width, usual.height), *model.limits.sizes}
+    for request in [replace(usual, width=width, height=height) for width, height in sorted(sizes)]:
+        tokens = _tokens(pipeline, request)
+        for bucket in sorted({1, costs.pinned(tokens), costs.largest(tokens)}):
+            _seconds(pipeline, request, bucket, rounds=1)
+
+
+def _seconds(
+    pipeline: Pipeline, request: ImageRequest, bucket: int, rounds: int = MOST_ROUNDS
+) -> float | None:
+    """The fastest of a few forward passes; None where the pipeline cannot, such as for memory.
+
+    A pipeline that refuses even one sample is for the requests to find out, which say so.
+    """
+    try:
+        [conditioning] = pipeline.encode([request])
+        return _time(pipeline, request, conditioning, bucket, rounds)
+    except (torch.AcceleratorError, GroupLost):
+        raise
+    except Exception as error:
+        size = f"{request.width}x{request.height}"
+        log.info("warm-up: not possible", bucket=bucket, size=size, reason=str(error))
+        return None
 
 
 def _time(
-    pipeline: Pipeline, request: ImageRequest, conditioning: Conditioning, bucket: int
+    pipeline: Pipeline,
+    request: ImageRequest,
+    conditioning: Conditioning,
+    bucket: int,
+    rounds: int,
 ) -> float:
     passes = 1 if pipeline.card.joins else request.steps
     times: list[float] = []
-    while len(times) < ROUNDS or (len(times) < MOST_ROUNDS and sum(times) < ROUNDS_SECONDS):
+    least = min(ROUNDS, rounds)
+    while len(times) < least or (len(times) < rounds and sum(times) < ROUNDS_SECONDS):
         samples = [pipeline.start(request, conditioning) for _ in range(bucket)]
         _synchronise()
         started = time.perf_counter()
@@ -96,6 +160,10 @@ def _time(
         _synchronise()
         times.append(time.perf_counter() - started)
     return min(times) / passes
+
+
+def _tokens(pipeline: Pipeline, request: ImageRequest) -> int:
+    return pipeline.rows(request) * pipeline.tokens(request)
 
 
 def _once(pipeline: Pipeline, request: ImageRequest) -> None:
@@ -121,7 +189,9 @@ def _fingerprint(pipeline: Pipeline, model: Model, device: str) -> str:
         model.placement,
         _device_name(device),
         str(torch.get_num_threads()),
-        str(pipeline.tokens(request) * pipeline.rows(request)),
+        torch.__version__,
+        str(_tokens(pipeline, request)),
+        *(f"{part}={getattr(model, part)}" for part in _SPEEDS if getattr(model, part)),
         *(f"{part}={getattr(model, part)}" for part in _DEGREES if getattr(model, part) != 1),
     )
     return f"{model.name}-{hashlib.sha256('|'.join(parts).encode()).hexdigest()[:12]}"
@@ -132,9 +202,16 @@ def _device_name(device: str) -> str:
 
 
 def _keep(path: Path, model: Model, device: str, costs: Costs) -> None:
-    """Write once: a worker that measured at the same time keeps its own until it restarts."""
+    """Write it, unless a worker that measured at the same time was first: both then go by that."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}")
     described = {"model": model.name, "device": _device_name(device), "points": costs.points}
     partial.write_text(json.dumps(described, indent=1) + "\n")
-    partial.replace(path)
+    with suppress(FileExistsError):
+        os.link(partial, path)
+    partial.unlink()
+
+
+def _read(path: Path) -> Costs:
+    points = json.loads(path.read_text())["points"]
+    return Costs(tuple((int(tokens), float(seconds)) for tokens, seconds in points))

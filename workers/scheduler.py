@@ -21,6 +21,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 BUCKETS = (1, 2, 4, 8, 16, 32)
 """Sizes of a forward batch, in samples."""
@@ -49,16 +50,14 @@ class Costs:
     points: tuple[tuple[int, float], ...]
 
     def seconds(self, tokens: int) -> float:
-        """Seconds of a forward pass over `tokens`: linear between points, proportional beyond."""
+        """Seconds of a forward pass over `tokens`: linear between points, proportional outside."""
         if not self.points:
             return float(tokens)
         xs = [point[0] for point in self.points]
         at = bisect_left(xs, tokens)
-        if at == 0:
-            return self.points[0][1]
-        if at == len(xs):
-            last_tokens, last_seconds = self.points[-1]
-            return last_seconds * tokens / last_tokens
+        if at in (0, len(xs)):
+            nearest_tokens, seconds = self.points[0 if at == 0 else -1]
+            return seconds * tokens / nearest_tokens
         (x0, y0), (x1, y1) = self.points[at - 1], self.points[at]
         return y0 + (y1 - y0) * (tokens - x0) / (x1 - x0)
 
@@ -129,9 +128,27 @@ def choose(
         return Forward(tuple(c.key for c in group[:bucket]), bucket)
     fast = [c for c in group if not c.reproducible]
     share = len(fast) if slots == 1 else _share(fast, [*candidates, *busy], slots)
-    most = min(costs.largest(head.tokens), ceiling, len(fast), share)
-    bucket = max(b for b in BUCKETS if b <= most)
-    return Forward(tuple(c.key for c in fast[:bucket]), bucket)
+    largest = min(costs.largest(head.tokens), ceiling)
+    members = _within(fast[: min(largest, share)], costs.largest(head.tokens) * head.tokens)
+    bucket = _bucket(len(members), head.tokens, costs, largest)
+    return Forward(tuple(c.key for c in members[:bucket]), bucket)
+
+
+def _within(members: Sequence[Candidate], tokens: int) -> Sequence[Candidate]:
+    """The first of them, and the next ones that fit beside it into so many tokens."""
+    totals = accumulate(c.tokens for c in members)
+    fitting = sum(total <= tokens for total in totals)
+    return members[: max(1, fitting)]
+
+
+def _bucket(count: int, tokens: int, costs: Costs, largest: int) -> int:
+    """The bucket for so many samples: filled, or the next one padded, whichever makes more."""
+    filled = max(b for b in BUCKETS if b <= count)
+    padded = min(b for b in BUCKETS if b >= count)
+    if padded > largest:
+        return filled
+    gain = count / costs.seconds(padded * tokens)
+    return padded if gain > filled / costs.seconds(filled * tokens) else filled
 
 
 def _share(fast: Sequence[Candidate], everybody: Sequence[Candidate], slots: int) -> int:

@@ -2,7 +2,8 @@
 --
 -- ARGV: 1 model   2 worker   3 limit, images   4 limit, pixels in all   5 lease, ms
 --       6, 7 preferred width and height, or ''   8 linger, ms   9 nonce   10 random part of tokens
---       11... job:index that the worker holds now
+--       11 '', or the priority from which on jobs may be joined   12... job:index that the worker
+--       holds now
 -- Returns {'leases', {job, index, token, attempt, stalls, priority, request, trace}...},
 -- or {'linger', ms to wait}.
 --
@@ -14,12 +15,17 @@
 local LOOK = 4        -- tenants, and jobs of each, among which to find the preferred size
 local SLACK = 4       -- images by whose cost a preferred one may overtake
 local PROMOTED = 64   -- delayed jobs looked at
+local JOINED = 8      -- tenants, and jobs of each, among which to find one to join
 
 local model, worker, limit = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local pixels_left, lease_ms = tonumber(ARGV[4]), tonumber(ARGV[5])
 local width, height = tonumber(ARGV[6]), tonumber(ARGV[7])
-local holds, holds_any = {}, #ARGV > 10
-for place = 11, #ARGV do holds[ARGV[place]] = true end
+local joins_from = tonumber(ARGV[11])
+local holds, holds_any, holds_of = {}, #ARGV > 11, {}
+for place = 12, #ARGV do
+  holds[ARGV[place]] = true
+  holds_of[split(ARGV[place])] = true
+end
 
 local leases, remembered = {}, {ARGV[9]}
 
@@ -95,6 +101,22 @@ local function choose(priority)
   return head
 end
 
+-- The first image, in the order of bands, tenants and jobs, of a job of which the worker holds none.
+local function choose_to_join()
+  local found = depths(model)
+  for place, priority in ipairs(PRIORITIES) do
+    if found[place] > 0 and tonumber(priority) >= joins_from then
+      for _, tenant in ipairs(redis.call('ZRANGE', key('ready', model, priority), 0, JOINED - 1)) do
+        local fair = key('fair', model, priority, tenant)
+        for _, id in ipairs(redis.call('ZRANGE', fair, 0, JOINED - 1)) do
+          local image = not holds_of[id] and peek(id)
+          if image then return image end
+        end
+      end
+    end
+  end
+end
+
 local function take(image, record)
   local job, index = image.job, image.index
   if record.token == '' and not job.retried then
@@ -137,9 +159,21 @@ local function fill()
   end
 end
 
+-- Lease up to the limit of jobs that the worker does not have yet.
+local function join()
+  while #leases < limit do
+    local image = choose_to_join()
+    local record = image and record_of(image.job, image.index)
+    if not image or record.stalls > 0 then return end
+    take(image, record)
+  end
+end
+
 promote(PROMOTED)
 look_back()
-if #leases == 0 then
+if #leases == 0 and joins_from then
+  join()
+elseif #leases == 0 then
   local _, depth = depths(model)
   local since = tonumber(redis.call('HGET', key('times'), model) or NOW)
   local linger = since + tonumber(ARGV[8]) - NOW

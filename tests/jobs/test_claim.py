@@ -133,6 +133,40 @@ def test_an_image_that_stalled_is_not_added_to_others(bench: Bench) -> None:
     assert [lease.key for lease in bench.claim(4)] == [lost.key]
 
 
+def test_a_full_worker_joins_jobs_that_it_has_nothing_of(bench: Bench) -> None:
+    mine = bench.submit(5)
+    held = [lease.key for lease in bench.claim(2)]
+    others = {bench.submit(3), bench.submit(3, tenant="bob")}
+    joined = bench.claim(2, held=held, joins_from=5)
+    assert {lease.job_id for lease in joined} == others
+    held += [lease.key for lease in joined]
+    assert bench.claim(2, held=held, joins_from=5) == []
+    assert bench.counts(mine) == {"queued": 3, "running": 2}
+
+
+def test_a_full_worker_with_something_of_every_job_joins_none(bench: Bench) -> None:
+    job_id = bench.submit(5)
+    [lease] = bench.claim(1)
+    assert bench.claim(4, held=[lease.key], joins_from=0) == []
+    assert bench.counts(job_id) == {"queued": 4, "running": 1}
+
+
+@pytest.mark.parametrize(("joins_from", "expected"), [(4, 1), (6, 1), (7, 0)])
+def test_what_is_joined_is_at_least_as_urgent(bench: Bench, joins_from: int, expected: int) -> None:
+    bench.submit(2)
+    bench.claim(1)
+    bench.submit(1, priority=6)
+    assert len(bench.claim(1, joins_from=joins_from)) == expected
+
+
+def test_what_has_stalled_joins_nobody(bench: Bench) -> None:
+    bench.submit(1)
+    bench.lose(*bench.claim(1, worker="dead"))
+    bench.store.sweep()
+    bench.submit(1)
+    assert [lease.solo for lease in bench.claim(2, joins_from=5)] in ([], [False])
+
+
 def test_requeued_images_come_before_untouched_ones(bench: Bench) -> None:
     job_id = bench.submit(20)
     leases = bench.claim(12)

@@ -78,6 +78,71 @@ def test_out_of_memory_halves_the_batch_and_goes_on(bench: MakeBench) -> None:
     assert max(len(call) for call in engine.pipeline.calls[2:]) == 2
 
 
+def test_memory_for_half_of_the_bucket_is_used(bench: MakeBench) -> None:
+    """However few samples the padded batch held."""
+    engine = bench(largest_batch=16)
+    engine.enqueue(*(request(seed=i, reproducible=True) for i in range(3)))
+    engine.run()
+    assert {flight.bucket for flight in engine.delivered} == {16}
+    assert engine.costs.pinned(2 * 16) == 32
+
+
+def test_a_reproducible_sample_whose_bucket_memory_changed_is_made_anew(bench: MakeBench) -> None:
+    engine = bench()
+    engine.enqueue(request("kept", seed=1, steps=6, reproducible=True))
+    step = engine.pipeline.step
+
+    def step_and_run_out(samples: Sequence[Sample], bucket: int = 0) -> None:
+        if len(engine.pipeline.calls) == 3:
+            engine.pipeline.largest_batch = 8
+        step(samples, bucket)
+        buckets.append(bucket)
+
+    buckets: list[int] = []
+    engine.pipeline.step = step_and_run_out  # type: ignore[method-assign]
+    engine.run()
+    [made] = engine.delivered
+    assert made.bucket == 8
+    assert made.sample is not None
+    assert buckets[-6:] == [8] * 6
+    assert made.sample.steps == made.sample.step == 6
+
+
+@pytest.mark.parametrize("error", [IndexError, KeyError, AttributeError, AssertionError])
+def test_whatever_a_poison_raises_its_neighbours_go_on(
+    bench: MakeBench, error: type[Exception]
+) -> None:
+    engine = bench()
+    step = engine.pipeline.step
+
+    def step_or_raise(samples: Sequence[Sample], bucket: int = 0) -> None:
+        if any(one.request.prompt == "poison" for one in samples):
+            raise error("beyond its end")
+        step(samples, bucket)
+
+    engine.pipeline.step = step_or_raise  # type: ignore[method-assign]
+    engine.enqueue(request("fine", seed=1), request("poison", seed=2))
+    engine.run()
+    assert list(engine.failed) == ["poison"]
+    assert [flight.lease.request.prompt for flight in engine.delivered] == ["fine"]
+
+
+def test_one_huge_image_does_not_shrink_what_a_worker_holds(bench: MakeBench) -> None:
+    engine = bench()
+    usual = engine.engine.capacity()
+    capacities = []
+    step = engine.pipeline.step
+
+    def step_and_look(samples: Sequence[Sample], bucket: int = 0) -> None:
+        capacities.append(engine.engine.capacity())
+        step(samples, bucket)
+
+    engine.pipeline.step = step_and_look  # type: ignore[method-assign]
+    engine.enqueue(*(request(seed=i) for i in range(4)), request(seed=9, width=1024, height=1024))
+    engine.run()
+    assert capacities[0] == usual
+
+
 def test_what_does_not_fit_alone_fails_with_a_clear_error(bench: MakeBench) -> None:
     engine = bench()
     engine.enqueue(request("[oom:0]", reproducible=True))

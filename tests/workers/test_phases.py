@@ -1,7 +1,6 @@
 """Phase by phase over the backlog: the worker's threads, a real queue, a fake model."""
 
 import threading
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -10,23 +9,16 @@ from typing import TypeVar
 import pytest
 import torch
 
-from jobs.catalog import Model
 from jobs.embedded import EmbeddedServer
-from jobs.images import LocalImages
-from jobs.job import Job
 from jobs.request import ImageRequest
 from jobs.store import Store
 from pipelines.fake import FakePipeline
 from pipelines.seam import Conditioning, Sample
 from tests.waiting import wait_until
 from tests.workers.conftest import BATCHES_PAY, request
+from tests.workers.line import Line
 from workers import engine
-from workers.delivery import Delivery
-from workers.engine import Engine
-from workers.flights import Flights
-from workers.intake import Intake
 from workers.phases import Phase, Phases
-from workers.settings import WorkerSettings
 
 T = TypeVar("T")
 
@@ -69,94 +61,15 @@ class Staged(FakePipeline):
             self._alone.release()
 
 
-class Line:
-    """The three threads of a worker over a phased fake, without its heartbeat."""
-
-    def __init__(self, folder: Path, store: Store) -> None:
-        self.store, self.pipeline, self.flights = store, Staged(), Flights()
-        self.job_ids: list[str] = []
-        phases = Phases(phased=True)
-        model = Model("fake", "/nowhere", local=True)
-        images = LocalImages(folder / "images")
-        self.delivery = Delivery(
-            model=model,
-            store=store,
-            images=images,
-            pipeline=self.pipeline,
-            flights=self.flights,
-            phases=phases,
-        )
-        self.intake = Intake(
-            model="fake",
-            name=uuid.uuid4().hex,
-            store=store,
-            pipeline=self.pipeline,
-            settings=WorkerSettings(),
-            flights=self.flights,
-            capacity=lambda: self.engine.capacity(),
-            give_up=self.delivery.give_up,
-            phases=phases,
-        )
-        self.engine = Engine(
-            pipeline=self.pipeline,
-            costs=BATCHES_PAY,
-            usual_tokens=32,
-            flights=self.flights,
-            ready=self.intake.ready,
-            deliver=self.delivery.put,
-            show=self.delivery.show,
-            give_up=self.delivery.give_up,
-            phases=phases,
-            round_over=self.delivery.decode_all,
-        )
-        runs = (self.intake.run, self.engine.run, self.delivery.run)
-        self._threads = [threading.Thread(target=run) for run in runs]
-
-    def submit(self, *requests: ImageRequest) -> str:
-        """A job of these images."""
-        submitted = self.store.submit(
-            requests,
-            tenant="t",
-            priority=5,
-            metadata={},
-            spec={},
-            quota=1000,
-            keep_seconds=60,
-            max_attempts=1,
-        )
-        self.job_ids.append(submitted.job_id)
-        return submitted.job_id
-
-    def start(self) -> None:
-        """Begin to work."""
-        for thread in self._threads:
-            thread.start()
-
-    def job(self, number: int = -1) -> Job:
-        """The job as it is."""
-        return self.store.job(self.job_ids[number], None)
-
-    def finished(self, number: int = -1) -> Job:
-        """The job once it is over."""
-        return wait_until(lambda: job if (job := self.job(number)).state.finished else None, 60)
-
-    def drain(self) -> None:
-        """As the worker does."""
-        self.intake.stopping.set()
-        self.engine.stopping.set()
-        for thread in self._threads[:2]:
-            thread.join(60)
-        self.delivery.close()
-        self._threads[2].join(60)
-        assert not any(thread.is_alive() for thread in self._threads)
+StagedLine = Line[Staged]
 
 
 @pytest.fixture
-def line(tmp_path: Path) -> Iterator[Line]:
+def line(tmp_path: Path) -> Iterator[StagedLine]:
     """Stopped afterwards, if a test has started it."""
     with EmbeddedServer.ensure(tmp_path / "queue") as server:
         store = Store.connect(server.url)
-        made = Line(tmp_path, store)
+        made = Line(tmp_path, store, Staged(), BATCHES_PAY)
         yield made
         if made._threads[0].ident is not None:
             made.drain()
@@ -167,7 +80,7 @@ def seeds(*numbers: int, prompt: str = "a cat", steps: int = 4) -> list[ImageReq
     return [request(prompt, seed=n, steps=steps) for n in numbers]
 
 
-def test_all_is_encoded_then_denoised_then_decoded(line: Line) -> None:
+def test_all_is_encoded_then_denoised_then_decoded(line: StagedLine) -> None:
     line.submit(*seeds(*range(10)))
     line.start()
     assert line.finished().counts.succeeded == 10
@@ -176,7 +89,9 @@ def test_all_is_encoded_then_denoised_then_decoded(line: Line) -> None:
     assert line.pipeline.rounds() == expected
 
 
-def test_a_round_holds_no_more_than_its_limit(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_round_holds_no_more_than_its_limit(
+    line: StagedLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(engine, "ROUND", 6)
     line.submit(*seeds(*range(8), steps=1))
     line.start()
@@ -187,7 +102,7 @@ def test_a_round_holds_no_more_than_its_limit(line: Line, monkeypatch: pytest.Mo
     ]
 
 
-def test_a_few_go_on_at_once_and_late_ones_make_the_next_round(line: Line) -> None:
+def test_a_few_go_on_at_once_and_late_ones_make_the_next_round(line: StagedLine) -> None:
     line.submit(*seeds(1, 2, 3))
     late = iter([lambda: line.submit(*seeds(4, 5))])
     line.pipeline.before_step = lambda: next(late, lambda: None)()  # type: ignore[assignment, return-value]
@@ -198,13 +113,13 @@ def test_a_few_go_on_at_once_and_late_ones_make_the_next_round(line: Line) -> No
     assert line.pipeline.rounds()[3:] == [("encode", {4, 5}), ("step", {4, 5}), ("decode", {4, 5})]
 
 
-def test_what_fails_fails_alone(line: Line) -> None:
+def test_what_fails_fails_alone(line: StagedLine) -> None:
     line.submit(*seeds(1, 2), *seeds(3, prompt="[raise]"), *seeds(4, prompt="[refuse]"))
     line.start()
     assert (line.finished().counts.succeeded, line.finished().counts.failed) == (2, 2)
 
 
-def test_an_image_whose_worker_died_has_a_round_of_its_own(line: Line) -> None:
+def test_an_image_whose_worker_died_has_a_round_of_its_own(line: StagedLine) -> None:
     line.submit(*seeds(1))
     line.store.claim("fake", "dead", limit=1, lease_seconds=0.001, nonce="n")
     line.submit(*seeds(2, 3))
@@ -217,7 +132,7 @@ def test_an_image_whose_worker_died_has_a_round_of_its_own(line: Line) -> None:
     assert len(line.pipeline.rounds()) == 3 * len(encoded)
 
 
-def test_cancelled_ones_leave_and_nobody_gets_a_preview(line: Line) -> None:
+def test_cancelled_ones_leave_and_nobody_gets_a_preview(line: StagedLine) -> None:
     line.submit(*seeds(1, 2))
 
     def cancel() -> None:
@@ -234,7 +149,7 @@ def test_cancelled_ones_leave_and_nobody_gets_a_preview(line: Line) -> None:
 
 
 def test_a_drain_finishes_what_runs_and_starts_nothing(
-    line: Line, monkeypatch: pytest.MonkeyPatch
+    line: StagedLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine, "ROUND", 6)
     line.submit(*seeds(*range(8)))

@@ -1,16 +1,29 @@
 """Warm-up measures what a batch costs, stops where it no longer pays, and keeps the answer."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from jobs.catalog import Defaults, Model
+from jobs.catalog import Defaults, Limits, Model
 from jobs.request import ImageRequest
 from pipelines.fake import FakePipeline
+from pipelines.seam import Sample
 from workers import profile
 
+TOKENS = 2 * 16
+"""Of a guided request of the model's default size, all rows."""
+
 MODEL = Model("fake", "/nowhere", defaults=Defaults(width=64, height=64, steps=4))
+
+
+class Proportional(FakePipeline):
+    """A fake whose forward pass costs as much as it has pixels."""
+
+    def step(self, samples: Sequence[Sample], bucket: int = 0) -> None:
+        self.seconds_per_sample = 1e-7 * samples[0].request.pixels
+        super().step(samples, bucket)
 
 
 def test_a_batch_that_costs_nothing_grows_until_memory_ends() -> None:
@@ -27,6 +40,53 @@ def test_the_answer_is_kept_on_disk_and_measured_once(
     monkeypatch.setattr(profile, "measure", lambda *_: pytest.fail("measured again"))
     assert profile.warm_up(pipeline, MODEL, "cpu", tmp_path) == first
     assert len(list((tmp_path / "profiles").iterdir())) == 1
+
+
+def test_of_two_that_measure_at_once_both_go_by_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a reproducible image's bits would hang on which worker made it."""
+    pipeline, measure = FakePipeline(largest_batch=4), profile.measure
+
+    def measure_beside_another(*args: object) -> profile.Costs:
+        monkeypatch.setattr(profile, "measure", measure)
+        found.append(profile.warm_up(pipeline, MODEL, "cpu", tmp_path))
+        return profile.Costs(((1, 1.0),))
+
+    found: list[profile.Costs] = []
+    monkeypatch.setattr(profile, "measure", measure_beside_another)
+    assert [profile.warm_up(pipeline, MODEL, "cpu", tmp_path)] == found
+
+
+def test_a_smaller_size_is_not_padded_at_a_lone_requests_cost(tmp_path: Path) -> None:
+    """A batch of n costs n times as much here, and sizes below the default are no exception."""
+    pipeline = Proportional()
+    model = replace(MODEL, defaults=Defaults(width=256, height=256, steps=4))
+    costs = profile.warm_up(pipeline, model, "cpu", tmp_path)
+    grid = pipeline.card.multiple
+    for side in (64, 128, 256):
+        assert costs.pinned(2 * (side // grid) ** 2) <= 2
+
+
+def test_at_every_start_the_buckets_that_requests_take_are_run(tmp_path: Path) -> None:
+    model = replace(MODEL, limits=Limits(sizes=((64, 64), (128, 64))))
+    profile.warm_up(FakePipeline(largest_batch=4), model, "cpu", tmp_path)
+    restarted = FakePipeline(largest_batch=4)
+    costs = profile.warm_up(restarted, model, "cpu", tmp_path)
+    tokens = 2 * (64 // restarted.card.multiple) ** 2
+    run = {len(call) for call in restarted.calls}
+    assert {1, costs.pinned(tokens), costs.largest(tokens)} <= run
+
+
+def test_a_pipeline_that_takes_no_batch_serves_one_by_one(tmp_path: Path) -> None:
+    class Lone(FakePipeline):
+        def step(self, samples: Sequence[Sample], bucket: int = 0) -> None:
+            if max(bucket, len(samples)) > 1:
+                raise ValueError("one prompt a call")
+            super().step(samples, bucket)
+
+    costs = profile.warm_up(Lone(), MODEL, "cpu", tmp_path)
+    assert (costs.pinned(TOKENS), costs.largest(TOKENS)) == (1, 1)
 
 
 def test_another_precision_is_another_measurement(tmp_path: Path) -> None:

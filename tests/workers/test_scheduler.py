@@ -9,6 +9,9 @@ from workers.scheduler import BUCKETS, Candidate, Costs, Forward, choose
 FLAT = Costs(tuple((64 * b, 1.0) for b in BUCKETS))
 """A device on which a larger batch costs nothing: every bucket pays."""
 
+UNEVEN = Costs(((64, 1.0), (256, 1.0), (512, 2.0), (1024, 3.0)))
+"""A device on which 4 cost as much as 1, and 8 twice as much."""
+
 STEEP = Costs(tuple((64 * b, float(b)) for b in BUCKETS))
 """A device on which a batch of n costs n: no bucket but 1 pays."""
 
@@ -40,9 +43,13 @@ def test_buckets_follow_the_measured_costs(costs: Costs, pinned: int, largest: i
     assert costs.largest(64) == largest
 
 
-def test_costs_are_linear_between_points_and_proportional_beyond() -> None:
+def test_costs_are_linear_between_points_and_proportional_outside() -> None:
     costs = Costs(((100, 1.0), (200, 3.0)))
-    assert [costs.seconds(n) for n in (50, 100, 150, 200, 400)] == [1.0, 1.0, 2.0, 3.0, 6.0]
+    assert [costs.seconds(n) for n in (50, 100, 150, 200, 400)] == [0.5, 1.0, 2.0, 3.0, 6.0]
+
+
+def test_a_shape_smaller_than_any_measured_is_not_padded_on_a_guess() -> None:
+    assert STEEP.pinned(16) == FLAT.pinned(16) == 1
 
 
 def test_pinned_bucket_costs_a_lone_sample_at_most_half_more() -> None:
@@ -95,12 +102,30 @@ def test_reproducible_samples_run_in_the_pinned_bucket_with_fast_ones_in_free_pl
     assert forward.bucket == 4
 
 
-def test_fast_samples_run_in_a_whole_bucket_without_reproducible_ones() -> None:
+@pytest.mark.parametrize(("costs", "bucket", "count"), [(FLAT, 8, 5), (UNEVEN, 4, 4)])
+def test_fast_samples_run_in_the_bucket_that_makes_most(
+    costs: Costs, bucket: int, count: int
+) -> None:
     crowd = [candidate(f"f{i}", reproducible=False, remaining=1) for i in range(5)]
-    forward = choose([*crowd, candidate("r")], FLAT, {})
+    forward = choose([*crowd, candidate("r")], costs, {})
     assert forward is not None
-    assert forward.bucket == 4
+    assert (forward.bucket, len(forward.keys)) == (bucket, count)
     assert all(key.startswith("f") for key in forward.keys)
+
+
+def test_no_bucket_is_padded_beyond_what_memory_held() -> None:
+    crowd = [candidate(f"f{i}", reproducible=False) for i in range(3)]
+    forward = choose(crowd, FLAT, {"64x64": 2})
+    assert forward is not None
+    assert (forward.bucket, len(forward.keys)) == (2, 2)
+
+
+def test_mixed_sizes_share_a_forward_only_up_to_the_knee() -> None:
+    small = candidate("small", reproducible=False, remaining=1)
+    large = [candidate(f"l{i}", reproducible=False, tokens=4096) for i in range(20)]
+    forward = choose([small, *large], Costs(((64, 1.0), (1024, 1.5), (2048, 3.0))), {})
+    assert forward is not None
+    assert forward.keys == ("small",)
 
 
 def test_a_ceiling_bounds_the_batch_of_its_group_alone() -> None:

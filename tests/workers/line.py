@@ -1,0 +1,105 @@
+"""Intake, engine and delivery of a worker over a fake pipeline and a real queue."""
+
+import threading
+import uuid
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from jobs.catalog import Model
+from jobs.images import LocalImages
+from jobs.job import Job
+from jobs.request import ImageRequest
+from jobs.store import Store
+from pipelines.fake import FakePipeline
+from tests.waiting import wait_until
+from workers.delivery import Delivery
+from workers.engine import Engine
+from workers.flights import Flights
+from workers.intake import Intake
+from workers.phases import Phases
+from workers.scheduler import Costs
+from workers.settings import WorkerSettings
+
+P = TypeVar("P", bound=FakePipeline)
+
+
+class Line(Generic[P]):
+    """The three threads of a worker over a fake, without its heartbeat."""
+
+    def __init__(self, folder: Path, store: Store, pipeline: P, costs: Costs) -> None:
+        self.store, self.pipeline, self.flights = store, pipeline, Flights()
+        self.job_ids: list[str] = []
+        phases = Phases(phased=pipeline.phased)
+        model = Model("fake", "/nowhere", local=True)
+        self.images = LocalImages(folder / "images")
+        self.delivery = Delivery(
+            model=model,
+            store=store,
+            images=self.images,
+            pipeline=self.pipeline,
+            flights=self.flights,
+            phases=phases,
+        )
+        self.intake = Intake(
+            model="fake",
+            name=uuid.uuid4().hex,
+            store=store,
+            pipeline=self.pipeline,
+            settings=WorkerSettings(),
+            flights=self.flights,
+            capacity=lambda: self.engine.capacity(),
+            give_up=self.delivery.give_up,
+            phases=phases,
+        )
+        self.engine = Engine(
+            pipeline=self.pipeline,
+            costs=costs,
+            usual_tokens=32,
+            flights=self.flights,
+            ready=self.intake.ready,
+            deliver=self.delivery.put,
+            show=self.delivery.show,
+            give_up=self.delivery.give_up,
+            phases=phases,
+            round_over=self.delivery.decode_all,
+        )
+        runs = (self.intake.run, self.engine.run, self.delivery.run)
+        self._threads = [threading.Thread(target=run) for run in runs]
+
+    def submit(self, *requests: ImageRequest, tenant: str = "t", priority: int = 5) -> str:
+        """A job of these images."""
+        submitted = self.store.submit(
+            requests,
+            tenant=tenant,
+            priority=priority,
+            metadata={},
+            spec={},
+            quota=1000,
+            keep_seconds=60,
+            max_attempts=1,
+        )
+        self.job_ids.append(submitted.job_id)
+        return submitted.job_id
+
+    def start(self) -> None:
+        """Begin to work."""
+        for thread in self._threads:
+            thread.start()
+
+    def job(self, number: int = -1) -> Job:
+        """The job as it is."""
+        return self.store.job(self.job_ids[number], None)
+
+    def finished(self, number: int = -1) -> Job:
+        """The job once it is over."""
+        return wait_until(lambda: job if (job := self.job(number)).state.finished else None, 60)
+
+    def drain(self) -> None:
+        """As the worker does."""
+        self.intake.stopping.set()
+        self.engine.stopping.set()
+        for thread in self._threads[:2]:
+            thread.join(60)
+        self.delivery.close()
+        self._threads[2].join(60)
+        assert not any(thread.is_alive() for thread in self._threads)

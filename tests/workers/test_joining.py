@@ -1,0 +1,74 @@
+"""A worker that is full still lets in what others wait for, and shows what is asked for."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from jobs.embedded import EmbeddedServer
+from jobs.store import Store
+from pipelines.fake import FakePipeline
+from tests.waiting import wait_until
+from tests.workers.conftest import BATCHES_PAY, request
+from tests.workers.line import Line
+from workers.scheduler import BUCKETS, Costs
+
+NO_BATCH_PAYS = Costs(tuple((2 * 16 * b, 0.002 * b) for b in BUCKETS))
+LONG, SHORT = 100_000, 3
+"""Steps; the long ones do not end while a test lasts."""
+
+
+@pytest.fixture
+def line(tmp_path: Path) -> Iterator[Line[FakePipeline]]:
+    """Stopped afterwards; what is not finished is cancelled."""
+    with EmbeddedServer.ensure(tmp_path / "queue") as server:
+        store = Store.connect(server.url)
+        made = Line(tmp_path, store, FakePipeline(seconds_per_step=0.002), NO_BATCH_PAYS)
+        made.start()
+        yield made
+        for flight in made.flights.all():
+            flight.drop()
+        made.drain()
+        store.close()
+
+
+def hold_up(line: Line[FakePipeline]) -> None:
+    """Fill the worker with images that take very long, and queue as many again."""
+    capacity = line.engine.capacity()
+    line.submit(*(request(seed=n, steps=LONG) for n in range(2 * capacity)))
+    wait_until(lambda: len(line.flights) == capacity)
+
+
+@pytest.mark.parametrize(("tenant", "priority"), [("another", 5), ("t", 5), ("t", 9)])
+def test_long_images_keep_no_short_job_waiting(
+    line: Line[FakePipeline], tenant: str, priority: int
+) -> None:
+    """Of another caller, of the same one, and of a higher priority."""
+    hold_up(line)
+    short = [request(seed=n, steps=SHORT) for n in range(4)]
+    line.submit(*short, tenant=tenant, priority=priority)
+    assert line.finished().counts.succeeded == 4
+    assert line.job(0).counts.finished == 0
+
+
+def test_less_urgent_jobs_wait_and_what_is_let_in_has_a_limit(line: Line[FakePipeline]) -> None:
+    hold_up(line)
+    capacity = line.engine.capacity()
+    line.submit(request(steps=SHORT), priority=4)
+    for number in range(2 * capacity):
+        line.submit(request(seed=number, steps=LONG), tenant=f"tenant {number}")
+    wait_until(lambda: len(line.flights) == 2 * capacity)
+    assert line.job(1).counts.queued == 1
+
+
+def test_every_image_that_is_asked_for_gets_its_preview(
+    line: Line[FakePipeline], tmp_path: Path
+) -> None:
+    """Not only the first of those that run together."""
+    line.engine._costs = BATCHES_PAY
+    line.submit(*(request(seed=n, steps=LONG) for n in range(6)))
+    wait_until(lambda: all(f.step for f in line.flights.all()) and len(line.flights) == 6)
+    for flight in line.flights.all():
+        flight.wished = True
+    previews = tmp_path / "images"
+    wait_until(lambda: len(list(previews.rglob("*preview*"))) == 6)
