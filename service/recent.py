@@ -14,18 +14,25 @@ SECONDS = 0.25
 
 
 class RecentWorkers:
-    """The store's workers, asked for at most once in SECONDS."""
+    """The store's workers, asked for at most once in SECONDS; meanwhile nobody waits for it."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._lock = threading.Lock()
-        self._known: list[WorkerInfo] = []
+        self._asking = threading.Lock()
+        self._known: list[WorkerInfo] | None = None
         self._until = 0.0
 
     def all(self) -> list[WorkerInfo]:
         """The workers, by id. Raises StorageUnavailable."""
-        with self._lock:
-            if time.monotonic() >= self._until:
+        known, waits = self._known, self._known is None
+        if known is not None and time.monotonic() < self._until:
+            return known
+        if not self._asking.acquire(blocking=waits):
+            return known or []
+        try:
+            if not waits or self._known is None:
                 self._known = self._store.workers()
                 self._until = time.monotonic() + SECONDS
-            return self._known
+            return self._known or []
+        finally:
+            self._asking.release()

@@ -156,7 +156,9 @@ class Delivery:
             with tracing.under(flight.lease.trace, "decode", image=flight.lease.key):
                 data = self._bytes(flight)
         except OutOfMemory as error:
-            self._report(flight, ImageFailed(f"decoding does not fit the device: {error}"))
+            is_alone = len(self._flights) == 1  # the memory may be others' for the moment
+            final = ImageFailed(f"decoding does not fit the device: {error}")
+            self._report(flight, final if is_alone else error)
             return
         except (torch.AcceleratorError, GroupLost):
             raise

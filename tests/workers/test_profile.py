@@ -11,6 +11,7 @@ from jobs.request import ImageRequest
 from pipelines.fake import FakePipeline
 from pipelines.seam import Sample
 from workers import profile
+from workers.scheduler import Costs
 
 TOKENS = 2 * 16
 """Of a guided request of the model's default size, all rows."""
@@ -48,12 +49,12 @@ def test_of_two_that_measure_at_once_both_go_by_the_first(
     """Else a reproducible image's bits would hang on which worker made it."""
     pipeline, measure = FakePipeline(largest_batch=4), profile.measure
 
-    def measure_beside_another(*args: object) -> profile.Costs:
+    def measure_beside_another(*args: object) -> Costs:
         monkeypatch.setattr(profile, "measure", measure)
         found.append(profile.warm_up(pipeline, MODEL, "cpu", tmp_path))
-        return profile.Costs(((1, 1.0),))
+        return Costs(((1, 1.0),))
 
-    found: list[profile.Costs] = []
+    found: list[Costs] = []
     monkeypatch.setattr(profile, "measure", measure_beside_another)
     assert [profile.warm_up(pipeline, MODEL, "cpu", tmp_path)] == found
 

@@ -1,0 +1,69 @@
+"""Workers as of a moment ago: asked for once, and nobody waits while somebody asks."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from jobs.views import WorkerInfo
+from service import recent
+from service.recent import RecentWorkers
+
+
+class Asked:
+    """Stands for the store; `held` keeps its answers back."""
+
+    def __init__(self) -> None:
+        self.times = 0
+        self.asking, self.held = threading.Event(), threading.Event()
+        self.held.set()
+
+    def workers(self) -> list[WorkerInfo]:
+        self.times += 1
+        self.asking.set()
+        assert self.held.wait(10)
+        return [WorkerInfo(f"w{self.times}", {})]
+
+
+@pytest.fixture
+def store() -> Any:
+    return Asked()
+
+
+def names(workers: RecentWorkers) -> list[str]:
+    return [worker.id for worker in workers.all()]
+
+
+def test_many_that_ask_first_share_one_answer(store: Any) -> None:
+    workers = RecentWorkers(store)
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(names, [workers] * 8)) == [["w1"]] * 8
+    assert store.times == 1
+
+
+def test_while_one_asks_anew_the_others_take_what_is_known(
+    store: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recent, "SECONDS", 0.0)
+    workers = RecentWorkers(store)
+    assert names(workers) == ["w1"]
+    store.asking.clear()
+    store.held.clear()
+    with ThreadPoolExecutor(1) as pool:
+        fresh = pool.submit(names, workers)
+        assert store.asking.wait(10)
+        assert names(workers) == ["w1"]
+        store.held.set()
+        assert fresh.result() == ["w2"]
+
+
+def test_an_answer_that_failed_is_asked_for_again(
+    store: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workers = RecentWorkers(store)
+    with monkeypatch.context() as away:
+        away.setattr(store, "workers", lambda: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            workers.all()
+    assert names(workers) == ["w1"]
