@@ -38,6 +38,10 @@ LONGEST_SECONDS = 5.0
 SMALLER = (4, 2)
 """Where any size may be asked for, these parts of the default's sides are measured too."""
 
+CONVINCING = 2
+"""Buckets, one after the other, that must pay less than a smaller one before growing ends: a busy
+moment has not the last word."""
+
 _DEGREES = ("ring", "ulysses", "cfg", "tensor", "stages", "chunks")
 _SPEEDS = ("compile", "quantization", "attention_backend")
 
@@ -80,20 +84,22 @@ def measure(
     for one in smaller:
         if (seconds := _seconds(pipeline, one, 1)) is not None:
             points[_tokens(pipeline, one)] = seconds
-    best_rate = 0.0
+    best_rate, poorer = 0.0, 0
     for bucket in BUCKETS:
-        least = bucket / best_rate if best_rate else float("inf")
         seconds = _seconds(pipeline, request, bucket)
-        if seconds is not None and seconds * WORTHWHILE > least:
-            again = _seconds(pipeline, request, bucket)  # a busy moment has not the last word
-            seconds = min(seconds, again or seconds)
         if seconds is None:
             break
         points[bucket * tokens] = seconds
-        if seconds * WORTHWHILE > least or seconds > LONGEST_SECONDS:
+        poorer = poorer + 1 if seconds * WORTHWHILE * best_rate > bucket else 0
+        if poorer == CONVINCING or seconds > LONGEST_SECONDS:
             break
         best_rate = max(best_rate, bucket / seconds)
-    return Costs(tuple(sorted(points.items())))
+    return Costs(_without_bumps(sorted(points.items())))
+
+
+def _without_bumps(points: list[tuple[int, float]]) -> tuple[tuple[int, float], ...]:
+    """Points that never fall: what took longer than more tokens did was a busy moment."""
+    return tuple((tokens, min(s for _, s in points[at:])) for at, (tokens, _) in enumerate(points))
 
 
 def _smaller(pipeline: Pipeline, model: Model) -> list[ImageRequest]:

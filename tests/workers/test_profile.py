@@ -43,6 +43,19 @@ def test_the_answer_is_kept_on_disk_and_measured_once(
     assert len(list((tmp_path / "profiles").iterdir())) == 1
 
 
+def test_a_busy_moment_does_not_decide() -> None:
+    """One bucket is timed at ten times what it costs, and the larger ones still pay."""
+
+    class Disturbed(FakePipeline):
+        def step(self, samples: Sequence[Sample], bucket: int = 0) -> None:
+            self.seconds_per_step = 0.02 if bucket == 4 else 0.002
+            super().step(samples, bucket)
+
+    costs = profile.measure(Disturbed(largest_batch=16), _request())
+    assert costs.largest(TOKENS) == 16
+    assert costs.seconds(4 * TOKENS) < 0.01
+
+
 def test_of_two_that_measure_at_once_both_go_by_the_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
