@@ -1,12 +1,19 @@
-"""`python -m bench [NAME ...]`: run the benchmarks, a table each and, last, one JSON line each."""
+"""`python -m bench [NAME ...]`: run the benchmarks one after the other.
+
+Each prints its table, a line for every figure that has a target, and one JSON line for programs, as
+soon as it is done. At the very end come all JSON lines again. A benchmark that raises is reported
+and the others go on.
+"""
 
 import sys
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
 from bench import eta, fairness, goodput, makespan, placements, saturated, served, submits
 from bench.report import Metrics, json_line
+from bench.targets import verdicts
 
 BENCHES: dict[str, Callable[[], Metrics]] = {
     "saturated": saturated.run,
@@ -20,19 +27,29 @@ BENCHES: dict[str, Callable[[], Metrics]] = {
 }
 
 
-def main() -> int:
-    """Run the named benchmarks, or all; 2 for a name that there is not."""
-    names = sys.argv[1:] or list(BENCHES)
-    unknown = [name for name in names if name not in BENCHES]
+def main(arguments: Sequence[str], benches: Mapping[str, Callable[[], Metrics]] = BENCHES) -> int:
+    """Run the named benchmarks, or all; 1 if one of them raised, 2 for a name that there is not."""
+    names = list(arguments) or list(benches)
+    unknown = [name for name in names if name not in benches]
     if unknown:
-        sys.stderr.write(f"no benchmark {', '.join(unknown)}; there are {', '.join(BENCHES)}\n")
+        sys.stderr.write(f"no benchmark {', '.join(unknown)}; there are {', '.join(benches)}\n")
         return 2
-    torch.set_num_threads(1)
-    results = {name: BENCHES[name]() for name in names}
+    results: dict[str, Metrics] = {}
+    for name in names:
+        try:
+            results[name] = benches[name]()
+        except Exception:
+            sys.stderr.write(f"\n{name} failed:\n{traceback.format_exc()}")
+        else:
+            print("\n".join(["", *verdicts(results[name])]))
+            json_line(name, results[name])
+    failed = [name for name in names if name not in results]
+    print(f"\nfailed: {', '.join(failed)}" if failed else "")
     for name, metrics in results.items():
         json_line(name, metrics)
-    return 0
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    torch.set_num_threads(1)
+    sys.exit(main(sys.argv[1:]))

@@ -6,26 +6,18 @@ share by which the ETA at half way missed, of the time that was then left.
 """
 
 import json
-import os
-import socket
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-import httpx
-
+from bench import serving
 from bench.report import Metrics
 from imagemill.client import Client
 
 IMAGES = 100
 STEPS = 30
 SECONDS_PER_STEP = 0.05
-LIMIT_SECONDS = 300.0
 MODELS = """
 [models.fake]
 path = "./model"
@@ -79,46 +71,10 @@ def _miss(
 @contextmanager
 def _up() -> Iterator[Client]:
     """A service and a ready worker of the fake model."""
-    data = Path(tempfile.mkdtemp(prefix="imagemill-bench-"))
-    (data / "model").mkdir()
     index = {"_class_name": "FakePipeline", "options": {"seconds_per_step": SECONDS_PER_STEP}}
-    (data / "model" / "model_index.json").write_text(json.dumps(index))
-    (data / "models.toml").write_text(MODELS.format(steps=STEPS))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
-    ours = {"IMAGEMILL_DATA": str(data), "IMAGEMILL_MODELS": str(data / "models.toml")}
-    processes = []
-    try:
-        for argv in (("service", "--port", str(port)), ("workers", "--model", "fake")):
-            with (data / f"{argv[0]}.log").open("wb") as log:
-                processes.append(
-                    subprocess.Popen(
-                        [sys.executable, "-m", *argv],
-                        env={**os.environ, **ours},
-                        stdout=log,
-                        stderr=subprocess.STDOUT,
-                    )
-                )
-        with Client(f"http://127.0.0.1:{port}") as client:
-            _until(lambda: _is_ready(port))
+    with serving.folder() as data:
+        (data / "model").mkdir()
+        (data / "model" / "model_index.json").write_text(json.dumps(index))
+        (data / "models.toml").write_text(MODELS.format(steps=STEPS))
+        with serving.service(data, data / "models.toml", "fake") as client:
             yield client
-    finally:
-        for process in reversed(processes):
-            process.terminate()
-            process.wait()
-
-
-def _is_ready(port: int) -> bool:
-    try:
-        return httpx.get(f"http://127.0.0.1:{port}/readyz").status_code == 200
-    except httpx.HTTPError:
-        return False
-
-
-def _until(question: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + LIMIT_SECONDS
-    while not question():
-        if time.monotonic() > deadline:
-            raise TimeoutError("the server did not get there")
-        time.sleep(0.2)

@@ -1,88 +1,116 @@
 """How much a heavy neighbour delays four images: fair share between callers, and between jobs.
 
-A worker of the bundled model; one caller queues 500 images. Then, at equal priority, another
-caller asks for four, and the heavy caller itself asks for four more in a second job. The metric
-is the time that those take, over the time that four take on the idle worker.
+A worker of the bundled model; one caller queues 500 images. Then another caller asks for four, and
+after that the heavy caller itself does, in a second job. Once with images that are all alike, and
+once with a heavy job of many steps beside four images of few, where those are asked for a third
+time at the highest priority. A figure is the time that the four take, over the time that four such
+images take on the idle worker.
 """
 
-import os
 import statistics
-import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from bench import serving
 from bench.report import Metrics, table
-from jobs import lifeline
 from jobs.catalog import load_catalog
-from jobs.embedded import EmbeddedServer
 from jobs.job import State
 from jobs.request import ImageRequest
 from jobs.store import Store
 from workers.profile import probe
+from workers.scheduler import LEAST_HELD
+
+CATALOG = Path("models.toml")
 
 HEAVY, LIGHT = 500, 4
+"""Images of the heavy job and of the others."""
+
+MANY_STEPS, FEW_STEPS = 100, 5
+"""Steps of the heavy job's images and of the others, where they are unequal."""
+
+USUAL, HIGHEST = 5, 9
+"""Priorities."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """Four images beside the heavy job: the figure's name, who asks, how urgently."""
+
+    metric: str
+    own: bool
+    priority: int = USUAL
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """A heavy job of images of so many steps, and who asks beside it for images of how many."""
+
+    name: str
+    heavy_steps: int
+    light_steps: int
+    asks: Sequence[Ask]
+
+
+def scenes(usual_steps: int) -> tuple[Scene, Scene]:
+    """With images alike, of the model's usual steps, and with unequal ones."""
+    alike = [Ask("fair_other_caller", own=False), Ask("fair_same_caller", own=True)]
+    unequal = [
+        Ask("fair_other_caller_unequal", own=False),
+        Ask("fair_same_caller_unequal", own=True),
+        Ask("urgent", own=True, priority=HIGHEST),
+    ]
+    return (
+        Scene("alike", usual_steps, usual_steps, alike),
+        Scene("unequal", MANY_STEPS, FEW_STEPS, unequal),
+    )
 
 
 def run(rounds: int = 5) -> Metrics:
-    """Solo, beside another caller's 500, beside one's own 500: interleaved rounds."""
-    model = load_catalog(Path("models.toml")).get("demo")
-    request = replace(probe(model), steps=model.defaults.steps)
-    seconds: dict[str, list[float]] = {"alone": [], "other caller": [], "same caller": []}
-    with _worker() as store:
-        _timed(store, "warm", request)
+    """Every scene in every round, each against the same images alone just before."""
+    model = load_catalog(CATALOG).get("demo")
+    played = scenes(model.defaults.steps)
+    seconds: dict[str, list[float]] = {}
+    with serving.folder() as data, serving.workers(data, CATALOG, "demo") as store:
+        _timed(store, "warm", probe(model), USUAL)
         for number in range(rounds):
-            seconds["alone"].append(_timed(store, f"solo{number}", request))
-            heavy = _submit(store, f"heavy{number}", request, HEAVY)
-            _until(lambda job=heavy, kept=store: kept.job(job, None).counts.succeeded > 8)  # type: ignore[misc]
-            seconds["other caller"].append(_timed(store, f"light{number}", request))
-            seconds["same caller"].append(_timed(store, f"heavy{number}", request))
-            store.cancel(heavy, None)
-            _until(lambda kept=store: _in_flight(kept) == 0)  # type: ignore[misc]
-    ratios = {
-        name: statistics.median(a / b for a, b in zip(found, seconds["alone"], strict=True))
-        for name, found in seconds.items()
-    }
+            for scene in played:
+                for name, took in _play(store, scene, probe(model), number).items():
+                    seconds.setdefault(name, []).append(took)
+    metrics: Metrics = {}
+    for scene in played:
+        alone = seconds[f"alone, {scene.name}"]
+        for ask in scene.asks:
+            pairs = zip(seconds[ask.metric], alone, strict=True)
+            metrics[ask.metric] = statistics.median(took / base for took, base in pairs)
     table(
         f"{LIGHT} images beside {HEAVY} queued (seconds; median, min..max)",
-        [(name, found, ratios[name]) for name, found in seconds.items()],
+        [(name, found, metrics.get(name, 1.0)) for name, found in seconds.items()],
     )
-    return {
-        "fair_other_caller": ratios["other caller"],
-        "fair_same_caller": ratios["same caller"],
-    }
+    return metrics
 
 
-@contextmanager
-def _worker() -> Iterator[Store]:
-    data = Path(tempfile.mkdtemp(prefix="imagemill-bench-"))
-    with EmbeddedServer.ensure(data) as server:
-        store = Store.connect(server.url)
-        env = {**os.environ, "IMAGEMILL_DATA": str(data), "IMAGEMILL_REDIS_URL": server.url}
-        with open(data / "workers.log", "wb") as log:
-            process = lifeline.spawn(
-                [sys.executable, "-m", "workers", "--model", "demo"],
-                env=env,
-                stderr=log,
-                stdout=log,
-            )
-        try:
-            _until(lambda: any(w.info.get("state") == "ready" for w in store.workers()))
-            yield store
-        finally:
-            process.terminate()
-            process.wait()
+def _play(store: Store, scene: Scene, request: ImageRequest, number: int) -> dict[str, float]:
+    """Seconds of the light images: alone, and then for each who asks beside the heavy job."""
+    light = replace(request, steps=scene.light_steps)
+    callers = f"{scene.name}-heavy{number}", f"{scene.name}-light{number}"
+    seconds = {f"alone, {scene.name}": _timed(store, f"{scene.name}-solo{number}", light, USUAL)}
+    heavy = _submit(store, callers[0], replace(request, steps=scene.heavy_steps), HEAVY, USUAL)
+    serving.until(lambda: _is_busy(store, heavy), pause=0.01)
+    for ask in scene.asks:
+        caller = callers[0] if ask.own else callers[1]
+        seconds[ask.metric] = _timed(store, caller, light, ask.priority)
+    store.cancel(heavy, None)
+    serving.until(lambda: _in_flight(store) == 0, pause=0.01)
+    return seconds
 
 
-def _submit(store: Store, tenant: str, request: ImageRequest, count: int) -> str:
+def _submit(store: Store, tenant: str, request: ImageRequest, count: int, priority: int) -> str:
     submitted = store.submit(
         [replace(request, seed=seed) for seed in range(count)],
         tenant=tenant,
-        priority=5,
-        idempotency=None,
+        priority=priority,
         metadata={},
         spec={},
         quota=10 * HEAVY,
@@ -92,21 +120,22 @@ def _submit(store: Store, tenant: str, request: ImageRequest, count: int) -> str
     return submitted.job_id
 
 
-def _timed(store: Store, tenant: str, request: ImageRequest) -> float:
+def _timed(store: Store, tenant: str, request: ImageRequest, priority: int) -> float:
     """Seconds from submitting LIGHT images to the last one's commit."""
     started = time.perf_counter()
-    job = _submit(store, tenant, request, LIGHT)
-    _until(lambda: store.job(job, None).state is State.SUCCEEDED)
-    return time.perf_counter() - started
+    job = _submit(store, tenant, request, LIGHT, priority)
+    serving.until(lambda: store.job(job, None).state.finished, pause=0.01)
+    took = time.perf_counter() - started
+    if store.job(job, None).state is not State.SUCCEEDED:
+        raise RuntimeError("a benchmark's image failed")
+    return took
+
+
+def _is_busy(store: Store, job_id: str) -> bool:
+    """Whether the worker holds what it can of the job, and has gone on with it for a while."""
+    job = store.job(job_id, None)
+    return job.counts.running >= LEAST_HELD and job.progress * job.steps > 2 * LEAST_HELD
 
 
 def _in_flight(store: Store) -> int:
     return sum(int(worker.info.get("in_flight", 0)) for worker in store.workers())
-
-
-def _until(question: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 300
-    while not question():
-        if time.monotonic() > deadline:
-            raise TimeoutError("the worker did not get there")
-        time.sleep(0.01)

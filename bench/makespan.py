@@ -18,7 +18,6 @@ import random
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -26,11 +25,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from bench import serving
 from bench.models import LARGE, build
 from bench.report import Metrics, table
 from jobs import lifeline
 from jobs.catalog import Model
-from jobs.embedded import EmbeddedServer
 from jobs.request import ImageRequest
 from jobs.store import Store
 from workers.supervisor import held_port
@@ -38,8 +37,6 @@ from workers.supervisor import held_port
 PROCESSES = 2
 SIDES, STEPS, CLUMP = (64, 128, 192), (4, 12, 28), (2, 6)
 """What a clump's images are drawn from: sides in pixels, steps, and how many there are of them."""
-
-LIMIT_SECONDS = 600.0
 
 HOW: dict[str, tuple[str, bool]] = {
     "split": ("loop", False),
@@ -51,10 +48,12 @@ HOW: dict[str, tuple[str, bool]] = {
 def run(seeds: Sequence[int] = (1, 2, 3), rounds: int = 1, count: int = 60) -> Metrics:
     """Every contender on every list in turn."""
     seconds: dict[str, list[float]] = {}
-    folder = Path(tempfile.mkdtemp(prefix="imagemill-bench-"))
-    model = build(LARGE, folder)
     with ExitStack() as stack:
-        store = stack.enter_context(_workers(folder, model))
+        folder = stack.enter_context(serving.folder())
+        model = build(LARGE, folder)
+        models, data = folder / "models.toml", folder / "data"
+        data.mkdir()
+        store = stack.enter_context(serving.workers(data, models, model.name, PROCESSES))
         splits = stack.enter_context(_splits(folder, model))
         for seed in [seed for seed in seeds for _ in range(rounds)]:
             wanted = skewed(model, count, seed)
@@ -106,33 +105,6 @@ def _ratio(base: Sequence[float], ours: Sequence[float]) -> float:
     return statistics.median(a / b for a, b in zip(base, ours, strict=True))
 
 
-@contextmanager
-def _workers(folder: Path, model: Model) -> Iterator[Store]:
-    """Two replica workers of the model on a queue of their own, ready."""
-    data = folder / "data"
-    env = {
-        **os.environ,
-        "IMAGEMILL_DATA": str(data),
-        "IMAGEMILL_MODELS": str(folder / "models.toml"),
-        "OMP_NUM_THREADS": "1",
-    }
-    argv = [sys.executable, "-m", "workers", "--model", model.name, "--workers", str(PROCESSES)]
-    with EmbeddedServer.ensure(data) as server, (folder / "workers.log").open("wb") as log:
-        store = Store.connect(server.url)
-        process = lifeline.spawn(argv, env=env, stdout=log, stderr=log)
-        try:
-            _until(lambda: _ready(store) == PROCESSES)
-            yield store
-        finally:
-            process.terminate()
-            process.wait()
-            store.close()
-
-
-def _ready(store: Store) -> int:
-    return sum(worker.info["state"] == "ready" for worker in store.workers())
-
-
 def _ours(store: Store, wanted: Sequence[ImageRequest]) -> float:
     started = time.perf_counter()
     submitted = store.submit(
@@ -145,7 +117,7 @@ def _ours(store: Store, wanted: Sequence[ImageRequest]) -> float:
         keep_seconds=600,
         max_attempts=1,
     )
-    _until(lambda: store.job(submitted.job_id, None).state.finished)
+    serving.until(lambda: store.job(submitted.job_id, None).state.finished, pause=0.02)
     took = time.perf_counter() - started
     if store.job(submitted.job_id, None).counts.succeeded != len(wanted):
         raise RuntimeError("a benchmark's image failed")
@@ -214,11 +186,3 @@ def _answer(process: subprocess.Popen[Any], expected: str | None = None) -> str:
         if expected is None and word.replace(".", "", 1).replace("e-", "", 1).isdecimal():
             return word
     raise RuntimeError("a process of the static split has died")
-
-
-def _until(question: Any) -> None:
-    deadline = time.monotonic() + LIMIT_SECONDS
-    while not question():
-        if time.monotonic() > deadline:
-            raise TimeoutError("the workers did not get there")
-        time.sleep(0.02)

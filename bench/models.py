@@ -6,7 +6,6 @@ it, and a batch of n costs n times as much (1024x1024 on one device).
 """
 
 import random
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from transformers import (
     T5TokenizerFast,
 )
 
+from bench.serving import folder
 from jobs.catalog import Model, load_catalog
 from jobs.request import ImageRequest
 from pipelines.load import load_pipeline
@@ -49,7 +49,7 @@ SMALL = Regime("small", side=32, heads=4, double_blocks=2, single_blocks=4)
 LARGE = Regime("large", side=256, heads=24, double_blocks=1, single_blocks=1)
 
 
-def build(regime: Regime, folder: Path) -> Model:
+def build(regime: Regime, place: Path) -> Model:
     """Write a random Flux pipeline of this regime and its catalog entry; the entry."""
     torch.manual_seed(0)
     pipe = diffusers.FluxPipeline(
@@ -72,22 +72,22 @@ def build(regime: Regime, folder: Path) -> Model:
             guidance_embeds=False,
         ),
     )
-    pipe.save_pretrained(folder / regime.name)
+    pipe.save_pretrained(place / regime.name)
     entry = (
         f'[models.{regime.name}]\npath = "./{regime.name}"\ndtype = "float32"\n'
         f"max_sequence_length = 16\n"
         f"defaults = {{ width = {regime.side}, height = {regime.side}, steps = 20, "
         f"guidance_scale = 1.0 }}\n"
     )
-    (folder / "models.toml").write_text(entry)
-    return load_catalog(folder / "models.toml").get(regime.name)
+    (place / "models.toml").write_text(entry)
+    return load_catalog(place / "models.toml").get(regime.name)
 
 
 def loaded(regime: Regime) -> tuple[Pipeline, Model]:
     """A fresh random model of this regime, loaded on the CPU or the first accelerator."""
-    folder = Path(tempfile.mkdtemp(prefix="imagemill-bench-"))
-    model = build(regime, folder)
-    return load_pipeline(model, device()), model
+    with folder() as place:
+        model = build(regime, place)
+        return load_pipeline(model, device()), model
 
 
 def device() -> str:

@@ -15,7 +15,6 @@ import socket
 import statistics
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -25,6 +24,7 @@ from typing import Any
 
 import torch
 
+from bench import serving
 from bench.models import Regime, build, requests
 from bench.report import Metrics
 from jobs.catalog import Model, load_catalog
@@ -59,8 +59,12 @@ PLACEMENTS: Mapping[str, Mapping[str, Any]] = {
 
 def run() -> Metrics:
     """Run every placement that the devices suffice for, and print the table."""
-    folder = Path(tempfile.mkdtemp(prefix="imagemill-bench-"))
-    build(REGIME, folder)
+    with serving.folder() as folder:
+        build(REGIME, folder)
+        return _table(folder)
+
+
+def _table(folder: Path) -> Metrics:
     _head()
     metrics: Metrics = {}
     base = 0.0

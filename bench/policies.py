@@ -1,14 +1,18 @@
-"""Three ways to serve one trace of arrivals with one model: what the benchmarks compare.
+"""Ways to serve one trace of arrivals with one model: what the benchmarks compare.
 
 `stepwise` is our engine. `one_at_a_time` runs each request alone in order of arrival, as a plain
 server does. `whole_calls` batches waiting requests that have equal steps, and runs each batch from
-start to end before it looks again. All run the same forward passes of the same pipeline.
+start to end before it looks again. Servers of both those kinds encode and decode within the call,
+and so do these, where ours has threads for it. What that is worth, `decoding_aside` takes out of a
+comparison: one at a time, but with a thread for decoding too. All run the same forward passes of
+the same pipeline.
 """
 
 import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from jobs.job import Lease
@@ -32,53 +36,101 @@ Policy = Callable[[Pipeline, Costs, Sequence[Arrival]], list[float]]
 
 
 def stepwise(pipeline: Pipeline, costs: Costs, arrivals: Sequence[Arrival]) -> list[float]:
-    """Our engine: step-level batching, least remaining work first; decoding on its own thread."""
-    flights, finished = Flights(), [0.0] * len(arrivals)
-    ready: queue.SimpleQueue[Flight] = queue.SimpleQueue()
-    done: queue.SimpleQueue[Flight | None] = queue.SimpleQueue()
-    engine = Engine(
-        pipeline=pipeline,
-        costs=costs,
-        usual_tokens=1,
-        flights=flights,
-        ready=ready,
-        deliver=done.put,
-        show=lambda flight, sample: None,
-        give_up=lambda flight, error: _fail(error),
-    )
-    start = time.perf_counter()
+    """Our engine: step-level batching, least remaining work first.
 
-    def feed() -> None:
-        for index, arrival in enumerate(arrivals):
-            _sleep_until(start + arrival.at)
-            flight = Flight(Lease(f"job{index}", index, "token", 1, False, arrival.request))
-            [flight.conditioning] = pipeline.encode([arrival.request])
-            flights.add(flight)
-            ready.put(flight)
-        while not flights.wait_below(1, 1.0):
+    As in a worker, prompts are encoded and samples decoded on threads of their own, and no more
+    images are held than a full worker lets in of other jobs, which all of these are: the others
+    wait outside, in order of arrival.
+    """
+    return _Stepwise(pipeline, costs, arrivals).run()
+
+
+class _Stepwise:
+    """One trace through our engine, on three threads: arrivals, forward passes, decoding."""
+
+    def __init__(self, pipeline: Pipeline, costs: Costs, arrivals: Sequence[Arrival]) -> None:
+        request = arrivals[0].request
+        self._pipeline, self._arrivals = pipeline, arrivals
+        self._latencies = [0.0] * len(arrivals)
+        self._flights = Flights()
+        self._ready: queue.SimpleQueue[Flight] = queue.SimpleQueue()
+        self._done: queue.SimpleQueue[Flight | None] = queue.SimpleQueue()
+        self._errors: list[BaseException] = []
+        self._engine = Engine(
+            pipeline=pipeline,
+            costs=costs,
+            usual_tokens=pipeline.rows(request) * pipeline.tokens(request),
+            flights=self._flights,
+            ready=self._ready,
+            deliver=self._done.put,
+            show=lambda flight, sample: None,
+            give_up=lambda flight, error: self._fail(error),
+        )
+
+    def run(self) -> list[float]:
+        """Seconds from each arrival to its pixels. Raises RuntimeError when an image fails."""
+        self._start = time.perf_counter()
+        threads = [
+            threading.Thread(target=self._guarded, args=(part,), daemon=True)
+            for part in (self._feed, self._decode)
+        ]
+        for thread in threads:
+            thread.start()
+        self._engine.run()
+        self._done.put(None)
+        for thread in threads:
+            thread.join()
+        if self._errors:
+            raise RuntimeError("a benchmark's image failed") from self._errors[0]
+        return self._latencies
+
+    def _feed(self) -> None:
+        """Take in what has come while there is room for it; then end the engine."""
+        for index, arrival in enumerate(self._arrivals):
+            _sleep_until(self._start + arrival.at)
+            self._wait_for_room()
+            if self._errors:
+                return
+            lease = Lease(f"job{index}", index, "token", 1, False, arrival.request)
+            flight = Flight(lease)
+            self._flights.add(flight)
+            [flight.conditioning] = self._pipeline.encode([arrival.request])
+            self._ready.put(flight)
+        while not self._errors and not self._flights.wait_below(1, 1.0):
             continue
-        engine.stopping.set()
+        self._engine.stopping.set()
 
-    def deliver() -> None:
-        while (flight := done.get()) is not None:
+    def _wait_for_room(self) -> None:
+        while not self._errors and not self._flights.wait_below(2 * self._engine.capacity(), 1.0):
+            continue
+
+    def _decode(self) -> None:
+        while (flight := self._done.get()) is not None:
             assert flight.sample is not None
-            pipeline.decode([flight.sample])
-            finished[flight.lease.index] = time.perf_counter() - start
-            flights.remove(flight)
+            self._pipeline.decode([flight.sample])
+            index = flight.lease.index
+            self._latencies[index] = time.perf_counter() - self._start - self._arrivals[index].at
+            self._flights.remove(flight)
 
-    threads = [threading.Thread(target=feed), threading.Thread(target=deliver)]
-    for thread in threads:
-        thread.start()
-    engine.run()
-    done.put(None)
-    for thread in threads:
-        thread.join()
-    return [at - arrival.at for at, arrival in zip(finished, arrivals, strict=True)]
+    def _guarded(self, part: Callable[[], None]) -> None:
+        try:
+            part()
+        except Exception as error:
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        self._errors.append(error)
+        self._engine.stopping.set()
 
 
 def one_at_a_time(pipeline: Pipeline, costs: Costs, arrivals: Sequence[Arrival]) -> list[float]:
     """Each request alone, in order of arrival."""
     return _calls(pipeline, arrivals, lambda waiting: waiting[:1])
+
+
+def decoding_aside(pipeline: Pipeline, costs: Costs, arrivals: Sequence[Arrival]) -> list[float]:
+    """Each request alone, in order of arrival; the next one begins while the last is decoded."""
+    return _calls(pipeline, arrivals, lambda waiting: waiting[:1], aside=True)
 
 
 def whole_calls(pipeline: Pipeline, costs: Costs, arrivals: Sequence[Arrival]) -> list[float]:
@@ -100,27 +152,43 @@ def solo_seconds(pipeline: Pipeline, request: ImageRequest) -> float:
 
 
 def _calls(
-    pipeline: Pipeline, arrivals: Sequence[Arrival], take: Callable[[list[int]], list[int]]
+    pipeline: Pipeline,
+    arrivals: Sequence[Arrival],
+    take: Callable[[list[int]], list[int]],
+    *,
+    aside: bool = False,
 ) -> list[float]:
+    """Run what `take` picks of the waiting, again and again; decode on a thread if `aside`."""
     latencies = [0.0] * len(arrivals)
     waiting: list[int] = []
+    decoded: list[Future[None]] = []
     coming = 0
     start = time.perf_counter()
-    while coming < len(arrivals) or waiting:
-        if not waiting:
-            _sleep_until(start + arrivals[coming].at)
-        now = time.perf_counter() - start
-        while coming < len(arrivals) and arrivals[coming].at <= now:
-            waiting.append(coming)
-            coming += 1
-        batch = take(waiting) if waiting else []
-        samples = [_started(pipeline, arrivals[i].request) for i in batch]
-        while samples and not samples[0].done:
-            pipeline.step(samples, max(b for b in BUCKETS if b <= len(samples)))
-        for i, sample in zip(batch, samples, strict=True):
-            pipeline.decode([sample])
-            latencies[i] = time.perf_counter() - start - arrivals[i].at
-            waiting.remove(i)
+
+    def decode(index: int, sample: Sample) -> None:
+        pipeline.decode([sample])
+        latencies[index] = time.perf_counter() - start - arrivals[index].at
+
+    with ThreadPoolExecutor(1, "decode") as decoder:
+        while coming < len(arrivals) or waiting:
+            if not waiting:
+                _sleep_until(start + arrivals[coming].at)
+            now = time.perf_counter() - start
+            while coming < len(arrivals) and arrivals[coming].at <= now:
+                waiting.append(coming)
+                coming += 1
+            batch = take(waiting) if waiting else []
+            samples = [_started(pipeline, arrivals[i].request) for i in batch]
+            while samples and not samples[0].done:
+                pipeline.step(samples, max(b for b in BUCKETS if b <= len(samples)))
+            for i, sample in zip(batch, samples, strict=True):
+                waiting.remove(i)
+                if aside:
+                    decoded.append(decoder.submit(decode, i, sample))
+                else:
+                    decode(i, sample)
+    for one in decoded:
+        one.result()
     return latencies
 
 
@@ -131,7 +199,3 @@ def _started(pipeline: Pipeline, request: ImageRequest) -> Sample:
 
 def _sleep_until(when: float) -> None:
     time.sleep(max(0.0, when - time.perf_counter()))
-
-
-def _fail(error: BaseException) -> None:
-    raise RuntimeError("a benchmark's image failed") from error

@@ -1,16 +1,16 @@
 """Images per second with more requests waiting than fit: ours beside one at a time.
 
-Also what the denoiser does meanwhile: the share of time in which it ran no forward pass, how
-many encoder calls a request took, and the useful share of what the device could compute. Each
-round runs both contenders in turn on the same requests.
+Also the useful share of what the device could compute meanwhile: the floating-point operations of
+the images that were made, over those of a large matrix product in the same time. Each round runs
+all contenders in turn on the same requests.
 """
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from bench.models import LARGE, SMALL, Regime, device, loaded, requests
 from bench.policies import Arrival, one_at_a_time, stepwise
@@ -31,21 +31,44 @@ def images_per_second(
     return len(trace) / max((stepwise if ours else one_at_a_time)(pipeline, costs, trace))
 
 
-def useful_share(pipeline: Pipeline, wanted: Sequence[ImageRequest], rate: float) -> float:
+def flops(run: Callable[[], object]) -> int:
+    """Floating-point operations of `run`: matrix products, convolutions and attention.
+
+    Attention on the CPU counts as on an accelerator, by torch's own formula, which does not know
+    the CPU's kernel.
+    """
+    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    with FlopCounterMode(display=False, custom_mapping={kernel: _attention_flops}) as counter:
+        run()
+    return int(counter.get_total_flops())
+
+
+def _attention_flops(
+    query: torch.Size, key: torch.Size, value: torch.Size, *_: object, **__: object
+) -> int:
+    return int(sdpa_flop_count(query, key, value))  # type: ignore[no-untyped-call]
+
+
+def useful_share(
+    pipeline: Pipeline, dtype: torch.dtype, wanted: Sequence[ImageRequest], rate: float
+) -> float:
     """Counted FLOPs of the images made per second over the device's measured matrix peak."""
     request = wanted[0]
-    with FlopCounterMode(display=False) as counter:
+
+    def one_image() -> None:
         [conditioning] = pipeline.encode([request])
         sample = pipeline.start(request, conditioning)
         while not sample.done:
             pipeline.step([sample], 1)
         pipeline.decode([sample])
-    return float(counter.get_total_flops()) * rate / matrix_peak()
+
+    return flops(one_image) * rate / matrix_peak(dtype)
 
 
-def matrix_peak(side: int = 1536) -> float:
+def matrix_peak(dtype: torch.dtype) -> float:
     """FLOP/s of a large matrix product on the benchmark's device, the best of several."""
-    a = torch.randn(side, side, device=device())
+    side = 8192 if torch.accelerator.is_available() else 1536
+    a = torch.randn(side, side, device=device(), dtype=dtype)
     best = float("inf")
     for _ in range(5):
         started = time.perf_counter()
@@ -80,7 +103,8 @@ def compare(regime: Regime, rounds: int, count: int) -> Metrics:
         f"saturated, {regime.name} regime (images/s; median, min..max)",
         [(name, found, ratios[name]) for name, found in rates.items()],
     )
-    share = useful_share(pipeline, fast, statistics.median(rates["ours, fast"]))
+    dtype = getattr(torch, model.dtype)
+    share = useful_share(pipeline, dtype, fast, statistics.median(rates["ours, fast"]))
     return {
         f"saturated_{regime.name}": ratios["ours, fast"],
         f"saturated_{regime.name}_reproducible": ratios["ours, reproducible"],

@@ -8,19 +8,13 @@ worker that denoises without a pause; latencies with the worker idle, at the rat
 
 import asyncio
 import json
-import os
-import socket
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import httpx
-
+from bench import serving
 from bench.report import Metrics
 from imagemill.client import Client
 
@@ -41,8 +35,6 @@ CONNECTIONS = 8
 SECONDS, WARM_UP_SECONDS = 8.0, 2.0
 WANTED_SUBMITS, WANTED_POLLS = 200.0, 500.0
 """Requests per second at which latencies are taken."""
-
-START_SECONDS = 120.0
 
 Request = Callable[[], bytes]
 
@@ -76,7 +68,7 @@ def run(seconds: float = SECONDS) -> Metrics:
             "polls": asyncio.run(_open(host, poll, WANTED_POLLS, seconds)),
         }
         work = client.submit("demo", [{"prompt": "a green star", "n": 2000}], steps=100)
-        _until(lambda: work.refresh().counts.running > 0)
+        serving.until(lambda: work.refresh().counts.running > 0)
         busy = {
             "submits": asyncio.run(_closed(host, submit, seconds)),
             "polls": asyncio.run(_closed(host, poll, seconds)),
@@ -171,56 +163,12 @@ def _poll(host: str, job_id: str) -> Request:
 @contextmanager
 def _up() -> Iterator[tuple[str, Client]]:
     """A service and one ready worker of the bundled model; `parked` jobs have no worker at all."""
-    data = Path(tempfile.mkdtemp(prefix="imagemill-bench-"))
     entry = (CATALOG.parent / "demo" / "model").absolute()
-    (data / "models.toml").write_text(MODELS.format(path=entry))
-    port = _free_port()
-    ours = {
-        "IMAGEMILL_DATA": str(data),
-        "IMAGEMILL_MODELS": str(data / "models.toml"),
-        "IMAGEMILL_MAX_UNFINISHED": "1000000",
-    }
-    processes = []
-    try:
-        for argv in (("service", "--port", str(port)), ("workers", "--model", "demo")):
-            with (data / f"{argv[0]}.log").open("wb") as log:
-                processes.append(
-                    subprocess.Popen(
-                        [sys.executable, "-m", *argv],
-                        env={**os.environ, **ours},
-                        stdout=log,
-                        stderr=subprocess.STDOUT,
-                    )
-                )
-        host = f"127.0.0.1:{port}"
-        with Client(f"http://{host}") as client:
-            _until(lambda: _is_ready(host))
-            yield host, client
-    finally:
-        for process in reversed(processes):
-            process.terminate()
-            process.wait()
-
-
-def _is_ready(host: str) -> bool:
-    try:
-        return httpx.get(f"http://{host}/readyz").status_code == 200
-    except httpx.HTTPError:
-        return False
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def _until(question: Callable[[], object]) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while not question():
-        if time.monotonic() > deadline:
-            raise TimeoutError("the server did not get there")
-        time.sleep(0.2)
+    with serving.folder() as data:
+        models = data / "models.toml"
+        models.write_text(MODELS.format(path=entry))
+        with serving.service(data, models, "demo", max_unfinished="1000000") as client:
+            yield client.server.removeprefix("http://"), client
 
 
 def _tell(title: str, loads: dict[str, Load]) -> None:

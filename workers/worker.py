@@ -339,6 +339,7 @@ class Worker:
             "steps_per_second": self._rate,
             "forwards": engine.slots.forwards if engine else 0,
             "steps": engine.steps if engine else 0,
+            "at": time.time(),
             "busy_seconds": engine.slots.busy_seconds if engine else 0.0,
             "held_pixel_steps": self._flights.pixel_steps(),
             "memory": measures.device_memory(self._device),

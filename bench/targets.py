@@ -1,0 +1,64 @@
+"""What each figure should come to: the one place where that is said.
+
+A figure without a target is for information. Knows nothing of how a figure is taken.
+"""
+
+from dataclasses import dataclass
+
+from bench.report import Metrics
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A limit that a figure has to keep: `at_least` it, or at most."""
+
+    limit: float
+    at_least: bool
+
+    def reached(self, figure: float) -> bool:
+        """Whether the figure keeps it; one that is not a number does not."""
+        return figure >= self.limit if self.at_least else figure <= self.limit
+
+    def __str__(self) -> str:
+        return f"{'at least' if self.at_least else 'at most'} {self.limit:g}"
+
+
+def _at_least(limit: float) -> Target:
+    return Target(limit, at_least=True)
+
+
+def _at_most(limit: float) -> Target:
+    return Target(limit, at_least=False)
+
+
+TARGETS: dict[str, Target] = {
+    "goodput_vs_fifo": _at_least(4),
+    "goodput_vs_whole_call": _at_least(2.5),
+    "goodput_vs_fifo_large": _at_least(1.4),
+    "saturated_small": _at_least(3),
+    "saturated_large": _at_least(0.98),
+    "service_over_bare": _at_least(0.97),
+    "denoiser_idle": _at_most(0.05),
+    "fair_other_caller": _at_most(3),
+    "fair_same_caller": _at_most(3),
+    "fair_other_caller_unequal": _at_most(3),
+    "fair_same_caller_unequal": _at_most(3),
+    "urgent": _at_most(3),
+    "makespan_vs_split": _at_least(1.3),
+    "submits_per_second": _at_least(200),
+    "polls_per_second": _at_least(500),
+    "submit_p99_ms": _at_most(50),
+    "poll_p99_ms": _at_most(50),
+    "eta_miss": _at_most(0.25),
+}
+"""By the name of the figure."""
+
+
+def verdicts(metrics: Metrics) -> list[str]:
+    """A line for each figure that has a target: the figure, what is wanted, and how it stands."""
+    return [
+        f"  {name:<28}{figure:10.4g}   wanted {target!s:<15}"
+        + ("reached" if target.reached(figure) else "missed")
+        for name, figure in metrics.items()
+        if (target := TARGETS.get(name))
+    ]

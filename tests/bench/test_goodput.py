@@ -1,0 +1,31 @@
+"""The search for the highest rate, over a policy that carries up to a known one."""
+
+import pytest
+
+from bench.goodput import PRECISION, arrivals, goodput
+from jobs.request import ImageRequest
+
+
+@pytest.mark.parametrize("guess", [1.0, 7.3, 60.0])
+def test_the_highest_rate_is_found_from_either_side(guess: float) -> None:
+    found = goodput(lambda rate: rate <= 7.3, guess, least=0.1)
+    assert 7.3 / PRECISION <= found <= 7.3
+
+
+def test_a_policy_that_carries_nothing_is_no_endless_search() -> None:
+    asked = []
+
+    def never(rate: float) -> bool:
+        asked.append(rate)
+        return False
+
+    with pytest.raises(RuntimeError, match=r"not even 0\.5"):
+        goodput(never, 8.0, least=0.5)
+    assert min(asked) > 0.5 / 2
+
+
+def test_a_longer_trace_begins_as_a_shorter_one() -> None:
+    request = ImageRequest("demo", "a ring", 0, 128, 128, 8, 1.0)
+    short, long = (arrivals(2.0, [request] * count, seed=1) for count in (5, 400))
+    assert long[:5] == short
+    assert long[-1].at == pytest.approx(400 / 2.0, rel=0.2)
