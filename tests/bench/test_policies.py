@@ -42,7 +42,7 @@ def test_our_engine_holds_no_more_than_a_worker_would(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(Flights, "add", counted)
     stepwise(FakePipeline(), NO_BATCHES, _trace(40))
-    assert max(held) == NO_BATCHES.held(64)
+    assert max(held) == 2 * NO_BATCHES.held(64)
 
 
 class _NoDecoder(FakePipeline):
