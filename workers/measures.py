@@ -21,6 +21,10 @@ SMOOTHING = 0.3
 """Weight of the newest beat in the moving averages."""
 
 
+CROWDED = 1.2
+"""A worker that holds so many times what it runs has enough to run."""
+
+
 class Measures:
     """The counts of one worker; for any thread."""
 
@@ -46,10 +50,14 @@ class Measures:
             self._sample_seconds += samples * seconds
             self._pixel_steps += pixel_steps
 
-    def describe(self, busy_seconds: float) -> dict[str, Any]:
-        """The counts, as JSON, and the pace since the last time; `busy_seconds` in all."""
+    def describe(self, busy_seconds: float, held: int = 0) -> dict[str, Any]:
+        """The counts, as JSON, and the pace since the last time.
+
+        `busy_seconds` in all; `held` is how many samples the worker holds now.
+        """
         with self._lock:
-            self._pace.take(time.monotonic(), busy_seconds, self._pixel_steps, self._sample_seconds)
+            counts = busy_seconds, self._pixel_steps, self._sample_seconds
+            self._pace.take(time.monotonic(), *counts, held)
             return {
                 "pixel_steps_per_second": self._pace.rate,
                 "samples_per_forward": self._pace.samples,
@@ -60,20 +68,27 @@ class Measures:
 
 
 class Pace:
-    """How fast, and how many samples at once, while there is something to denoise: averages.
+    """How fast, and how many samples at once, while there is enough to denoise: averages.
 
-    Both are as they were while there is nothing; None before there was. Between two looks the
-    denoiser is taken to have had work all the time if it ran for most of it: what it then stood
-    still, it waited for others, and so will what comes.
+    Both are as they were while there is less; None before there was anything. A sample alone gets
+    its steps as a sample among others does, so a job's last few, or a first one, say how fast one
+    is and not how many would go. Between two looks the denoiser is taken to have had work all the
+    time if it ran for most of it: what it then stood still, it waited for others, and so will what
+    comes.
     """
 
     def __init__(self) -> None:
-        self.rate: float | None = None
         self.samples: float | None = None
+        self._each: float | None = None
         self._seen = (0.0, 0.0, 0.0, 0.0)
 
+    @property
+    def rate(self) -> float | None:
+        """Pixel-steps per second of so many samples at once."""
+        return None if self._each is None or self.samples is None else self._each * self.samples
+
     def take(
-        self, now: float, busy_seconds: float, pixel_steps: float, sample_seconds: float
+        self, now: float, busy_seconds: float, pixel_steps: float, sample_seconds: float, held: int
     ) -> None:
         """Counts by now: seconds with a forward pass running, and what came of them."""
         counts = (now, busy_seconds, pixel_steps, sample_seconds)
@@ -81,8 +96,11 @@ class Pace:
         self._seen = counts
         if busy <= 0 or made <= 0:
             return
-        self.rate = _smoothed(self.rate, made / (passed if busy > passed / 2 else busy))
-        self.samples = _smoothed(self.samples, occupied / busy)
+        samples = occupied / busy
+        elapsed = passed if busy > passed / 2 else busy
+        self._each = _smoothed(self._each, made / elapsed / samples)
+        if self.samples is None or samples > self.samples or held > CROWDED * samples:
+            self.samples = _smoothed(self.samples, samples)
 
 
 def _smoothed(before: float | None, now: float) -> float:

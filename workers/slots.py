@@ -52,9 +52,9 @@ class Slots:
         assert self._threads is not None
         return self._threads.submit(self.run, samples, bucket)
 
-    def describe(self) -> dict[str, Any]:
-        """What the forward passes came to, and the prompts before them."""
-        counts = self.measures.describe(self.busy_seconds)
+    def describe(self, held: int = 0) -> dict[str, Any]:
+        """What the forward passes came to, and the prompts before them; `held` samples are held."""
+        counts = self.measures.describe(self.busy_seconds, held)
         return {**counts, "prompt_cache": cache_counts(self._pipeline)}
 
     def close(self) -> None:

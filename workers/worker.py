@@ -343,7 +343,7 @@ class Worker:
             "busy_seconds": engine.slots.busy_seconds if engine else 0.0,
             "held_pixel_steps": self._flights.pixel_steps(),
             "memory": measures.device_memory(self._device),
-            **(engine.slots.describe() if engine else {}),
+            **(engine.slots.describe(len(self._flights)) if engine else {}),
         }
 
     def _measure(self) -> None:

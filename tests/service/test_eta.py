@@ -28,6 +28,10 @@ DONE = replace(WAITING, state=State.SUCCEEDED, step=8)
         # the third image has no neighbour, and takes as long as the first two together
         ([800] * 3, None, Speed(800, slots=2), 4.0),
         ([400, 800, 800], None, Speed(800, slots=2), 3.0),
+        # of what is held, twice what runs, the shortest goes first: the long one is last
+        ([800, *[100] * 7], None, Speed(200, slots=2), 11.0),
+        ([100, 800, 100], None, Speed(100), 10.0),
+        ([*[100] * 7, 800], None, Speed(200, slots=2), 11.0),
         ([800], None, Speed(400, held=1600), 6.0),
         ([], None, Speed(400), 0.0),
         ([], None, Speed(), 0.0),
