@@ -72,22 +72,22 @@ export async function submit(body) {
   }
 }
 
-/** Save what a path leads to as a file. */
-export async function download(path, name) {
-  let href = path;
-  if (hasKey()) href = URL.createObjectURL(await (await ask(path)).blob());
-  const link = document.createElement("a");
-  link.href = href;
-  link.download = name;
-  link.click();
-  if (href !== path) setTimeout(() => URL.revokeObjectURL(href), 60000);
+/** What to tell people of an error that the server, the network or the browser may bring. */
+export function reasonOf(error) {
+  if (error instanceof Problem || error instanceof DOMException) return error.message;
+  if (error instanceof TypeError) return "The server does not answer.";
+  throw error;
 }
 
-/** Call `work` now and again, `seconds()` after each end; not while the page is out of sight. */
+/**
+ * Call `work` now and again, `seconds()` after each end; not while the page is out of sight.
+ * `now()` has it called at once, or at once after the call that is under way.
+ */
 export function repeat(seconds, work) {
-  let timer = 0, stopped = false, failures = 0, running = false;
+  let timer = 0, stopped = false, failures = 0, running = false, wanted = false;
   async function round() {
     clearTimeout(timer);
+    wanted = running;
     if (stopped || running || document.hidden) return;
     running = true;
     try {
@@ -99,7 +99,7 @@ export function repeat(seconds, work) {
     } finally {
       running = false;
       setOnline(failures === 0);
-      const wait = seconds() * Math.min(8, 2 ** failures);
+      const wait = wanted && !failures ? 0 : seconds() * Math.min(8, 2 ** failures);
       if (!stopped) timer = setTimeout(round, wait * 1000);
     }
   }

@@ -66,6 +66,9 @@ export class Composer {
     $("copies").value = 1;
     $("guidance").value = image.guidance_scale;
     $("negative").value = image.negative_prompt ?? "";
+    $("format").value = image.format;
+    $("reproducible").checked = image.reproducible;
+    $("more").open ||= Boolean(image.negative_prompt) || image.format !== "png" || !image.reproducible;
     this.#count();
     $("prompts").focus();
   }
@@ -117,6 +120,7 @@ export class Composer {
       negative_prompt: $("negative").disabled ? undefined : $("negative").value.trim() || undefined,
       priority: Number($("priority").value),
       format: $("format").value,
+      reproducible: $("reproducible").checked,
       metadata: { title: [...entries[0].text].slice(0, TITLE_LENGTH).join("") },
     };
   }
@@ -200,8 +204,8 @@ export function recipeOf(images, job) {
   const prompts = images.map(({ prompt, negative_prompt, seed, width, height, steps, guidance_scale }) => ({
     prompt, negative_prompt, seed, width, height, steps, guidance_scale,
   }));
-  const suffix = images.find((image) => image.media_type)?.media_type.split("/")[1];
-  const title = job.metadata.title ?? [...images[0].prompt].slice(0, TITLE_LENGTH).join("");
-  return { model: job.model, prompts, priority: job.priority, metadata: { title }, ...(suffix && { format: suffix }) };
+  const [{ format, reproducible, prompt: first }] = images; // a job says these once for all
+  const title = job.metadata.title ?? [...first].slice(0, TITLE_LENGTH).join("");
+  return { model: job.model, prompts, format, reproducible, priority: job.priority, metadata: { title } };
 }
 

@@ -66,6 +66,12 @@ export function duration(seconds) {
   return `${(seconds / 3600).toFixed(1)} h`;
 }
 
+/** A number of bytes as people say it. */
+export function bytes(count) {
+  const [unit, size] = count < 1e6 ? ["kB", 1e3] : count < 1e9 ? ["MB", 1e6] : ["GB", 1e9];
+  return `${rate(count / size)} ${unit}`;
+}
+
 /** How long ago a time in seconds since the epoch was. */
 export function ago(time) {
   const seconds = Math.max(0, Date.now() / 1000 - time);

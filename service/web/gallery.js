@@ -50,7 +50,7 @@ export class Gallery {
   }
 
   preview(jobId, index, blob) {
-    if (jobId === this.jobId) this.tiles.get(index)?.picture.preview(blob);
+    if (jobId === this.jobId && this.images[index]?.state === "running") this.tiles.get(index)?.picture.preview(blob);
   }
 
   /** Put the focus on an image, scrolled to if need be. */
@@ -147,7 +147,7 @@ export class Gallery {
 
   #fill(tile, image) {
     const { index, state, step, steps } = image;
-    if (tile.image && tile.image.state === "succeeded" && state !== "succeeded") tile.picture.clear();
+    if (state !== "succeeded" && state !== "running") tile.picture.clear(); // a preview looks like a picture
     tile.image = image;
     tile.item.dataset.state = state;
     if (state === "succeeded") tile.picture.show(this.#pathOf(image));

@@ -1,8 +1,9 @@
 // Puts the page together: form, queue, gallery, recipe; the job on show and what can be done to it.
 
 import { $, announce, confirmed, dismissToast, duration, plural, say, toast } from "./dom.js";
-import { Problem, download, jobPath, post, remove, submit } from "./api.js";
+import { jobPath, post, reasonOf, remove, submit } from "./api.js";
 import { Composer, recipeOf } from "./compose.js";
+import { downloadArchive, downloadSheet, foldSheets, offerSheets } from "./downloads.js";
 import { Gallery } from "./gallery.js";
 import { Job, isFinished } from "./job.js";
 import { supply } from "./previews.js";
@@ -19,10 +20,6 @@ const composer = new Composer(show);
 const gallery = new Gallery($("images"), $("gallery"), (index) => recipe.open(job, index));
 const recipe = new Recipe(gallery, {
   again: (image) => runAgain([image]),
-  bodyOf(image) {
-    const { model, prompts, format } = recipeOf([image], job.view);
-    return { model, prompts, ...(format && { format }) };
-  },
   reuse(image) {
     turnTo("create");
     composer.fill(image, job.view.model);
@@ -45,6 +42,7 @@ function open(id, view = null) {
   job?.stop();
   filter = "all";
   spoken = { at: 0, text: "" };
+  foldSheets();
   job = new Job(id, view);
   job.addEventListener("change", paint);
   job.addEventListener("gone", () => {
@@ -83,8 +81,8 @@ function paint() {
   say($("job-facts"), factsOf(view));
   $("job-bar").style.transform = `scaleX(${view.progress})`;
   $("job-progress").setAttribute("aria-valuenow", Math.round(view.progress * 100));
-  $("save-all").hidden = $("sheet").hidden = counts.succeeded === 0;
-  $("sheet").href = `${jobPath(job.id)}/sheet.png`;
+  $("save-all").hidden = counts.succeeded === 0;
+  offerSheets(job.id, counts.succeeded);
   $("cancel").hidden = isOver;
   $("retry").hidden = !isOver || counts.failed + counts.cancelled === 0;
   $("again").hidden = $("delete").hidden = !isOver;
@@ -142,12 +140,11 @@ function speak(text, isOver, state) {
 
 /** Do something to the job at a button's click, and say what went wrong. */
 function onClick(id, work) {
-  $(id).addEventListener("click", async () => {
+  $(id).addEventListener("click", async (event) => {
     try {
-      await work();
+      await work(event);
     } catch (error) {
-      if (!(error instanceof Problem || error instanceof TypeError)) throw error;
-      toast(error instanceof Problem ? error.message : "The server does not answer.", true);
+      toast(reasonOf(error), true);
     }
   });
 }
@@ -160,10 +157,16 @@ async function runAgain(images) {
     show(next);
     toast(images.length > 1 ? "Running again with the same seeds." : "Running again with the same seed.");
   } catch (error) {
-    if (!(error instanceof Problem || error instanceof TypeError)) throw error;
-    toast(error.message, true);
+    toast(reasonOf(error), true);
   }
 }
+
+/** What gets the focus in the gallery must not lie beneath the head that stays in view. */
+function clearHead() {
+  const isSticky = getComputedStyle($("job-head")).position === "sticky";
+  $("images").style.scrollPaddingTop = `${isSticky ? $("job-head").offsetHeight : 0}px`;
+}
+new ResizeObserver(clearHead).observe($("job-head"));
 
 onClick("cancel", async () => {
   const of = job;
@@ -175,7 +178,8 @@ onClick("retry", async () => {
   of.accept(await post(`${jobPath(of.id)}/retry`));
 });
 onClick("again", () => runAgain(job.images));
-onClick("save-all", () => download(`${jobPath(job.id)}/images.zip`, `${job.id}.zip`));
+onClick("save-all", () => downloadArchive(`${jobPath(job.id)}/images.zip`, `${job.id}.zip`));
+onClick("sheets", () => foldSheets($("sheets").ariaExpanded === "true"));
 onClick("delete", async () => {
   const of = job;
   if (!(await confirmed("Delete this job and its images? This cannot be undone.", "Delete"))) return;
@@ -185,10 +189,14 @@ onClick("delete", async () => {
 });
 onClick("toast-close", dismissToast);
 
-$("sheet").addEventListener("click", async (event) => {
-  event.preventDefault();
-  await download(`${jobPath(job.id)}/sheet.png`, `${job.id}.png`).catch((error) => toast(error.message, true));
-});
+for (const id of ["sheet", "sheet-list"]) {
+  onClick(id, async (event) => {
+    const link = event.target.closest("a");
+    if (!link) return;
+    event.preventDefault();
+    await downloadSheet(link, job.id);
+  });
+}
 
 $("filters").addEventListener("click", (event) => {
   const button = event.target.closest("button");
@@ -207,6 +215,7 @@ $("tabs").addEventListener("click", (event) => {
   const tab = event.target.closest("button");
   if (tab) turnTo(tab.dataset.part);
 });
+document.querySelector(".skip").addEventListener("click", () => turnTo("create"));
 $("health").addEventListener("click", () => turnTo("queue"));
 $("jobs").addEventListener("click", (event) => event.target.closest("a") && turnTo("images"));
 

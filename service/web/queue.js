@@ -4,7 +4,7 @@ import { $, ago, make, plural, rate, say } from "./dom.js";
 import { get, repeat } from "./api.js";
 import { isFinished } from "./job.js";
 
-const PAGE = 30;
+const FIRST_JOBS = 30, PAGE = 200;
 
 export class Queue {
   /** `first(jobs)` is called once with the first page, so that something can be shown. */
@@ -12,11 +12,13 @@ export class Queue {
     this.first = first;
     this.rows = new Map();
     this.current = null;
-    this.limit = PAGE;
+    this.wanted = FIRST_JOBS;
+    this.missed = null; // the last job asked after that was not in the list
     this.busy = true;
-    this.polls = repeat(() => (this.busy ? 2 : 5), () => this.#look());
+    // the longer the list, the rarer the look
+    this.polls = repeat(() => (this.busy ? 2 : 5) * Math.ceil(this.wanted / PAGE), () => this.#look());
     $("more-jobs").addEventListener("click", () => {
-      this.limit = Math.min(200, this.limit + PAGE);
+      this.wanted *= 2;
       this.polls.now();
     });
   }
@@ -30,12 +32,12 @@ export class Queue {
   update(job) {
     const row = this.rows.get(job.id);
     if (row) fill(row, job);
-    else this.polls.now();
+    else if (this.missed !== job.id) this.polls.now();
+    this.missed = row ? null : job.id;
   }
 
   async #look() {
-    const page = await get(`v1/jobs?limit=${this.limit}`);
-    const jobs = page.data;
+    const { jobs, isAll } = await newest(this.wanted);
     this.busy = jobs.some((job) => !isFinished(job.state));
     const ids = new Set(jobs.map((job) => job.id));
     for (const [id, row] of this.rows) {
@@ -48,7 +50,7 @@ export class Queue {
       if ($("jobs").children[place] !== row.item) $("jobs").insertBefore(row.item, $("jobs").children[place] ?? null);
       fill(row, job);
     });
-    $("more-jobs").hidden = page.next === null || this.limit >= 200;
+    $("more-jobs").hidden = isAll;
     $("no-jobs").hidden = jobs.length > 0;
     this.first?.(jobs);
     this.first = null;
@@ -66,15 +68,28 @@ export class Queue {
   }
 }
 
+/** The newest jobs, `wanted` of them or all, in as many pages as it takes. */
+async function newest(wanted) {
+  const jobs = [];
+  let next = "";
+  do {
+    const limit = Math.min(PAGE, wanted - jobs.length);
+    const page = await get(`v1/jobs?limit=${limit}${next && `&cursor=${encodeURIComponent(next)}`}`);
+    jobs.push(...page.data);
+    next = page.next;
+  } while (next !== null && jobs.length < wanted);
+  return { jobs, isAll: next === null };
+}
+
 function fill(row, job) {
   const { counts, state } = job;
   row.link.dataset.state = state;
   row.named ||= Boolean(job.images?.length); // the list tells no prompts: what is known stays
   if (job.images?.length || !row.named) say(row.title, titleOf(job));
-  const done = `${counts.succeeded} of ${plural(counts.total, "image")}`;
   const bad = ["failed", "cancelled"].map((name) => (counts[name] ? `, ${counts[name]} ${name}` : "")).join("");
+  const done = `${counts.succeeded} of ${bad ? counts.total + bad : plural(counts.total, "image")}`;
   const word = isFinished(state) ? ago(job.created) : state;
-  say(row.facts, `${state === "succeeded" ? plural(counts.total, "image") : done + bad} · ${word}`);
+  say(row.facts, `${state === "succeeded" ? plural(counts.total, "image") : done} · ${word}`);
   row.bar.style.transform = `scaleX(${job.progress})`;
 }
 
@@ -93,9 +108,9 @@ export function watchWorkers(onModels) {
     const speed = ready.reduce((sum, worker) => sum + (worker.steps_per_second ?? 0), 0);
     const queued = models.data.reduce((sum, model) => sum + model.queued, 0);
     const parts = [ready.length ? plural(ready.length, "worker") : "No worker ready"];
-    if (speed) parts.push(`${rate(speed)} steps/s`);
     if (queued) parts.push(`${queued.toLocaleString("en")} queued`);
     say($("health-text"), parts.join(" · "));
+    say($("health-speed"), speed ? `\u00a0· ${rate(speed)} steps/s` : "");
     $("health").dataset.state = ready.length ? "ready" : "failed";
     $("no-workers").hidden = workers.data.length > 0;
     $("workers").replaceChildren(...workers.data.map(workerItem));

@@ -4,14 +4,18 @@ The fixtures end with this folder's last test: Playwright keeps an event loop on
 asyncio's own tests would trip over. Without a Chromium the tests fail.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import httpx
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Page, Request, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, Request, expect, sync_playwright
 
+from service.keys import KeyRing
 from tests.page.mill import ROOT, running_mill
+from tests.waiting import wait_until
 
 CHROMIUM = "/usr/bin/chromium"
 ARGUMENTS = [
@@ -36,8 +40,11 @@ class Visitor:
     name: str
     complaints: list[str] = field(default_factory=list)
     strangers: list[str] = field(default_factory=list)
-    refusals_expected: int = 0
+    refusals: list[tuple[str, str]] = field(default_factory=list)
+    """What the browser may complain of, once each: the end of an address, and the status."""
     wants_key: bool = False
+    sees_failures: bool = False
+    """An image that fails between two looks may be asked for its preview, which is a 404."""
 
     def watch(self) -> None:
         """Note console errors, uncaught exceptions, and requests that leave the server."""
@@ -55,15 +62,30 @@ class Visitor:
         if self.name == "phone":
             self.page.locator(f"#tabs [data-part={part}]").click()
 
+    def open_job(self, job: str) -> None:
+        """Go to a job by its address."""
+        self.page.goto(f"{self.url}/#job/{job}")
+        self.turn_to("images")
+        expect(self.page.locator("#job-head")).to_be_visible()
+
+    def job_id(self) -> str:
+        """The job on show."""
+        match = re.search(r"#job/([\w-]+)$", self.page.url)
+        assert match
+        return match[1]
+
     def _on_console(self, message: ConsoleMessage) -> None:
         if message.type not in ("error", "warning"):
             return
         address = message.location["url"]
         if "401" in message.text and self.wants_key:
             return
-        if address.endswith("/v1/jobs") and "422" in message.text and self.refusals_expected:
-            self.refusals_expected -= 1
+        if "404" in message.text and address.endswith("/preview") and self.sees_failures:
             return
+        for end, status in self.refusals:
+            if address.endswith(end) and status in message.text:
+                self.refusals.remove((end, status))
+                return
         self.complaints.append(f"{message.text} ({address})")
 
     def _on_request(self, request: Request) -> None:
@@ -110,3 +132,17 @@ def visitor(request: pytest.FixtureRequest, mill: str, browser: Browser) -> Iter
     context.close()
     assert visitor.complaints == []
     assert visitor.strangers == []
+
+
+@pytest.fixture
+def key(visitor: Visitor, mill_folder: Path) -> Iterator[str]:
+    """An API key of the service, which wants one until the end of the test."""
+    ring = KeyRing(mill_folder / "data" / "keys.json")
+    key, made = ring.add("local")
+    visitor.wants_key = True
+    try:
+        wait_until(lambda: httpx.get(f"{visitor.url}/v1/jobs").status_code == 401, 5)
+        yield key
+    finally:
+        ring.revoke(made.id)
+        wait_until(lambda: httpx.get(f"{visitor.url}/v1/jobs").status_code == 200, 5)

@@ -15,7 +15,7 @@ import httpx
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
-START_SECONDS = 60.0
+START_SECONDS = 120.0
 MODELS = """
 [models.fake]
 path = "./model"
@@ -52,9 +52,10 @@ def running_mill(folder: Path) -> Iterator[str]:
                 process.wait()
 
 
-def submit(url: str, **body: Any) -> str:
+def submit(url: str, key: str = "", /, **body: Any) -> str:
     """Queue a job of the fake model past the page; returns its id."""
-    answer = httpx.post(f"{url}/v1/jobs", json={"model": "fake", **body})
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    answer = httpx.post(f"{url}/v1/jobs", json={"model": "fake", **body}, headers=headers)
     assert answer.status_code == 202, answer.text
     return str(answer.json()["id"])
 

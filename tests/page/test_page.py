@@ -1,21 +1,22 @@
 """What people do at the page, from paste to download, at 1280 px and at 390 px."""
 
-import json
 import re
+import statistics
 import zipfile
-from pathlib import Path
 
 import httpx
 import pytest
 from playwright.sync_api import expect
 
-from service.keys import KeyRing
 from tests.page.conftest import Visitor
 from tests.page.mill import submit
-from tests.waiting import wait_until
 
 MOST_ELEMENTS = 900
 """On the whole page, however many images a job has."""
+
+USUAL_FRAME_MS, LONGEST_FRAME_MS = 50, 250
+"""While a thousand images are scrolled through. On two busy cores they are 17 and 20 to 60, on a
+processor made four times slower 26 to 38 and up to 141."""
 
 
 def generate(visitor: Visitor, prompts: str, **fields: int) -> None:
@@ -27,18 +28,6 @@ def generate(visitor: Visitor, prompts: str, **fields: int) -> None:
         page.locator(f"#{name}").fill(str(value))
     page.locator("#prompts").fill(prompts)
     page.locator("#prompts").press("Control+Enter")
-
-
-def job_id(visitor: Visitor) -> str:
-    match = re.search(r"#job/([\w-]+)$", visitor.page.url)
-    assert match
-    return match[1]
-
-
-def open_job(visitor: Visitor, job: str) -> None:
-    visitor.page.goto(f"{visitor.url}/#job/{job}")
-    visitor.turn_to("images")
-    expect(visitor.page.locator("#job-head")).to_be_visible()
 
 
 def test_from_paste_to_download(visitor: Visitor) -> None:
@@ -60,57 +49,18 @@ def test_from_paste_to_download(visitor: Visitor) -> None:
     page.locator("#gallery button").first.click()
     with page.expect_download() as one:
         page.locator("#recipe").get_by_role("button", name="Download").click()
-    made = httpx.get(f"{visitor.url}/v1/jobs/{job_id(visitor)}/images/0").content
+    made = httpx.get(f"{visitor.url}/v1/jobs/{visitor.job_id()}/images/0").content
     assert one.value.path().read_bytes() == made
-
-
-def test_keyboard_and_recipe(visitor: Visitor) -> None:
-    page = visitor.page
-    job = submit(visitor.url, prompts=["one", "two", "three"], seed=5, steps=1)
-    open_job(visitor, job)
-    expect(page.locator("#job-state")).to_have_text("succeeded")
-    page.locator("#gallery button").first.focus()
-    page.keyboard.press("ArrowRight")
-    expect(page.locator("#gallery button").nth(1)).to_be_focused()
-    page.keyboard.press("Enter")
-    expect(page.locator("#recipe-prompt")).to_have_text("two")
-    page.keyboard.press("ArrowRight")
-    expect(page.locator("#recipe-prompt")).to_have_text("three")
-    expect(page.locator("#recipe-facts")).to_contain_text("SHA-256")
-    expect(page.locator("#recipe-image[data-loaded]")).to_be_visible()
-    visitor.shoot("recipe")
-    page.get_by_role("button", name="Copy recipe").click()
-    expect(page.locator("#recipe-copy")).to_have_text("Copied")
-    copied = json.loads(page.evaluate("navigator.clipboard.readText()"))
-    again = submit(visitor.url, **copied)
-    [image] = httpx.get(f"{visitor.url}/v1/jobs/{again}").json()["images"]
-    assert (image["prompt"], image["seed"], image["steps"]) == ("three", 5, 1)
-    page.keyboard.press("Escape")
-    expect(page.locator("#recipe")).to_be_hidden()
-    expect(page.locator("#gallery button").nth(2)).to_be_focused()
-
-
-def test_run_again_with_the_same_seed(visitor: Visitor) -> None:
-    page = visitor.page
-    first = submit(visitor.url, prompts=["a green star"], steps=2)
-    open_job(visitor, first)
-    expect(page.locator("#job-state")).to_have_text("succeeded")
-    page.locator("#gallery button").first.click()
-    page.get_by_role("button", name="Run again, same seed").click()
-    expect(page).not_to_have_url(re.compile(first))
-    expect(page.locator("#job-state")).to_have_text("succeeded")
-    jobs = [httpx.get(f"{visitor.url}/v1/jobs/{job}").json() for job in (first, job_id(visitor))]
-    old, new = (job["images"][0] for job in jobs)
-    assert jobs[0]["id"] != jobs[1]["id"]
-    assert (old["seed"], old["prompt"], old["steps"]) == (new["seed"], new["prompt"], new["steps"])
 
 
 def test_cancel_then_retry(visitor: Visitor) -> None:
     page = visitor.page
-    generate(visitor, "\n".join(f"a slow one {n}" for n in range(6)), steps=50)
+    generate(visitor, "\n".join(f"a slow one {n}" for n in range(6)), steps=100)
+    expect(page.locator("#gallery li[data-state=running] img[data-loaded]").first).to_be_visible()
     page.get_by_role("button", name="Cancel").click()
     expect(page.locator("#job-state")).to_have_text("cancelled")
-    expect(page.locator("#gallery li[data-state=cancelled]").first).to_be_visible()
+    expect(page.locator("#gallery li[data-state=cancelled]")).to_have_count(6)
+    expect(page.locator("#gallery img[data-loaded]")).to_have_count(0)
     visitor.shoot("cancelled")
     page.get_by_role("button", name="Retry unfinished").click()
     expect(page.locator("#job-state")).to_have_text("succeeded", timeout=20_000)
@@ -119,8 +69,9 @@ def test_cancel_then_retry(visitor: Visitor) -> None:
 
 def test_a_failed_image_says_why_and_can_be_filtered_for(visitor: Visitor) -> None:
     page = visitor.page
+    visitor.sees_failures = True
     job = submit(visitor.url, prompts=["fine", "[refuse] this one"], steps=1)
-    open_job(visitor, job)
+    visitor.open_job(job)
     expect(page.locator("#job-state")).to_have_text("failed")
     failed = page.locator("#gallery li[data-state=failed]")
     expect(failed.locator(".tile-facts")).to_contain_text("told to refuse")
@@ -137,7 +88,7 @@ def test_a_failed_image_says_why_and_can_be_filtered_for(visitor: Visitor) -> No
 def test_delete_asks_first(visitor: Visitor) -> None:
     page = visitor.page
     job = submit(visitor.url, prompts=["soon gone"], steps=1)
-    open_job(visitor, job)
+    visitor.open_job(job)
     page.get_by_role("button", name="Delete").click()
     expect(page.get_by_role("button", name="Keep")).to_be_focused()
     visitor.shoot("delete")
@@ -151,43 +102,34 @@ def test_delete_asks_first(visitor: Visitor) -> None:
     assert httpx.get(f"{visitor.url}/v1/jobs/{job}").status_code == 404
 
 
-def test_a_key_is_asked_for_and_can_be_forgotten(visitor: Visitor, mill_folder: Path) -> None:
+def test_a_key_is_asked_for_and_can_be_forgotten(visitor: Visitor, key: str) -> None:
     """With a key every image comes by fetch, since an <img> can send none."""
     page = visitor.page
-    job = submit(visitor.url, prompts=["a secret"], steps=1, width=512, height=512)
-    ring = KeyRing(mill_folder / "data" / "keys.json")
-    key, made = ring.add("local")
-    visitor.wants_key = True
-    try:
-        wait_until(lambda: httpx.get(f"{visitor.url}/v1/jobs").status_code == 401, 5)
-        page.goto(f"{visitor.url}/#job/{job}")
-        page.reload()
-        page.locator("#key").fill("im_wrong")
-        page.keyboard.press("Enter")
-        expect(page.locator("#key-wrong")).to_be_visible()
-        page.keyboard.press("Escape")
-        expect(page.locator("#key-dialog")).to_be_visible()
-        visitor.shoot("key")
-        page.locator("#key").fill(key)
-        page.keyboard.press("Enter")
-        expect(page.locator("#key-dialog")).to_be_hidden()
-        visitor.turn_to("images")
-        expect(page.locator("#gallery img[data-loaded]")).to_have_attribute(
-            "src", re.compile("^blob:")
-        )
-        visitor.turn_to("queue")
-        page.get_by_role("button", name="Forget the API key").click()
-        expect(page.locator("#key-dialog")).to_be_visible()
-    finally:
-        ring.revoke(made.id)
-        wait_until(lambda: httpx.get(f"{visitor.url}/v1/jobs").status_code == 200, 5)
+    job = submit(visitor.url, key, prompts=["a secret"], steps=1, width=512, height=512)
+    page.goto(f"{visitor.url}/#job/{job}")
+    page.reload()
+    page.locator("#key").fill("im_wrong")
+    page.keyboard.press("Enter")
+    expect(page.locator("#key-wrong")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.locator("#key-dialog")).to_be_visible()
+    visitor.shoot("key")
+    page.locator("#key").fill(key)
+    page.keyboard.press("Enter")
+    expect(page.locator("#key-dialog")).to_be_hidden()
+    visitor.turn_to("images")
+    expect(page.locator("#gallery img[data-loaded]")).to_have_attribute("src", re.compile("^blob:"))
+    visitor.turn_to("queue")
+    page.get_by_role("button", name="Forget the API key").click()
+    expect(page.locator("#key-dialog")).to_be_visible()
 
 
 @pytest.mark.parametrize("visitor", ["desk"], indirect=True)
 def test_nothing_is_cut_off_between_a_phone_and_a_desk(visitor: Visitor) -> None:
     page = visitor.page
+    visitor.sees_failures = True
     job = submit(visitor.url, prompts=["one", "[refuse] two", "three"], steps=1)
-    open_job(visitor, job)
+    visitor.open_job(job)
     expect(page.locator("#job-state")).to_have_text("failed")
     for width in (320, 390, 720, 721, 900, 1080, 1081):
         page.set_viewport_size({"width": width, "height": 720})
@@ -218,7 +160,7 @@ def test_everything_that_can_be_pressed_has_a_name(visitor: Visitor) -> None:
 def test_tiles_fetch_no_more_than_they_show(visitor: Visitor) -> None:
     page = visitor.page
     large = submit(visitor.url, prompts=["large"], steps=1, width=512, height=512)
-    open_job(visitor, large)
+    visitor.open_job(large)
     tile = page.locator("#gallery img[data-loaded]")
     expect(tile).to_have_attribute("src", re.compile("/images/0/thumbnail\\?side=256$"))
     page.locator("#gallery button").click()
@@ -231,7 +173,7 @@ def test_bad_input_is_shown_at_its_field(visitor: Visitor) -> None:
     page = visitor.page
     generate(visitor, "")
     expect(page.locator("#prompts-error")).to_have_text("Write at least one prompt.")
-    visitor.refusals_expected = 2
+    visitor.refusals = [("/v1/jobs", "422")] * 2
     generate(visitor, "a fine prompt", steps=5000)
     expect(page.locator("#steps-error")).to_contain_text("200")
     expect(page.locator("#steps")).to_have_attribute("aria-invalid", "true")
@@ -247,26 +189,28 @@ def test_a_thousand_images_stay_light(visitor: Visitor) -> None:
     job = submit(
         visitor.url, prompts=[{"prompt": "many", "n": 1000}], steps=200, width=64, height=64
     )
-    open_job(visitor, job)
+    visitor.open_job(job)
     expect(page.locator("#gallery li").first).to_have_attribute("aria-setsize", "1000")
     page.locator("#gallery button").first.focus()
     page.keyboard.press("End")
     expect(page.locator("#gallery li[data-index='999'] button")).to_be_focused()
-    longest = page.evaluate(
+    frames = page.evaluate(
         """async () => {
           const pane = document.getElementById("images");
-          let longest = 0, before = performance.now();
+          const frames = [];
+          let before = performance.now();
           for (let round = 0; round < 40; round++) {
             pane.scrollTop = (pane.scrollHeight * round) / 40;
             await new Promise(requestAnimationFrame);
             const now = performance.now();
-            longest = Math.max(longest, now - before);
+            frames.push(now - before);
             before = now;
           }
-          return longest;
+          return frames;
         }"""
     )
-    assert longest < 500, f"a frame took {longest:.0f} ms"
+    assert statistics.median(frames) < USUAL_FRAME_MS, f"in ms: {frames}"
+    assert max(frames) < LONGEST_FRAME_MS, f"in ms: {frames}"
     assert page.locator("*").count() < MOST_ELEMENTS
     visitor.shoot("thousand")
     page.locator("#cancel").click()

@@ -1,0 +1,113 @@
+"""The dialog of one image: its whole recipe, and what can be done with it."""
+
+import json
+import re
+
+import httpx
+import pytest
+from playwright.sync_api import Route, expect
+
+from tests.page.conftest import Visitor
+from tests.page.mill import submit
+
+
+def test_keyboard_and_recipe(visitor: Visitor) -> None:
+    page = visitor.page
+    job = submit(visitor.url, prompts=["one", "two", "three"], seed=5, steps=1)
+    visitor.open_job(job)
+    expect(page.locator("#job-state")).to_have_text("succeeded")
+    page.locator("#gallery button").first.focus()
+    page.keyboard.press("ArrowRight")
+    expect(page.locator("#gallery button").nth(1)).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(page.locator("#recipe-prompt")).to_have_text("two")
+    page.get_by_role("button", name="Next").press("Enter")
+    expect(page.locator("#recipe-prompt")).to_have_text("three")
+    page.keyboard.press("ArrowLeft")
+    expect(page.locator("#recipe-prompt")).to_have_text("two")
+    page.keyboard.press("ArrowRight")
+    expect(page.locator("#recipe-prompt")).to_have_text("three")
+    expect(page.locator("#recipe-image[data-loaded]")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.locator("#recipe")).to_be_hidden()
+    expect(page.locator("#gallery button").nth(2)).to_be_focused()
+
+
+def test_the_whole_recipe_is_shown_and_copied(visitor: Visitor) -> None:
+    page = visitor.page
+    job = submit(visitor.url, prompts=["all of it"], negative_prompt="none of it", seed=5, steps=1)
+    visitor.open_job(job)
+    expect(page.locator("#job-state")).to_have_text("succeeded")
+    page.locator("#gallery button").first.click()
+    recipe = httpx.get(f"{visitor.url}/v1/jobs/{job}/images/0/recipe").json()
+    shown = page.locator("#recipe-facts")
+    expect(shown).to_contain_text(f"torch {recipe['versions']['torch']}")
+    for name in set(recipe) - {"prompt", "versions"}:
+        if recipe[name] not in (None, True, False):
+            expect(shown).to_contain_text(str(recipe[name]))
+    expect(shown).to_contain_text("SHA-256")
+    expect(page.locator("#recipe-image[data-loaded]")).to_be_visible()
+    expect(page.locator("#recipe-note")).to_be_empty()
+    visitor.shoot("recipe")
+    page.get_by_role("button", name="Copy recipe").click()
+    expect(page.locator("#recipe-copy")).to_have_text("Copied")
+    assert json.loads(page.evaluate("navigator.clipboard.readText()")) == recipe
+
+
+def test_a_recipe_that_cannot_be_had_says_so_and_is_copied_in_part(visitor: Visitor) -> None:
+    page = visitor.page
+
+    def refuse(route: Route) -> None:
+        route.fulfill(status=503, json={"detail": "the store does not answer"})
+
+    page.route("**/recipe", refuse)
+    visitor.refusals = [("/recipe", "503")]
+    visitor.open_job(submit(visitor.url, prompts=["half"], seed=5, steps=1))
+    expect(page.locator("#job-state")).to_have_text("succeeded")
+    page.locator("#gallery button").first.click()
+    expect(page.locator("#recipe-note")).to_contain_text("the store does not answer")
+    expect(page.locator("#recipe-facts")).to_contain_text("Guidance scale")
+    page.get_by_role("button", name="Copy recipe").click()
+    expect(page.locator("#recipe-copy")).to_have_text("Copied in part")
+    copied = json.loads(page.evaluate("navigator.clipboard.readText()"))
+    assert (copied["model"], copied["prompt"], copied["seed"]) == ("fake", "half", 5)
+
+
+def test_a_running_image_says_when_its_recipe_comes(visitor: Visitor) -> None:
+    page = visitor.page
+    visitor.open_job(submit(visitor.url, prompts=["not yet"], steps=60))
+    page.locator("#gallery li[data-state=running] button").click()
+    expect(page.locator("#recipe-note")).to_contain_text("comes with the picture")
+    expect(page.locator("#recipe-facts")).not_to_contain_text("Scheduler")
+    expect(page.locator("#recipe-facts")).to_contain_text("Scheduler")
+    expect(page.locator("#recipe-note")).to_be_empty()
+
+
+@pytest.mark.parametrize("way", ["the job", "the image", "the form"])
+def test_again_is_the_same_again(visitor: Visitor, way: str) -> None:
+    """Seed, format and class of reproducibility, even of an image that was not made."""
+    page = visitor.page
+    visitor.sees_failures = True
+    first = submit(
+        visitor.url, prompts=["[refuse] a star"], steps=2, format="webp", reproducible=False
+    )
+    visitor.open_job(first)
+    expect(page.locator("#job-state")).to_have_text("failed")
+    if way == "the job":
+        page.get_by_role("button", name="Run again").click()
+    else:
+        page.locator("#gallery button").first.click()
+    if way == "the image":
+        page.get_by_role("button", name="Run again, same seed").click()
+    if way == "the form":
+        page.get_by_role("button", name="Edit in form").click()
+        expect(page.locator("#reproducible")).to_be_visible()
+        expect(page.locator("#reproducible")).not_to_be_checked()
+        page.locator("#prompts").press("Control+Enter")
+    expect(page).not_to_have_url(re.compile(first))
+    jobs = [httpx.get(f"{visitor.url}/v1/jobs/{job}").json() for job in (first, visitor.job_id())]
+    old, new = (job["images"][0] for job in jobs)
+    assert jobs[0]["id"] != jobs[1]["id"]
+    assert (new["format"], new["reproducible"]) == ("webp", False)
+    for name in ("seed", "prompt", "steps", "width", "height", "guidance_scale"):
+        assert old[name] == new[name]
