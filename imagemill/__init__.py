@@ -7,8 +7,10 @@ importing the package costs nothing. Knows neither torch nor Redis.
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from imagemill.client import AsyncClient, AsyncJob, Client, Image, Job
+    from imagemill.answers import Image, Model, Progress, Worker
+    from imagemill.client import AsyncClient, Client
     from imagemill.errors import ApiError, CorruptDownload, NoServer, ServerUnreachable
+    from imagemill.handles import AsyncJob, Job
 
 __all__ = [
     "ApiError",
@@ -18,8 +20,11 @@ __all__ = [
     "CorruptDownload",
     "Image",
     "Job",
+    "Model",
     "NoServer",
+    "Progress",
     "ServerUnreachable",
+    "Worker",
 ]
 
 _ERRORS = ("ApiError", "CorruptDownload", "NoServer", "ServerUnreachable")

@@ -3,10 +3,9 @@
 Each command reads its flags here and leaves the work to a module that is imported only then, so
 that `--help` and a typing mistake cost nothing. A user's mistake or a server that is down is one
 sentence and an exit code, never a traceback.
-
-Exit codes: 0 done, 1 something failed, 2 bad input, 3 already running, 130 stopped by Ctrl-C.
 """
 
+import errno
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from typer.core import TyperGroup
 
-from imagemill import access, flags, look, parts, pictures
+from imagemill import access, flags, look, parts, pictures, steer
 from imagemill.options import (
     DATA,
     HOST,
@@ -35,6 +34,10 @@ from jobs.errors import ConfigurationError, ImagemillError
 BAD_INPUT, ALREADY_RUNNING = 2, 3
 UNAUTHORIZED = 401
 
+EXIT_CODES = (
+    "Exit codes: 0 done, 1 something failed, 2 bad input, 3 already running, 130 stopped by Ctrl-C."
+)
+
 
 class Commands(TyperGroup):
     """Turns our errors into a sentence on stderr and an exit code."""
@@ -45,6 +48,12 @@ class Commands(TyperGroup):
             return super().invoke(ctx)
         except ImagemillError as error:
             raise typer.Exit(_complain(error)) from None
+        except OSError as error:
+            if error.errno == errno.EPIPE:  # who read our output has gone, which is no fault
+                raise
+            reason = error.strerror or str(error)
+            said = f"{error.filename}: {reason}" if error.filename else reason
+            raise typer.Exit(_complain(ImagemillError(said))) from None
 
 
 def _complain(error: ImagemillError) -> int:
@@ -65,6 +74,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
+    epilog=EXIT_CODES,
 )
 
 
@@ -111,6 +121,7 @@ def up(
 
 @app.command()
 def generate(
+    ctx: typer.Context,
     prompts: flags.Prompts = None,
     file: flags.File = None,
     out: flags.Out = Path("out"),
@@ -124,12 +135,16 @@ def generate(
     n: flags.Copies = None,
     priority: flags.Priority = None,
     format: flags.Format = None,
+    fast: flags.Fast = False,
     server: Server = None,
     data: Data = DATA,
     models: Models = None,
     idempotency_key: flags.IdempotencyKey = None,
     resume: flags.Resume = None,
+    detach: flags.Detach = False,
     title: flags.Title = None,
+    metadata: flags.Metadata = None,
+    webhook: flags.Webhook = None,
     watch: flags.Watch = False,
     pictures: flags.Picture = None,
     as_json: AsJson = False,
@@ -137,24 +152,11 @@ def generate(
     """Make images of prompts; start what is needed for it, unless a server is named."""
     from imagemill.generate import GenerateOptions, Generation
 
-    settings = {
-        "width": width,
-        "height": height,
-        "steps": steps,
-        "guidance_scale": guidance_scale,
-        "negative_prompt": negative_prompt,
-        "seed": seed,
-        "n": n,
-        "priority": priority,
-        "format": format,
-    }
-    flags.check_resume(
-        resume, {**settings, "model": model, "title": title, "idempotency_key": idempotency_key}
-    )
+    flags.check(ctx.params)
     wanted = flags.all_prompts(prompts or [], file, resume)
     options = GenerateOptions(
         prompts=wanted,
-        fields=flags.job_fields(settings, title, file, wanted),
+        fields=flags.job_fields(ctx.params, wanted),
         out=out,
         data=data,
         models=models,
@@ -165,7 +167,8 @@ def generate(
         as_json=as_json,
         pictures=pictures or (Pictures.AUTO if watch else None),
     )
-    raise typer.Exit(Generation(options, Console(), Console(stderr=True)).run())
+    generation = Generation(options, Console(), Console(stderr=True))
+    raise typer.Exit(generation.leave() if detach else generation.run())
 
 
 @app.command()
@@ -186,6 +189,7 @@ def plan(
 
 
 look.register(app)
+steer.register(app)
 parts.register(app)
 pictures.register(app)
 access.register(app)

@@ -16,8 +16,8 @@ from typing import Any, Protocol, Self
 
 from imagemill import wire
 from imagemill.client import Client
+from imagemill.handles import bring
 from imagemill.interrupts import Interrupts
-from imagemill.names import place_for, write_file
 from imagemill.reach import NO_WORKER, why_not_ready
 from imagemill.stream import Stream
 from jobs.errors import ImagemillError
@@ -29,9 +29,13 @@ POLL_WAIT = 1.0
 RATE_WINDOW = 15.0
 """Seconds of past progress that the rate is measured over."""
 
-DOWNLOADS_AT_ONCE = 4
 LARGE = 200
 """A job of more images is told by its event stream, once an image and not once a poll."""
+
+LARGEST_LOOK = 2000
+LOOK_PER_IMAGE = 2e-3
+"""Where running images are to be shown, a large job up to LARGEST_LOOK is listed now and then after
+all: so many seconds for each of its images apart, which is about 200 KB a second."""
 
 PAUSE_PER_IMAGE = 2e-4
 """More seconds between polls for each image that they list: 10,000 of them take half a second."""
@@ -44,12 +48,21 @@ LOOK_AT_WORKERS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
+class Running:
+    """An image in work; `step` of `steps` is measured."""
+
+    index: int
+    prompt: str
+    step: int
+    steps: int
+
+
+@dataclass(frozen=True, slots=True)
 class News:
     """How the job is now; rates are None until two measurements differ.
 
     `saved` counts images in the folder, `per_second` is images a second, `eta` seconds. `running`
-    are images in work as (index, step, steps), of a job that is small enough to be listed; `files`
-    are the pictures in the folder by index.
+    are the images in work, as far as is known; `files` are the pictures in the folder by index.
     """
 
     total: int
@@ -59,7 +72,7 @@ class News:
     per_second: float | None
     eta: float | None
     note: str
-    running: tuple[tuple[int, int, int], ...] = ()
+    running: tuple[Running, ...] = ()
     files: Mapping[int, Path] = field(default_factory=dict)
 
 
@@ -104,7 +117,7 @@ class Saved:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._pool = ThreadPoolExecutor(DOWNLOADS_AT_ONCE, thread_name_prefix="download")
+        self._pool = ThreadPoolExecutor(wire.DOWNLOADS_AT_ONCE, thread_name_prefix="download")
         self.paths: dict[int, Path] = {}
         self.downloaded = 0
 
@@ -115,29 +128,23 @@ class Saved:
             for image in job["images"]
             if image["state"] == State.SUCCEEDED and image["index"] not in self.paths
         ]
-        for index, path, is_new in self._pool.map(lambda image: self._one(client, job, image), new):
-            self.paths[index] = path
+        brought = self._pool.map(lambda image: bring(client, job, image, self._folder), new)
+        for image, (path, is_new) in zip(new, brought, strict=True):
+            self.paths[image["index"]] = path
             self.downloaded += is_new
-
-    def _one(
-        self, client: Client, job: dict[str, Any], image: dict[str, Any]
-    ) -> tuple[int, Path, bool]:
-        index, sha256 = image["index"], image["sha256"]
-        path, is_there = place_for(self._folder / wire.name_of(job, image), sha256)
-        if not is_there:
-            talk = wire.download(job["id"], index, sha256, client.patience)
-            write_file(path, client.say(talk))
-        return index, path, not is_there
 
 
 class Telling:
     """What the server tells of a job, poll by poll; use as a context manager."""
 
-    def __init__(self, client: Client, job: dict[str, Any]) -> None:
+    def __init__(self, client: Client, job: dict[str, Any], shows_running: bool = False) -> None:
+        """`shows_running`: whether the running images of a large job are wanted too."""
         self._client, self._id, self._images = client, job["id"], job["images"]
         self._etag: str | None = None
         is_large = len(self._images) > LARGE and not State(job["state"]).finished
         self._stream = Stream(client, self._id) if is_large else None
+        self._looks = shows_running and len(self._images) <= LARGEST_LOOK
+        self._looked = time.monotonic()
 
     def __enter__(self) -> Self:
         if self._stream is not None:
@@ -153,17 +160,29 @@ class Telling:
         if self._stream is not None and self._stream.lost:
             self._stream = self._etag = None
         wait = POLL_WAIT if self._etag else 0.0
-        is_brief = self._stream is not None
+        is_brief = self._is_brief()
         talk = wire.poll(self._id, wait, self._etag, self._client.patience, brief=is_brief)
         job, self._etag = self._client.say(talk)
+        if job is not None and not is_brief:
+            self._images = job["images"]
         if self._stream is not None:
             for image in self._stream.take():
                 self._images[image["index"]] = image
         if job is None or not is_brief:
             return job
         if State(job["state"]).finished:
-            return self._client.get(f"/v1/jobs/{self._id}")
+            return self._client.get(wire.job_path(self._id))
         return {**job, "images": self._images}
+
+    def _is_brief(self) -> bool:
+        """Whether the next poll does without images."""
+        now = time.monotonic()
+        if self._stream is None:
+            return False
+        if not self._looks or now - self._looked < LOOK_PER_IMAGE * len(self._images):
+            return True
+        self._looked = now
+        return False
 
     @property
     def pause(self) -> float:
@@ -186,13 +205,15 @@ def follow(
     give_up: bool,
     since: float,
     advice: str,
+    shows_running: bool = False,
 ) -> dict[str, Any]:
     """The job at its end, every image that succeeded saved; or as it is when interrupted.
 
     With `give_up`, raises Hopeless once a worker that started after `since` (seconds since the
     epoch) could not load the model. `advice` says where to look when no worker shows up.
+    `shows_running`: whether the view shows running images.
     """
-    with Telling(client, job) as telling:
+    with Telling(client, job, shows_running) as telling:
         return _follow(client, job, telling, saved, view, interrupts, give_up, since, advice)
 
 
@@ -246,7 +267,7 @@ def _news(job: dict[str, Any], saved: Saved, rate: Rate, note: str) -> News:
         eta=None if not speed else left / speed,
         note=note or ("" if counts["running"] else str(job["state"])),
         running=tuple(
-            (image["index"], image["step"], image["steps"])
+            Running(image["index"], image["prompt"], image["step"], image["steps"])
             for image in job["images"]
             if image["state"] == State.RUNNING
         ),

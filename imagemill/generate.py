@@ -26,7 +26,7 @@ from imagemill.options import DATA, catalog_path
 from imagemill.painted import Painted
 from imagemill.progress import Bar, Lines
 from imagemill.prompts import Prompt
-from imagemill.reach import server_for
+from imagemill.reach import given_server, server_for
 from imagemill.sheet import LARGEST, contact_sheet
 from imagemill.terminal import Pictures, screen
 from imagemill.watch import Watched
@@ -40,6 +40,9 @@ ROWS_SHOWN = 20
 """A job of more images lists only those that went wrong."""
 
 CANCEL_PATIENCE = 5.0
+
+FLAGS = {"reproducible": "fast"}
+"""Fields whose flags have another name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +94,20 @@ class Generation:
                 self._tell_resume()
                 raise
 
+    def leave(self) -> int:
+        """Submit the job to a server that runs, tell how to get its images, and go."""
+        options = self._options
+        with Client(given_server(options.server, options.data)) as client:
+            job = self._begin(client)
+        command = self._resume_command(job["id"])
+        if options.as_json:
+            names = ("model", "state", "counts")
+            document = {"job": job["id"], **{name: job[name] for name in names}, "resume": command}
+            self._print_json(document)
+        else:
+            self._say(f"to bring its images: {command}")
+        return 0
+
     def _with_server(self, client: Client, is_private: bool, interrupts: Interrupts) -> int:
         saved = Saved(self._options.out)
         self._job = job = self._begin(client)
@@ -109,6 +126,7 @@ class Generation:
                     give_up=is_private,
                     since=self._began,
                     advice=advice,
+                    shows_running=isinstance(view, Bar),
                 )
         except Hopeless:
             self._cancel(client, job, saved)
@@ -171,8 +189,7 @@ class Generation:
             contact_sheet(made, sheet)
         seconds = time.monotonic() - self._started
         if self._options.as_json:
-            document = self._document(job, rows, sheet, seconds)
-            self._stdout.file.write(json.dumps(document, ensure_ascii=False, indent=2) + "\n")
+            self._print_json(self._document(job, rows, sheet, seconds))
             return
         if len(rows) > ROWS_SHOWN:
             rows = [row for row in rows if row["state"] == State.FAILED]
@@ -241,6 +258,9 @@ class Generation:
         self._say("stopped" if self._job else "stopped before anything was submitted")
         self._tell_resume()
 
+    def _print_json(self, document: Mapping[str, Any]) -> None:
+        self._stdout.file.write(json.dumps(document, ensure_ascii=False, indent=2) + "\n")
+
     def _say(self, message: str) -> None:
         self._view.say(message)
 
@@ -272,9 +292,9 @@ def _sentence(pointer: str, detail: str, prompts: Sequence[Prompt]) -> str:
     elif parts in (["prompts"], ["model"], []):
         return detail
     elif parts[0] == "metadata":
-        return f"--title: {detail}"
+        return f"--title and --metadata: {detail}"
     else:
-        place = "--" + parts[0].replace("_", "-")
+        place = "--" + FLAGS.get(parts[0], parts[0].replace("_", "-"))
     named = parts[-1] if not parts[-1].isdecimal() else ""
     said = detail if not named or named in detail else f"{named} {detail}"
     return f"{place}: {said}"

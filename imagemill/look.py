@@ -1,4 +1,4 @@
-"""Commands that look at a server, and `cancel`: status, models, workers.
+"""Commands that look at a server: status, models, workers.
 
 They start nothing: without a server there is nothing to look at, and one sentence says so.
 """
@@ -18,7 +18,7 @@ ROWS_SHOWN = 50
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the application."""
-    for command in (status, cancel, models, workers):
+    for command in (status, models, workers):
         app.command()(command)
 
 
@@ -33,7 +33,7 @@ def status(
     as_json: AsJson = False,
 ) -> None:
     """Show the latest jobs, or one of them with its images."""
-    from imagemill import show
+    from imagemill import show, wire
 
     console = Console()
     if job is None:
@@ -45,7 +45,7 @@ def status(
         else:
             console.print("no jobs yet")
         return
-    found = _get(server, data, f"/v1/jobs/{job}")
+    found = _get(server, data, wire.job_path(job))
     if as_json:
         _print_json(found)
         return
@@ -64,35 +64,6 @@ def _doing(image: dict[str, Any]) -> str:
         return ""
     stopped = "stopped at " if image["state"] == "cancelled" else ""
     return f"{stopped}step {image['step']} of {image['steps']}"
-
-
-def cancel(
-    jobs: Annotated[
-        list[str], typer.Argument(help="Jobs to cancel.", autocompletion=complete.jobs)
-    ],
-    server: Server = None,
-    data: Data = DATA,
-    as_json: AsJson = False,
-) -> None:
-    """Stop what has not finished of these jobs; finished images stay."""
-    from imagemill.client import Client
-    from imagemill.reach import given_server
-
-    cancelled = []
-    with Client(given_server(server, data)) as client:
-        for name in jobs:
-            job = client.job(name).cancel()
-            cancelled.append({"id": job.id, "state": job.state, "counts": job.raw["counts"]})
-            if not as_json:
-                counts = job.counts
-                Console().print(
-                    f"{job.id}: {job.state}; {counts.succeeded} of {counts.total} images were "
-                    f"made, {counts.cancelled} cancelled",
-                    highlight=False,
-                    soft_wrap=True,
-                )
-    if as_json:
-        _print_json(cancelled)
 
 
 def models(server: Server = None, data: Data = DATA, as_json: AsJson = False) -> None:

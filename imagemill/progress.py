@@ -1,24 +1,32 @@
-"""Progress as people see it: a bar on a terminal, plain lines elsewhere.
+"""Progress as people see it: bars on a terminal, the job's and the images'; lines elsewhere.
 
 Both are a `View` of `follow.py`. Talks to no server.
 """
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn
+from rich.progress_bar import ProgressBar
+from rich.table import Table
 from rich.text import Text
 
-from imagemill.follow import News
+from imagemill.follow import News, Running
 from imagemill.interrupts import unbroken
 from imagemill.show import duration, printable, speed
 
 PLAIN_PAUSE = 5.0
 """Seconds between two lines of progress where there is no terminal."""
+
+ROWS = 8
+"""Running images that have a bar of their own, in a terminal that is high enough."""
+
+ROW_BAR = 20
+"""Characters of such a bar; the prompt has the rest of the line."""
 
 
 class _Rate(ProgressColumn):
@@ -35,22 +43,50 @@ class _Left(ProgressColumn):
         return Text(f"{duration(news.eta)} left" if news.eta is not None else "", style="green")
 
 
+def image_rows(running: Sequence[Running], most: int) -> Iterator[RenderableType]:
+    """A line for each image in work, `most` lines at most: number, prompt, bar, steps."""
+    if not running or most <= 0:
+        return
+    shown = running if len(running) <= most else running[: most - 1]
+    table = Table.grid(padding=(0, 1), expand=True)
+    table.add_column(justify="right", style="dim", no_wrap=True)
+    table.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
+    table.add_column(width=ROW_BAR)
+    table.add_column(justify="right", no_wrap=True)
+    for image in shown:
+        prompt = Text(printable(" ".join(image.prompt.split())))
+        bar = ProgressBar(image.steps, image.step, width=ROW_BAR)
+        table.add_row(f"#{image.index}", prompt, bar, f"{image.step}/{image.steps}")
+    yield table
+    if len(running) > len(shown):
+        yield Text(f"… and {len(running) - len(shown)} more", style="dim")
+
+
 class _Progress(Progress):
-    """With something above the bar."""
+    """With something above the bar, and something below it."""
 
     def __init__(
-        self, above: Callable[[], Iterable[RenderableType]], *columns: ProgressColumn, **kept: Any
+        self,
+        above: Callable[[], Iterable[RenderableType]],
+        below: Callable[[], Iterable[RenderableType]],
+        *columns: ProgressColumn,
+        **kept: Any,
     ) -> None:
-        self._above = above
+        self._above, self._below = above, below
         super().__init__(*columns, **kept)
 
     def get_renderables(self) -> Iterable[RenderableType]:
         yield from self._above()
         yield from super().get_renderables()
+        yield from self._below()
 
 
 class Bar:
-    """Progress on a terminal: a bar that moves by denoising steps; use as a context manager."""
+    """Progress on a terminal: bars that move by denoising steps; use as a context manager.
+
+    The job's is the first line and the running images' are below it, so that it stays in its place
+    while they come and go.
+    """
 
     def __init__(
         self,
@@ -59,8 +95,11 @@ class Bar:
         frames: float = 10,
     ) -> None:
         """`above` is asked at every refresh for what stands over the bar."""
+        self._running: Sequence[Running] = ()
+        self._console = console
         self._progress = _Progress(
             above,
+            self._below,
             SpinnerColumn(),
             BarColumn(bar_width=None),
             TextColumn("{task.percentage:>3.0f} %"),
@@ -91,7 +130,13 @@ class Bar:
         """Move the bar."""
         failed = f" ({news.failed} failed)" if news.failed else ""
         images = f"{news.saved}/{news.total}{failed}"
+        self._running = news.running
         self._progress.update(self._task, completed=news.progress, images=images, news=news)
+
+    def _below(self) -> Iterable[RenderableType]:
+        """The running images."""
+        # a display that is higher than its terminal cannot be erased again
+        return image_rows(self._running, min(ROWS, self._console.height - 2))
 
     def __enter__(self) -> "Bar":
         with unbroken():

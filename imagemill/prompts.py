@@ -49,13 +49,12 @@ class _Bad(Exception):
 def read_prompts(path: str) -> list[Prompt]:
     """All prompts of a file, by its suffix (.jsonl, .json, .csv, else text); `-` is standard input.
 
-    Standard input is JSONL when its first character is `{`, JSON when it is `[`, text otherwise.
+    Standard input is JSONL when its first character is `{`, JSON when it is `[`, CSV when its first
+    line names a column `prompt`, text otherwise.
     Raises InvalidInput with a line for every bad line.
     """
     name, text = ("stdin", _stdin()) if path == "-" else (path, _file(path))
-    suffix = Path(path).suffix.lower()
-    if path == "-":
-        suffix = {"{": ".jsonl", "[": ".json"}.get(text.lstrip()[:1], "")
+    suffix = _suffix_of(text) if path == "-" else Path(path).suffix.lower()
     problems: list[str] = []
     parsers = {".jsonl": _jsonl, ".ndjson": _jsonl, ".json": _json, ".csv": _csv}
     parse = parsers.get(suffix, _text)
@@ -68,6 +67,18 @@ def read_prompts(path: str) -> list[Prompt]:
     if not prompts:
         raise InvalidInput(f"{name}: no prompts in it")
     return prompts
+
+
+def _suffix_of(text: str) -> str:
+    """What the name of a file of this text would end in."""
+    begin = text.lstrip()
+    if begin[:1] in ("{", "["):
+        return ".jsonl" if begin[0] == "{" else ".json"
+    try:
+        first = next(csv.reader([begin.partition("\n")[0]]), [])
+    except csv.Error:
+        return ""
+    return ".csv" if "prompt" in [cell.strip() for cell in first] else ""
 
 
 def _stdin() -> str:

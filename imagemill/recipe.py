@@ -1,8 +1,7 @@
 """The recipe inside a picture, read back: what `inspect` shows and `replay` follows.
 
-Knows where `workers/recipe.py` puts it (PNG: text chunk `imagemill`; JPEG and WebP: EXIF
-ImageDescription, a very long one in a JPEG's APP15 segments) but imports nothing of it, since that
-would load torch. A file may come from anywhere, so nothing in it is believed before it is checked.
+Where it stands in a file is known to `jobs/recipe.py`. A file may come from anywhere, so nothing in
+it is believed before it is checked.
 """
 
 import json
@@ -10,13 +9,11 @@ from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, get_args
 
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from imagemill.errors import NoRecipe
+from jobs.recipe import description
 from jobs.request import ImageFormat, ImageRequest
-
-PNG_CHUNK = "imagemill"
-APP15, APP15_NAME = "APP15", b"imagemill\0"
 
 _TYPES: dict[str, type | tuple[type, ...]] = {
     "model": str,
@@ -73,24 +70,13 @@ def _text(path: Path) -> str | None:
     """The description as written, of whatever there may be."""
     try:
         with Image.open(path) as picture:
-            if picture.format == "PNG":
-                text = picture.info.get(PNG_CHUNK)
-            else:
-                text = picture.getexif().get(ExifTags.Base.ImageDescription) or _segments(picture)
+            return description(picture)
     except UnidentifiedImageError as error:
         raise NoRecipe(f"{path}: not an image") from error
     except OSError as error:
         raise NoRecipe(f"{path}: {error.strerror or 'not a whole image'}") from error
     except (ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise NoRecipe(f"{path}: not an image that can be read: {error}") from error
-    return str(text) if text is not None else None
-
-
-def _segments(picture: Image.Image) -> str | None:
-    """What a JPEG's segments of ours say, all together."""
-    listed: list[tuple[str, bytes]] = getattr(picture, "applist", [])
-    ours = [data for name, data in listed if name == APP15 and data.startswith(APP15_NAME)]
-    return b"".join(data.removeprefix(APP15_NAME) for data in ours).decode("utf-8") or None
 
 
 def _checked(path: Path, value: dict[str, Any]) -> Recipe:

@@ -23,7 +23,7 @@ from rich.style import Style
 
 from imagemill import wire
 from imagemill.client import Client
-from imagemill.follow import News
+from imagemill.follow import News, Running
 from imagemill.interrupts import Interrupted
 from imagemill.progress import Bar
 from jobs.errors import ImagemillError
@@ -135,7 +135,7 @@ class Watched(Bar):
                 self._made[index] = _thumbnail(news.files[index], self._pixels)
         for index in self._made.keys() - recent:
             del self._made[index]
-        for index in self._previews.keys() - {index for index, _, _ in news.running}:
+        for index in self._previews.keys() - {image.index for image in news.running}:
             self._previews.pop(index, None)
         self._news = news
         super().update(news)
@@ -146,13 +146,16 @@ class Watched(Bar):
             return []
         room = layout(self._console.width, self._console.height)[1]
         running = [
-            Tile(self._previews.get(index), f"#{index} step {step}/{steps}")
-            for index, step, steps in self._looked_at()
+            Tile(
+                self._previews.get(image.index),
+                f"#{image.index} step {image.step}/{image.steps}",
+            )
+            for image in self._looked_at()
         ]
         newest = list(self._made.items())[: -1 - room + len(running) : -1]
         return running + [Tile(picture, f"#{index}") for index, picture in newest]
 
-    def _looked_at(self) -> tuple[tuple[int, int, int], ...]:
+    def _looked_at(self) -> tuple[Running, ...]:
         """The running images that are shown: all that fit, but for one place for what is made."""
         if self._news is None:
             return ()
@@ -163,6 +166,10 @@ class Watched(Bar):
         tiles = self.tiles()
         return [Strip(tiles)] if tiles else []
 
+    def _below(self) -> Iterable[RenderableType]:
+        """Nothing: the captions tell of the running images."""
+        return []
+
     def _run(self) -> None:
         while not self._ended.wait(PAUSE):
             self._round()
@@ -171,7 +178,7 @@ class Watched(Bar):
         if self._ask is None or self._news is None:
             return
         client, job_id = self._ask
-        for index, _, _ in self._looked_at():
+        for index in [image.index for image in self._looked_at()]:
             try:
                 data = client.say(wire.preview(job_id, index, PATIENCE))
             except (ImagemillError, httpx.HTTPError, Interrupted, RuntimeError):

@@ -7,20 +7,21 @@ retries, bodies and errors is here once.
 """
 
 import hashlib
+import json
 import random
 import re
 import time
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 import httpx
 
-from imagemill.errors import ApiError, CorruptDownload, ServerUnreachable
-from imagemill.names import SUFFIXES, file_name, place_for, write_file
+from imagemill.errors import ApiError, CorruptDownload, InvalidInput, ServerUnreachable
+from imagemill.names import SUFFIXES, file_name
 from jobs.errors import FieldProblem
 from jobs.job import State
 
@@ -31,10 +32,14 @@ RETRIED = frozenset({429, 502, 503})
 
 OK, NOT_FOUND = 200, 404
 
+VISIBLE = re.compile(r"[!-~]{1,255}")
+"""What an API key or an idempotency key may be: it travels in a header."""
+
 FIRST_DELAY = 0.1
 LONGEST_DELAY = 5.0
 LONG_POLL = 20.0
 """Seconds for which the server is asked to hold a poll until something changes."""
+DOWNLOADS_AT_ONCE = 4
 DOWNLOADS = 3
 """How often an image is asked for before its bytes are given up as wrong."""
 POLL_PAUSE = 0.25
@@ -150,12 +155,32 @@ def submit(
     patience: float,
 ) -> Conversation[dict[str, Any]]:
     """Submit a batch; the idempotency key lets a lost answer be asked for again."""
+    if not VISIBLE.fullmatch(key):
+        raise InvalidInput("an idempotency key is 1 to 255 ASCII letters, digits and signs")
     several = [prompts] if isinstance(prompts, str | Mapping) else list(prompts)
     given = {name: value for name, value in fields.items() if value is not None}
     body = {"model": model, "prompts": several, **given}
+    _check_json(body)
     call = Call("POST", "/v1/jobs", body, {"Idempotency-Key": key}, read_timeout=120)
     response = yield from speak(call, patience)
     return as_object(response)
+
+
+def _check_json(body: Mapping[str, Any]) -> None:
+    """Raises InvalidInput for what JSON cannot carry: no characters, NaN, an infinity."""
+    try:
+        json.dumps(body, ensure_ascii=False, allow_nan=False).encode()
+    except UnicodeEncodeError as error:
+        near = error.object[max(0, error.start - 30) : error.end]
+        shown = near.encode(errors="replace").decode()
+        raise InvalidInput(f"a text holds bytes that are not UTF-8: …{shown}") from error
+    except ValueError as error:
+        raise InvalidInput("a number must not be NaN or infinite") from error
+
+
+def job_path(job_id: str, rest: str = "") -> str:
+    """Where a job is; whatever was typed for an id is one part of the path."""
+    return f"/v1/jobs/{quote(job_id, safe='', errors='replace')}{rest}"
 
 
 def fetch(path: str, patience: float, **params: Any) -> Conversation[dict[str, Any]]:
@@ -177,22 +202,35 @@ def poll(
     params: dict[str, Any] = {"wait": round(wait, 1)} if wait > 0 else {}
     if brief:
         params["images"] = "none"
-    call = Call("GET", f"/v1/jobs/{job_id}", None, headers, params, read_timeout=wait + 30)
+    call = Call("GET", job_path(job_id), None, headers, params, read_timeout=wait + 30)
     response = yield from speak(call, patience)
     if response.status_code == 304:
         return None, etag
     return as_object(response), response.headers.get("ETag")
 
 
-def until_finished(job_id: str, timeout: float, patience: float) -> Conversation[dict[str, Any]]:
-    """Wait until the job has ended; raises TimeoutError after about `timeout` seconds."""
+def until_finished(
+    job_id: str,
+    timeout: float,
+    patience: float,
+    tell: Callable[[dict[str, Any]], object] | None = None,
+) -> Conversation[dict[str, Any]]:
+    """Wait until the job has ended; raises TimeoutError after about `timeout` seconds.
+
+    `tell` gets the job without its images, at once and whenever it has changed.
+    """
     deadline = time.monotonic() + timeout
+    etag: str | None = None
     while True:
         left = deadline - time.monotonic()
-        waits = min(LONG_POLL, max(0.0, left))
-        job, _ = yield from poll(job_id, waits, None, patience, brief=True)
+        is_first_look = tell is not None and etag is None
+        waits = 0.0 if is_first_look else min(LONG_POLL, max(0.0, left))
+        job, seen = yield from poll(job_id, waits, etag, patience, brief=True)
+        if job is not None and tell is not None:
+            tell(job)
+            etag = seen
         if job is not None and State(job["state"]).finished:
-            return (yield from fetch(f"/v1/jobs/{job_id}", patience))
+            return (yield from fetch(job_path(job_id), patience))
         if left <= 0:
             raise TimeoutError(f"job {job_id} has not ended within {timeout:g} s")
         yield Pause(min(POLL_PAUSE, left))
@@ -200,19 +238,19 @@ def until_finished(job_id: str, timeout: float, patience: float) -> Conversation
 
 def act(job_id: str, verb: str, patience: float) -> Conversation[dict[str, Any]]:
     """`cancel` or `retry` a job; a retry is not sent again when its answer may have been lost."""
-    call = Call("POST", f"/v1/jobs/{job_id}/{verb}", repeatable=verb == "cancel")
+    call = Call("POST", job_path(job_id, f"/{verb}"), repeatable=verb == "cancel")
     response = yield from speak(call, patience)
     return as_object(response)
 
 
 def remove(job_id: str, patience: float) -> Conversation[None]:
     """Delete a job and its files."""
-    yield from speak(Call("DELETE", f"/v1/jobs/{job_id}"), patience)
+    yield from speak(Call("DELETE", job_path(job_id)), patience)
 
 
 def download(job_id: str, index: int, sha256: str, patience: float) -> Conversation[bytes]:
     """An image's bytes, checked against the committed checksum; bad bytes are asked for again."""
-    call = Call("GET", f"/v1/jobs/{job_id}/images/{index}")
+    call = Call("GET", job_path(job_id, f"/images/{index}"))
     for _ in range(DOWNLOADS):
         response = yield from speak(call, patience)
         if hashlib.sha256(response.content).hexdigest() == sha256:
@@ -228,28 +266,13 @@ def preview(job_id: str, index: int, patience: float) -> Conversation[bytes | No
     Asking makes its worker draw previews for a while.
     """
     try:
-        response = yield from speak(
-            Call("GET", f"/v1/jobs/{job_id}/images/{index}/preview"), patience
-        )
+        path = job_path(job_id, f"/images/{index}/preview")
+        response = yield from speak(Call("GET", path), patience)
     except ApiError as error:
         if error.status == NOT_FOUND:
             return None
         raise
     return response.content if response.status_code == OK else None
-
-
-def save(job: dict[str, Any], folder: Path, patience: float) -> Conversation[list[Path]]:
-    """Put the job's finished images into `folder`, all that are not there yet; their paths."""
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for raw in job["images"]:
-        if raw["state"] == State.SUCCEEDED:
-            path, is_there = place_for(folder / name_of(job, raw), raw["sha256"])
-            if not is_there:
-                data = yield from download(job["id"], raw["index"], raw["sha256"], patience)
-                write_file(path, data)
-            paths.append(path)
-    return paths
 
 
 def name_of(job: Mapping[str, Any], image: Mapping[str, Any]) -> str:

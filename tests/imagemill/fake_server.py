@@ -30,8 +30,8 @@ class FakeServer:
     `briefs` counts polls without images. `fails` are prompts whose images fail, `holds` keeps
     images from being made, `pictures` are the first images' bytes in place of our own, `workers`
     is what /v1/workers answers, `preview` what a running image looks like (without one, images
-    are made without having run; with one, they run until it was asked for), `calls` counts
-    requests by method and path without ids.
+    are made without having run; with one, they run until it was asked for), `moves` lets all
+    images run a step a poll, `calls` counts requests by method and path without ids.
     """
 
     def __init__(self) -> None:
@@ -43,6 +43,7 @@ class FakeServer:
         self.briefs = 0
         self.pictures: list[bytes] = []
         self.preview: bytes | None = None
+        self.moves = False
         self.previewed: set[int] = set()
         self.script: list[tuple[int, dict[str, str]]] = []
         self.workers: list[dict[str, Any]] = [{"id": "w", "model": "demo", "state": "ready"}]
@@ -187,6 +188,8 @@ class FakeServer:
             self._move(job, {"queued", "running"}, "cancelled")
         elif verb == "retry":
             self._move(job, {"failed", "cancelled"}, "queued")
+        elif self.moves:
+            self._move_all(job)
         else:
             self._make_one(job)
         return 200, self._counted(job), {}
@@ -213,6 +216,16 @@ class FakeServer:
         if image["prompt"] in self.fails:
             image.update(state="failed", error="the latents are not numbers")
             return
+        self._made(image)
+
+    def _move_all(self, job: dict[str, Any]) -> None:
+        for image in job["images"]:
+            if image["state"] == "running" and image["step"] == 3:
+                self._made(image)
+            elif image["state"] in ("queued", "running"):
+                image.update(state="running", step=image["step"] + 1)
+
+    def _made(self, image: dict[str, Any]) -> None:
         sha256 = hashlib.sha256(self._bytes(image)).hexdigest()
         made = {"state": "succeeded", "step": 4, "sha256": sha256, "media_type": "image/png"}
         image.update(made, seconds=0.5)

@@ -82,6 +82,16 @@ def test_prompts_from_a_file_and_from_standard_input(server: FakeServer, tmp_pat
     ]
 
 
+@pytest.mark.parametrize("words", [["-f", "-"], ["-"]])
+def test_csv_may_be_piped_in(server: FakeServer, tmp_path: Path, words: list[str]) -> None:
+    table = "prompt,seed\na red star,5\nb,\n"
+    done = run("generate", *words, "-o", tmp_path, stdin=table)
+    assert done.exit_code == 0, done.output
+    assert server.bodies[0]["prompts"] == [{"prompt": "a red star", "seed": 5}, "b"]
+    assert server.bodies[0]["metadata"] == {"title": "a red star"}
+    assert len(list(tmp_path.glob("000?-*.png"))) == 2
+
+
 def test_a_job_is_called_after_its_file_or_its_first_prompt(
     server: FakeServer, tmp_path: Path
 ) -> None:

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageChops, ImageOps
 from rich.console import Console
 
-from imagemill.follow import News
+from imagemill.follow import News, Running
 from imagemill.painted import Painted
 from imagemill.terminal import Pictures, Screen
 from tests.imagemill.fake_server import FakeServer
@@ -106,7 +106,7 @@ def test_ctrl_c_leaves_the_terminal_as_it_was(server: FakeServer, tmp_path: Path
 
 
 def news(*running: int, files: dict[int, Path] | None = None) -> News:
-    steps = tuple((index, 2, 4) for index in running)
+    steps = tuple(Running(index, "a prompt", 2, 4) for index in running)
     return News(9, len(files or {}), 0, 0.5, None, None, "", steps, files or {})
 
 

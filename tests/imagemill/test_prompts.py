@@ -115,6 +115,32 @@ def test_standard_input(monkeypatch: pytest.MonkeyPatch, text: str, body: object
     assert prompt.source == "stdin line 1"
 
 
+@pytest.mark.parametrize(
+    ("text", "bodies"),
+    [
+        ("prompt,seed\na red star,5\n", [{"prompt": "a red star", "seed": 5}]),
+        ('\ufeff\n seed ,"prompt"\r\n5,"a, b"\r\n', [{"prompt": "a, b", "seed": 5}]),
+        ("prompt\na\nb\n", ["a", "b"]),
+        ("a prompt, by hand\nprompt,seed\n", ["a prompt, by hand", "prompt,seed"]),
+        ('say "prompt, now"\nb\n', ['say "prompt, now"', "b"]),
+        ('["a", {"prompt": "b"}]', ["a", "b"]),
+        ("x" * 200_000, ["x" * 200_000]),
+    ],
+)
+def test_what_standard_input_is_shows_in_how_it_begins(
+    monkeypatch: pytest.MonkeyPatch, text: str, bodies: list[object]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+    assert [prompt.body() for prompt in read_prompts("-")] == bodies
+
+
+def test_a_csv_of_standard_input_names_its_bad_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = b"prompt,stepz\na,1\n"
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text)))
+    with pytest.raises(InvalidInput, match="stdin line 1: unknown field `stepz`"):
+        read_prompts("-")
+
+
 def test_a_prompt_without_fields_is_a_plain_text() -> None:
     assert Prompt("a").body() == "a"
 

@@ -81,6 +81,30 @@ def test_without_a_stream_the_images_are_polled(server: FakeServer, tmp_path: Pa
     assert server.calls["GET /v1/jobs/ID"] > server.briefs
 
 
+@pytest.mark.parametrize(
+    ("shown", "largest", "running"), [(True, 9, 6), (False, 9, 0), (True, 5, 0)]
+)
+def test_a_large_job_is_listed_now_and_then_where_that_is_seen(
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch, shown: bool, largest: int, running: int
+) -> None:
+    """A look comes at once here; the next is far off, and the stream goes on top of it."""
+    monkeypatch.setattr(follow, "LARGEST_LOOK", largest)
+    monkeypatch.setattr(follow, "LOOK_PER_IMAGE", 0.0)
+    monkeypatch.setattr(stream, "FAILURES", 10_000)
+    server.streams, server.moves = [], True
+    with Client(server.url) as client:
+        job = client.submit("demo", PROMPTS).raw
+        with follow.Telling(client, job, shown) as telling:
+            first = telling.news()
+            monkeypatch.setattr(follow, "LOOK_PER_IMAGE", 1e6)
+            second = telling.news()
+    assert first is not None and second is not None
+    for told in (first, second):
+        assert [image["state"] for image in told["images"]].count("running") == running
+    assert {image["step"] for image in second["images"]} == ({1} if running else {0})
+    assert server.briefs == (1 if running else 2)
+
+
 def test_small_jobs_need_no_stream(server: FakeServer, tmp_path: Path) -> None:
     server.streams = []
     assert run("generate", *PROMPTS[:3], "--out", tmp_path).exit_code == 0

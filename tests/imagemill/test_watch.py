@@ -33,6 +33,7 @@ def test_a_terminal_shows_previews_then_pictures(tmp_path: Path) -> None:
     assert any(max(abs(a - b) for a, b in zip(one, ORANGE, strict=True)) < 4 for one in colours)
     assert (7 * 53 % 256, 7 * 101 % 256, 7 * 197 % 256) in colours  # the picture of seed 7
     assert "#0 step 2/4" in said
+    assert "#0 one" not in said.split("succeeded")[0]  # the captions tell it, no bars beside them
     assert "2 of 2 images" in said
 
 

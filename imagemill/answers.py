@@ -1,0 +1,113 @@
+"""What a server answers, as frozen values: an image, how a job stands, a model, a worker.
+
+Fields that older servers do not tell are None. Talks to nobody.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from jobs.job import Counts, State
+from jobs.request import ImageFormat
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """One image of a job as the server last told it; `step` of `steps` is measured, not guessed.
+
+    `reproducible` and `format` are as asked for.
+    """
+
+    index: int
+    prompt: str
+    seed: int
+    state: State
+    step: int
+    steps: int
+    sha256: str | None
+    error: str | None
+    reproducible: bool | None = None
+    format: ImageFormat | None = None
+
+    @classmethod
+    def parse(cls, raw: Mapping[str, Any]) -> Self:
+        """An entry of a job's `images`."""
+        return cls(
+            index=raw["index"],
+            prompt=raw["prompt"],
+            seed=raw["seed"],
+            state=State(raw["state"]),
+            step=raw["step"],
+            steps=raw["steps"],
+            sha256=raw.get("sha256"),
+            error=raw.get("error"),
+            reproducible=raw.get("reproducible"),
+            format=raw.get("format"),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How a job stands: `share` of all denoising steps, 0..1; `eta_seconds` None while unknown."""
+
+    state: State
+    share: float
+    counts: Counts
+    queue_position: int | None
+    eta_seconds: float | None
+
+    @classmethod
+    def parse(cls, raw: Mapping[str, Any]) -> Self:
+        """A job, with or without its images."""
+        return cls(
+            state=State(raw["state"]),
+            share=float(raw["progress"]),
+            counts=counts_of(raw),
+            queue_position=raw.get("queue_position"),
+            eta_seconds=raw.get("eta_seconds"),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model that the server offers; `card` is what a worker found when it loaded it."""
+
+    id: str
+    dtype: str
+    placement: str
+    defaults: Mapping[str, Any]
+    limits: Mapping[str, Any]
+    card: Mapping[str, Any] | None
+    ready_workers: int
+    queued: int
+
+    @classmethod
+    def parse(cls, raw: Mapping[str, Any]) -> Self:
+        """An entry of `/v1/models`."""
+        return cls(**{name: raw[name] for name in cls.__slots__})
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """A worker as it last reported; `raw` has the rest of what it tells."""
+
+    id: str
+    model: str | None
+    state: str
+    error: str | None
+    device: str | None
+    in_flight: int | None
+    images_done: int | None
+    steps_per_second: float | None
+    raw: Mapping[str, Any]
+
+    @classmethod
+    def parse(cls, raw: Mapping[str, Any]) -> Self:
+        """An entry of `/v1/workers`."""
+        told = {name: raw.get(name) for name in cls.__slots__ if name != "raw"}
+        return cls(**told, raw=raw)  # type: ignore[arg-type]  # the server's word for it
+
+
+def counts_of(raw: Mapping[str, Any]) -> Counts:
+    """How many images of a job are in each state."""
+    return Counts(**{name: int(raw["counts"][name]) for name in Counts.__slots__})
