@@ -82,6 +82,7 @@ class Model:
     chunks: int = 1
     attention_backend: str | None = None
     compile: bool = False
+    cuda_graphs: bool = False
     quantization: str | None = None
     cache: str | None = None
 
@@ -192,6 +193,7 @@ def _model(name: str, entry: Entry, folder: Path) -> Model:
         unload=entry.flag("unload"),
         attention_backend=entry.text("attention_backend"),
         compile=entry.flag("compile"),
+        cuda_graphs=entry.flag("cuda_graphs"),
         quantization=entry.one_of_or_none("quantization", QUANTIZATIONS),
         cache=entry.one_of_or_none("cache", CACHES),
         **{part: entry.whole(part, 1) for part in _GROUP_FIELDS},
@@ -265,6 +267,7 @@ def _check_placement(entry: Entry, model: Model) -> None:
         "context_parallel": ("ring", "ulysses", "cfg", "tensor"),
         "pipelined": ("stages", "chunks"),
         "split": ("unload", "max_memory"),
+        "replica": ("cuda_graphs",),
     }
     plain = {field.name: field.default for field in fields(Model)} | {"max_memory": {}}
     for placement, names in owners.items():

@@ -43,7 +43,7 @@ CONVINCING = 2
 moment has not the last word."""
 
 _DEGREES = ("ring", "ulysses", "cfg", "tensor", "stages", "chunks")
-_SPEEDS = ("compile", "quantization", "attention_backend")
+_SPEEDS = ("compile", "cuda_graphs", "quantization", "attention_backend")
 
 
 def warm_up(pipeline: Pipeline, model: Model, device: str, data: Path) -> Costs:

@@ -68,6 +68,7 @@ class Recipe:
     versions: dict[str, str]
     attention_backend: str | None = None
     compile: bool = False
+    cuda_graphs: bool = False
     quantization: str | None = None
     cache: str | None = None
     tiled: bool = False
@@ -114,6 +115,7 @@ def recipe(sample: Sample, model: Model, card: Card, bucket: int) -> Recipe:
         versions=versions(),
         attention_backend=model.attention_backend,
         compile=model.compile,
+        cuda_graphs=model.cuda_graphs,
         quantization=model.quantization,
         cache=model.cache,
         tiled=bool(sample.extra.get("tiled")),

@@ -22,7 +22,11 @@ from pipelines.text import TokenCounter, sequence_length
 
 
 class Flux(Stepped):
-    """A FluxPipeline, stepped. `truncated` tells of T5, which carries the words, not of CLIP."""
+    """A FluxPipeline, stepped.
+
+    `truncated` and the card tell of T5, which carries the words. CLIP reads 77 tokens, of which
+    only one pooled vector is used, and that it read no more is not told.
+    """
 
     def __init__(self, pipe: Any, max_sequence_length: int | None = None) -> None:
         self.pipe = pipe

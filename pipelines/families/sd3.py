@@ -19,7 +19,11 @@ from pipelines.text import TokenCounter, sequence_length
 
 
 class StableDiffusion3(Stepped):
-    """A StableDiffusion3Pipeline, stepped. `truncated` tells of T5 where there is one."""
+    """A StableDiffusion3Pipeline, stepped.
+
+    `truncated` and the card tell of T5 where there is one: it reads what the CLIPs, which stop at
+    77 tokens, do not. That they stopped is not told.
+    """
 
     def __init__(self, pipe: Any, max_sequence_length: int | None = None) -> None:
         self.pipe = pipe

@@ -1,22 +1,29 @@
 """Any other text-to-image pipeline of diffusers, one whole call at a time.
 
 A step is the whole pipeline call over images of equal size, steps and guidance, so nothing joins
-it midway. Progress and cancellation go through the pipeline's step callback. Passes only what
-the pipeline's `__call__` takes, and leaves everything else at its defaults, except that sizes are
-exact: no resolution binning. Knows nothing of what happens inside the call.
+it midway. Their prompts have equally many tokens, since many pipelines pad them to the longest;
+where that cannot be told, and where the pipeline takes no batches, every image has its own call.
+Progress and cancellation go through the pipeline's step callback. Passes only what the pipeline's
+`__call__` takes, and leaves everything else at its defaults, except that sizes are exact: no
+resolution binning. Knows nothing of what happens inside the call.
 """
 
 import inspect
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
+import structlog
 import torch
 
 from jobs.errors import ImageFailed, ModelUnavailable
 from jobs.request import ImageRequest
 from pipelines import batch
 from pipelines.families.family import REFUSED, Role
+from pipelines.families.whole_text import PromptTexts
+from pipelines.out_of_memory import is_out_of_memory
 from pipelines.seam import Card, Conditioning, Sample
+
+log = structlog.get_logger(__name__)
 
 
 class _AllCancelledError(Exception):
@@ -24,7 +31,10 @@ class _AllCancelledError(Exception):
 
 
 class WholeCall:
-    """A DiffusionPipeline behind the seam; `extra["pixels"]` of a done sample is its image."""
+    """A DiffusionPipeline behind the seam; `extra["pixels"]` of a done sample is its image.
+
+    `batches` says whether a call takes several images: None until the first try has told.
+    """
 
     def __init__(self, pipe: Any, max_sequence_length: int | None = None) -> None:
         self.pipe = pipe
@@ -33,23 +43,29 @@ class WholeCall:
         _check_makes_images_from_text(pipe)
         # As for Flux: where the transformer has no embedded guidance, guidance is the true one.
         self.true_cfg = "true_cfg_scale" in self.takes and not _has_embedded_guidance(pipe)
+        self.prompts = PromptTexts(pipe, max_sequence_length)
+        self.batches: bool | None = None if self.prompts.comparable else False
         self.card = Card(
             family="whole_call",
             multiple=_grid(pipe),
             guidance=self._guidance_kind(),
             joins=False,
-            max_prompt_tokens=None,
+            max_prompt_tokens=self.prompts.limit,
             scheduler=type(getattr(pipe, "scheduler", None)).__name__,
+            prompt=self.prompts.form,
         )
 
     def tokenizer_json(self) -> str | None:
-        """None: what the call does with a prompt cannot be told from outside."""
-        return None
+        """The pipeline's only tokenizer; None where it has several or prepares its text."""
+        return self.prompts.tokenizer_json()
 
     def batch_key(self, request: ImageRequest) -> Hashable:
-        """All that one pipeline call has only one of."""
+        """All that one pipeline call has only one of; the request itself where it goes alone."""
+        if self.batches is False:
+            return request
         has_negative = request.negative_prompt is not None
-        return request.width, request.height, request.steps, request.guidance_scale, has_negative
+        one = (request.width, request.height, request.steps, request.guidance_scale, has_negative)
+        return one, self.prompts.key(request)
 
     def rows(self, request: ImageRequest) -> int:
         """Two under classifier-free guidance, as far as one can tell from outside."""
@@ -61,24 +77,75 @@ class WholeCall:
         return (request.width // self.card.multiple) * (request.height // self.card.multiple)
 
     def texts(self, request: ImageRequest) -> Mapping[Role, str | None]:
-        """None: the call encodes for itself."""
-        return {}
+        """The prompts, only to tell whether they are too long."""
+        texts: dict[Role, str | None] = {"positive": request.prompt}
+        if request.negative_prompt is not None:
+            texts["negative"] = request.negative_prompt
+        return texts
 
     def encode(self, text: str | None, role: Role) -> Conditioning:
-        """Never asked for, since `texts` names none."""
-        return Conditioning({})
+        """No tensors, since the call encodes for itself; only whether the text is cut."""
+        return Conditioning({}, truncated=self.prompts.truncated(text or ""))
 
     def start(self, request: ImageRequest, conditioning: Conditioning) -> Sample:
         """A sample without latents; its steps are the request's."""
         return Sample(request, conditioning, None, None, request.steps)
 
     def step(self, samples: Sequence[Sample], bucket: int = 0) -> None:
-        """The whole call. Returns early, samples undone, when all of them are cancelled."""
-        requests = [s.request for s in batch.padded(samples, bucket)]
+        """The whole call. Returns early, samples undone, when all of them are cancelled.
+
+        A call an image where a call takes no more: `bucket` counts for nothing then, so that an
+        image is always made alone.
+        """
+        rows = batch.padded(samples, bucket)
+        if len(rows) == 1:
+            self._call(samples, rows)
+        elif self.batches is False:
+            self._call_each(samples)
+        elif self.batches:
+            self._call(samples, rows)
+        else:
+            self._find_out(samples, rows)
+
+    def _find_out(self, samples: Sequence[Sample], rows: Sequence[Sample]) -> None:
+        """Call the pipeline for several images for the first time, or for each when it refuses.
+
+        It refuses when the batch fails and every one of its images succeeds alone.
+        """
+        try:
+            self._call(samples, rows)
+        except torch.AcceleratorError:
+            raise
+        except Exception as error:  # whatever a pipeline makes of a batch
+            if is_out_of_memory(error):
+                raise
+            refusal = error
+        else:
+            self.batches = all(s.done for s in samples) or None
+            return
+        try:
+            self._call_each(samples)
+        except Exception:
+            for sample in samples:
+                _undo(sample)
+            raise refusal from None
+        if all(sample.done for sample in samples):  # none was cancelled
+            self.batches = False
+            log.warning("no batches", pipeline=type(self.pipe).__name__, reason=str(refusal))
+
+    def _call_each(self, samples: Sequence[Sample]) -> None:
+        """A call for each; when one fails, those before it are done."""
+        for sample in samples:
+            if not sample.done:
+                self._call([sample], [sample])
+
+    def _call(self, samples: Sequence[Sample], rows: Sequence[Sample]) -> None:
+        """One call for the rows, of which the samples are the first."""
+        requests = [row.request for row in rows]
         try:
             output = self.pipe(**self._arguments(requests), **self._callback(samples))
             verdicts = getattr(output, "nsfw_content_detected", None) or [False] * len(samples)
-            images = _images(output, type(self.pipe).__name__)
+            images = _images(output, type(self.pipe).__name__, len(rows))
             for sample, image, refused in zip(samples, images, verdicts, strict=False):
                 _finish(sample, image, bool(refused))
         except BaseException as error:
@@ -86,7 +153,7 @@ class WholeCall:
             if isinstance(error, _AllCancelledError):
                 return
             for sample in samples:
-                sample.step = 0
+                _undo(sample)
             raise
 
     def decode(self, sample: Sample) -> torch.Tensor:
@@ -145,10 +212,17 @@ class WholeCall:
         return "embedded" if "guidance_scale" in self.takes else "none"
 
 
-def _images(output: Any, name: str) -> Any:
+def _images(output: Any, name: str, count: int) -> Any:
     if not hasattr(output, "images"):
         raise ImageFailed(f"{name} makes no images but {type(output).__name__}")
+    if len(output.images) != count:
+        raise ImageFailed(f"{name} made {len(output.images)} images of {count} prompts")
     return output.images
+
+
+def _undo(sample: Sample) -> None:
+    sample.step, sample.error = 0, None
+    sample.extra.pop("pixels", None)
 
 
 def _finish(sample: Sample, image: torch.Tensor, refused: bool) -> None:

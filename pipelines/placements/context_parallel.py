@@ -314,7 +314,7 @@ def _check_extras(model: Model) -> None:
             f"cache {model.cache!r} cannot go with context_parallel: each rank would decide for "
             "itself which blocks to skip, and the others would wait for it for ever"
         )
-    for name in ("quantization", "compile"):
+    for name in ("quantization", "compile", "cuda_graphs"):
         if getattr(model, name):
             raise ConfigurationError(f"{name} is not served together with context_parallel")
     if model.tensor > 1 and model.ring * model.ulysses > 1:

@@ -373,7 +373,7 @@ def follow_pipelined(model: Model, checkpoint: Checkpoint, device: str) -> Hand:
 
 def _plan(model: Model, checkpoint: Checkpoint, device: str) -> Plan:
     """What can be known before anything is loaded or joined; the same verdict on every rank."""
-    for name in ("cache", "compile", "quantization"):
+    for name in ("cache", "compile", "cuda_graphs", "quantization"):
         if getattr(model, name):
             raise ConfigurationError(f"{name} is not served together with pipelined")
     check_devices(torch.device(device))

@@ -16,6 +16,7 @@ from pipelines.acceleration import (
 from pipelines.attention import choose_attention
 from pipelines.checkpoint import Checkpoint
 from pipelines.families import make_family
+from pipelines.graphs import check_graphs, enable_graphs
 from pipelines.out_of_memory import reports_out_of_memory
 from pipelines.placements.placed import Placed
 
@@ -31,4 +32,7 @@ def load_replica(model: Model, checkpoint: Checkpoint, device: str) -> Placed:
     enable_cache(denoiser, model)
     if model.compile:
         compile_blocks(denoiser, trial)
+    if model.cuda_graphs:
+        check_graphs(placed, torch.device(device))
+        enable_graphs(denoiser)
     return placed

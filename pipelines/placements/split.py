@@ -200,6 +200,8 @@ def _refuse(model: Model) -> None:
         )
     if model.cache is not None:
         raise ConfigurationError(f"cache {model.cache!r} is not served under placement 'split'")
+    if model.cuda_graphs:
+        raise ConfigurationError("cuda_graphs is not served under placement 'split'")
     if model.compile and model.unload:
         raise ConfigurationError("compile: with unload, every load would compile anew")
 

@@ -62,8 +62,17 @@ def test_the_count_tells_which_prompts_are_truncated(pipeline):
     assert [c.truncated for c in pipeline.encode([ask(p) for p in prompts])] == [False, True]
 
 
-def test_a_whole_call_keeps_its_tokenizers_to_itself(tiny_pipe):
-    pipeline = Placed(WholeCall(tiny_pipe("SD15")))
+@pytest.mark.parametrize("name", ["SD15", "PixArtSigma"])
+def test_a_whole_call_counts_as_its_family_would(tiny_pipe, name):
+    pipe = tiny_pipe(name)
+    whole, family = Placed(WholeCall(pipe)), Placed(make_family(pipe, None))
+    assert whole.card.max_prompt_tokens == family.card.max_prompt_tokens
+    assert whole.card.prompt == family.card.prompt
+    assert whole.tokenizer_json() == family.tokenizer_json()
+
+
+def test_a_whole_call_with_several_tokenizers_keeps_them_to_itself(tiny_pipe):
+    pipeline = Placed(WholeCall(tiny_pipe("SDXL")))
     assert (pipeline.tokenizer_json(), pipeline.card.prompt) == (None, None)
 
 

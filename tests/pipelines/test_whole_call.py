@@ -174,7 +174,7 @@ def test_a_pipeline_without_step_callback_and_with_binning(tiny_pipe):
 def test_the_card_of_a_whole_call(pipeline):
     card = pipeline.card
     assert (card.family, card.multiple, card.guidance) == ("whole_call", 8, "classifier-free")
-    assert (card.joins, card.max_prompt_tokens, card.scheduler) == (False, None, "PNDMScheduler")
+    assert (card.joins, card.max_prompt_tokens, card.scheduler) == (False, 77, "PNDMScheduler")
     assert pipeline.rows(ask()) == 2
     assert pipeline.encode([ask()])[0].tensors == {}
 

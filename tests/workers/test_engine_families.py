@@ -22,6 +22,7 @@ from tests.pipelines.tiny import BUILDERS, save_tiny
 from tests.pipelines.tiny_whole import cogview4
 from tests.workers.conftest import Bench
 from workers.flights import Flight
+from workers.profile import measure
 from workers.scheduler import BUCKETS, Costs
 
 # numpy 2 warns of a call inside diffusers' schedulers.
@@ -118,3 +119,23 @@ def test_no_neighbour_changes_a_reproducible_image(pipeline, arrivals):
             assert torch.equal(pictures[request.seed], alone), request
         else:
             assert difference(pictures[request.seed], alone) <= TOLERANCE, request
+
+
+def test_a_pipeline_that_refuses_batches_is_measured_and_served(monkeypatch):
+    pipe = cogview4()
+    check = pipe.check_inputs
+
+    def one_only(prompt, *arguments, **named):
+        if len(prompt) > 1:
+            raise ValueError("one prompt at a time")
+        return check(prompt, *arguments, **named)
+
+    monkeypatch.setattr(pipe, "check_inputs", one_only)
+    pipeline = Placed(WholeCall(pipe))
+    measured = measure(pipeline, ask(steps=2))
+    assert measured.pinned(pipeline.rows(ask()) * pipeline.tokens(ask())) == 1
+    requests = [ask("a red cat", seed=seed, steps=2, reproducible=seed < 2) for seed in range(4)]
+    pictures = Arriving(pipeline, costs_of(pipeline)).serve([(0, one) for one in requests])
+    for request in requests:
+        alone = Arriving(pipeline, costs_of(pipeline)).serve([(0, request)])[request.seed]
+        assert torch.equal(pictures[request.seed], alone)

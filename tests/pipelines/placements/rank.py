@@ -37,6 +37,7 @@ Plain = dict[Any, Any]
 def main(file: str) -> None:
     path = Path(file)
     torch.set_num_threads(1)
+    torch.backends.cudnn.allow_tf32 = False  # so that float32 is float32 on a GPU too
     plan = json.loads(path.read_text())
     rank = int(os.environ["RANK"])
     group.GROUP_SECONDS = plan.get("group_seconds", group.GROUP_SECONDS)
@@ -57,11 +58,18 @@ def main(file: str) -> None:
 def model(case: dict[str, Any]) -> Any:
     length = FAMILIES.get(case["family"], OTHER).length
     fields = {"defaults": Defaults(64, 64, 2, 3.5), "max_sequence_length": length}
-    return entry(case["folder"], placement="context_parallel", **(fields | case["entry"]))
+    fields["placement"] = "context_parallel"
+    return entry(case["folder"], **(fields | case["entry"]))
+
+
+def device(case: dict[str, Any]) -> str:
+    """The rank's own, of the case's kind of device."""
+    kind: str = case.get("device", "cpu")
+    return kind if kind == "cpu" else f"{kind}:{os.environ['RANK']}"
 
 
 def follow(case: dict[str, Any]) -> dict[str, Any]:
-    follower = load_follower(model(case), "cpu")
+    follower = load_follower(model(case), device(case))
     if case.get("sabotage") == "weights":
         with torch.no_grad():
             next(follower.transformer.parameters()).add_(1.0)
@@ -73,7 +81,7 @@ def follow(case: dict[str, Any]) -> dict[str, Any]:
 
 def lead(case: dict[str, Any], plain: Plain) -> dict[str, Any]:
     """Serve the case's requests, some of which join midway; compare with diffusers' pictures."""
-    pipeline = load_pipeline(model(case), "cpu")
+    pipeline = load_pipeline(model(case), device(case))
     try:
         return serve_all(case, pipeline, plain)
     finally:

@@ -1,0 +1,160 @@
+"""What makes steps faster on a GPU: compilation, attention kernels, quantization, CUDA graphs."""
+
+import threading
+
+import pytest
+import torch
+from structlog.testing import capture_logs
+
+from jobs.catalog import Defaults
+from jobs.errors import ConfigurationError
+from pipelines import acceleration, attention
+from pipelines.attention import backend_of
+from pipelines.load import load_pipeline
+from tests.gpu.test_families import ARRIVALS, NAMES, REQUESTS, length_of
+from tests.pipelines.serving import alone, ask, begin, difference, entry, serve
+
+# numpy 2 warns of a call inside diffusers' schedulers.
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
+]
+
+SMALL = Defaults(64, 64, 2, 3.5)
+
+
+@pytest.fixture
+def load(tiny_folder, device):
+    """The tiny pipeline of a name with more fields in its entry."""
+
+    def loaded(name, **fields):
+        known = {"defaults": SMALL, "max_sequence_length": length_of(name)}
+        return load_pipeline(entry(tiny_folder(name), **(known | fields)), device)
+
+    return loaded
+
+
+def mean(one, other):
+    return (one - other).abs().mean().item()
+
+
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+def test_compiled_blocks_make_the_same_picture(load):
+    plain, compiled = load("Flux"), load("Flux", compile=True)
+    for request in (ask(seed=1), ask(seed=2, width=96)):
+        assert difference(alone(plain, request), alone(compiled, request)) <= 1e-4
+
+
+# Attention kernels.
+
+
+RUN_EVERYWHERE = ("native", "_native_math")
+
+
+@pytest.mark.parametrize("backend", [*RUN_EVERYWHERE, "_native_flash", "_native_cudnn"])
+@pytest.mark.parametrize("name", ["Flux", "Flux2Klein", "QwenImage"])
+def test_a_kernel_draws_the_same_picture_or_is_refused_at_the_start(load, name, backend):
+    plain = load(name, dtype="bfloat16", attention_backend="native")
+    pipeline, refusal = None, ""
+    try:
+        pipeline = load(name, dtype="bfloat16", attention_backend=backend)
+    except ConfigurationError as error:
+        refusal = str(error)
+    if pipeline is None:
+        assert backend not in RUN_EVERYWHERE
+        assert f"attention_backend {backend!r} does not run here" in refusal
+    else:
+        assert backend_of(acceleration.denoiser_of(pipeline.family.pipe)) == backend
+        assert mean(alone(plain, REQUESTS[0]), alone(pipeline, REQUESTS[0])) <= 3e-2
+
+
+def test_in_half_precision_cudnn_is_tried_and_told(load):
+    with capture_logs() as logs:
+        pipeline = load("Flux", dtype="bfloat16")
+    [told] = [line for line in logs if line["event"] == "attention backend"]
+    chosen = backend_of(pipeline.family.pipe.transformer)
+    assert told["backend"] == chosen
+    assert chosen == attention.CUDNN or told["instead_of"] == attention.CUDNN
+
+
+def test_where_the_preferred_kernel_does_not_run_torch_chooses(load, monkeypatch):
+    monkeypatch.setattr(attention, "CUDNN", "_native_npu")
+    with capture_logs() as logs:
+        pipeline = load("Flux", dtype="bfloat16")
+    [told] = [line for line in logs if line["event"] == "attention backend"]
+    assert (told["backend"], told["instead_of"]) == (attention.NATIVE, "_native_npu")
+    native = load("Flux", dtype="bfloat16", attention_backend="native")
+    assert torch.equal(alone(pipeline, REQUESTS[0]), alone(native, REQUESTS[0]))
+
+
+# Quantization.
+
+
+@pytest.mark.parametrize("quantization", ["int8", "fp8"])
+def test_a_quantized_denoiser_makes_about_the_same_picture(load, device, quantization):
+    pytest.importorskip("torchao")
+    plain = load("Flux", dtype="bfloat16")
+    with capture_logs() as logs:
+        pipeline = load("Flux", dtype="bfloat16", quantization=quantization)
+    if quantization == "fp8":
+        capability = torch.cuda.get_device_capability(device)
+        weights_only = any(line["event"] == "fp8 weights only" for line in logs)
+        assert weights_only == (capability < acceleration.FP8_CAPABILITY)
+    assert 0 < mean(alone(plain, REQUESTS[0]), alone(pipeline, REQUESTS[0])) < 0.1
+
+
+# CUDA graphs.
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_replayed_pictures_are_the_same(load, name):
+    plain, graphed = load(name), load(name, cuda_graphs=True)
+    forward = acceleration.denoiser_of(graphed.family.pipe).forward
+    expected, _ = serve(plain, ARRIVALS, bucket=4)
+    for _ in range(2):
+        pictures, _ = serve(graphed, ARRIVALS, bucket=4)
+        for request in REQUESTS:
+            assert difference(pictures[request.seed], expected[request.seed]) <= 1e-5
+    if name in ("Flux", "SD3", "SDXL"):
+        assert len(forward.graphs) == 1
+
+
+def test_recording_while_another_thread_decodes(load):
+    pipeline = load("Flux", cuda_graphs=True)
+    finished = begin(pipeline, ask(width=512, height=512, steps=1))
+    pipeline.step([finished])
+    [expected] = pipeline.decode([finished])
+    stop, decoded = threading.Event(), []
+
+    def decode():
+        while not stop.is_set():
+            decoded.extend(pipeline.decode([finished]))
+
+    thread = threading.Thread(target=decode)
+    thread.start()
+    try:
+        pictures = {width: alone(pipeline, ask(width=width)) for width in range(64, 256, 16)}
+    finally:
+        stop.set()
+        thread.join()
+    assert decoded
+    assert all(difference(picture, expected) <= 1e-5 for picture in decoded)
+    for width, picture in pictures.items():
+        assert torch.equal(picture, alone(pipeline, ask(width=width)))
+    assert acceleration.denoiser_of(pipeline.family.pipe).forward.graphs
+
+
+def test_what_cannot_be_recorded_runs_without(load):
+    pipeline = load("Flux", cuda_graphs=True)
+    transformer = acceleration.denoiser_of(pipeline.family.pipe)
+    forward = transformer.forward.forward
+
+    def waiting(*arguments, **named):
+        named["hidden_states"].sum().item()  # the host waits for the device
+        return forward(*arguments, **named)
+
+    transformer.forward.forward = waiting
+    with capture_logs() as logs:
+        picture = alone(pipeline, REQUESTS[0])
+    assert [line["event"] for line in logs] == ["no CUDA graph for a shape; it runs without"]
+    assert difference(picture, alone(load("Flux"), REQUESTS[0])) <= 1e-5

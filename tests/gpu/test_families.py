@@ -1,0 +1,80 @@
+"""Every family on a GPU, against diffusers' own pipeline on the same device."""
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+
+from pipelines.load import load_pipeline
+from tests.pipelines.serving import alone, ask, difference, entry, serve
+from tests.pipelines.test_families import CASES
+from tests.pipelines.test_flux import run_flux
+
+# numpy 2 warns of a call inside diffusers' schedulers.
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
+]
+
+FAMILIES = {name: case for name, case in CASES.items() if name == case.tiny}
+NAMES = ("Flux", "FluxGuidance", *FAMILIES)
+
+TOLERANCES = {"float32": 1e-4, "bfloat16": 3e-2}
+"""The mean difference of two pictures at most. Batches of another size take other kernels, which
+add in another order; in bfloat16 that is most of the digits after a few steps."""
+
+REQUESTS = [
+    ask("a red cat", seed=1, steps=4, guidance_scale=3.5, negative_prompt="ugly"),
+    ask("a blue dog running on a beach", seed=2, steps=3, guidance_scale=5.0),
+    ask("a late one", seed=3, steps=3, guidance_scale=2.0, negative_prompt=""),
+]
+ARRIVALS = {0: REQUESTS[:1], 1: REQUESTS[1:]}
+
+
+def length_of(name):
+    return FAMILIES[name].length if name in FAMILIES else 48
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def name(request):
+    return request.param
+
+
+@pytest.fixture(scope="module", params=TOLERANCES)
+def dtype(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def pipeline(tiny_folder, name, dtype, device):
+    model = entry(tiny_folder(name), dtype=dtype, max_sequence_length=length_of(name))
+    return load_pipeline(model, device)
+
+
+@pytest.fixture(scope="module")
+def reference(tiny_folder, name, dtype, device):
+    """diffusers' own picture of a request."""
+    pipe = DiffusionPipeline.from_pretrained(tiny_folder(name), dtype=getattr(torch, dtype))
+    pipe.set_progress_bar_config(disable=True)
+    pipe.to(device)
+    if name in FAMILIES:
+        return lambda request: FAMILIES[name].reference(pipe, request).float().cpu()
+    return lambda request: run_flux(pipe, request, 48).float().cpu()
+
+
+def test_joining_midway_it_is_diffusers_own_picture(pipeline, reference, dtype):
+    pictures, _ = serve(pipeline, ARRIVALS, largest=4)
+    for request in REQUESTS:
+        change = (pictures[request.seed] - reference(request)).abs().mean().item()
+        assert change <= TOLERANCES[dtype], request
+
+
+def test_in_a_pinned_bucket_no_neighbour_changes_a_bit(pipeline):
+    pictures, _ = serve(pipeline, ARRIVALS, largest=4, bucket=4)
+    for request in REQUESTS:
+        assert torch.equal(pictures[request.seed], alone(pipeline, request, bucket=4))
+
+
+def test_other_prompts_and_seeds_are_other_pictures(pipeline):
+    plain = alone(pipeline, REQUESTS[0])
+    assert difference(plain, alone(pipeline, ask(seed=9))) > 1e-2
+    assert difference(plain, alone(pipeline, ask("a green house", seed=1))) > 1e-3

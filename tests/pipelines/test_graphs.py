@@ -1,0 +1,218 @@
+"""CUDA graphs: what is recorded, replayed, let go and refused; the recording itself is pretended.
+
+The pretended graph keeps the buffers it was recorded with, as a real one does, and fills the same
+output at every replay. The real thing is tested in tests/gpu.
+"""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from structlog.testing import capture_logs
+
+from jobs.catalog import load_catalog
+from jobs.errors import ConfigurationError
+from pipelines import graphs
+from pipelines.families import make_family
+from pipelines.families.whole_call import WholeCall
+from pipelines.graphs import Graphs, check_graphs, enable_graphs
+from pipelines.load import load_pipeline
+from pipelines.placements.placed import Placed
+from tests.pipelines.serving import alone, ask, entry, serve
+from tests.pipelines.tiny import BUILDERS
+
+# numpy 2 warns of a call inside diffusers' schedulers.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+
+class Recorder:
+    """Pretends to record; counts recordings, replays, and how often memory was begun anew."""
+
+    def __init__(self):
+        self.recorded = self.replayed = self.pools = 0
+
+    def __call__(self):
+        self.pools += 1
+        return self.capture
+
+    def capture(self, run):
+        self.recorded += 1
+        output = run()
+
+        def replay():
+            self.replayed += 1
+            for still, new in zip(tensors(output), tensors(run()), strict=True):
+                still.copy_(new)
+
+        for tensor in tensors(output):
+            tensor.fill_(torch.nan)  # recording computes nothing
+        return replay, output
+
+
+def tensors(tree):
+    return graphs._tensors(graphs.pytree.tree_leaves(tree))
+
+
+@pytest.fixture
+def recorder():
+    return Recorder()
+
+
+@pytest.fixture
+def graphed(recorder):
+    """A graphed function of tensors, lists of them and numbers."""
+
+    def forward(x, others, scale=1, **_):
+        return (x * scale + sum(others), {"x": x + 1})
+
+    return Graphs(forward, recorder, "cpu")
+
+
+def test_one_recording_serves_every_value(graphed, recorder):
+    for value in (1.0, 2.0, 3.0):
+        x, other = torch.full((2, 2), value), torch.full((2, 2), 10 * value)
+        total, named = graphed(x, [other, other], scale=2)
+        assert torch.equal(total, 2 * x + 2 * other)
+        assert torch.equal(named["x"], x + 1)
+    assert (recorder.recorded, recorder.replayed) == (1, 3)
+
+
+def test_an_output_is_the_callers_own(graphed):
+    first, _ = graphed(torch.zeros(2), [torch.zeros(2)])
+    graphed(torch.ones(2), [torch.ones(2)])
+    assert torch.equal(first, torch.zeros(2))
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"x": torch.zeros(3, 2)},
+        {"x": torch.zeros(2, 2, dtype=torch.float64)},
+        {"x": torch.zeros(4, 2)[::2]},
+        {"others": [torch.zeros(2, 2)] * 2},
+        {"scale": 2},
+        {"scale": 1.0},
+        {"flag": None},
+    ],
+    ids=["shape", "dtype", "strides", "structure", "value", "type", "argument"],
+)
+def test_whatever_else_changes_is_another_graph(graphed, recorder, changed):
+    usual = {"x": torch.zeros(2, 2), "others": [torch.zeros(2)], "scale": 1}
+    graphed(**usual)
+    graphed(**usual)
+    assert recorder.recorded == 1
+    graphed(**(usual | changed))
+    assert recorder.recorded == 2
+
+
+@pytest.mark.parametrize(
+    ("device", "flag"), [("meta", None), ("cpu", {1, 2})], ids=["device", "unhashable"]
+)
+def test_what_a_graph_cannot_read_runs_without(graphed, recorder, device, flag):
+    x = torch.zeros(2, device=device)
+    total, _ = graphed(x, [x], flag=flag)
+    assert total.device == x.device
+    assert recorder.recorded == 0
+
+
+def test_the_least_recently_used_graph_goes(graphed, recorder, monkeypatch):
+    monkeypatch.setattr(graphs, "MOST_GRAPHS", 2)
+
+    def call(size):
+        graphed(torch.zeros(size), [torch.zeros(size)])
+        return recorder.recorded
+
+    assert [call(size) for size in (1, 2, 1, 3, 1, 2)] == [1, 2, 2, 3, 3, 4]
+    assert len(graphed.graphs) == 2
+
+
+def test_after_many_shapes_all_graphs_are_recorded_anew(graphed, recorder, monkeypatch):
+    monkeypatch.setattr(graphs, "MOST_SHAPES", 3)
+
+    def call(size):
+        graphed(torch.zeros(size), [torch.zeros(size)])
+        return recorder.recorded, recorder.pools
+
+    assert [call(size) for size in (1, 2, 3, 1)] == [(1, 1), (2, 1), (3, 1), (3, 1)]
+    assert call(4) == (4, 2)
+    assert call(1) == (5, 2)
+
+
+def test_what_cannot_be_recorded_runs_without_and_is_told_once(recorder, monkeypatch):
+    def forward(x):
+        return x + 1
+
+    def failing(run):
+        if run().numel() == 2:
+            raise RuntimeError("operation not permitted when stream is capturing\nadvice")
+        return recorder.capture(run)
+
+    monkeypatch.setattr(Recorder, "__call__", lambda self: failing)
+    graphed = Graphs(forward, recorder, "cpu")
+    with capture_logs() as logs:
+        for _ in range(3):
+            assert torch.equal(graphed(torch.zeros(2)), torch.ones(2))
+            assert torch.equal(graphed(torch.zeros(3)), torch.ones(3))
+    assert [log["reason"] for log in logs] == ["operation not permitted when stream is capturing"]
+    assert (recorder.recorded, recorder.replayed) == (1, 3)
+
+
+def test_what_fails_without_a_graph_too_is_raised(recorder):
+    def forward(x):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        Graphs(forward, recorder, "cpu")(torch.zeros(2))
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_replayed_pictures_are_the_same(tiny_pipe, recorder, name):
+    length = {"QwenImage": 320, "SD15": None, "SDXL": None}.get(name, 48)
+    pipe = tiny_pipe(name)
+    pipeline = Placed(make_family(pipe, length))
+    requests = [ask(seed=1, steps=3), ask("a blue dog on a beach", seed=2, steps=4)]
+    arrivals = {0: requests[:1], 1: requests[1:]}
+    plain, _ = serve(pipeline, arrivals, bucket=2)
+    enable_graphs(getattr(pipe, "transformer", None) or pipe.unet, recorder)
+    replayed, forwards = serve(pipeline, arrivals, bucket=2)
+    assert 1 <= recorder.recorded < recorder.replayed == forwards
+    for seed in (1, 2):
+        assert torch.equal(plain[seed], replayed[seed])
+    assert torch.equal(alone(pipeline, requests[0], bucket=2), plain[1])
+
+
+# Refused by name.
+
+
+def test_off_cuda_a_worker_refuses_to_start(tiny_folder):
+    model = entry(tiny_folder("Flux"), cuda_graphs=True)
+    with pytest.raises(ConfigurationError, match="'tiny': cuda_graphs: needs a CUDA device"):
+        load_pipeline(model, "cpu")
+
+
+def test_a_model_that_is_called_whole_takes_none(tiny_pipe):
+    pipeline = Placed(WholeCall(tiny_pipe("SD15")))
+    with pytest.raises(ConfigurationError, match="called whole takes none"):
+        check_graphs(pipeline, torch.device("cuda"))
+
+
+def test_a_replica_on_cuda_may_have_them():
+    steps = SimpleNamespace(card=SimpleNamespace(joins=True))
+    check_graphs(steps, torch.device("cuda", 0))
+
+
+@pytest.mark.parametrize("placement", ["split", "context_parallel", "pipelined"])
+def test_other_placements_refuse_them(tiny_folder, tmp_path, monkeypatch, placement):
+    for name, value in {"RANK": 0, "WORLD_SIZE": 2, "MASTER_ADDR": "x", "MASTER_PORT": 1}.items():
+        monkeypatch.setenv(name, str(value))
+    degrees = {"context_parallel": {"ring": 2}, "pipelined": {"stages": 2}}.get(placement, {})
+    model = entry(tiny_folder("Flux"), placement=placement, cuda_graphs=True, **degrees)
+    with pytest.raises(ConfigurationError, match="cuda_graphs"):
+        load_pipeline(model, "cpu")
+    catalog = tmp_path / "models.toml"
+    fields = "".join(f"{name} = {value}\n" for name, value in degrees.items())
+    catalog.write_text(
+        f'[models.m]\npath = "a/b"\nplacement = "{placement}"\ncuda_graphs = true\n{fields}'
+    )
+    with pytest.raises(ConfigurationError, match="cuda_graphs belongs to placement 'replica'"):
+        load_catalog(catalog)
