@@ -48,3 +48,10 @@ class QueueSettings(BaseSettings):
             first = error.errors()[0]
             name = "IMAGEMILL_" + "_".join(str(part) for part in first["loc"]).upper()
             raise ConfigurationError(f"{name}: {first['msg']}") from error
+
+    def make_folder(self) -> None:
+        """Make the data folder, if there is none. Raises ConfigurationError."""
+        try:
+            self.data.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigurationError(f"IMAGEMILL_DATA: no folder can be made: {error}") from error

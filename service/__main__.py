@@ -47,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGINT, _leave)
     try:
         settings = _settings(arguments)
+        settings.make_folder()
         logs.configure(settings.log)
         tracing.start("imagemill-service")
         _serve(settings)

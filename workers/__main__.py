@@ -29,6 +29,7 @@ def main() -> int:
     args = _parser().parse_args()
     try:
         settings = WorkerSettings.read()
+        settings.make_folder()
         logs.configure(settings.log)
         catalog = load_catalog(settings.models)
         place = _place(args, catalog)

@@ -1,5 +1,8 @@
 """Settings come from the environment, once, and are checked."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -43,3 +46,18 @@ def test_a_value_that_cannot_work_is_named(
 def test_settings_are_never_changed() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         QueueSettings.read().pool = "other"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("module", ["workers", "service"])
+def test_a_data_folder_that_cannot_be_is_one_sentence(module: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    told = subprocess.run(
+        [sys.executable, "-m", module],
+        env={**os.environ, "IMAGEMILL_DATA": str(tmp_path / "file" / "data")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert told.returncode == 2
+    assert "IMAGEMILL_DATA" in told.stderr
+    assert told.stderr.count("\n") == 1
