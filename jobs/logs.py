@@ -55,7 +55,8 @@ def configure(form: Form, stream: TextIO | None = None) -> None:
 
 def _renderers(form: Form, target: TextIO) -> list[Processor]:
     if form == "console":
-        return [structlog.dev.ConsoleRenderer(colors=target.isatty())]
+        plain = structlog.dev.plain_traceback  # the other ones show local variables, keys too
+        return [structlog.dev.ConsoleRenderer(colors=target.isatty(), exception_formatter=plain)]
     return [
         structlog.processors.format_exc_info,
         structlog.processors.EventRenamer("message"),

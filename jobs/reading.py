@@ -5,6 +5,7 @@ contradicts its images.
 """
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,6 +27,9 @@ _PAGE = 100
 
 _LOOKED_AT = 2000
 """Jobs that one call looks at, to find those in a state."""
+
+CURSOR = r"^[0-9]{1,20}$"
+"""What a cursor of `jobs` looks like."""
 
 _EVENTS_AT_ONCE = 1000
 
@@ -220,7 +224,7 @@ class Reader:
 
     def _newest_first(self, tenant: str, cursor: str | None) -> Iterator[tuple[str, Job | None]]:
         """Every job of the tenant with the cursor that follows it; None for one that is gone."""
-        if cursor is not None and not cursor.isdecimal():
+        if cursor is not None and not re.fullmatch(CURSOR, cursor):
             raise InvalidRequest("no such cursor", (FieldProblem("/cursor", "no such cursor"),))
         key = self._keys("jobs", tenant)
         while True:

@@ -12,12 +12,13 @@ from importlib.metadata import PackageNotFoundError, version
 
 import anyio.to_thread
 from fastapi import Depends, FastAPI
+from fastapi.middleware.cors import CORSMiddleware
 
 from jobs.catalog import Catalog
 from jobs.images import LocalImages
 from jobs.store import Store
 from service import handlers
-from service.auth import Gate, caller
+from service.auth import Gate, caller, caller_by_password
 from service.documents import Documents
 from service.events import EventHub
 from service.keys import KeyRing
@@ -57,6 +58,9 @@ _ROUTES = (
     sdapi,
     models,
 )
+_EXPOSED = ("ETag", "Location", "Retry-After", "X-Request-ID", "Content-Range")
+"""Headers of answers that pages of other sites may read, where they may call at all."""
+
 _OPENAI_ROUTES = (openai_images, openai_files, openai_batches)
 
 
@@ -84,6 +88,7 @@ def create_app(
         links=Links(settings.public_url or ""),
         lengths=PromptLengths(settings.tokenizer_file),
         workers=RecentWorkers(store),
+        gate=Gate(KeyRing(settings.data / "keys.json"), may_be_open=settings.may_be_open),
         started=int(time.time()),
     )
     _assemble(app, parts)
@@ -92,9 +97,15 @@ def create_app(
 
 def _assemble(app: FastAPI, parts: Mill) -> None:
     app.state.mill = parts
-    ring = KeyRing(parts.settings.data / "keys.json")
-    app.state.gate = Gate(ring, may_be_open=parts.settings.may_be_open)
     app.state.metrics = Metrics(parts.store, parts.hub)
+    if parts.settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=parts.settings.cors_origins,
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=_EXPOSED,
+        )
     app.add_middleware(CountRequests, metrics=app.state.metrics)
     app.add_middleware(NameRequests)
     handlers.install(app)
@@ -102,7 +113,8 @@ def _assemble(app: FastAPI, parts: Mill) -> None:
         failures = problems(401, 403, 429)
         if module in _OPENAI_ROUTES:
             failures = openai_errors(401, 403, 429)
-        app.include_router(module.router, dependencies=[Depends(caller)], responses=failures)
+        guard = caller_by_password if module is sdapi else caller
+        app.include_router(module.router, dependencies=[Depends(guard)], responses=failures)
     app.include_router(health.router)
     app.include_router(docs.router)
     app.include_router(page.router)
@@ -133,7 +145,7 @@ def _webhooks(parts: Mill, metrics: Metrics) -> WebhookSender:
         Outbox(root),
         Notices(parts.store, parts.links),
         given.get_secret_value() if given else kept_secret(root),
-        private=parts.settings.allows_private_webhooks,
+        private=lambda: parts.allows_private_webhooks,
         count=metrics.count_webhook,
     )
     metrics.webhooks_waiting.set_function(lambda: sender.waiting)

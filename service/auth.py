@@ -11,22 +11,30 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import Depends, Request
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi.security import (
+    HTTPAuthorizationCredentials,
+    HTTPBasic,
+    HTTPBasicCredentials,
+    HTTPBearer,
+)
 from limits import parse
 from limits.storage import MemoryStorage
 from limits.strategies import MovingWindowRateLimiter
 
 from jobs.errors import ConfigurationError
-from service.errors import CrossSite, RateLimited, Unauthenticated
+from service.errors import RateLimited, Unauthenticated
 from service.keys import Key, KeyRing
 from service.settings import ServiceSettings
+from service.sites import check_site
 
 LOCAL = "local"
 
 _bearer = HTTPBearer(
     auto_error=False, scheme_name="key", description="An API key, where the service has any."
 )
-_SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
+_basic = HTTPBasic(
+    auto_error=False, scheme_name="basic", description="Any name, and an API key as the password."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,17 +99,25 @@ async def caller(
     credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
 ) -> Caller:
     """The caller of the request at hand. Raises Unauthenticated, RateLimited, CrossSite."""
-    gate: Gate = request.app.state.gate
-    found = gate.admit(credentials.credentials if credentials else None)
-    if gate.is_open and request.method not in _SAFE:
-        _check_site(request)
-    return found
+    return _admit(request, credentials.credentials if credentials else None)
 
 
-def _check_site(request: Request) -> None:
-    """A page of another site must not drive the service through its visitor's browser."""
-    if request.headers.get("sec-fetch-site") == "cross-site":
-        raise CrossSite("a page of another site may not do this without a key")
+async def caller_by_password(
+    request: Request,
+    credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
+    basic: Annotated[HTTPBasicCredentials | None, Depends(_basic)],
+) -> Caller:
+    """As `caller`, for clients that know no bearer keys: the key may be Basic's password."""
+    shown = basic.password if basic else credentials.credentials if credentials else None
+    return _admit(request, shown)
+
+
+def _admit(request: Request, shown: str | None) -> Caller:
+    gate: Gate = request.app.state.mill.gate
+    if gate.is_open:
+        check_site(request, request.app.state.mill.settings)
+    return gate.admit(shown)
 
 
 AnyCaller = Annotated[Caller, Depends(caller)]
+CallerByPassword = Annotated[Caller, Depends(caller_by_password)]

@@ -96,15 +96,21 @@ def _validated(model: type[BodyModel], raw: bytes) -> BodyModel:
     return body
 
 
-def _check_type(request: Request) -> None:
+def media_type(request: Request) -> str | None:
+    """The body's type in small letters, if it is named. Raises UnsupportedBody: not in UTF-8."""
+    if "content-type" not in request.headers:
+        return None
     message = Message()
-    message["content-type"] = request.headers.get("content-type", "")
-    kind, charset = message.get_content_type(), message.get_content_charset("utf-8")
-    named = "content-type" in request.headers
-    if not named or not (kind == "application/json" or kind.endswith("+json")):
-        raise UnsupportedBody("the body must be application/json")
-    if charset not in ("utf-8", "utf8", "us-ascii"):
+    message["content-type"] = request.headers["content-type"]
+    if message.get_content_charset("utf-8") not in ("utf-8", "utf8", "us-ascii"):
         raise UnsupportedBody("the body must be in UTF-8")
+    return message.get_content_type()
+
+
+def _check_type(request: Request) -> None:
+    kind = media_type(request)
+    if kind is None or not (kind == "application/json" or kind.endswith("+json")):
+        raise UnsupportedBody("the body must be application/json")
     if request.headers.get("content-encoding", "identity") != "identity":
         raise UnsupportedBody("the body must not be compressed")
 

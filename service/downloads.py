@@ -16,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 from zipstream import ZIP_STORED, ZipStream
 
 from jobs.job import ImageResult, ImageView, Job
+from jobs.recipe import recipe_of
 
 SHEET_IMAGES = 100
 """Thumbnails on one sheet, at most."""
@@ -90,15 +91,15 @@ def _manifest(job: Job, images: Sequence[ImageView], paths: dict[int, Path]) -> 
         "state": job.state,
         "created": job.created,
         "metadata": job.metadata,
-        "images": [_manifest_entry(image, image.index in paths) for image in images],
+        "images": [_manifest_entry(image, paths.get(image.index)) for image in images],
     }
 
 
-def _manifest_entry(image: ImageView, included: bool) -> dict[str, Any]:
+def _manifest_entry(image: ImageView, path: Path | None) -> dict[str, Any]:
     request, result = image.request, image.result
     return {
         "index": image.index,
-        "file": file_name(image.index, result) if included and result else None,
+        "file": file_name(image.index, result) if path and result else None,
         "state": image.state,
         "prompt": request.prompt,
         "negative_prompt": request.negative_prompt,
@@ -109,4 +110,5 @@ def _manifest_entry(image: ImageView, included: bool) -> dict[str, Any]:
         "guidance_scale": request.guidance_scale,
         "sha256": result.sha256 if result else None,
         "error": image.error,
+        "recipe": recipe_of(path) if path else None,
     }

@@ -7,9 +7,11 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import structlog
+from fastapi import Header
+from pydantic import WithJsonSchema
 
 from jobs import tracing
 from jobs.errors import FieldProblem, InvalidRequest
@@ -26,7 +28,13 @@ log = structlog.get_logger(__name__)
 USUAL_PRIORITY = 5
 """What a job gets that asks for none, where its caller may."""
 
-_IDEMPOTENCY_KEY = re.compile(r"[!-~]{1,255}")
+_IDEMPOTENCY_KEY = r"^[!-~]{1,255}$"
+
+IdempotencyKey = Annotated[
+    str | None,
+    WithJsonSchema({"type": "string", "pattern": _IDEMPOTENCY_KEY}),
+    Header(description="Makes a repeated POST return the same job; 1 to 255 visible ASCII."),
+]
 
 
 def enqueue(
@@ -40,7 +48,7 @@ def enqueue(
     idempotency = None
     if idempotency_key is not None:
         idempotency = (_checked(idempotency_key), _digest(body))
-    if body.webhook and not mill.settings.allows_private_webhooks:
+    if body.webhook and not mill.allows_private_webhooks:
         _check_address(body.webhook.url)
     model = mill.catalog.get(body.model)
     card = mill.store.card(model.name)
@@ -71,11 +79,7 @@ def submit(
 
     Within a span, which the images' spans in their workers will have for their parent.
     """
-    if priority is None:
-        priority = min(USUAL_PRIORITY, caller.max_priority)
-    if priority > caller.max_priority:
-        detail = f"must be at most {caller.max_priority} for this key"
-        raise InvalidRequest(f"priority {detail}", (FieldProblem("/priority", detail),))
+    priority = priority_of(caller, priority)
     model = requests[0].model
     with tracing.span("submit", model=model, images=len(requests)) as trace:
         made = mill.store.submit(
@@ -102,6 +106,16 @@ def submit(
     return made.job_id
 
 
+def priority_of(caller: Caller, asked: int | None) -> int:
+    """What a job gets whose caller asks for this priority, or for none. Raises InvalidRequest."""
+    if asked is None:
+        return min(USUAL_PRIORITY, caller.max_priority)
+    if asked > caller.max_priority:
+        detail = f"must be at most {caller.max_priority} for this key"
+        raise InvalidRequest(f"priority {detail}", (FieldProblem("/priority", detail),))
+    return asked
+
+
 def _check_address(url: str) -> None:
     """Refuse at once what would be refused at delivery."""
     if is_literal_and_private(url):
@@ -110,7 +124,7 @@ def _check_address(url: str) -> None:
 
 
 def _checked(key: str) -> str:
-    if not _IDEMPOTENCY_KEY.fullmatch(key):
+    if not re.fullmatch(_IDEMPOTENCY_KEY, key):
         raise MalformedHeader("Idempotency-Key must be 1 to 255 visible ASCII characters")
     return key
 

@@ -8,6 +8,7 @@ from fastapi import Depends, Request
 from jobs.catalog import Catalog
 from jobs.images import LocalImages
 from jobs.store import Store
+from service.auth import Gate
 from service.documents import Documents
 from service.events import EventHub
 from service.openai.shelf import FileShelf
@@ -31,8 +32,18 @@ class Mill:
     links: Links
     lengths: PromptLengths
     workers: RecentWorkers
+    gate: Gate
     started: int
     """When the service started, in seconds since the epoch."""
+
+    @property
+    def allows_private_webhooks(self) -> bool:
+        """Whether a webhook may go to an address that is not public, as of now.
+
+        Unless the settings say so, exactly while all callers are on this machine and trusted.
+        """
+        told = self.settings.webhook_private
+        return self.settings.loopback and self.gate.is_open if told is None else told
 
 
 async def mill(request: Request) -> Mill:

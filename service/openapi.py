@@ -60,6 +60,14 @@ def binary(*media_types: str) -> Responses:
     return {200: {"description": "The bytes.", "content": dict.fromkeys(media_types, schema)}}
 
 
+def event_stream(*events: str) -> dict[str, Any]:
+    """`content` of an answer in Server-Sent Events with these names, whose data are JSON."""
+    data = {"type": "string", "contentMediaType": "application/json"}
+    fields = {"event": {"enum": list(events)}, "data": data, "id": {"type": "string"}}
+    one = {"type": "object", "required": ["event", "data"], "properties": fields}
+    return {"text/event-stream": {"itemSchema": one}}
+
+
 def complete_document(app: FastAPI) -> dict[str, Any]:
     """The application's OpenAPI document, made once."""
     if app.openapi_schema is None:

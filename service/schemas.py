@@ -39,6 +39,9 @@ def _without_nul(text: str) -> str:
     return text
 
 
+_WEB = r"^https?://[A-Za-z0-9]"
+
+
 def _web_address(text: str) -> str:
     try:
         parts = urlsplit(text)
@@ -63,11 +66,21 @@ def _storable(metadata: dict[str, JsonValue]) -> dict[str, JsonValue]:
 
 
 Prompt = Annotated[
-    str, Field(min_length=1, max_length=MAX_PROMPT_CHARACTERS), AfterValidator(_without_nul)
+    str,
+    Field(
+        min_length=1,
+        max_length=MAX_PROMPT_CHARACTERS,
+        json_schema_extra={"pattern": r"^[^\u0000]*[^\u0000\s][^\u0000]*$"},  # nor blank
+    ),
+    AfterValidator(_without_nul),
 ]
 NegativePrompt = Annotated[
     str,
-    Field(max_length=MAX_PROMPT_CHARACTERS, description="What the picture should not show."),
+    Field(
+        max_length=MAX_PROMPT_CHARACTERS,
+        description="What the picture should not show.",
+        json_schema_extra={"pattern": r"^[^\u0000]*$"},
+    ),
     AfterValidator(_without_nul),
 ]
 Side = Annotated[int, Field(ge=16, le=65536, description="Pixels.")]
@@ -127,7 +140,11 @@ PromptEntry = Annotated[
 class Webhook(Input):
     """Where to report to, and what."""
 
-    url: Annotated[str, Field(min_length=8, max_length=2048), AfterValidator(_web_address)]
+    url: Annotated[
+        str,
+        Field(min_length=8, max_length=2048, json_schema_extra={"format": "uri", "pattern": _WEB}),
+        AfterValidator(_web_address),
+    ]
     events: Annotated[list[WebhookEvent], Field(min_length=1, max_length=5)] = [
         "job.succeeded",
         "job.failed",
@@ -193,6 +210,8 @@ class ImageItem(BaseModel):
     height: int
     steps: int
     guidance_scale: float
+    format: ImageFormat
+    reproducible: bool
     step: Annotated[int, Field(description="Denoising steps done, as a worker measured them.")]
     attempts: int
     error: str | None

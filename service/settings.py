@@ -4,11 +4,15 @@ Read once in `__main__` and passed inward. Knows nothing of what the values are 
 """
 
 import ipaddress
+from typing import Annotated
 
 from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import NoDecode
 from standardwebhooks import Webhook
 
 from jobs.settings import QueueSettings
+
+_Origin = Annotated[str, Field(pattern=r"^(\*|https?://[^\s/?#,*]+)$")]
 
 
 class ServiceSettings(QueueSettings):
@@ -20,7 +24,8 @@ class ServiceSettings(QueueSettings):
     images, on the routes that answer with them.
     `webhook_secret` signs webhooks (`whsec_` and base64); unset, one is made and kept in the data
     folder. `webhook_private` allows webhooks to addresses that are not public; unset, exactly
-    while only this machine can reach the service.
+    while only this machine can reach the service and there are no API keys.
+    `cors_origins` are the sites whose pages may call the service from a browser.
     """
 
     host: str = "127.0.0.1"
@@ -32,6 +37,14 @@ class ServiceSettings(QueueSettings):
     sync_seconds: float = Field(default=600, gt=0)
     webhook_secret: SecretStr | None = None
     webhook_private: bool | None = None
+    cors_origins: Annotated[tuple[_Origin, ...] | None, NoDecode] = None
+
+    @field_validator("cors_origins", mode="before")
+    @classmethod
+    def _listed(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(one.strip() for one in value.split(",") if one.strip())
+        return value
 
     @field_validator("webhook_secret")
     @classmethod
@@ -42,11 +55,6 @@ class ServiceSettings(QueueSettings):
         except Exception as error:  # the library has no error of its own for each kind
             raise ValueError("must be whsec_ followed by base64") from error
         return value
-
-    @property
-    def allows_private_webhooks(self) -> bool:
-        """Whether a webhook may go to an address that is not public."""
-        return self.loopback if self.webhook_private is None else self.webhook_private
 
     @property
     def may_be_open(self) -> bool:

@@ -87,6 +87,8 @@ def image_item(job_id: str, image: ImageView, links: Links) -> ImageItem:
         height=request.height,
         steps=request.steps,
         guidance_scale=request.guidance_scale,
+        format=request.format,
+        reproducible=request.reproducible,
         # some schedulers take more forward passes than they are asked for steps
         step=request.steps if image.state is State.SUCCEEDED else min(image.step, request.steps),
         attempts=image.attempts,

@@ -8,6 +8,7 @@ import json
 import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from jobs.errors import ImagemillError, NotFound
@@ -15,7 +16,7 @@ from jobs.job import ImageView, State
 from service.errors import Gone, ImagesFailed, failure_of, openai_error
 from service.mill import Mill
 from service.openai.answers import generated
-from service.openai.batch_input import PlannedLine
+from service.openai.batch_input import PlannedLine, RefusedLine
 from service.views import Links
 
 
@@ -35,6 +36,7 @@ def write_outcome(
     batch_id: str,
     jobs: Sequence[str],
     lines: Sequence[PlannedLine],
+    refused: Sequence[RefusedLine],
     links: Links,
     stopped: str,
 ) -> Outcome:
@@ -47,7 +49,8 @@ def write_outcome(
         mill.files.adding(tenant, f"{batch_id}_output.jsonl", "batch_output") as good,
         mill.files.adding(tenant, f"{batch_id}_error.jsonl", "batch_output") as bad,
     ):
-        for is_good, entry in _entries(mill, jobs, lines, links, stopped):
+        bad_requests = ((False, _bad_request(line)) for line in refused)
+        for is_good, entry in chain(bad_requests, _entries(mill, jobs, lines, links, stopped)):
             counts[is_good] += 1
             (good if is_good else bad).target.write(json.dumps(entry).encode() + b"\n")
     for file, count in ((good, counts[True]), (bad, counts[False])):
@@ -98,14 +101,16 @@ def _entry(
         try:
             answer = generated(mill.images, links, job_id, own, line.form)
         except NotFound as error:
-            return False, _line(line, _failed(Gone(str(error))))
-        return True, _line(line, {"status_code": 200, "body": answer.model_dump(mode="json")})
+            return False, _line(line.custom_id, _failed(Gone(str(error))))
+        return True, _line(
+            line.custom_id, {"status_code": 200, "body": answer.model_dump(mode="json")}
+        )
     broken = next((image for image in own if image.state is State.FAILED), None)
     if broken is not None:
         reason = f"image {broken.index - line.first} could not be made: {broken.error}"
-        return False, _line(line, _failed(ImagesFailed(reason)))
+        return False, _line(line.custom_id, _failed(ImagesFailed(reason)))
     message = "this request was not finished: the batch was stopped, or its job is gone"
-    return False, _line(line, None, {"code": stopped, "message": message})
+    return False, _line(line.custom_id, None, {"code": stopped, "message": message})
 
 
 def _failed(error: ImagemillError) -> dict[str, Any]:
@@ -113,15 +118,19 @@ def _failed(error: ImagemillError) -> dict[str, Any]:
     return {"status_code": failure.status, "body": {"error": openai_error(failure)}}
 
 
+def _bad_request(line: RefusedLine) -> dict[str, Any]:
+    return _line(line.custom_id, {"status_code": 400, "body": {"error": line.error}})
+
+
 def _line(
-    line: PlannedLine, response: dict[str, Any] | None, error: dict[str, str] | None = None
+    custom_id: str, response: dict[str, Any] | None, error: dict[str, str] | None = None
 ) -> dict[str, Any]:
     number = secrets.token_hex(12)
     if response is not None:
         response = {"request_id": f"req_{number}", **response}
     return {
         "id": f"batch_req_{number}",
-        "custom_id": line.custom_id,
+        "custom_id": custom_id,
         "response": response,
         "error": error,
     }

@@ -10,14 +10,15 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from jobs.errors import FieldProblem, ImagemillError, InvalidRequest, NotFound
 from jobs.job import Job
 from service.auth import Caller
-from service.enqueue import submit
+from service.enqueue import priority_of, submit
 from service.mill import Mill
-from service.openai.batch_input import Plan, PlannedLine, plan
+from service.openai.batch_input import Plan, PlannedLine, RefusedLine, Rules, plan
 from service.openai.batch_output import images_of, is_complete, write_outcome
 from service.openai.batch_schemas import ENDPOINT, BatchView, CreateBatch
 from service.views import Links
@@ -25,14 +26,14 @@ from service.views import Links
 WINDOW_SECONDS = 86400
 """The completion window, `24h`; what is not done by then is cancelled."""
 
-_LINES = ".lines"
+_LINES, _REFUSED = ".lines", ".refused"
 _ENDS = ("failed_at", "completed_at", "expired_at", "cancelled_at")
 _finishing: set[str] = set()
 _lock = threading.Lock()
 
 
 def begin(mill: Mill, caller: Caller, body: CreateBatch, base: str) -> BatchView:
-    """Queue what an input file asks for; a file with a bad line makes a failed batch.
+    """Queue what an input file asks for; a file that cannot be read makes a failed batch.
 
     `base` is how the caller reaches us, for URLs in the output. Raises NotFound for no such file,
     InvalidRequest, QuotaExceeded, StorageUnavailable; nothing is then queued.
@@ -42,18 +43,20 @@ def begin(mill: Mill, caller: Caller, body: CreateBatch, base: str) -> BatchView
         detail = f"the file's purpose is {file.purpose}, not batch"
         raise InvalidRequest(detail, (FieldProblem("/input_file_id", detail),))
     with mill.files.path(caller.tenant, file.id).open("rb") as raw:
-        planned = plan(raw, mill.catalog, mill.store.card)
+        rules = Rules(mill.catalog, mill.store.card, partial(priority_of, caller))
+        planned = plan(raw, rules)
     document = _document(mill.batches.new_id(), body, planned, base)
     document["jobs"] = jobs = [] if planned.errors else _submit(mill, caller, planned, document)
     try:
-        with mill.batches.writing(caller.tenant, document["id"], _LINES) as target:
-            for line in planned.lines:
-                target.write(json.dumps(list(asdict(line).values())).encode() + b"\n")
+        for suffix, lines in ((_LINES, planned.lines), (_REFUSED, planned.refused)):
+            with mill.batches.writing(caller.tenant, document["id"], suffix) as target:
+                for line in lines:
+                    target.write(json.dumps(list(asdict(line).values())).encode() + b"\n")
         mill.batches.put(caller.tenant, document["id"], document)
     except ImagemillError:
         _delete(mill, caller, jobs)
         raise
-    return _view(document, 0, 0)
+    return _view(document, 0, document["refused"])
 
 
 def look(mill: Mill, caller: Caller, batch_id: str) -> BatchView:
@@ -91,7 +94,8 @@ def _document(batch_id: str, body: CreateBatch, planned: Plan, base: str) -> dic
         "expires_at": now + WINDOW_SECONDS,
         "input_file_id": body.input_file_id,
         "metadata": body.metadata,
-        "total": 0 if planned.errors else len(planned.lines),
+        "total": 0 if planned.errors else len(planned.lines) + len(planned.refused),
+        "refused": 0 if planned.errors else len(planned.refused),
         "single": all(line.count == 1 for line in planned.lines),
         "errors": [error.model_dump() for error in planned.errors],
         "base": base,
@@ -153,6 +157,13 @@ def _lines(mill: Mill, caller: Caller, document: dict[str, Any]) -> list[Planned
         return [PlannedLine(*json.loads(text)) for text in raw]
 
 
+def _refused(mill: Mill, caller: Caller, document: dict[str, Any]) -> list[RefusedLine]:
+    if not document.get("refused"):  # a batch from before lines could be refused has no file
+        return []
+    with mill.batches.path(caller.tenant, document["id"], _REFUSED).open("rb") as raw:
+        return [RefusedLine(*json.loads(text)) for text in raw]
+
+
 def _finish(
     mill: Mill, caller: Caller, document: dict[str, Any], lines: Sequence[PlannedLine]
 ) -> None:
@@ -166,6 +177,7 @@ def _finish(
         document["id"],
         document["jobs"],
         lines,
+        _refused(mill, caller, document),
         Links(document["base"]),
         document["stopped"],
     )
@@ -184,16 +196,17 @@ def _counts(
     lines: Sequence[PlannedLine],
 ) -> tuple[int, int]:
     """Lines that are complete, and lines that have failed, so far."""
+    refused = document.get("refused", 0)
     if document["single"]:
         there = [job.counts for job in jobs if job is not None]
-        return sum(one.succeeded for one in there), sum(one.failed for one in there)
+        return sum(one.succeeded for one in there), refused + sum(one.failed for one in there)
     images = [images_of(mill, job_id) for job_id in document["jobs"]]
     completed = sum(is_complete(line, images[line.job]) for line in lines)
     failed = sum(
         any(image.error for image in images[line.job][line.first : line.first + line.count])
         for line in lines
     )
-    return completed, failed
+    return completed, refused + failed
 
 
 def _is_over(document: dict[str, Any]) -> bool:

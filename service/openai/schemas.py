@@ -31,7 +31,9 @@ class GenerateImages(ImageSettings):
     output_format: ImageFormat | None = None
     stream: bool | None = None
     partial_images: Annotated[int | None, Field(ge=0, le=3)] = None
-    priority: Annotated[int, Field(ge=0, le=9)] = 5
+    priority: Annotated[
+        int | None, Field(ge=0, le=9, description="Default: 5, or the key's highest below.")
+    ] = None
     reproducible: bool = True
     user: Annotated[str | None, Field(max_length=500)] = None
     quality: Literal["auto", "standard"] | None = None
@@ -46,12 +48,13 @@ class GenerateImages(ImageSettings):
         }
         if self.size not in (None, "auto"):
             given["width"], given["height"] = map(int, str(self.size).split("x"))
+        if self.priority is not None:  # else it is the caller's own
+            given["priority"] = self.priority
         return SubmitJob(
             model=self.model or default_model,
             prompts=[self.prompt],
             n=self.n,
             format=self.output_format or "png",
-            priority=self.priority,
             reproducible=self.reproducible,
             metadata={"user": self.user} if self.user else {},
             **given,

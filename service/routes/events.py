@@ -6,21 +6,22 @@ from typing import Annotated
 
 from fastapi import APIRouter, Header, Response
 from fastapi.responses import StreamingResponse
+from pydantic import WithJsonSchema
 
 from service.auth import AnyCaller
 from service.errors import MalformedHeader
 from service.following import job_frames
 from service.mill import TheMill
-from service.openapi import Responses, problems
+from service.openapi import Responses, event_stream, problems
 
 router = APIRouter(tags=["jobs"])
 
-_EVENT_ID = re.compile(r"\d{1,15}-\d{1,15}")
+_EVENT_ID = r"^[0-9]{1,15}-[0-9]{1,15}$"
 _ANSWERS: Responses = {
     200: {
         "description": "`job` frames (the job without its images), `image` frames (an image that "
         "is made or has failed), `deleted`; comments as heartbeats.",
-        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        "content": event_stream("job", "image", "deleted"),
     },
     204: {"description": "The job is over and the reader has seen all of it."},
 }
@@ -36,11 +37,13 @@ async def follow_job(
     mill: TheMill,
     caller: AnyCaller,
     last_event_id: Annotated[
-        str | None, Header(description="The id of the last frame seen; go on after it.")
+        str | None,
+        WithJsonSchema({"type": "string", "pattern": _EVENT_ID}),
+        Header(description="The id of the last frame seen; go on after it."),
     ] = None,
 ) -> Response:
     """What happens to a job, as it happens; ends when the job does."""
-    if last_event_id is not None and not _EVENT_ID.fullmatch(last_event_id):
+    if last_event_id is not None and not re.fullmatch(_EVENT_ID, last_event_id):
         raise MalformedHeader("Last-Event-ID must be the id of a frame of this stream")
     frames = job_frames(mill, caller, job_id, last_event_id)
     first = await anext(frames, None)

@@ -14,12 +14,14 @@ router = APIRouter(tags=["health"])
 
 
 @router.get("/healthz", response_model=Health)
+@router.head("/healthz", include_in_schema=False)
 async def alive() -> Health:
     """The process answers; says nothing of the queue or the workers."""
     return Health()
 
 
 @router.get("/readyz", response_model=Readiness, responses=problems(422, 503))
+@router.head("/readyz", include_in_schema=False)
 def ready(mill: TheMill) -> Readiness:
     """Work can be done: the queue answers, and a model has a ready worker. Else 503 says why."""
     mill.store.ping()

@@ -6,23 +6,26 @@ is 409, never made is 404, made but its file is no longer there is 410.
 
 import hashlib
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
 import anyio
 import anyio.to_thread
 from fastapi import APIRouter, Query, Request, Response
-from fastapi.responses import RedirectResponse, StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field
+from fastapi import Path as PathParameter
+from fastapi.responses import JSONResponse, RedirectResponse, StreamingResponse
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from jobs.errors import Conflict, NotFound
 from jobs.job import ImageResult, ImageView, State
+from jobs.recipe import recipe_of
 from service.auth import AnyCaller, Caller
 from service.conditional import matches, usable_range
 from service.downloads import SHEET_IMAGES, ImageFile, archive, contact_sheet, file_name
 from service.errors import Gone, NoPreview
 from service.mill import Mill, TheMill
-from service.openapi import NOT_MODIFIED, binary, problems
+from service.openapi import NOT_MODIFIED, Responses, binary, problems
 from service.results import preview
 from service.thumbnails import THUMBNAIL_TYPE, thumbnail
 
@@ -38,6 +41,23 @@ _IMAGE_ANSWERS = (
     | NOT_MODIFIED
     | problems(404, 409, 410, 416, 422, 503)
 )
+
+
+def _canonical(text: object) -> object:
+    """Refuse a second way to write an index, such as +0 or 00."""
+    if isinstance(text, str) and not re.fullmatch("0|-?[1-9][0-9]*", text):
+        raise ValueError("must be a whole number without leading zeros")
+    return text
+
+
+_RECIPE: Responses = {
+    200: {
+        "description": "The request's fields, the model, the scheduler, the versions and so on.",
+        "content": {"application/json": {"schema": {"type": "object"}}},
+    }
+}
+
+Index = Annotated[int, BeforeValidator(_canonical), PathParameter(description="From 0.")]
 
 
 class SheetLayout(BaseModel):
@@ -70,7 +90,7 @@ class ThumbnailSize(BaseModel):
     include_in_schema=False,
 )
 def get_image(
-    job_id: str, index: int, request: Request, mill: TheMill, caller: AnyCaller
+    job_id: str, index: Index, request: Request, mill: TheMill, caller: AnyCaller
 ) -> Response:
     """The bytes of one image. They never change: the ETag is their sha256."""
     result = _made(_image(mill, caller, job_id, index))
@@ -104,7 +124,7 @@ def get_image(
 )
 async def get_thumbnail(
     job_id: str,
-    index: int,
+    index: Index,
     query: Annotated[ThumbnailSize, Query()],
     request: Request,
     mill: TheMill,
@@ -127,6 +147,27 @@ async def get_thumbnail(
 
 
 @router.get(
+    "/v1/jobs/{job_id}/images/{index}/recipe",
+    response_class=Response,
+    responses=_RECIPE | NOT_MODIFIED | problems(404, 409, 410, 422, 503),
+)
+def get_recipe(
+    job_id: str, index: Index, request: Request, mill: TheMill, caller: AnyCaller
+) -> Response:
+    """What the image was made from and with: the recipe that its file holds. It never changes."""
+    result = _made(_image(mill, caller, job_id, index))
+    tag = f"{result.sha256}-recipe"
+    headers = {"ETag": f'"{tag}"', "Cache-Control": _FOR_EVER}
+    if matches(request.headers.get("if-none-match"), tag):
+        return Response(status_code=304, headers=headers)
+    path, _ = _file(mill, index, result)
+    recipe = recipe_of(path)
+    if recipe is None:
+        raise NotFound(f"the file of image {index} holds no recipe")
+    return JSONResponse(recipe, headers=headers)
+
+
+@router.get(
     "/v1/jobs/{job_id}/images/{index}/preview",
     response_class=Response,
     responses=binary("image/jpeg")
@@ -136,7 +177,7 @@ async def get_thumbnail(
     }
     | problems(404, 422, 503),
 )
-def get_preview(job_id: str, index: int, mill: TheMill, caller: AnyCaller) -> Response:
+def get_preview(job_id: str, index: Index, mill: TheMill, caller: AnyCaller) -> Response:
     """How far a running image is; 204 while nothing can be seen of it; a finished one is elsewhere.
 
     404 for an image that does not run: it waits, or was not made.
@@ -174,23 +215,36 @@ def get_archive(job_id: str, mill: TheMill, caller: AnyCaller) -> Response:
 @router.get(
     "/v1/jobs/{job_id}/sheet.png",
     response_class=Response,
-    responses=binary("image/png") | problems(404, 409, 422, 503),
+    responses=binary("image/png") | NOT_MODIFIED | problems(404, 409, 422, 503),
 )
 async def get_sheet(
-    job_id: str, query: Annotated[SheetLayout, Query()], mill: TheMill, caller: AnyCaller
+    job_id: str,
+    query: Annotated[SheetLayout, Query()],
+    request: Request,
+    mill: TheMill,
+    caller: AnyCaller,
 ) -> Response:
     """Thumbnails of finished images in their order; 409 while there are none."""
 
-    def draw() -> bytes:
+    def shown() -> list[tuple[str, Path]]:
+        """The files on the sheet, each with its sha256."""
         mill.store.job(job_id, caller.tenant)
-        paths = list(_finished_paths(mill, mill.store.images(job_id)).values())
-        shown = paths[query.page * SHEET_IMAGES : (query.page + 1) * SHEET_IMAGES]
-        if not shown:
+        images = mill.store.images(job_id)
+        paths = _finished_paths(mill, images)
+        first = query.page * SHEET_IMAGES
+        page = [image for image in images if image.index in paths][first : first + SHEET_IMAGES]
+        if not page:
             raise NotFound(f"the job has no page {query.page} of finished images")
-        return contact_sheet(shown, query.columns)
+        return [(image.result.sha256, paths[image.index]) for image in page if image.result]
 
-    data = await anyio.to_thread.run_sync(draw, limiter=_drawing)
-    headers = {"ETag": f'"{hashlib.sha256(data).hexdigest()}"', "Cache-Control": "no-cache"}
+    files = await anyio.to_thread.run_sync(shown)
+    known = f"{query.columns} {' '.join(digest for digest, _ in files)}"
+    tag = hashlib.sha256(known.encode()).hexdigest()
+    headers = {"ETag": f'"{tag}"', "Cache-Control": "no-cache"}
+    if matches(request.headers.get("if-none-match"), tag):
+        return Response(status_code=304, headers=headers)
+    paths = [path for _, path in files]
+    data = await anyio.to_thread.run_sync(contact_sheet, paths, query.columns, limiter=_drawing)
     return Response(data, media_type="image/png", headers=headers)
 
 

@@ -13,11 +13,12 @@ from fastapi import APIRouter, Depends, Header, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from jobs.job import ImageView, Job, State
+from jobs.reading import CURSOR
 from jobs.views import Ahead
 from service.auth import AnyCaller, Caller
 from service.body import json_body, json_body_schema
 from service.conditional import tags
-from service.enqueue import enqueue
+from service.enqueue import IdempotencyKey, enqueue
 from service.eta import eta_seconds, speed, work_of_counts, work_of_images
 from service.mill import Mill, TheMill
 from service.openapi import NOT_MODIFIED, problems
@@ -56,7 +57,7 @@ class Listing(BaseModel):
     state: State | None = None
     limit: Annotated[int, Field(ge=1, le=200)] = 50
     cursor: Annotated[
-        str | None, Field(max_length=200, description="`next` of the page before.")
+        str | None, Field(pattern=CURSOR, description="`next` of the page before.")
     ] = None
 
 
@@ -71,10 +72,7 @@ def submit_job(
     body: Annotated[SubmitJob, Depends(json_body(SubmitJob))],
     mill: TheMill,
     caller: AnyCaller,
-    idempotency_key: Annotated[
-        str | None,
-        Header(description="Makes a repeated POST return the same job; 1 to 255 visible ASCII."),
-    ] = None,
+    idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Queue a batch of prompts. Answers at once; nothing is queued unless all of it is right."""
     job_id, notes = enqueue(mill, caller, body, idempotency_key)
@@ -89,6 +87,7 @@ def submit_job(
     response_model=JobView,
     responses=NOT_MODIFIED | problems(404, 422, 503),
 )
+@router.head("/v1/jobs/{job_id}", response_model=JobView, include_in_schema=False)
 async def get_job(
     job_id: str,
     query: Annotated[Look, Query()],

@@ -15,6 +15,7 @@ router = APIRouter(tags=["models"])
 
 
 @router.get("/v1/models", response_model=ModelList, responses=problems(422, 503))
+@router.head("/v1/models", include_in_schema=False)
 def list_models(mill: TheMill) -> ModelList:
     """The catalog, in the shape of OpenAI's model list."""
     ready, queued = _ready(mill), _queued(mill)

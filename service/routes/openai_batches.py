@@ -37,7 +37,7 @@ def create_batch(
     mill: TheMill,
     caller: AnyCaller,
 ) -> BatchView:
-    """Queue every line of an uploaded file; bad lines make a failed batch that names them."""
+    """Queue every line of an uploaded file; a bad one fails alone, and is in the error file."""
     base = mill.links.base or str(request.base_url).rstrip("/")
     return batches.begin(mill, caller, body, base)
 

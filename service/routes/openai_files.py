@@ -15,6 +15,7 @@ from starlette.types import Message, Receive
 
 from jobs.errors import FieldProblem, InvalidRequest
 from service.auth import AnyCaller, Caller
+from service.body import media_type
 from service.errors import BodyTooLarge, MalformedBody, UnsupportedBody
 from service.mill import Mill, TheMill
 from service.openai.batch_schemas import FileDeleted, FileList, FileView
@@ -31,6 +32,7 @@ _UPLOAD = {
                 "schema": {
                     "type": "object",
                     "required": ["file", "purpose"],
+                    "additionalProperties": False,
                     "properties": {
                         "file": {"type": "string", "format": "binary"},
                         "purpose": {"type": "string", "enum": ["batch"]},
@@ -62,7 +64,7 @@ class FilePage(BaseModel):
 )
 async def upload_file(request: Request, mill: TheMill, caller: AnyCaller) -> FileView:
     """Keep a file of JSON lines as a batch's input."""
-    if not request.headers.get("content-type", "").startswith("multipart/form-data"):
+    if media_type(request) != "multipart/form-data":
         raise UnsupportedBody("the body must be multipart/form-data")
     limited = Request(request.scope, _limited(request, mill.settings.max_file_bytes))
     try:
@@ -72,8 +74,10 @@ async def upload_file(request: Request, mill: TheMill, caller: AnyCaller) -> Fil
                 raise _bad("file", "required")
             if purpose != "batch":
                 raise _bad("purpose", "must be batch")
+            for name in form.keys() - {"file", "purpose"}:
+                raise _bad(name, "unknown field")
             return await anyio.to_thread.run_sync(_keep, mill, caller, file)
-    except (MultiPartException, ClientDisconnect) as error:
+    except (MultiPartException, ClientDisconnect, UnicodeError) as error:
         raise MalformedBody(f"the form cannot be read: {error}") from error
 
 

@@ -7,7 +7,7 @@ Idempotency-Key says that the caller will come again.
 from typing import Annotated
 
 import anyio.to_thread
-from fastapi import APIRouter, Depends, Header, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import ValidationError
 
@@ -15,14 +15,14 @@ from jobs.errors import InvalidRequest, UnknownModel
 from jobs.job import Job
 from service.auth import AnyCaller, Caller
 from service.body import json_body, json_body_schema
-from service.enqueue import enqueue
+from service.enqueue import IdempotencyKey, enqueue
 from service.errors import invalid
 from service.mill import Mill, TheMill
 from service.openai.answers import generated
 from service.openai.schemas import GeneratedImages, GenerateImages
 from service.openai.stream import image_events
 from service.openai.usage import usage
-from service.openapi import Responses, openai_errors
+from service.openapi import Responses, event_stream, openai_errors
 from service.results import failure
 from service.views import Links
 from service.waiting import finish_or_cancel
@@ -33,7 +33,9 @@ _IMAGES: Responses = {
     200: {
         "description": "The images; with `stream`, events image_generation.partial_image and "
         "image_generation.completed.",
-        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        "content": event_stream(
+            "image_generation.partial_image", "image_generation.completed", "error"
+        ),
     }
 }
 
@@ -49,7 +51,7 @@ async def generate_images(
     body: Annotated[GenerateImages, Depends(json_body(GenerateImages))],
     mill: TheMill,
     caller: AnyCaller,
-    idempotency_key: Annotated[str | None, Header()] = None,
+    idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Make images of one prompt and answer with them."""
     job_id = await anyio.to_thread.run_sync(_enqueue, mill, caller, body, idempotency_key)

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from jobs.errors import InvalidRequest, UnknownModel
 from jobs.job import ImageView, Job, State
-from service.auth import AnyCaller, Caller
+from service.auth import Caller, CallerByPassword
 from service.body import json_body, json_body_schema
 from service.enqueue import enqueue
 from service.errors import ImagesFailed, invalid
@@ -55,7 +55,7 @@ async def text_to_image(
     request: Request,
     body: Annotated[TextToImage, Depends(json_body(TextToImage))],
     mill: TheMill,
-    caller: AnyCaller,
+    caller: CallerByPassword,
 ) -> Response:
     """Make images of one prompt and answer with them; after an interrupt, with those made."""
     job_id = await anyio.to_thread.run_sync(_enqueue, mill, caller, body)
@@ -66,7 +66,7 @@ async def text_to_image(
 
 @router.get("/progress", response_model=Progress, responses=problems(422, 503))
 def progress(
-    query: Annotated[ProgressQuery, Query()], mill: TheMill, caller: AnyCaller
+    query: Annotated[ProgressQuery, Query()], mill: TheMill, caller: CallerByPassword
 ) -> Progress:
     """How far the caller's oldest unfinished txt2img is."""
     jobs = _unfinished(mill, caller)
@@ -87,7 +87,7 @@ def progress(
 
 
 @router.post("/interrupt", responses=problems(422, 503))
-def interrupt(mill: TheMill, caller: AnyCaller) -> dict[str, str]:
+def interrupt(mill: TheMill, caller: CallerByPassword) -> dict[str, str]:
     """Stop the caller's unfinished txt2imgs; each answers with the images it has."""
     for job in _unfinished(mill, caller):
         mill.store.cancel(job.id, caller.tenant)

@@ -9,6 +9,7 @@ from typing import Any
 from PIL import Image, UnidentifiedImageError
 
 from jobs.errors import FieldProblem, InvalidRequest
+from jobs.recipe import parameters
 
 _SETTING = re.compile(r'(\w[\w ]{0,60}):\s?("(?:\\.|[^"\\])*"|[^,]*)(?:,\s?|$)')
 _LONGEST_SETTINGS = 4000
@@ -25,12 +26,17 @@ def from_base64(text: str) -> bytes:
 
 
 def texts(data: bytes) -> dict[str, str]:
-    """A picture's text chunks. Raises InvalidRequest for what is no picture."""
+    """A picture's texts: a PNG's chunks, and `parameters` wherever they are.
+
+    Raises InvalidRequest for what is no picture.
+    """
     try:
         with Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP")) as picture:
-            return {
+            found = {
                 str(name): value for name, value in picture.info.items() if isinstance(value, str)
             }
+            said = parameters(picture)
+            return found if said is None else {**found, "parameters": said}
     except (UnidentifiedImageError, EOFError, OSError, ValueError, SyntaxError) as error:
         raise _bad("must be a picture") from error
     except Image.DecompressionBombError as error:

@@ -7,7 +7,7 @@ store.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
 
 from jobs.errors import FieldProblem
 from jobs.request import MAX_SEED
@@ -20,6 +20,16 @@ _FIELDS = {
     "model": "override_settings",
 }
 """Our fields, by the names that callers know them under."""
+
+
+def _off(value: bool) -> bool:
+    if value:
+        raise ValueError("must be false: this is not done here")
+    return value
+
+
+Off = Annotated[bool, AfterValidator(_off), Field(json_schema_extra={"const": False})]
+"""What is not done here. (A literal would take 0 for false.)"""
 
 
 class TextToImage(BaseModel):
@@ -38,9 +48,9 @@ class TextToImage(BaseModel):
     n_iter: Annotated[int, Field(ge=1, le=MAX_COPIES)] | None = None
     override_settings: dict[str, JsonValue] | None = None
     send_images: bool = True
-    enable_hr: Literal[False] | None = None
-    restore_faces: Literal[False] | None = None
-    tiling: Literal[False] | None = None
+    enable_hr: Off | None = None
+    restore_faces: Off | None = None
+    tiling: Off | None = None
     script_name: Literal[""] | None = None
     styles: Annotated[list[str], Field(max_length=0)] | None = None
     alwayson_scripts: Annotated[dict[str, JsonValue], Field(max_length=0)] | None = None
@@ -128,7 +138,10 @@ class PngToRead(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
-    image: Annotated[str, Field(min_length=1)]
+    image: Annotated[
+        str,
+        Field(min_length=1, json_schema_extra={"contentEncoding": "base64"}),
+    ]
 
 
 class PngInfo(BaseModel):

@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from urllib.parse import urlsplit
 
@@ -45,8 +45,16 @@ _PER_HOST = 2
 _GONE = 410
 
 
+@dataclass(frozen=True, slots=True)
+class _Trouble:
+    """Why a message was not heard, and whether trying again is past hope."""
+
+    reason: str
+    final: bool = False
+
+
 class WebhookSender:
-    """Works from `start` to `stop`; `private` allows addresses that are not public.
+    """Works from `start` to `stop`; `private` tells whether addresses need not be public.
 
     `count` is told the outcome of each attempt: `heard`, `again` or `given_up`.
     """
@@ -58,7 +66,7 @@ class WebhookSender:
         notices: Notices,
         secret: str,
         *,
-        private: bool,
+        private: Callable[[], bool],
         count: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._store = store
@@ -172,27 +180,28 @@ class WebhookSender:
             if again is not None:
                 self._waiting[again.id] = again
 
-    def _settle(self, message: Message, trouble: str | None) -> Message | None:
+    def _settle(self, message: Message, trouble: _Trouble | None) -> Message | None:
         """Forget a message that was heard or is past hope; else the next attempt, kept on disk."""
         attempt = message.attempt + 1
-        if trouble is None or trouble == str(_GONE) or attempt >= len(RETRY_SECONDS):
+        if trouble is None or trouble.final or attempt >= len(RETRY_SECONDS):
             self._count("heard" if trouble is None else "given_up")
             if trouble is not None:
-                log.warning("webhook given up", id=message.id, url=message.url, reason=trouble)
+                about = {"id": message.id, "url": message.url, "reason": trouble.reason}
+                log.warning("webhook given up", **about)
             self._outbox.remove(message.id)
             return None
         pause = RETRY_SECONDS[attempt] * random.uniform(1.0, 1.1)
         self._count("again")
-        log.info("webhook not heard", id=message.id, reason=trouble, again_in=round(pause))
+        log.info("webhook not heard", id=message.id, reason=trouble.reason, again_in=round(pause))
         again = replace(message, attempt=attempt, due=time.time() + pause)
         self._outbox.put(again)
         return again
 
-    def _post(self, message: Message) -> str | None:
+    def _post(self, message: Message) -> _Trouble | None:
         """Post once; None when it was heard, else why not."""
         now = datetime.now(UTC)
         try:
-            target = target_of(message.url, private=self._private)
+            target = target_of(message.url, private=self._private())
             request = self._client.build_request(
                 "POST",
                 target.url,
@@ -209,6 +218,10 @@ class WebhookSender:
             )
             answer = self._client.send(request, stream=True)
             answer.close()
-        except (httpx.HTTPError, httpx.InvalidURL, OSError, Refused, ValueError) as error:
-            return str(error) or type(error).__name__
-        return None if answer.is_success else str(answer.status_code)
+        except Refused as error:
+            return _Trouble(str(error), final=True)
+        except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
+            return _Trouble(str(error) or type(error).__name__)
+        if answer.is_success:
+            return None
+        return _Trouble(str(answer.status_code), final=answer.status_code == _GONE)

@@ -52,6 +52,26 @@ def test_a_fault_is_told_with_its_traceback(form: logs.Form) -> None:
     assert (len(said.splitlines()) == 1) == (form == "json")
 
 
+@pytest.mark.parametrize("form", ["json", "console"])
+def test_a_fault_s_log_is_short_and_holds_no_variables(form: logs.Form) -> None:
+    stream = io.StringIO()
+    logs.configure(form, stream)
+
+    def deep(levels: int, shown: str) -> None:
+        many = [shown] * 1000
+        if levels:
+            deep(levels - 1, many[0])
+        raise RuntimeError("why")
+
+    try:
+        deep(50, "im_" + "secret")
+    except RuntimeError:
+        logging.getLogger("a.server").exception("it broke")
+    said = stream.getvalue()
+    assert "RuntimeError: why" in said
+    assert "im_secret" not in said and len(said.splitlines()) < 250
+
+
 def test_for_people_a_line_reads_as_one() -> None:
     stream = io.StringIO()
     logs.configure("console", stream)

@@ -54,9 +54,10 @@ def test_a_rare_state_is_searched_a_stretch_at_a_time(
     assert (first, [job.id for job in second], end) == ([], done, None)
 
 
-def test_a_cursor_that_we_never_gave_is_refused(bench: Bench) -> None:
+@pytest.mark.parametrize("cursor", ["(evil", "", "٣", "1\n2", "-1"])
+def test_a_cursor_that_we_never_gave_is_refused(bench: Bench, cursor: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
-        bench.store.jobs("ann", cursor="(evil")
+        bench.store.jobs("ann", cursor=cursor)
     assert caught.value.problems[0].pointer == "/cursor"
 
 

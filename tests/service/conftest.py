@@ -154,7 +154,7 @@ def deployed(
     images = LocalImages(folder / "images")
     chosen = ServiceSettings(**{"data": folder, **settings})
     app = create_app(chosen, store, images, CATALOG)
-    client = TestClient(app)
+    client = TestClient(app, base_url="http://localhost")
     with client if start else nullcontext():
         yield Deployment(client, store, images, HandWorker(store, images), chosen, pool)
 

@@ -21,11 +21,11 @@ def test_an_unknown_path_is_a_problem(mill: Deployment) -> None:
     ("method", "path", "allowed"),
     [
         ("PUT", "/v1/jobs", "GET, POST"),
-        ("POST", "/v1/jobs/x", "GET, DELETE"),
+        ("POST", "/v1/jobs/x", "GET, HEAD, DELETE"),
         ("GET", "/v1/jobs/x/cancel", "POST"),
         ("POST", "/v1/jobs/x/images/0", "GET, HEAD"),
-        ("DELETE", "/healthz", "GET"),
-        ("BREW", "/v1/models", "GET"),
+        ("DELETE", "/healthz", "GET, HEAD"),
+        ("BREW", "/v1/models", "GET, HEAD"),
     ],
 )
 def test_a_wrong_method_is_a_problem(
@@ -36,6 +36,15 @@ def test_a_wrong_method_is_a_problem(
     assert answer.headers["content-type"] == "application/problem+json"
 
 
+def test_head_is_get_without_a_body(mill: Deployment) -> None:
+    mill.store.register("w1", {"model": "demo", "state": "ready"}, 60)
+    job = mill.submit("a")["urls"]["self"]
+    for path in ("/healthz", "/readyz", "/v1/models", job, "/v1/jobs/nope"):
+        got, asked = mill.client.get(path), mill.client.head(path)
+        assert (asked.status_code, asked.content) == (got.status_code, b""), path
+        assert asked.headers["content-length"] == str(len(got.content)), path
+
+
 def test_a_fault_is_a_problem_and_tells_no_secrets(
     mill: Deployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -43,7 +52,7 @@ def test_a_fault_is_a_problem_and_tells_no_secrets(
         raise RuntimeError("secret")
 
     monkeypatch.setattr(mill.store, "workers", broken)
-    client = TestClient(mill.client.app, raise_server_exceptions=False)
+    client = TestClient(mill.client.app, base_url="http://localhost", raise_server_exceptions=False)
     answer = client.get("/v1/workers")
     assert (answer.status_code, "secret" in answer.text) == (500, False)
     assert answer.headers["content-type"] == "application/problem+json"

@@ -122,7 +122,7 @@ def test_when_the_queue_is_out_of_reach_it_says_so(tmp_path: Path) -> None:
         store, images = Store.connect(server.url), LocalImages(tmp_path / "images")
         settings = ServiceSettings(data=tmp_path)
         app = create_app(settings, store, images, CATALOG)
-        with TestClient(app) as client:
+        with TestClient(app, base_url="http://localhost") as client:
             gone = Deployment(client, store, images, HandWorker(store, images), settings)
             job_id = gone.submit("a")["id"]
             server.stop()

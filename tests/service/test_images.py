@@ -6,8 +6,9 @@ import json
 import zipfile
 
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
+from service.routes import images
 from tests.service.conftest import Deployment, picture, pointers
 
 
@@ -232,11 +233,60 @@ def test_a_thumbnail_that_cannot_be(mill: Deployment) -> None:
         assert (answer.status_code, pointers(answer)) == (422, [f"/query/{name}"])
 
 
+RECIPE = {"prompt": "ä", "seed": 7, "versions": {"torch": "2"}, "tiled": False}
+
+
+def with_recipe(text: str = json.dumps(RECIPE)) -> bytes:
+    """A PNG that says how it was made."""
+    chunks = PngImagePlugin.PngInfo()
+    chunks.add_itxt("imagemill", text)
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, "PNG", pnginfo=chunks)
+    return buffer.getvalue()
+
+
+def test_the_recipe_is_the_one_in_the_file(mill: Deployment) -> None:
+    mill.worker.finish_all()
+    path = f"/v1/jobs/{mill.submit('a')['id']}/images/0/recipe"
+    assert mill.client.get(path).status_code == 409
+    (lease,) = mill.worker.claim()
+    mill.worker.finish(lease, with_recipe())
+    answer = mill.client.get(path)
+    assert (answer.status_code, answer.json()) == (200, RECIPE)
+    assert answer.headers["content-type"] == "application/json"
+    assert "immutable" in answer.headers["cache-control"]
+    again = mill.client.get(path, headers={"If-None-Match": answer.headers["etag"]})
+    assert (again.status_code, again.content) == (304, b"")
+    assert mill.client.get(path.replace("/0/", "/1/")).status_code == 404
+
+
+@pytest.mark.parametrize("data", [picture(), with_recipe("no json"), with_recipe("[]"), b"x"])
+def test_a_file_without_a_recipe_has_none_to_give(mill: Deployment, data: bytes) -> None:
+    mill.worker.finish_all()
+    job = mill.submit("a")["urls"]
+    (lease,) = mill.worker.claim()
+    mill.worker.finish(lease, data)
+    answer = mill.client.get(f"{job['self']}/images/0/recipe")
+    assert (answer.status_code, "no recipe" in answer.json()["detail"]) == (404, True)
+    with zipfile.ZipFile(io.BytesIO(mill.client.get(job["zip"]).content)) as archive:
+        assert json.loads(archive.read("manifest.json"))["images"][0]["recipe"] is None
+
+
+@pytest.mark.parametrize("index", ["+0", "00", "-0", "0.0", "1e0", "%D9%A3", "0x0", "%200"])
+def test_an_index_is_written_in_one_way_only(
+    mill: Deployment, made: tuple[str, bytes], index: str
+) -> None:
+    path = made[0].removesuffix("0") + index
+    for more in ("", "/thumbnail", "/preview", "/recipe"):
+        answer = mill.client.get(path + more)
+        assert (answer.status_code, pointers(answer)) == (422, ["/path/index"])
+
+
 def test_the_archive_holds_the_finished_images_and_a_manifest(mill: Deployment) -> None:
     mill.worker.finish_all()
     job_id = mill.submit("ä", "b", "c", metadata={"k": "ü"})["id"]
     first, second, _ = mill.worker.claim(3)
-    data = mill.worker.finish(first)
+    data = mill.worker.finish(first, with_recipe())
     mill.worker.fail(second, "no")
     answer = mill.client.get(f"/v1/jobs/{job_id}/images.zip")
     assert answer.status_code == 200
@@ -253,6 +303,7 @@ def test_the_archive_holds_the_finished_images_and_a_manifest(mill: Deployment) 
     assert good["sha256"] == hashlib.sha256(data).hexdigest()
     assert (bad["file"], bad["error"], going["state"]) == (None, "no", "running")
     assert isinstance(good["seed"], int)
+    assert [one["recipe"] for one in manifest["images"]] == [RECIPE, None, None]
 
 
 def test_the_sheet_shows_a_page_of_thumbnails(mill: Deployment) -> None:
@@ -265,6 +316,34 @@ def test_the_sheet_shows_a_page_of_thumbnails(mill: Deployment) -> None:
     assert Image.open(io.BytesIO(square.content)).size == (3 * 168 + 8, 3 * 168 + 8)
     assert Image.open(io.BytesIO(strip.content)).size == (7 * 168 + 8, 168 + 8)
     assert mill.client.get(f"{path}?page=1").status_code == 404
+
+
+def test_a_sheet_that_the_caller_has_is_304(mill: Deployment) -> None:
+    mill.worker.finish_all()
+    path = f"/v1/jobs/{mill.submit('a', n=2)['id']}/sheet.png"
+    first, second = mill.worker.claim(2)
+    mill.worker.finish(first)
+    tag = {"If-None-Match": mill.client.get(path).headers["etag"]}
+    again = mill.client.get(path, headers=tag)
+    assert (again.status_code, again.content) == (304, b"")
+    assert mill.client.get(f"{path}?columns=2", headers=tag).status_code == 200
+    mill.worker.finish(second)
+    assert mill.client.get(path, headers=tag).status_code == 200
+
+
+def test_a_sheet_has_as_many_pages_as_it_takes(
+    mill: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(images, "SHEET_IMAGES", 2)
+    mill.worker.finish_all()
+    path = f"/v1/jobs/{mill.submit('a', n=3)['id']}/sheet.png"
+    mill.worker.finish_all()
+    sizes = []
+    for page in range(2):
+        answer = mill.client.get(f"{path}?page={page}&columns=1")
+        sizes.append(Image.open(io.BytesIO(answer.content)).height)
+    assert sizes == [2 * 168 + 8, 168 + 8]
+    assert mill.client.get(f"{path}?page=2").status_code == 404
 
 
 @pytest.mark.parametrize("query", ["page=-1", "columns=0", "columns=21", "columns=x", "rows=1"])

@@ -17,7 +17,7 @@ from service import keys
 from service.auth import check_reach
 from service.keys import KeyRing
 from service.settings import ServiceSettings
-from tests.service.conftest import Deployment, deployed, pointers
+from tests.service.conftest import Deployment, deployed, pointers, working
 from tests.service.live import listening
 from tests.waiting import wait_until
 
@@ -132,6 +132,39 @@ def test_a_key_has_its_own_quota_and_highest_priority(guarded: tuple) -> None:
     assert (many.status_code, many.json()["type"][-14:]) == (429, "quota-exceeded")
     both = mill.client.post("/v1/jobs", json=body(n=6, priority=9), headers=headers["bob"])
     assert both.status_code == 202
+
+
+def test_a_key_of_low_priority_needs_to_name_none_on_openai_s_routes(guarded: tuple) -> None:
+    mill, headers = guarded
+    with working(mill):
+        made = mill.client.post(
+            "/v1/images/generations", json={"prompt": "a"}, headers=headers["alice"]
+        )
+    assert made.status_code == 200, made.text
+    job = mill.client.get(f"/v1/jobs/{made.json()['job']}", headers=headers["alice"]).json()
+    assert job["priority"] == 3
+    refused = mill.client.post(
+        "/v1/images/generations", json={"prompt": "a", "priority": 5}, headers=headers["alice"]
+    )
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "priority")
+
+
+def test_a_key_of_low_priority_may_begin_batches(guarded: tuple) -> None:
+    mill, headers = guarded
+    line = {"method": "POST", "url": "/v1/images/generations"}
+    lines = [
+        {**line, "custom_id": "usual", "body": {"prompt": "a"}},
+        {**line, "custom_id": "high", "body": {"prompt": "a", "priority": 4}},
+    ]
+    data = "\n".join(map(json.dumps, lines)).encode()
+    upload = {"files": {"file": data}, "data": {"purpose": "batch"}}
+    file = mill.client.post("/v1/files", headers=headers["alice"], **upload).json()["id"]
+    given = {"endpoint": "/v1/images/generations", "completion_window": "24h"}
+    given["input_file_id"] = file
+    batch = mill.client.post("/v1/batches", json=given, headers=headers["alice"]).json()
+    assert batch["request_counts"] == {"total": 2, "completed": 0, "failed": 1}
+    (job_id,) = batch["jobs"]
+    assert mill.store.job(job_id, "alice").priority == 3
 
 
 def test_weights_share_the_workers(guarded: tuple) -> None:

@@ -110,6 +110,24 @@ def test_a_file_that_is_too_large_is_413(live: tuple) -> None:
     assert refusal.value.status_code == 413
 
 
+def form(content_type: str) -> dict:
+    """A good upload under another content type, as a client is told to send it."""
+    data = (
+        '--b\r\ncontent-disposition: form-data; name="purpose"\r\n\r\nbatch\r\n'
+        '--b\r\ncontent-disposition: form-data; name="file"; filename="f"\r\n\r\nx\r\n--b--\r\n'
+    )
+    return {"content": data.encode(), "headers": {"content-type": content_type}}
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    ["Multipart/Form-Data; boundary=b", "multipart/form-data ; Charset=UTF-8; boundary=b"],
+)
+def test_an_upload_s_type_is_in_any_letters(live: tuple, content_type: str) -> None:
+    mill, _ = live
+    assert mill.client.post("/v1/files", **form(content_type)).status_code == 200
+
+
 @pytest.mark.parametrize(
     ("call", "status", "param"),
     [
@@ -117,7 +135,12 @@ def test_a_file_that_is_too_large_is_413(live: tuple) -> None:
         ({"files": {"file": b"x"}, "data": {"purpose": "vision"}}, 400, "purpose"),
         ({"files": {"other": b"x"}, "data": {"purpose": "batch"}}, 400, "file"),
         ({"files": {"purpose": b"x"}, "data": {"file": "x"}}, 400, "file"),
+        ({"files": {"file": b"x"}, "data": {"purpose": "batch", "more": "x"}}, 400, "more"),
         ({"json": {"purpose": "batch"}}, 415, None),
+        (form("multipart/form-data-x; boundary=b"), 415, None),
+        (form("multipart/form-data; boundary=b; charset=undefined"), 415, None),
+        (form('multipart/form-data; charset="idna"; boundary=b'), 415, None),
+        (form("multipart/form-data; charset=utf-8; charset=undefined; boundary=b"), 400, None),
         ({"content": b"x", "headers": {"content-type": "multipart/form-data"}}, 400, None),
         (
             {"content": b"x", "headers": {"content-type": "multipart/form-data; boundary=b"}},
@@ -223,7 +246,50 @@ def test_a_batch_whose_job_is_gone_ends(live: tuple) -> None:
     assert (done.request_counts.completed, done.request_counts.failed) == (0, 1)
 
 
-def test_bad_lines_make_a_failed_batch_that_names_them(live: tuple) -> None:
+def test_one_bad_line_fails_alone(live: tuple) -> None:
+    mill, client = live
+    names = [f"line {number}" for number in range(20)]
+    bad = {"size": "7x7"}
+    batch = begin(client, *(line(name, **(bad if name == "line 7" else {})) for name in names))
+    counts = batch.request_counts
+    assert (batch.status, counts.total, counts.failed) == ("in_progress", 20, 1)
+    with working(mill):
+        done = ended(client, batch)
+    counts = done.request_counts
+    assert (counts.total, counts.completed, counts.failed) == (20, 19, 1)
+    assert (done.status, done.errors) == ("completed", None)
+    assert set(outcomes(client, done.output_file_id)) == set(names) - {"line 7"}
+    [(name, entry)] = outcomes(client, done.error_file_id).items()
+    assert (name, entry["error"], entry["response"]["status_code"]) == ("line 7", None, 400)
+    error = entry["response"]["body"]["error"]
+    assert (error["type"], error["param"]) == ("invalid_request_error", "size")
+    assert error["message"]
+
+
+def test_a_batch_of_bad_lines_alone_completes_with_all_of_them_failed(live: tuple) -> None:
+    mill, client = live
+    before = mill.store.queue_depth()
+    bad = [
+        ("size", "size", line("size", size="100x64")),
+        ("steps", "steps", line("steps", steps=1000)),
+        ("model", "model", line("model", model="nope")),
+        ("stream", "stream", line("stream", stream=True)),
+        ("unknown", "stepz", line("unknown", stepz=1)),
+        ("two", "prompt", line("two", prompt="", n=2)),
+        ("body", "", json.dumps({**json.loads(line("body")), "body": []})),
+        ("more", "more", json.dumps({**json.loads(line("more")), "more": 1})),
+    ]
+    done = ended(client, begin(client, *(text for _, _, text in bad)))
+    assert (done.status, done.request_counts.failed, done.output_file_id) == ("completed", 8, None)
+    found = outcomes(client, done.error_file_id)
+    assert [
+        (name, entry["response"]["body"]["error"]["param"]) for name, entry in found.items()
+    ] == [(name, param) for name, param, _ in bad]
+    assert {entry["response"]["status_code"] for entry in found.values()} == {400}
+    assert mill.store.queue_depth() == before
+
+
+def test_a_file_that_cannot_be_read_makes_a_failed_batch(live: tuple) -> None:
     mill, client = live
     before = mill.store.queue_depth()
     batch = begin(
@@ -232,22 +298,19 @@ def test_bad_lines_make_a_failed_batch_that_names_them(live: tuple) -> None:
         "{",
         line("good"),
         line("size", size="100x64"),
-        line("steps", steps=1000),
-        line("model", model="nope"),
-        line("stream", stream=True),
         '{"custom_id": "x", "method": "GET", "url": "/v1/images/generations", "body": {}}',
+        '{"method": "POST", "url": "/v1/images/edits", "body": {"prompt": "a"}}',
+        "[]",
     )
     assert (batch.status, batch.request_counts.total) == ("failed", 0)
     named = [(error.line, error.code, error.param) for error in batch.errors.data]
     assert named == [
         (2, "invalid_json_line", None),
         (3, "invalid_request", "custom_id"),
-        (4, "invalid_request", "size"),
-        (5, "invalid_request", "steps"),
-        (6, "unknown_model", "model"),
-        (7, "invalid_request", "body.stream"),
-        (8, "invalid_request", "method"),
-        (8, "invalid_request", "body.prompt"),
+        (5, "invalid_request", "method"),
+        (6, "invalid_request", "custom_id"),
+        (6, "invalid_request", "url"),
+        (7, "invalid_request", ""),
     ]
     assert mill.store.queue_depth() == before
     assert client.batches.retrieve(batch.id).status == "failed"
@@ -309,9 +372,10 @@ def test_batches_that_are_not_there_are_404(live: tuple) -> None:
 def test_lines_fill_jobs_up_to_their_model_s_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     texts = [line(str(number), n=10).encode() for number in range(12)]
     texts.append(line("other", priority=1).encode())
-    made = batch_input.plan(texts, CATALOG, lambda _: None)
+    rules = batch_input.Rules(CATALOG, lambda _: None, lambda asked: asked or 5)
+    made = batch_input.plan(texts, rules)
     assert [len(job.requests) for job in made.jobs] == [50, 50, 20, 1]
     assert [(one.job, one.first) for one in made.lines[4:6]] == [(0, 40), (1, 0)]
     monkeypatch.setattr(batch_input, "MAX_LINES", 5)
-    refused = batch_input.plan(texts, CATALOG, lambda _: None)
+    refused = batch_input.plan(texts, rules)
     assert [error.code for error in refused.errors] == ["too_many_lines"]

@@ -70,7 +70,7 @@ def test_a_fault_tells_whose_it_is(
         raise RuntimeError("secret")
 
     monkeypatch.setattr(mill.store, "workers", broken)
-    client = TestClient(mill.client.app, raise_server_exceptions=False)
+    client = TestClient(mill.client.app, base_url="http://localhost", raise_server_exceptions=False)
     answer = client.get("/v1/workers", headers={"X-Request-ID": "r-3"})
     assert (answer.status_code, answer.headers["x-request-id"]) == (500, "r-3")
     [line] = [line for line in said(lines) if line.get("request_id") == "r-3"]

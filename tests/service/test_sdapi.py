@@ -9,7 +9,7 @@ from contextlib import suppress
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, PngImagePlugin
+from PIL import ExifTags, Image, PngImagePlugin
 
 from jobs.errors import InvalidRequest
 from service.sdapi.pictures import texts
@@ -17,6 +17,7 @@ from tests.service.conftest import Deployment, picture, pointers, working
 from tests.waiting import wait_until
 
 TXT2IMG = "/sdapi/v1/txt2img"
+SAID = "a ring\nNegative prompt: blur\nSteps: 8, Seed: 7"
 USUAL = {
     "prompt": "a red circle",
     "negative_prompt": "",
@@ -82,6 +83,7 @@ def test_the_least_that_can_be_asked(mill: Deployment) -> None:
         ({"batch_size": 10_000, "n_iter": 10_000}, "/batch_size"),
         ({"enable_hr": True}, "/enable_hr"),
         ({"restore_faces": True}, "/restore_faces"),
+        ({"tiling": 0}, "/tiling"),
         ({"script_name": "x/y plot"}, "/script_name"),
         ({"styles": ["oil"]}, "/styles"),
         ({"alwayson_scripts": {"controlnet": {}}}, "/alwayson_scripts"),
@@ -169,6 +171,22 @@ def test_a_picture_tells_how_it_was_made(mill: Deployment) -> None:
         }
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP"])
+@pytest.mark.parametrize(
+    "comment", [b"UNICODE\0" + SAID.encode("utf-16-be"), b"ASCII\0\0\0" + SAID.encode()]
+)
+def test_a_jpeg_and_a_webp_tell_it_in_their_exif(
+    mill: Deployment, kind: str, comment: bytes
+) -> None:
+    exif = Image.Exif()
+    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = comment
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, kind, exif=exif.tobytes())
+    image = base64.b64encode(buffer.getvalue()).decode()
+    found = mill.client.post("/sdapi/v1/png-info", json={"image": image}).json()
+    assert (found["info"], found["parameters"]["Seed"]) == (SAID, "7")
+
+
 @pytest.mark.parametrize(
     "image", ["!", "AAAA", "data:image/png;base64,", "data:,x", picture(8, 8)[:40].hex()]
 )
@@ -177,13 +195,17 @@ def test_what_is_no_picture_is_422(mill: Deployment, image: str) -> None:
     assert (answer.status_code, pointers(answer)) == (422, ["/image"])
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, about damaged EXIF
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
 @given(where=st.integers(0, 200), what=st.binary(min_size=1, max_size=8))
 @settings(deadline=None, max_examples=60)
-def test_no_picture_is_a_fault(where: int, what: bytes) -> None:
-    chunks = PngImagePlugin.PngInfo()
+def test_no_picture_is_a_fault(kind: str, where: int, what: bytes) -> None:
+    chunks, exif = PngImagePlugin.PngInfo(), Image.Exif()
     chunks.add_text("parameters", "x" * 50, zip=True)
+    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = b"UNICODE\0" + b"\0x" * 9
     buffer = io.BytesIO()
-    Image.new("RGB", (8, 8)).save(buffer, "PNG", pnginfo=chunks)
+    more = {"pnginfo": chunks} if kind == "PNG" else {"exif": exif.tobytes()}
+    Image.new("RGB", (8, 8)).save(buffer, kind, **more)
     data = buffer.getvalue()
     with suppress(InvalidRequest):
         texts(data[:where] + what + data[where + len(what) :])

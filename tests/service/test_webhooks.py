@@ -11,8 +11,11 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 from standardwebhooks import Webhook
+from structlog.testing import capture_logs
 
 from jobs.embedded import EmbeddedServer
+from service import keys as service_keys
+from service.keys import KeyRing
 from service.settings import ServiceSettings
 from service.webhooks import sender
 from service.webhooks.address import Refused, is_public, target_of
@@ -260,12 +263,47 @@ def test_a_secret_that_cannot_sign_is_refused(secret: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("host", "loopback"),
-    [("127.0.0.1", True), ("::1", True), ("localhost", True), ("0.0.0.0", False), ("h", False)],
+    ("host", "keys", "private", "allowed"),
+    [
+        ("127.0.0.1", 0, None, True),
+        ("::1", 0, None, True),
+        ("localhost", 0, None, True),
+        ("0.0.0.0", 0, None, False),
+        ("h", 0, None, False),
+        ("127.0.0.1", 1, None, False),
+        ("127.0.0.1", 1, True, True),
+        ("0.0.0.0", 1, True, True),
+        ("127.0.0.1", 0, False, False),
+    ],
 )
-def test_private_webhooks_are_for_this_machine_only(host: str, loopback: bool) -> None:
-    assert ServiceSettings(host=host).allows_private_webhooks is loopback
-    assert ServiceSettings(host=host, webhook_private=True).allows_private_webhooks
+def test_private_webhooks_are_for_this_machine_without_keys(
+    server: EmbeddedServer,
+    tmp_path: Path,
+    host: str,
+    keys: int,
+    private: bool | None,
+    allowed: bool,
+) -> None:
+    if keys:
+        KeyRing(tmp_path / "keys.json").add("alice")
+    with deployed(server.url, tmp_path, host=host, webhook_private=private, start=False) as found:
+        assert found.client.app.state.mill.allows_private_webhooks is allowed
+
+
+def test_a_message_that_may_not_be_sent_is_given_up_at_once(
+    hooked: Deployment, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service_keys, "RECHECK_SECONDS", 0)
+    hooked.submit("a", webhook={"url": receiver.url})
+    KeyRing(hooked.settings.data / "keys.json").add("alice")
+    with capture_logs() as lines:
+        hooked.worker.finish_all()
+        wait_until(lambda: 'posts_total{outcome="given_up"}' in hooked.client.get("/metrics").text)
+    wait_until(lambda: not pending(hooked))
+    assert receiver.got == []
+    told = [line for line in lines if line["event"].startswith("webhook")]
+    assert [line["event"] for line in told] == ["webhook given up"]
+    assert "not a public address" in told[0]["reason"]
 
 
 def test_every_attempt_is_counted(hooked: Deployment, receiver: Receiver) -> None:

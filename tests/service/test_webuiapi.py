@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from PIL import Image
 from webuiapi import WebUIApi
 
 from jobs.embedded import EmbeddedServer
+from service.keys import KeyRing
 from tests.service.conftest import Deployment, deployed, working
 from tests.service.live import listening
 from tests.waiting import wait_until
@@ -72,6 +74,28 @@ def test_a_refusal_reaches_the_caller(live: tuple[Deployment, WebUIApi]) -> None
     _, api = live
     with pytest.raises(RuntimeError, match="422"):
         api.txt2img(prompt="a", width=100, height=64)
+
+
+def test_a_key_is_the_password(server: EmbeddedServer, tmp_path: Path) -> None:
+    shown, _ = KeyRing(tmp_path / "keys.json").add("alice")
+    with (
+        deployed(server.url, tmp_path, start=False) as mill,
+        listening(mill.client.app) as address,
+    ):
+        api = WebUIApi(host="127.0.0.1", port=int(address.rpartition(":")[2]))
+        with pytest.raises(RuntimeError, match="401"):
+            api.txt2img(prompt="a", steps=8, width=64, height=64)
+        api.set_auth("anybody", shown)
+        with working(mill):
+            made = api.txt2img(prompt="a", steps=8, width=64, height=64)
+        assert api.util_get_model_names() == ["demo", "distilled", "idle"]
+        elsewhere = api.session.get(f"{address}/v1/jobs")
+        api.set_auth(shown, "not the key")
+        with pytest.raises(RuntimeError, match="401"):
+            api.txt2img(prompt="a", steps=8, width=64, height=64)
+        api.session.close()
+    assert (made.image.size, elsewhere.status_code) == ((64, 64), 401)
+    assert mill.store.jobs("alice")[0][0].metadata == {"api": "sdapi"}
 
 
 def test_it_knows_when_nothing_runs(live: tuple[Deployment, WebUIApi]) -> None:
