@@ -40,8 +40,9 @@ SHARE = 0.9
 PRECISION, STRIDE = 1.08, 1.4
 """Bisection ends when the rate is known within this factor; it begins in strides of that one."""
 
-TRACES = {SMALL: 60.0, LARGE: 30.0}
-"""A regime's traces last as long as so many requests alone, one after the other."""
+TRACE = 60.0
+"""A trace lasts as long as so many requests alone, one after the other; in much shorter ones a policy
+gets by with a load that it cannot carry."""
 
 FEWEST = 20
 """A trace has at least so many requests, however long that takes."""
@@ -122,7 +123,7 @@ def compare(regime: Regime, seeds: Sequence[int]) -> dict[str, list[float]]:
     solo = {steps: solo_seconds(pipeline, requests(model, 1, 0, [steps])[0]) for steps in STEPS}
     guesses: dict[str, float] = {}
     alone = 1 / statistics.mean(solo.values())
-    lasts = TRACES[regime] / alone
+    lasts = TRACE / alone
     rate = 0.5 * alone
     results: dict[str, list[float]] = {name: [] for name in POLICIES}
     for seed in seeds:
