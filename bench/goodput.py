@@ -41,8 +41,8 @@ PRECISION, STRIDE = 1.08, 1.4
 """Bisection ends when the rate is known within this factor; it begins in strides of that one."""
 
 TRACE = 60.0
-"""A trace lasts as long as so many requests alone, one after the other; in much shorter ones a policy
-gets by with a load that it cannot carry."""
+"""A trace lasts as long as so many requests alone, one after the other; in a much shorter one a
+policy gets by with a load that it cannot carry."""
 
 FEWEST = 20
 """A trace has at least so many requests, however long that takes."""
