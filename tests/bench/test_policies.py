@@ -41,7 +41,7 @@ def test_our_engine_holds_no_more_than_a_worker_would(monkeypatch: pytest.Monkey
         held.append(len(flights))
 
     monkeypatch.setattr(Flights, "add", counted)
-    stepwise(FakePipeline(), NO_BATCHES, _trace(40))
+    stepwise(FakePipeline(seconds_per_step=0.005), NO_BATCHES, _trace(40))
     assert max(held) == 2 * NO_BATCHES.held(64)
 
 

@@ -161,7 +161,7 @@ def test_tiles_fetch_no_more_than_they_show(visitor: Visitor) -> None:
     page = visitor.page
     large = submit(visitor.url, prompts=["large"], steps=1, width=512, height=512)
     visitor.open_job(large)
-    tile = page.locator("#gallery img[data-loaded]")
+    tile = page.locator(f'#gallery img[data-loaded][src*="{large}"]')
     expect(tile).to_have_attribute("src", re.compile("/images/0/thumbnail\\?side=256$"))
     page.locator("#gallery button").click()
     expect(page.locator("#recipe-image[data-loaded]")).to_have_attribute(
