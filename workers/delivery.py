@@ -19,7 +19,7 @@ import torch
 
 from jobs import tracing
 from jobs.catalog import Model
-from jobs.errors import GroupLost, ImageFailed, OutOfMemory, PipelineError, StorageUnavailable
+from jobs.errors import GroupLost, ImageFailed, OutOfMemory, StorageUnavailable
 from jobs.images import LocalImages
 from jobs.job import ImageResult
 from jobs.store import Commit, Store
@@ -148,7 +148,9 @@ class Delivery:
             if pixels is not None:
                 data = recipe.thumbnail(pixels)
                 self._images.write(flight.lease.job_id, flight.lease.index, "preview", data, ".jpg")
-        except (PipelineError, StorageUnavailable) as error:
+        except (torch.AcceleratorError, GroupLost):
+            raise
+        except Exception as error:
             log.info("no preview", image=flight.lease.key, reason=str(error))
 
     def _deliver(self, flight: Flight) -> None:

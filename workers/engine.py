@@ -41,6 +41,7 @@ class _Pass:
     batch: list[Flight]
     before: list[int]
     forward: Forward
+    alone: bool
     began: float = field(default_factory=time.monotonic)
 
 
@@ -151,7 +152,8 @@ class Engine:
             )
             if forward is None:
                 return
-            one = _pass([self._running[key] for key in forward.keys], forward)
+            batch = [self._running[key] for key in forward.keys]
+            one = _pass(batch, forward, alone=False)
             samples = [flight.sample for flight in one.batch if flight.sample]
             self._passes[self.slots.start(samples, forward.bucket)] = one
 
@@ -229,7 +231,7 @@ class Engine:
     def _advance(self, batch: list[Flight], forward: Forward) -> None:
         """One forward pass on this thread."""
         samples = [flight.sample for flight in batch if flight.sample]
-        one = _pass(batch, forward)
+        one = _pass(batch, forward, alone=not self._passes)
         self._conclude(one, lambda: self.slots.run(samples, forward.bucket))
 
     def _conclude(self, one: _Pass, outcome: Callable[[], None]) -> None:
@@ -294,7 +296,7 @@ class Engine:
         if bucket > 1:
             self._ceilings[group] = min(bucket // 2, self._ceilings.get(group, bucket))
             log.warning("out of memory", samples=len(batch), ceiling=self._ceilings[group])
-        elif self._passes:  # they hold memory too
+        elif not one.alone:  # the passes beside it held memory too
             self._cramped = batch[0].lease.key
         else:
             del self._running[batch[0].lease.key]
@@ -314,5 +316,6 @@ class Engine:
                 self._settle([flight], one.forward.bucket)
 
 
-def _pass(batch: list[Flight], forward: Forward) -> _Pass:
-    return _Pass(batch, [flight.sample.step for flight in batch if flight.sample], forward)
+def _pass(batch: list[Flight], forward: Forward, *, alone: bool) -> _Pass:
+    steps = [flight.sample.step for flight in batch if flight.sample]
+    return _Pass(batch, steps, forward, alone)

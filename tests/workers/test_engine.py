@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, wait
 
 import pytest
 
@@ -232,6 +233,34 @@ def test_one_that_finds_no_memory_beside_other_passes_is_tried_alone() -> None:
     assert seen
     assert not engine.failed
     assert len(engine.delivered) == 5
+
+
+def test_one_that_finds_no_memory_is_tried_alone_though_the_others_ended_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def all_done(passes: Sequence["Future[None]"], seconds: float) -> list["Future[None]"]:
+        wait(passes)
+        return sorted(passes, key=lambda one: one.exception() is not None)
+
+    monkeypatch.setattr("workers.engine.first_done", all_done)
+    engine = Bench(Crowded())
+    step, together, tried = engine.pipeline.step, threading.Barrier(2), set[int]()
+
+    def step_with_little_memory(samples: Sequence[Sample], bucket: int = 0) -> None:
+        seed = samples[0].request.seed
+        if seed not in tried:
+            tried.add(seed)
+            together.wait(60)
+            if seed == 9:
+                raise OutOfMemory("the other pass holds it")
+        step(samples, bucket)
+
+    engine.pipeline.step = step_with_little_memory  # type: ignore[method-assign]
+    engine.enqueue(request("large", seed=9), request("fine", seed=1, width=128))
+    engine.run()
+    assert tried == {1, 9}
+    assert not engine.failed
+    assert len(engine.delivered) == 2
 
 
 def test_a_sample_cancelled_during_its_pass_leaves_after_it() -> None:

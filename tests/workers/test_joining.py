@@ -8,6 +8,7 @@ import pytest
 from jobs.embedded import EmbeddedServer
 from jobs.store import Store
 from pipelines.fake import FakePipeline
+from pipelines.seam import Sample
 from tests.waiting import wait_until
 from tests.workers.conftest import BATCHES_PAY, request
 from tests.workers.line import Line
@@ -72,3 +73,21 @@ def test_every_image_that_is_asked_for_gets_its_preview(
         flight.wished = True
     previews = tmp_path / "images"
     wait_until(lambda: len(list(previews.rglob("*preview*"))) == 6)
+
+
+def test_a_preview_that_raises_is_no_failure(
+    line: Line[FakePipeline], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def preview(sample: Sample) -> None:
+        asked.append(sample.step)
+        raise IndexError("beyond its end")
+
+    monkeypatch.setattr(line.pipeline, "preview", preview)
+    line.submit(request(steps=200))
+    wait_until(lambda: any(flight.step for flight in line.flights.all()))
+    for flight in line.flights.all():
+        flight.wished = True
+    assert line.finished().counts.succeeded == 1
+    assert asked
