@@ -91,7 +91,8 @@ class _Stepwise:
             self._wait_for_room()
             if self._errors:
                 return
-            lease = Lease(f"job{index}", index, "token", 1, False, arrival.request)
+            age = time.perf_counter() - self._start - arrival.at
+            lease = Lease(f"job{index}", index, "token", 1, False, arrival.request, age=age)
             flight = Flight(lease)
             self._flights.add(flight)
             [flight.conditioning] = self._pipeline.encode([arrival.request])

@@ -134,7 +134,7 @@ class Lease:
     Only the holder of the current token can extend, commit or fail it. `attempt` counts from 1.
     `solo` marks an image whose earlier worker died: it runs alone, so that a poisonous one takes
     no neighbours with it. `priority` is its job's, 0..9; `trace` the `traceparent` of its POST, or
-    "".
+    ""; `age` the seconds from its POST to this claim.
     """
 
     job_id: str
@@ -145,6 +145,7 @@ class Lease:
     request: ImageRequest
     priority: int = 5
     trace: str = ""
+    age: float = 0.0
 
     @property
     def key(self) -> str:

@@ -137,7 +137,7 @@ def image_view(
 
 def lease_view(found: Sequence[Any]) -> Lease:
     """A lease from claim.lua's answer."""
-    job_id, index, token, attempt, stalls, priority, body, trace = found
+    job_id, index, token, attempt, stalls, priority, body, trace, age = found
     return Lease(
         job_id=job_id,
         index=int(index),
@@ -147,6 +147,7 @@ def lease_view(found: Sequence[Any]) -> Lease:
         request=ImageRequest.from_json(body),
         priority=int(priority),
         trace=trace,
+        age=int(age) / 1000,
     )
 
 

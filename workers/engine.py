@@ -220,7 +220,9 @@ class Engine:
                 priority=flight.lease.priority,
                 group=self._pipeline.batch_key(flight.lease.request),
                 tokens=self._tokens(flight),
+                steps=flight.sample.steps,
                 remaining=flight.sample.steps - flight.sample.step,
+                age=flight.lease.age + now - flight.claimed,
                 waited=now - flight.ready - flight.ran,
                 reproducible=flight.lease.request.reproducible,
             )

@@ -24,7 +24,7 @@ from jobs.catalog import Model
 from jobs.errors import GroupLost
 from jobs.request import ImageRequest
 from pipelines.seam import Conditioning, Pipeline
-from workers.scheduler import BUCKETS, WORTHWHILE, Costs
+from workers.scheduler import BUCKETS, WORTH_WAITING, WORTHWHILE, Costs
 
 log = structlog.get_logger(__name__)
 
@@ -126,7 +126,8 @@ def _rehearse(pipeline: Pipeline, model: Model, costs: Costs) -> None:
     sizes = {(usual.width, usual.height), *model.limits.sizes}
     for request in [replace(usual, width=width, height=height) for width, height in sorted(sizes)]:
         tokens = _tokens(pipeline, request)
-        for bucket in sorted({1, costs.pinned(tokens), costs.largest(tokens)}):
+        knees = {costs.largest(tokens), costs.largest(tokens, WORTH_WAITING)}
+        for bucket in sorted({1, costs.pinned(tokens), *knees}):
             _seconds(pipeline, request, bucket, rounds=1)
 
 

@@ -6,9 +6,10 @@ bucket, and what a bucket costs was measured (`Costs`).
 
 Order: priority first, raised by waiting. Inside a priority one sample of each job, then a second
 one of each, and so on; among those the job with the least work in flight, where waiting counts too
-(shortest remaining processing time, aged). So a large job does not hold up a small one, and nothing
-waits for ever. Whose images are claimed at all, by caller and by priority, the queue has decided
-before.
+(shortest remaining processing time, aged). The work of a sample that can no longer be finished in
+good time counts several times: it has little more to lose, and others still have. So a large job
+does not hold up a small one, and nothing waits for ever. Whose images are claimed at all, by caller
+and by priority, the queue has decided before.
 
 A reproducible sample runs in the pinned bucket of its shape and nothing else, so that its bits
 never depend on how many ran beside it; fast ones may ride in the pinned bucket's free places.
@@ -32,6 +33,19 @@ PINNED_SLOWDOWN = 1.5
 WORTHWHILE = 0.97
 """A bucket is large enough when it reaches this share of the best images per second."""
 
+WORTH_WAITING = 0.9
+"""The same where somebody waits: a larger bucket makes everyone in it slower for little more."""
+
+GOOD_TIME = 4.0
+"""An image is made in good time within this many times the time that it takes alone."""
+
+LATE_WEIGHT = 4.0
+"""What is late anyway lets go first what is in good time and up to so many times as long.
+
+In a simulation of a device on which batches do not pay, 90 % of all requests come in good time at
+1.43 times the load of one after the other; at 1.21 times without this (weight 1), at 1.43 to 1.46
+with any weight from 2 to 10.
+"""
 
 AGEING = 20.0
 """Seconds of waiting that weigh as much as one second of remaining work."""
@@ -67,11 +81,11 @@ class Costs:
         fits = [b for b in BUCKETS if self.seconds(b * tokens) <= PINNED_SLOWDOWN * alone]
         return max(fits, default=1)
 
-    def largest(self, tokens: int) -> int:
-        """The smallest bucket whose throughput is within reach of the best: the knee."""
+    def largest(self, tokens: int, share: float = WORTHWHILE) -> int:
+        """The smallest bucket with this share of the best throughput: the knee."""
         rates = {b: b / self.seconds(b * tokens) for b in BUCKETS}
         best = max(rates.values())
-        return min(b for b, rate in rates.items() if rate >= WORTHWHILE * best)
+        return min(b for b, rate in rates.items() if rate >= share * best)
 
     def held(self, tokens: int, slots: int = 1) -> int:
         """How many samples of `tokens` each a worker should hold: a forward batch more than run."""
@@ -82,8 +96,9 @@ class Costs:
 class Candidate:
     """A sample in flight as the scheduler sees it.
 
-    `tokens` is rows x tokens of one forward pass, `remaining` denoising steps, `waited` seconds
-    since it became ready.
+    `tokens` is rows x tokens of one forward pass, `steps` all denoising steps and `remaining` those
+    to come, `age` seconds since it was asked for, `waited` seconds without a forward pass since it
+    became ready.
     """
 
     key: str
@@ -91,7 +106,9 @@ class Candidate:
     priority: int
     group: Hashable
     tokens: int
+    steps: int
     remaining: int
+    age: float
     waited: float
     reproducible: bool
 
@@ -128,8 +145,10 @@ def choose(
         return Forward(tuple(c.key for c in group[:bucket]), bucket)
     fast = [c for c in group if not c.reproducible]
     share = len(fast) if slots == 1 else _share(fast, [*candidates, *busy], slots)
-    largest = min(costs.largest(head.tokens), ceiling)
-    members = _within(fast[: min(largest, share)], costs.largest(head.tokens) * head.tokens)
+    worth = WORTHWHILE if is_late(head, costs) else WORTH_WAITING
+    knee = costs.largest(head.tokens, worth)
+    largest = min(knee, ceiling)
+    members = _within(fast[: min(largest, share)], knee * head.tokens)
     bucket = _bucket(len(members), head.tokens, costs, largest)
     return Forward(tuple(c.key for c in members[:bucket]), bucket)
 
@@ -166,7 +185,7 @@ def in_order(
     candidates: Sequence[Candidate], costs: Costs, busy: Sequence[Candidate] = ()
 ) -> list[Candidate]:
     """All candidates, the most urgent first; `busy` count as work of their jobs."""
-    work = {c.key: c.remaining * costs.seconds(c.tokens) for c in [*candidates, *busy]}
+    work = {c.key: _work(c, costs) for c in [*candidates, *busy]}
     of_job: Counter[str] = Counter()
     turns: dict[str, int] = {}
     ranked = sorted(candidates, key=lambda c: (work[c.key] - c.waited / AGEING, c.key))
@@ -180,6 +199,18 @@ def in_order(
         ranked,
         key=lambda c: (-_promoted(c), turns[c.key], in_flight[c.job] - c.waited / AGEING),
     )
+
+
+def is_late(candidate: Candidate, costs: Costs) -> bool:
+    """Whether it can no longer be finished in good time, even if it ran alone from now on."""
+    step = costs.seconds(candidate.tokens)
+    return candidate.age + candidate.remaining * step > GOOD_TIME * candidate.steps * step
+
+
+def _work(candidate: Candidate, costs: Costs) -> float:
+    """Seconds of work that count for the order."""
+    weight = LATE_WEIGHT if is_late(candidate, costs) else 1.0
+    return weight * candidate.remaining * costs.seconds(candidate.tokens)
 
 
 def _promoted(candidate: Candidate) -> int:

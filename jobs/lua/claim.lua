@@ -4,7 +4,7 @@
 --       6, 7 preferred width and height, or ''   8 linger, ms   9 nonce   10 random part of tokens
 --       11 '', or the priority from which on jobs may be joined   12... job:index that the worker
 --       holds now
--- Returns {'leases', {job, index, token, attempt, stalls, priority, request, trace}...},
+-- Returns {'leases', {job, index, token, attempt, stalls, priority, request, trace, age in ms}...},
 -- or {'linger', ms to wait}.
 --
 -- Safe to repeat. The same nonce returns the same leases, if they still stand. Another nonce gives
@@ -32,7 +32,7 @@ local leases, remembered = {}, {ARGV[9]}
 local function hand_over(job, index, record, body)
   redis.call('ZADD', key('leases'), NOW + lease_ms, image_key(job, index))
   leases[#leases + 1] = {job.id, index, record.token, record.attempt, record.stalls,
-    job.priority, body, job.trace or ''}
+    job.priority, body, job.trace or '', math.max(0, NOW - job.created)}
   remembered[#remembered + 1] = image_key(job, index)
   remembered[#remembered + 1] = record.token
 end

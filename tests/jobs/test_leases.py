@@ -43,6 +43,16 @@ def test_a_beat_without_news_changes_no_version(bench: Bench) -> None:
     assert bench.store.job(job_id, None).version == version
 
 
+def test_a_lease_tells_how_long_ago_its_job_was_submitted(bench: Bench) -> None:
+    job_id = bench.submit(1)
+    created = bench.store.job(job_id, None).created
+    wait_until(lambda: bench.raw.time()[0] + bench.raw.time()[1] / 1e6 > created + 0.05)
+    before = bench.raw.time()
+    age = bench.claim_one().age
+    after = bench.raw.time()
+    assert before[0] + before[1] / 1e6 - 0.001 <= created + age <= after[0] + after[1] / 1e6
+
+
 def test_a_beat_extends_the_lease(bench: Bench) -> None:
     bench.submit(2)
     kept, lost = bench.claim(2)

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
+from dataclasses import replace
 
 import pytest
 
@@ -10,6 +11,7 @@ from jobs.errors import GroupLost, ImageFailed, OutOfMemory
 from pipelines.fake import FakePipeline
 from pipelines.seam import Sample
 from tests.workers.conftest import Bench, request
+from workers.scheduler import Costs
 
 MakeBench = Callable[..., Bench]
 
@@ -203,6 +205,15 @@ def test_every_slot_is_kept_busy() -> None:
     assert all(f.sample is not None and f.sample.step == 8 for f in engine.delivered)
     assert pipeline.most == 3
     assert {len(call) for call in pipeline.calls} <= {1, 2}
+
+
+def test_what_was_asked_for_too_long_ago_goes_after_what_was_asked_for_now() -> None:
+    engine = Bench(FakePipeline(), costs=Costs(((32, 1.0), (64, 2.0), (128, 4.0))))
+    old, new = engine.enqueue(request("old", seed=1, steps=4), request("new", seed=2, steps=6))
+    old.lease = replace(old.lease, age=100.0)
+    engine.run()
+    assert engine.delivered == [new, old]
+    assert engine.pipeline.calls == [[2]] * 6 + [[1]] * 4
 
 
 @pytest.mark.parametrize("poison", ["[raise]", "[nan]", "[oom:0]", "[refuse]"])

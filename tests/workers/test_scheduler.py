@@ -24,7 +24,9 @@ def candidate(key: str, **changes: object) -> Candidate:
         "priority": 5,
         "group": "64x64",
         "tokens": 64,
+        "steps": 10,
         "remaining": 10,
+        "age": 0.0,
         "waited": 0.0,
         "reproducible": True,
     }
@@ -61,6 +63,35 @@ def test_least_remaining_work_goes_first() -> None:
     forward = choose([candidate("long", remaining=20), candidate("short", remaining=2)], STEEP, {})
     assert forward is not None
     assert forward.keys == ("short",)
+
+
+@pytest.mark.parametrize(
+    ("age", "steps", "first"), [(37.9, 7, "short"), (38.1, 7, "long"), (38.1, 9, "short")]
+)
+def test_what_is_late_lets_others_go_first_that_are_not_much_longer(
+    age: float, steps: int, first: str
+) -> None:
+    """Ten steps of a second each, two of them to come: good time ends at an age of 40."""
+    long = candidate("long", steps=steps, remaining=steps)
+    forward = choose([candidate("short", remaining=2, age=age), long], STEEP, {})
+    assert forward is not None
+    assert forward.keys == (first,)
+
+
+def test_what_is_too_late_keeps_its_order() -> None:
+    crowd = [candidate("long", age=1e3), candidate("short", remaining=2, age=1e3)]
+    forward = choose(crowd, STEEP, {})
+    assert forward is not None
+    assert forward.keys == ("short",)
+
+
+@pytest.mark.parametrize(("age", "bucket"), [(0.0, 1), (1e3, 4)])
+def test_a_little_more_throughput_is_for_those_who_are_late_anyway(age: float, bucket: int) -> None:
+    costs = Costs(((64, 1.0), (128, 1.98), (256, 3.8), (512, 7.6)))
+    crowd = [candidate(f"c{i}", age=age, reproducible=False) for i in range(8)]
+    forward = choose(crowd, costs, {})
+    assert forward is not None
+    assert forward.bucket == bucket
 
 
 def test_waiting_outweighs_remaining_work_in_the_end() -> None:
@@ -142,7 +173,9 @@ candidates = st.lists(
         candidate,
         key=st.uuids().map(str),
         group=st.sampled_from(["a", "b"]),
+        steps=st.integers(50, 60),
         remaining=st.integers(1, 50),
+        age=st.floats(0, 300),
         waited=st.floats(0, 100),
         reproducible=st.booleans(),
     ),
@@ -166,7 +199,7 @@ def test_every_forward_is_sound(crowd: list[Candidate], costs: Costs) -> None:
 @given(candidates)
 def test_nothing_waits_for_ever(crowd: list[Candidate]) -> None:
     """However short the others are, one that has waited longest is chosen in the end."""
-    old = candidate("old", group="own", remaining=50, waited=1e6)
+    old = candidate("old", group="own", steps=50, remaining=50, age=1e6, waited=1e6)
     forward = choose([*crowd, old], STEEP, {})
     assert forward is not None
     assert forward.keys == ("old",)
