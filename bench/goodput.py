@@ -1,10 +1,11 @@
 """Goodput on a Poisson trace with mixed steps: how much load each policy carries in good time.
 
-Goodput is the highest rate of arrivals, in requests per second, at which 90 % of the requests
-finish within 4 times the time that each would take alone. Found by bisection over the rate. Every
-trace lasts as long as every other, so that a policy that carries more is shown more requests and
-cannot do by putting off a short burst; policies take turns within a seed, so that a machine that
-slows down slows all of them.
+Goodput is the highest load at which 90 % of the requests finish within 4 times the time that each
+would take alone. A load of 1 is the rate of arrivals that requests run alone, one after the other,
+would just fill. Found by bisection over the load. Every trace lasts as long as every other, so that
+a policy that carries more is shown more requests and cannot do by putting off a short burst. What a
+request takes alone is timed anew before and after each trace, and a trace during which the machine
+became faster or slower is run again.
 
 The baseline is a server that runs one at a time, with decoding within the call or on a thread of
 its own, whichever carries more.
@@ -38,7 +39,11 @@ SHARE = 0.9
 """The share of requests that must be in time."""
 
 PRECISION, STRIDE = 1.08, 1.4
-"""Bisection ends when the rate is known within this factor; it begins in strides of that one."""
+"""Bisection ends when the load is known within this factor; it begins in strides of that one."""
+
+STEADY, TRIES = 1.15, 3
+"""A trace counts if the machine's pace before and after it differs by this factor at most; the last
+of so many tries counts anyway."""
 
 TRACE = 60.0
 """A trace lasts as long as so many requests alone, one after the other; in a much shorter one a
@@ -47,8 +52,8 @@ policy gets by with a load that it cannot carry."""
 FEWEST = 20
 """A trace has at least so many requests, however long that takes."""
 
-IDLE = 0.05
-"""A policy that cannot even carry this share of what requests alone would fill has no goodput."""
+FIRST, LEAST = 0.5, 0.05
+"""The load that is tried first, and the one below which a policy has no goodput."""
 
 FIFO, FIFO_ASIDE = "one at a time", "one at a time, decoding aside"
 WHOLE, PINNED, FAST = "whole calls", "ours, reproducible", "ours, fast"
@@ -77,29 +82,36 @@ def carries(
     pipeline: Pipeline,
     costs: Costs,
     wanted: Callable[[int], Sequence[ImageRequest]],
-    solo: dict[int, float],
+    solo: Callable[[], dict[int, float]],
     seed: int,
-    seconds: float,
-    rate: float,
+    load: float,
 ) -> bool:
-    """Whether enough of the requests, coming at this rate for so long, finish in time.
+    """Whether enough of the requests, coming at this load, finish in time.
 
-    `wanted` makes so many requests, the first ones alike for any number.
+    `wanted` makes so many requests, the first ones alike for any number; `solo` times what they
+    take alone, in seconds by their steps.
     """
-    count = max(FEWEST, round(rate * seconds))
-    trace = arrivals(rate, wanted(count), seed)
-    latencies = policy(pipeline, costs, trace)
+    count = max(FEWEST, round(load * TRACE))
+    before = solo()
+    for _ in range(TRIES):
+        trace = arrivals(load / statistics.mean(before.values()), wanted(count), seed)
+        latencies = policy(pipeline, costs, trace)
+        began, before = before, solo()
+        change = sum(before.values()) / sum(began.values())
+        if 1 / STEADY <= change <= STEADY:
+            break
+        print(f"  the machine's pace changed by {change:.2f} during a trace", flush=True)
     in_time = [
-        latency <= IN_TIME * solo[arrival.request.steps]
+        latency <= IN_TIME * began[arrival.request.steps]
         for latency, arrival in zip(latencies, trace, strict=True)
     ]
     return sum(in_time) >= SHARE * len(in_time)
 
 
 def goodput(carried: Callable[[float], bool], guess: float, least: float) -> float:
-    """The highest rate carried, in requests per second: bracketed from `guess`, then bisected.
+    """The highest load carried: bracketed from `guess`, then bisected.
 
-    Raises RuntimeError when not even the rate `least` is carried.
+    Raises RuntimeError when not even the load `least` is carried.
     """
     low = high = guess
     if carried(guess):
@@ -109,7 +121,7 @@ def goodput(carried: Callable[[float], bool], guess: float, least: float) -> flo
         while not carried(low := low / STRIDE):
             high = low
             if low < least:
-                raise RuntimeError(f"not even {least:.2g} requests/s are carried in good time")
+                raise RuntimeError(f"not even a load of {least:.2g} is carried in good time")
     while high / low > PRECISION:
         middle = (low * high) ** 0.5
         low, high = (middle, high) if carried(middle) else (low, middle)
@@ -117,28 +129,28 @@ def goodput(carried: Callable[[float], bool], guess: float, least: float) -> flo
 
 
 def compare(regime: Regime, seeds: Sequence[int]) -> dict[str, list[float]]:
-    """Goodput of each policy for each seed; what it starts from is the last rate found."""
+    """Goodput of each policy for each seed; the search starts from the last load found."""
     pipeline, model = loaded(regime)
     costs = measure(pipeline, probe(model))
-    solo = {steps: solo_seconds(pipeline, requests(model, 1, 0, [steps])[0]) for steps in STEPS}
+
+    def solo() -> dict[int, float]:
+        return {steps: solo_seconds(pipeline, requests(model, 1, 0, [steps])[0]) for steps in STEPS}
+
     guesses: dict[str, float] = {}
-    alone = 1 / statistics.mean(solo.values())
-    lasts = TRACE / alone
-    rate = 0.5 * alone
     results: dict[str, list[float]] = {name: [] for name in POLICIES}
     for seed in seeds:
         for name in results:
             policy, reproducible = POLICIES[name]
             wanted = partial(requests, model, seed=seed, reproducible=reproducible)
-            run_at = partial(carries, policy, pipeline, costs, wanted, solo, seed, lasts)
-            guesses[name] = rate = goodput(run_at, guesses.get(name, rate), IDLE * alone)
-            results[name].append(rate)
-            print(f"  {regime.name}, seed {seed}: {name} {rate:.2f}/s", flush=True)
+            run_at = partial(carries, policy, pipeline, costs, wanted, solo, seed)
+            guesses[name] = load = goodput(run_at, guesses.get(name, FIRST), LEAST)
+            results[name].append(load)
+            print(f"  {regime.name}, seed {seed}: {name} {load:.2f}", flush=True)
     return results
 
 
 def ratio(results: dict[str, list[float]], ours: str, other: str) -> float:
-    """The median over seeds of our rate over the other's."""
+    """The median over seeds of our load over the other's."""
     return statistics.median(a / b for a, b in zip(results[ours], results[other], strict=True))
 
 
@@ -164,8 +176,8 @@ def run(seeds: Sequence[int] = (1, 2, 3)) -> Metrics:
     for regime in (SMALL, LARGE):
         results = compare(regime, seeds)
         table(
-            f"goodput, {regime.name} regime (requests/s; median, min..max)",
-            [(name, rates, ratio(results, name, FIFO)) for name, rates in results.items()],
+            f"goodput, {regime.name} regime (load; median, min..max)",
+            [(name, loads, ratio(results, name, FIFO)) for name, loads in results.items()],
         )
         metrics |= ratios(regime, results)
     return metrics

@@ -149,7 +149,7 @@ def whole_calls(pipeline: Pipeline, costs: Costs, arrivals: Sequence[Arrival]) -
 def solo_seconds(pipeline: Pipeline, request: ImageRequest) -> float:
     """Seconds of one request alone on an idle engine, encoding apart."""
     arrival = Arrival(0.0, request)
-    return min(one_at_a_time(pipeline, Costs(()), [arrival])[0] for _ in range(3))
+    return min(one_at_a_time(pipeline, Costs(()), [arrival])[0] for _ in range(2))
 
 
 def _calls(

@@ -13,8 +13,10 @@ from jobs.catalog import Model
 from jobs.errors import ConfigurationError
 from pipelines.checkpoint import find_checkpoint
 from pipelines.fake import FakePipeline
+from pipelines.families import make_family
 from pipelines.placements import Follower, following_of, placement_of
-from pipelines.seam import Pipeline
+from pipelines.seam import Card, Pipeline
+from pipelines.skeleton import skeletons
 
 T = TypeVar("T")
 
@@ -33,6 +35,21 @@ def load_pipeline(model: Model, device: str) -> Pipeline:
     if checkpoint.class_name == FakePipeline.__name__:
         return FakePipeline(**checkpoint.index.get("options", {}))
     return _named(model, lambda: placement(model, checkpoint, device))
+
+
+def read_card(model: Model) -> tuple[Card, str | None]:
+    """What the model will turn out to be, and its tokenizer: from its configs, without its weights.
+
+    Takes a second where loading takes minutes. Raises ModelUnavailable, and what the libraries
+    raise over a pipeline that cannot be made without weights.
+    """
+    checkpoint = find_checkpoint(model)
+    if checkpoint.class_name == FakePipeline.__name__:
+        fake = FakePipeline(**checkpoint.index.get("options", {}))
+        return fake.card, fake.tokenizer_json()
+    pipe = checkpoint.load(model, **skeletons(model, checkpoint))
+    family = make_family(pipe, model.max_sequence_length)
+    return family.card, family.tokenizer_json()
 
 
 def load_follower(model: Model, device: str) -> Follower:

@@ -27,8 +27,8 @@ from jobs.catalog import Model
 from jobs.errors import ConfigurationError, GroupLost, ImagemillError, StorageUnavailable
 from jobs.images import LocalImages
 from jobs.store import Store
-from pipelines.load import dismiss, load_pipeline
-from pipelines.seam import Pipeline
+from pipelines.load import dismiss, load_pipeline, read_card
+from pipelines.seam import Card, Pipeline
 from workers import measures, profile
 from workers.delivery import Delivery
 from workers.engine import Engine
@@ -123,6 +123,7 @@ class Worker:
         reporting = threading.Thread(target=report, name="loading", daemon=True)
         reporting.start()
         try:
+            self._introduce()
             pipeline = load_pipeline(self._model, self._device)
             return pipeline, profile.warm_up(
                 pipeline, self._model, self._device, self._settings.data
@@ -147,17 +148,31 @@ class Worker:
     def _publish(self, pipeline: Pipeline, costs: Costs) -> None:
         """Tell the service what the model turned out to be."""
         tokens, usual = self._usual_tokens(pipeline), profile.probe(self._model)
-        card = {
-            **asdict(pipeline.card),
+        measured = {
             "costs": costs.points,
             "pinned": costs.pinned(tokens),
             "largest": costs.largest(tokens),
             "image_tokens_per_pixel": pipeline.tokens(usual) / usual.pixels,
         }
-        tokenizer = pipeline.tokenizer_json()
+        self._tell(pipeline.card, pipeline.tokenizer_json(), measured)
+
+    def _introduce(self) -> None:
+        """Tell the service what the model is before it is loaded, unless that is known."""
+        try:
+            card, tokenizer = read_card(self._model)
+            known = self._store.card(self._model.name) or {}
+        except Exception as error:  # loading says whether the model is at fault
+            log.info("not known before it is loaded", model=self._model.name, reason=str(error))
+            return
+        if not asdict(card).items() <= known.items():
+            self._tell(card, tokenizer, {})
+
+    def _tell(self, card: Card, tokenizer: str | None, measured: dict[str, Any]) -> None:
+        """Publish the model's card, and leave its tokenizer for the service."""
         if tokenizer is not None:
             self._leave_tokenizer(tokenizer)
-        self._patiently(lambda: self._store.publish_card(self._model.name, card))
+        facts = {**asdict(card), **measured}
+        self._patiently(lambda: self._store.publish_card(self._model.name, facts))
 
     def _leave_tokenizer(self, text: str) -> None:
         """Put the tokenizer where the service finds it, whole or not at all."""

@@ -19,7 +19,7 @@ def test_a_policy_that_carries_nothing_is_no_endless_search() -> None:
         asked.append(rate)
         return False
 
-    with pytest.raises(RuntimeError, match=r"not even 0\.5"):
+    with pytest.raises(RuntimeError, match=r"not even a load of 0\.5"):
         goodput(never, 8.0, least=0.5)
     assert min(asked) > 0.5 / 2
 

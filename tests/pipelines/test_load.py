@@ -9,8 +9,10 @@ import torch
 
 from jobs.errors import ConfigurationError, ModelUnavailable
 from pipelines.checkpoint import find_checkpoint
-from pipelines.load import load_pipeline
+from pipelines.families import make_family
+from pipelines.load import load_pipeline, read_card
 from tests.pipelines.serving import entry
+from tests.pipelines.tiny import BUILDERS
 
 
 @pytest.fixture
@@ -25,6 +27,19 @@ def refusal(model) -> str:
     assert "'tiny'" in message
     assert "\n" not in message
     return message
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_the_card_is_read_without_the_weights(tiny_folder, name, monkeypatch):
+    def no_weights(pipe, length):
+        models = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
+        assert {t.device.type for part in models for t in part.parameters()} == {"meta"}
+        return make_family(pipe, length)
+
+    model = entry(tiny_folder(name))
+    pipeline = load_pipeline(model, "cpu")
+    monkeypatch.setattr("pipelines.load.make_family", no_weights)
+    assert read_card(model) == (pipeline.card, pipeline.tokenizer_json())
 
 
 def test_no_folder(tmp_path):

@@ -1,0 +1,78 @@
+"""What a worker process tells the service before its model is loaded."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from jobs.catalog import Model
+from jobs.embedded import EmbeddedServer
+from jobs.errors import ModelUnavailable
+from jobs.store import Store
+from tests.pipelines.serving import entry
+from workers.launch import Place
+from workers.settings import WorkerSettings
+from workers.worker import Worker
+
+FACTS = {"family": "fake", "multiple": 16}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with EmbeddedServer.ensure(tmp_path / "queue") as server:
+        opened = Store.connect(server.url)
+        yield opened
+        opened.close()
+
+
+def loading(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, store: Store, model: Model) -> None:
+    """Run a worker up to the moment when its weights would be loaded."""
+
+    def fail(model: Model, device: str) -> None:
+        raise ModelUnavailable("so far")
+
+    monkeypatch.setattr("workers.worker.load_pipeline", fail)
+    settings = WorkerSettings(data=tmp_path / "data")
+    worker = Worker(model=model, place=Place("cpu"), settings=settings, store=store)
+    with pytest.raises(ModelUnavailable, match="so far"):
+        worker._load()
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Model:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": "FakePipeline"}))
+    return entry(folder)
+
+
+def test_the_card_is_there_before_the_weights(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, store: Store, model: Model
+) -> None:
+    loading(monkeypatch, tmp_path, store, model)
+    card = store.card(model.name)
+    assert card is not None
+    assert FACTS.items() <= card.items()
+
+
+def test_what_was_measured_before_is_kept_while_the_model_is_the_same(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, store: Store, model: Model
+) -> None:
+    loading(monkeypatch, tmp_path, store, model)
+    measured = {**(store.card(model.name) or {}), "pinned": 4}
+    store.publish_card(model.name, measured)
+    loading(monkeypatch, tmp_path, store, model)
+    assert store.card(model.name) == measured
+    store.publish_card(model.name, {**measured, "multiple": 64})
+    loading(monkeypatch, tmp_path, store, model)
+    assert (store.card(model.name) or {})["multiple"] == FACTS["multiple"]
+    assert "pinned" not in (store.card(model.name) or {})
+
+
+def test_a_model_that_cannot_be_read_is_left_to_the_loading(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, store: Store, model: Model
+) -> None:
+    (Path(model.path) / "model_index.json").write_text("{")
+    loading(monkeypatch, tmp_path, store, model)
+    assert store.card(model.name) is None
