@@ -7,7 +7,7 @@ import pytest
 from playwright.sync_api import sync_playwright
 
 from jobs.embedded import EmbeddedServer
-from tests.page.conftest import ARGUMENTS, ARTIFACTS, CHROMIUM
+from tests.page.conftest import ARGUMENTS, ARTIFACTS, chromium
 from tests.service.conftest import Deployment, deployed
 from tests.service.live import listening
 
@@ -15,6 +15,7 @@ from tests.service.live import listening
 def test_it_shows_and_tries_every_route_without_leaving_the_server(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
+    path = chromium()
     complaints: list[str] = []
     strangers: list[str] = []
     with (
@@ -22,7 +23,7 @@ def test_it_shows_and_tries_every_route_without_leaving_the_server(
         listening(found.client.app) as url,
         sync_playwright() as playwright,
     ):
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        browser = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
         page = browser.new_page(viewport={"width": 1280, "height": 900})
         page.on("console", lambda message: complaints.append(message.text))
         page.on("pageerror", lambda error: complaints.append(str(error)))
