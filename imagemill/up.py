@@ -247,7 +247,7 @@ class Launcher:
         workers = [worker for worker in listed if not self._is_stale(worker)]
         self._complain_if_lonely(workers)
         settled = {w["model"] for w in workers if w["state"] in ("ready", "failed")}
-        wanted = {m.name for m in self._catalog if m.workers != 0}
+        wanted = {model.name for model in self._catalog}
         if self._options.workers == 0 or wanted <= settled:
             self._is_ready = True
             self._show_ready(self._ready(workers))

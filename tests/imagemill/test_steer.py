@@ -1,6 +1,7 @@
 """Jobs left behind, changed and removed; the flags of a job's own; and what must be a sentence."""
 
 import json
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -186,11 +187,14 @@ def test_every_command_and_flag_is_on_its_page() -> None:
     import typer.main
 
     page = (Path(__file__).resolve().parents[2] / "docs" / "command.md").read_text()
+    sections = re.split(r"^## ", page, flags=re.MULTILINE)
     top: Any = typer.main.get_command(app)
     for name, command in top.commands.items():
         inner = getattr(command, "commands", {"": command})
         for below, one in inner.items():
-            assert f"`imagemill {f'{name} {below}'.strip()}" in page
+            called = f"`imagemill {f'{name} {below}'.strip()}"
+            about = "".join(part for part in sections if re.search(rf"{called}\b", part))
+            assert about, called
             for flag in one.params:
                 if isinstance(flag, click.Option) and not flag.hidden and flag.name != "help":
-                    assert f"`{flag.opts[0]}" in page, f"{name} {flag.opts}"
+                    assert re.search(rf"`{flag.opts[0]}(?![\w-])", about), f"{name} {flag.opts}"
