@@ -1,7 +1,8 @@
 """`imagemill doctor`: whether this machine can make images, check by check.
 
 Every check returns a `Finding` and none raises. Looks at files and ports and asks the packages for
-their versions; imports torch only in a child process, where it costs this one nothing.
+their versions; what takes torch is asked of child processes, where it costs this one nothing and
+may be broken.
 """
 
 import json
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,9 +23,12 @@ from imagemill.children import environment
 from imagemill.errors import StartFailed
 from imagemill.running import running
 from imagemill.up import choose_port
-from jobs.catalog import Model, load_catalog
+from jobs.catalog import Catalog, load_catalog
 from jobs.embedded import find_binary
 from jobs.errors import ConfigurationError, ImagemillError
+from jobs.settings import QueueSettings
+from service.settings import ServiceSettings
+from workers.settings import WorkerSettings
 
 Verdict = Literal["ok", "warning", "bad"]
 
@@ -43,6 +48,22 @@ names = [torch.cuda.get_device_name(i) for i in range(count)] if kind == "cuda" 
 print(json.dumps({"version": torch.__version__, "kind": kind, "count": count, "names": names}))
 """
 
+_LOOK_OVER = """
+import json, sys
+from pathlib import Path
+from jobs.catalog import load_catalog
+from jobs.errors import ModelUnavailable
+from pipelines.checkpoint import find_checkpoint, look_over
+wrong = {}
+for model in load_catalog(Path(sys.argv[1])):
+    try:
+        if model.local:
+            look_over(model, find_checkpoint(model))
+    except ModelUnavailable as error:
+        wrong[model.name] = str(error)
+print(json.dumps(wrong))
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Finding:
@@ -57,7 +78,8 @@ def findings(data: Path, models: Path, host: str, port: int) -> Iterator[Finding
     """All checks, each as soon as it is done."""
     yield _python()
     yield from _torch()
-    yield _queue(os.environ.get("IMAGEMILL_REDIS_URL"))
+    yield _settings(data, models)
+    yield _queue(data)
     yield _data(data)
     yield from _models(models)
     yield _port(data, host, port)
@@ -80,21 +102,9 @@ def _torch() -> Iterator[Finding]:
         yield Finding("torch", "bad", "not installed; workers cannot run here")
         return
     try:
-        asked = subprocess.run(
-            [sys.executable, "-c", _ASK_TORCH],
-            env=environment(),
-            capture_output=True,
-            text=True,
-            timeout=TORCH_SECONDS,
-            check=True,
-        )
-        seen: dict[str, Any] = json.loads(asked.stdout.splitlines()[-1])
-    except subprocess.CalledProcessError as error:
-        said = (error.stderr.strip().splitlines() or ["no message"])[-1]
-        yield Finding("torch", "bad", f"{listed} does not import: {said}")
-        return
-    except subprocess.TimeoutExpired:
-        yield Finding("torch", "bad", f"{listed} does not import within {TORCH_SECONDS} s")
+        seen = _asked(_ASK_TORCH)
+    except RuntimeError as error:
+        yield Finding("torch", "bad", f"{listed} does not import: {error}")
         return
     numbers = tuple(int(part) for part in listed.split("+")[0].split(".")[:2])
     wanted = ".".join(map(str, OLDEST_TORCH))
@@ -102,6 +112,36 @@ def _torch() -> Iterator[Finding]:
     detail = listed if is_new else f"{listed}, needs {wanted}"
     yield Finding("torch", "ok" if is_new else "bad", detail)
     yield _devices(seen)
+
+
+def _asked(program: str, *arguments: str) -> dict[str, Any]:
+    """What a child process prints. Raises RuntimeError with the last line of what went wrong."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", program, *arguments],
+            env=environment(),
+            capture_output=True,
+            text=True,
+            timeout=TORCH_SECONDS,
+            check=True,
+        )
+    except subprocess.CalledProcessError as error:
+        said = (error.stderr.strip().splitlines() or ["no message"])[-1]
+        raise RuntimeError(said) from error
+    except subprocess.TimeoutExpired as error:
+        raise RuntimeError(f"no answer within {TORCH_SECONDS} s") from error
+    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return answer
+
+
+def _settings(data: Path, models: Path) -> Finding:
+    """The `IMAGEMILL_*` variables, as the processes read them at their start."""
+    try:
+        for kind in (QueueSettings, WorkerSettings, ServiceSettings):
+            kind.read(data=data, models=models)
+    except ConfigurationError as error:
+        return Finding("settings", "bad", str(error))
+    return Finding("settings", "ok", "every IMAGEMILL_ variable can be used")
 
 
 def _devices(seen: dict[str, Any]) -> Finding:
@@ -112,19 +152,23 @@ def _devices(seen: dict[str, Any]) -> Finding:
     return Finding("devices", "warning", f"no accelerator: {cores} CPU cores, small models only")
 
 
-def _queue(redis_url: str | None) -> Finding:
+def _queue(data: Path) -> Finding:
     """The queue server that would be used: the named one, or the binary of the embedded one."""
-    if redis_url:
+    try:
+        settings = QueueSettings.read(data=data)
+    except ConfigurationError as error:
+        return Finding("queue", "bad", str(error))
+    if settings.redis_url is not None:
         from jobs.store import Store
 
         try:
-            Store.connect(redis_url).ping()
+            with closing(Store.connect(settings.redis_url, pool=settings.pool)) as store:
+                store.ping()
         except ImagemillError as error:
             return Finding("queue", "bad", f"IMAGEMILL_REDIS_URL: {error}")
         return Finding("queue", "ok", "the server of IMAGEMILL_REDIS_URL answers")
     try:
-        explicit = os.environ.get("IMAGEMILL_REDIS_SERVER")
-        binary = find_binary(Path(explicit) if explicit else None)
+        binary = find_binary(settings.redis_server)
         said = subprocess.run([binary, "--version"], capture_output=True, text=True, timeout=10)
     except (ConfigurationError, OSError, subprocess.TimeoutExpired) as error:
         return Finding("queue", "bad", str(error))
@@ -151,70 +195,20 @@ def _models(path: Path) -> Iterator[Finding]:
     except ConfigurationError as error:
         yield Finding("models", "bad", str(error))
         return
+    yield from _checkpoints(catalog, path)
+
+
+def _checkpoints(catalog: Catalog, path: Path) -> Iterator[Finding]:
+    """Whether the models' folders are whole, as a worker looks them over; nothing of hub ids."""
+    try:
+        wrong = _asked(_LOOK_OVER, str(path.absolute()))
+    except RuntimeError as error:
+        yield Finding("models", "warning", f"not looked over: {error}")
+        return
     for model in catalog:
-        problem = missing_part(model)
         where = model.path if model.local else f"{model.path} from the Hugging Face hub"
-        name = f"model {model.name}"
-        yield Finding(name, "bad" if problem else "ok", problem or where)
-
-
-def missing_part(model: Model) -> str | None:
-    """What a local diffusers folder lacks, as a sentence; None where all seems there.
-
-    Looks for each component's config and for its weights, every shard of an index included, and
-    at the headers of safetensors files against their sizes. Says nothing about hub ids.
-    """
-    if not model.local:
-        return None
-    folder = Path(model.path)
-    try:
-        index = json.loads((folder / "model_index.json").read_text())
-    except FileNotFoundError:
-        return f"{folder / 'model_index.json'} is missing"
-    except (OSError, ValueError) as error:
-        return f"{folder / 'model_index.json'} cannot be read: {error}"
-    for name, kind in index.items():
-        if not name.startswith("_") and isinstance(kind, list) and kind[0]:
-            problem = _missing_in(folder / name, str(kind[1]))
-            if problem:
-                return problem
-    return None
-
-
-def _missing_in(folder: Path, kind: str) -> str | None:
-    if not folder.is_dir() or not any(folder.iterdir()):
-        return f"{folder} is missing or empty"
-    if "Tokenizer" in kind or "Scheduler" in kind or "Processor" in kind:
-        return None
-    wanted: set[str] = set()
-    for index in folder.glob("*.safetensors.index.json"):
-        try:
-            wanted |= set(json.loads(index.read_text())["weight_map"].values())
-        except (OSError, ValueError, KeyError) as error:
-            return f"{index} cannot be read: {error}"
-    files = [folder / name for name in wanted] or sorted(folder.glob("*.safetensors"))
-    if not files and not any(folder.glob("*.bin")):
-        return f"{folder} holds no weights"
-    return next(filter(None, map(_broken, files)), None)
-
-
-def _broken(path: Path) -> str | None:
-    """A safetensors file starts with its header's length and ends where the header says."""
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length)) if length < size else None
-    except FileNotFoundError:
-        return f"{path} is missing"
-    except (OSError, ValueError) as error:
-        return f"{path} cannot be read: {error}"
-    if header is None:
-        return f"{path} is cut short or no safetensors file"
-    ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-    if 8 + length + max(ends, default=0) != size:
-        return f"{path} has {size} bytes, its header promises {8 + length + max(ends, default=0)}"
-    return None
+        said = wrong.get(model.name, where).removeprefix(f"model {model.name!r}: ")
+        yield Finding(f"model {model.name}", "bad" if model.name in wrong else "ok", said)
 
 
 def _port(data: Path, host: str, port: int) -> Finding:

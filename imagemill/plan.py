@@ -134,7 +134,7 @@ def _components(found: "Survey") -> Table:
 
 def _options(found: "Survey") -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold", expand=True)
-    table.add_column("placement", width=len("context_parallel,"))
+    table.add_column("placement", width=len("ring 2 x ulysses 2"))
     table.add_column("fits", no_wrap=True)
     table.add_column("arithmetic", ratio=5)
     table.add_column("speed of a replica", ratio=3)

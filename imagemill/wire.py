@@ -27,10 +27,11 @@ from jobs.job import State
 
 T = TypeVar("T")
 
-RETRIED = frozenset({429, 502, 503})
+TOO_MANY = 429
+RETRIED = frozenset({TOO_MANY, 502, 503})
 """Statuses that promise to pass: too many requests, and a server that is away for the moment."""
 
-OK, NOT_FOUND = 200, 404
+OK, NOT_FOUND, CONFLICT = 200, 404, 409
 
 VISIBLE = re.compile(r"[!-~]{1,255}")
 """What an API key or an idempotency key may be: it travels in a header."""
@@ -48,7 +49,11 @@ POLL_PAUSE = 0.25
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One request to the server. `repeatable` tells that sending it twice does no harm."""
+    """One request to the server, which it does no harm to send twice.
+
+    `done` is the refusal that a call meets which was done before: an answer like any other once an
+    earlier answer may have been lost.
+    """
 
     method: str
     path: str
@@ -56,7 +61,7 @@ class Call:
     headers: Mapping[str, str] = field(default_factory=dict)
     params: Mapping[str, Any] = field(default_factory=dict)
     read_timeout: float = 30.0
-    repeatable: bool = True
+    done: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,21 +80,23 @@ def speak(call: Call, patience: float) -> Conversation[httpx.Response]:
     Connection errors and RETRIED statuses are tried again with growing, jittered delays, or when
     the server's Retry-After says, for `patience` seconds of delays in all.
     """
-    waited, attempt = 0.0, 0
+    waited, attempt, in_doubt = 0.0, 0, False
     while True:
         failure: httpx.TransportError | ApiError
         wish: float | None = None
         try:
             response = yield call
             assert response is not None
-            if response.status_code < 400:
+            if response.status_code < 400 or (in_doubt and response.status_code == call.done):
                 return response
             failure = api_error(response)
             wish = retry_after(response.headers.get("Retry-After"))
             again = response.status_code in RETRIED
+            in_doubt = in_doubt or response.status_code != TOO_MANY
         except httpx.TransportError as error:
             failure = error
-            again = call.repeatable or isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
+            again = True
+            in_doubt = in_doubt or not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
         delay = backoff(attempt) if wish is None else wish
         if not again or waited + delay > patience:
             if isinstance(failure, ApiError):
@@ -237,15 +244,20 @@ def until_finished(
 
 
 def act(job_id: str, verb: str, patience: float) -> Conversation[dict[str, Any]]:
-    """`cancel` or `retry` a job; a retry is not sent again when its answer may have been lost."""
-    call = Call("POST", job_path(job_id, f"/{verb}"), repeatable=verb == "cancel")
+    """`cancel` or `retry` a job; a retry of which only the answer was lost tells the job as it is.
+
+    One that is sent again also makes again what has failed in between.
+    """
+    call = Call("POST", job_path(job_id, f"/{verb}"), done=CONFLICT if verb == "retry" else None)
     response = yield from speak(call, patience)
+    if response.status_code == CONFLICT:
+        return (yield from fetch(job_path(job_id), patience))
     return as_object(response)
 
 
 def remove(job_id: str, patience: float) -> Conversation[None]:
-    """Delete a job and its files."""
-    yield from speak(Call("DELETE", job_path(job_id)), patience)
+    """Delete a job and its files; one that is gone when the call is repeated was deleted by it."""
+    yield from speak(Call("DELETE", job_path(job_id), done=NOT_FOUND), patience)
 
 
 def download(job_id: str, index: int, sha256: str, patience: float) -> Conversation[bytes]:

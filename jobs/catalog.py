@@ -22,8 +22,9 @@ SMALLEST_SIDE = 16
 DTYPES = ("float32", "bfloat16", "float16")
 PLACEMENTS = ("replica", "split", "context_parallel", "pipelined")
 QUANTIZATIONS = ("fp8", "int8")
-CACHES = ("faster", "first_block", "mag", "pyramid_attention", "taylorseer")
-"""diffusers' feature caches. Lossy; where one may be used, its model's worker says."""
+CACHES = ("taylorseer",)
+"""The one of diffusers' feature caches that can be served with batches, see
+`pipelines.acceleration.check_cache`. Lossy; where it may be used, its model's worker says."""
 _MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")

@@ -3,7 +3,8 @@
 One server a data folder, however many processes ask at once. Two file locks see to it:
 `queue.starting` is held while somebody starts one, and `queue.alive` is inherited by the server
 itself, so that the kernel tells for certain whether one still lives, even a stuck one. What the
-server keeps is in the same folder, and is there again after any death of its process.
+server keeps is in the same folder, and is there again after any death of its process: it syncs its
+log before it answers, so an answer means that the disk has it.
 
 Knows nothing of what is stored in it.
 """
@@ -32,6 +33,9 @@ from jobs.settings import QueueSettings
 _SOCKET_BYTES = 100
 """Longest socket path that we use; the kernel takes 108 bytes on Linux and 104 on macOS."""
 
+_WHERE = "queue.where"
+"""File in the data folder: the socket's path, which is another where TMPDIR is another."""
+
 _START_SECONDS = 60.0
 """How long a server may load its data before we give up on it."""
 
@@ -50,7 +54,7 @@ class EmbeddedServer:
     `started` tells whether this object started it or found it running. `pid` is the server's.
     """
 
-    def __init__(self, path: Path, pid: int, process: subprocess.Popen[bytes] | None) -> None:
+    def __init__(self, path: Path, process: subprocess.Popen[bytes] | None, pid: int) -> None:
         self.url = f"unix://{quote(str(path))}"
         self.pid = pid
         self._path = path
@@ -65,17 +69,14 @@ class EmbeddedServer:
         On other systems it lives on and is adopted by the next caller. Raises ConfigurationError
         where no server can be started, StorageUnavailable where one is there but does not answer.
         """
-        data = data.absolute()
-        data.mkdir(parents=True, exist_ok=True, mode=0o700)
-        path = _socket_path(data)
-        with _locked(data / "queue.starting"):
-            alive = os.open(data / "queue.alive", os.O_RDWR | os.O_CREAT, 0o600)
-            try:
-                process = None if _is_held(alive, path) else _start(data, path, binary, alive)
-            finally:
-                os.close(alive)
-            _wait_until_ready(data, path, process)
-        return cls(path, _server_pid(path), process)
+        try:
+            data = data.resolve()  # one folder is one server, by whatever links it is reached
+            data.mkdir(parents=True, exist_ok=True, mode=0o700)
+            return cls(*_found_or_started(data, binary))
+        except OSError as error:
+            raise ConfigurationError(
+                f"data: the queue server cannot use {data}: {error.strerror or error}"
+            ) from error
 
     @property
     def started(self) -> bool:
@@ -142,15 +143,33 @@ def _major_version(binary: str) -> int:
     return int(found[1]) if found else 0
 
 
+def _found_or_started(
+    data: Path, binary: Path | None
+) -> tuple[Path, subprocess.Popen[bytes] | None, int]:
+    """The socket of the folder's server, its process if this call started it, and its pid."""
+    with _locked(data / "queue.starting"):
+        alive = os.open(data / "queue.alive", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            process, path = None, _told_socket(data)
+            if not _is_held(alive, path):
+                path = _socket_path(data)
+                process = _start(data, path, binary, alive)
+        finally:
+            os.close(alive)
+        _wait_until_ready(data, path, process)
+    return path, process, _server_pid(path)
+
+
 def _start(data: Path, path: Path, binary: Path | None, alive: int) -> subprocess.Popen[bytes]:
     if threading.current_thread() is not threading.main_thread():
         raise RuntimeError("only the main thread may start the server: it dies with its thread")
     path.unlink(missing_ok=True)
+    (data / _WHERE).write_text(str(path), encoding="utf-8")
     server = [
         find_binary(binary),
         *("--port", "0", "--unixsocket", str(path), "--unixsocketperm", "700"),
         *("--dir", str(data), "--logfile", str(data / "queue.log"), "--daemonize", "no"),
-        *("--appendonly", "yes", "--appendfsync", "everysec", "--save", ""),
+        *("--appendonly", "yes", "--appendfsync", "always", "--save", ""),
         *("--maxmemory-policy", "noeviction"),
     ]
     if sys.platform == "linux":
@@ -224,6 +243,14 @@ def _server_pid(path: Path) -> int:
         if name == b"process_id":
             return int(value)
     raise StorageUnavailable(f"the queue server at {path} went away while it was asked for its pid")
+
+
+def _told_socket(data: Path) -> Path:
+    """The socket that whoever started the last server has named."""
+    try:
+        return Path((data / _WHERE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return data / "queue.sock"
 
 
 def _socket_path(data: Path) -> Path:

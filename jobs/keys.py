@@ -40,6 +40,7 @@ NAMES = {
     "cards": "cards",  # hash: model -> JSON of what its workers learnt
     "tallies": "tallies",  # hash: <what>:<model> -> how often it happened, ever
     # Clocks and news.
+    "swept": "swept",  # hash: at -> ms of the last sweep, lease -> ms of the last claim's leases
     "delayed": "delayed",  # zset: job -> ms when its first `later` image is due
     "gc": "gc",  # zset: job -> ms when its files can go
     "events": "events",  # stream
@@ -51,10 +52,12 @@ LIFETIMES_MS = {
     "claimed": 3600 * 1000,
     "bell": 60 * 1000,
     "wish": 15 * 1000,
+    # Longer than a laptop sleeps.
+    "swept": 30 * 24 * 3600 * 1000,
     "jobs": 90 * 24 * 3600 * 1000,
     # A finished job's keys outlive its end by `keep_seconds` and this: the collector comes first.
     "job_grace": 24 * 3600 * 1000,
-    # A worker may still be writing a file of a job deleted under it.
+    # A worker may still be writing a file of a job that was deleted, or cancelled just before.
     "deleted_grace": 60 * 1000,
     # Whoever was told to remove a job's files has failed if they are still there after this.
     "collecting": 60 * 1000,

@@ -67,7 +67,7 @@ class Link:
     def run(self, script: str, *args: str | int | float) -> Any:
         """Run `lua/<script>.lua`; its answer as it comes. Raises StorageUnavailable."""
         text, digest = _source(script)
-        with _our_errors():
+        with self._our_errors():
             try:
                 return self._client.evalsha(digest, 1, self.keys.prefix, *args)
             except NoScriptError:
@@ -75,7 +75,7 @@ class Link:
 
     def read(self, *commands: tuple[str | int | float, ...]) -> list[Any]:
         """The answers to several read commands, all of the same moment."""
-        with _our_errors(), self._client.pipeline(transaction=True) as pipeline:
+        with self._our_errors(), self._client.pipeline(transaction=True) as pipeline:
             for command in commands:
                 pipeline.execute_command(*command)  # type: ignore[no-untyped-call]
             return list(pipeline.execute())
@@ -93,12 +93,12 @@ class Link:
 
     def ask(self, call: Callable[["redis.Redis"], Any]) -> Any:
         """One command that is safe to repeat."""
-        with _our_errors():
+        with self._our_errors():
             return call(self._client)
 
     def block(self, call: Callable[["redis.Redis"], Any]) -> Any:
         """One blocking read, not repeated."""
-        with _our_errors():
+        with self._our_errors():
             return call(self._blocking)
 
     def close(self) -> None:
@@ -119,6 +119,30 @@ class Link:
         if not found.get("aof_enabled") and not found.get("loading"):
             log.warning("the queue server's append-only file is off; its death may lose jobs")
 
+    @contextmanager
+    def _our_errors(self) -> Iterator[None]:
+        """Raise StorageUnavailable for what time may heal, ConfigurationError for what it won't."""
+        try:
+            yield
+        except AuthenticationError as error:
+            raise ConfigurationError(f"the queue server refuses us: {error}") from error
+        except (RedisError, OSError) as error:
+            sentence = _sentence(error)
+            if sentence is None:
+                raise
+            if isinstance(error, ReadOnlyError):
+                self._hang_up()
+            raise StorageUnavailable(sentence) from error
+
+    def _hang_up(self) -> None:
+        """Close what is idle in the pools, so that the next call looks the address up anew.
+
+        After a failover a proxy may hold the connections to the server that was demoted for as
+        long as we do. Those in use close so at their own next refusal.
+        """
+        for client in (self._client, self._blocking):
+            client.connection_pool.disconnect(inuse_connections=False)
+
 
 @cache
 def _source(script: str) -> tuple[str, str]:
@@ -127,20 +151,6 @@ def _source(script: str) -> tuple[str, str]:
     parts = [(folder / f"{name}.lua").read_text(encoding="utf-8") for name in (*_SHARED, script)]
     text = "\n".join([lua_tables(), *parts])
     return text, sha1(text.encode(), usedforsecurity=False).hexdigest()
-
-
-@contextmanager
-def _our_errors() -> Iterator[None]:
-    """Raise StorageUnavailable for what time may heal, ConfigurationError for what it will not."""
-    try:
-        yield
-    except AuthenticationError as error:
-        raise ConfigurationError(f"the queue server refuses us: {error}") from error
-    except (RedisError, OSError) as error:
-        sentence = _sentence(error)
-        if sentence is None:
-            raise
-        raise StorageUnavailable(sentence) from error
 
 
 _LOADING = "the queue server is starting and still loads its data"
@@ -161,7 +171,10 @@ _BY_CODE = {
     "MISCONF": "the queue server cannot write to its disk; is it full?",
     "NOREPLICAS": "the queue server misses the replicas that it needs for a write",
     "BUSY": "the queue server is busy with a script",
+    "UNBLOCKED": "the queue server has become a replica",
 }
+_IN_PIPELINE = " of pipeline caused error: "
+"""What redis-py writes, after the command, before the error of a command in a pipeline."""
 
 
 def _sentence(error: Exception) -> str | None:
@@ -171,4 +184,5 @@ def _sentence(error: Exception) -> str | None:
             return sentence
     if isinstance(error, redis.ConnectionError | OSError):
         return f"the queue server cannot be reached: {error}"
-    return _BY_CODE.get(str(error).partition(" ")[0])
+    answer = str(error).rpartition(_IN_PIPELINE)[2]
+    return _BY_CODE.get(answer.partition(" ")[0])

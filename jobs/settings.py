@@ -12,6 +12,9 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from jobs.errors import ConfigurationError
 
+MOST_SECONDS = 10**9
+"""Longest time that a setting may say: thirty years, which every clock and timer still takes."""
+
 
 class QueueSettings(BaseSettings):
     """Values from `IMAGEMILL_*` variables, frozen. Times are seconds.
@@ -21,7 +24,9 @@ class QueueSettings(BaseSettings):
     `keep_seconds` is how long a job and its files outlive its end. `log` is the form of log lines.
     """
 
-    model_config = SettingsConfigDict(env_prefix="IMAGEMILL_", env_ignore_empty=True, frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix="IMAGEMILL_", env_ignore_empty=True, frozen=True, allow_inf_nan=False
+    )
 
     data: Path = Path("data")
     redis_url: str | None = None
@@ -29,8 +34,8 @@ class QueueSettings(BaseSettings):
     models: Path = Path("models.toml")
     pool: str = Field(default="default", pattern=r"^[A-Za-z0-9._-]{1,64}$")
     max_unfinished: int = Field(default=100_000, ge=1)
-    keep_seconds: int = Field(default=7 * 86400, ge=1)
-    lease_seconds: float = Field(default=15, gt=0)
+    keep_seconds: int = Field(default=7 * 86400, ge=1, le=MOST_SECONDS)
+    lease_seconds: float = Field(default=15, gt=0, le=MOST_SECONDS)
     max_attempts: int = Field(default=3, ge=1)
     max_stalls: int = Field(default=3, ge=0)
     log: Literal["console", "json"] = "console"

@@ -126,7 +126,7 @@ class Store(Reader):
 
     def cancel(self, job_id: str, tenant: str | None) -> Job:
         """Stop what is not finished; a job that is over is returned as it is. Raises NotFound."""
-        self._move("cancel", job_id, tenant)
+        self._move("cancel", job_id, tenant, secrets.token_hex(8))
         return self.job(job_id, tenant)
 
     def retry(self, job_id: str, tenant: str | None) -> Job:
@@ -139,8 +139,8 @@ class Store(Reader):
         """Remove the job at once; its files go when `due` names it. Raises NotFound."""
         self._move("delete", job_id, tenant, secrets.token_hex(16))
 
-    def _move(self, script: str, job_id: str, tenant: str | None, *nonce: str) -> str:
-        outcome = self._link.run(script, job_id, tenant or "", *nonce)
+    def _move(self, script: str, job_id: str, tenant: str | None, nonce: str) -> str:
+        outcome = self._link.run(script, job_id, tenant or "", nonce)
         if outcome == "missing":
             raise NotFound(f"no job {job_id}")
         return str(outcome)
@@ -251,7 +251,9 @@ class Store(Reader):
     def sweep(self, limit: int = 256) -> int:
         """Take images from workers whose leases ran out, and wake delayed ones that are due.
 
-        Returns how many moved. Any process may call it at any time.
+        Returns how many moved. Any process may call it at any time, and some process has to every
+        few seconds: the first call after a pause longer than a lease gives expired leases a short
+        grace, so that workers who were away with the queue can beat before their work is taken.
         """
         return int(self._link.run("sweep", limit))
 

@@ -86,6 +86,15 @@ def set_backend(denoiser: Any, backend: str) -> None:
     _set(denoiser, backend)
 
 
+def check_backend(backend: str) -> None:
+    """Raise ConfigurationError for a name that none of diffusers' backends has."""
+    names = sorted(each.value for each in AttentionBackendName)
+    if backend not in names:
+        raise ConfigurationError(
+            f"attention_backend {backend!r} does not exist; there is {', '.join(names)}"
+        )
+
+
 def check_parallel(backend: str | None, ring: int, split: bool, device: torch.device) -> None:
     """Refuse a backend that cannot attend over a `split` sequence, or not around a ring.
 

@@ -64,6 +64,9 @@ class FakePipeline:
         words.pre_tokenizer = WhitespaceSplit()
         return str(words.to_str())
 
+    def check(self) -> None:
+        """Nothing that could be lost."""
+
     def batch_key(self, request: ImageRequest) -> Hashable:
         """Same size, same rows."""
         return request.width, request.height, self.rows(request)

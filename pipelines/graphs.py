@@ -10,6 +10,7 @@ are in the arguments, and by all other arguments.
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import structlog
@@ -134,34 +135,49 @@ def check_graphs(pipeline: Pipeline, device: torch.device) -> None:
 def enable_graphs(denoiser: Any, new_capture: Callable[[], Capture] | None = None) -> None:
     """Have the denoiser's forward passes recorded and replayed."""
     forward: Callable[..., Any] = denoiser.forward
-    denoiser.forward = Graphs(forward, new_capture or cuda_capture, denoiser.device.type)
+    new_capture = new_capture or partial(cuda_capture, denoiser.device)
+    denoiser.forward = Graphs(forward, new_capture, denoiser.device.type)
 
 
-def cuda_capture() -> Capture:
+def cuda_capture(device: torch.device) -> Capture:
     """Records with torch.cuda.graph; the graphs share the memory of what is neither in nor out.
 
-    They may, since no two run at once and outputs are copied out before another one runs.
+    They may, since no two run at once and outputs are copied out before another one runs, and all
+    are recorded on one stream, whose memory is no other's. It is one of `device`: on another one's,
+    such as the thread's current device or that of torch's own stream for recording, a graph would
+    record nothing and say nothing.
     """
-    pool = torch.cuda.graph_pool_handle()
+    pool, side = torch.cuda.graph_pool_handle(), torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def capture(run: Run) -> tuple[Callable[[], None], Any]:
-        current, side = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        side.wait_stream(current)
-        with torch.cuda.stream(side):
-            for _ in range(WARM_RUNS):
-                run()
-        current.wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        # A capture that fails leaves its own stream the current one; and other threads, which
-        # encode and decode meanwhile, may allocate.
-        with (
-            torch.cuda.stream(current),
-            torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"),
-        ):
-            output = run()
-        return graph.replay, output
+        with torch.cuda.device(device):
+            return _captured(run, pool, side)
 
     return capture
+
+
+def _captured(run: Run, pool: Any, side: Any) -> tuple[Callable[[], None], Any]:
+    """Warm up and record on the stream `side`, whose device is the current one."""
+    current = torch.cuda.current_stream()
+    side.wait_stream(current)
+    with torch.cuda.stream(side):
+        for _ in range(WARM_RUNS):
+            run()
+    current.wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    # A capture that fails leaves its own stream the current one; and other threads, which
+    # encode and decode meanwhile, may allocate.
+    with (
+        torch.cuda.stream(current),
+        torch.cuda.graph(graph, pool=pool, stream=side, capture_error_mode="thread_local"),
+    ):
+        output = run()
+
+    def replay() -> None:
+        with torch.cuda.device(side.device):
+            graph.replay()
+
+    return replay, output
 
 
 def _tensors(leaves: list[Any]) -> list[torch.Tensor]:

@@ -130,6 +130,12 @@ class Pipeline(Protocol):
         `card.prompt` either, where the model prepares its text otherwise. May be tens of MB.
         """
 
+    def check(self) -> None:
+        """Raise GroupLost when the pipeline's group of ranks is lost; asked often, also while idle.
+
+        A pipeline of one process has none to lose.
+        """
+
     def batch_key(self, request: ImageRequest) -> Hashable:
         """What requests must share to run in one forward pass."""
 

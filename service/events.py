@@ -71,6 +71,12 @@ class Watch:
         return True
 
 
+def place(event_id: str) -> tuple[int, int]:
+    """Where an event stands in the stream, in milliseconds and a number; ids compare as these."""
+    milliseconds, _, sequence = event_id.partition("-")
+    return int(milliseconds), int(sequence or 0)
+
+
 class EventHub:
     """Follows the event stream from `start` to `stop`; one per process and event loop."""
 

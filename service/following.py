@@ -3,10 +3,12 @@
 Every frame's id is its place in the queue's event stream, so `Last-Event-ID` says exactly what a
 reader has seen. What a frame says is as of its sending. The stream of a fresh reader begins with
 the job as it is, then everything that happened to it; the queue keeps the last 100,000 events of
-all jobs, and what is older is only in that first frame. The stream ends when the job does, or when
+all jobs, and what is older is only in that first frame. A reader that comes back for what is no
+longer kept begins like a fresh one. The stream ends when the job does, or when
 its reader is too slow, who then takes it up again. Knows the frames, not the route.
 """
 
+import math
 from collections.abc import AsyncIterator, Sequence
 
 import anyio.to_thread
@@ -17,7 +19,7 @@ from jobs.errors import NotFound, StorageUnavailable
 from jobs.job import FINISHED, ImageView, Job
 from jobs.views import Event
 from service.auth import Caller
-from service.events import Watch
+from service.events import Watch, place
 from service.mill import Mill
 from service.schemas import JobEvent
 from service.views import image_item, job_summary
@@ -43,17 +45,35 @@ async def job_frames(
     """
     with mill.hub.watch(job_id, keep=MAX_UNREAD) as watch:
         job = await anyio.to_thread.run_sync(mill.store.job, job_id, caller.tenant)
-        if after is None:
-            after = f"{round(job.created * 1000) - 1}-0"
-            yield await anyio.to_thread.run_sync(_job_frame, mill, job, after)
+        start, is_fresh = await anyio.to_thread.run_sync(_begin, mill, job, after)
+        if is_fresh:
+            yield await anyio.to_thread.run_sync(_job_frame, mill, job, start)
         elif not job.state.finished:
             yield HEARTBEAT
         try:
-            async for frames in _batches(mill, caller, job, after, watch):
+            async for frames in _batches(mill, caller, job, start, watch):
                 for frame in frames:
                     yield frame
         except StorageUnavailable as error:
             log.warning("a stream of events ends early", job=job_id, error=str(error))
+
+
+def _begin(mill: Mill, job: Job, after: str | None) -> tuple[str, bool]:
+    """The event id to read on from, and whether the reader is to have the job as it is first.
+
+    That is so for one who has seen nothing, and for one who may have missed events that the queue
+    no longer keeps. Of a finished job without any events left, the first frame has an id after its
+    end, so that whoever comes back with it has seen all.
+    """
+    kept = mill.store.events("0-0", 0)
+    oldest = place(kept[0].id)[0] if kept else math.inf
+    begun = round(job.created * 1000)
+    ended = math.inf if job.finished is None else round(job.finished * 1000)
+    if after is not None:
+        has_seen_the_end = place(after)[0] > ended
+        if oldest <= begun or (kept and place(after) >= place(kept[0].id)) or has_seen_the_end:
+            return after, False
+    return (f"{ended + 1}-0" if ended < oldest else f"{begun - 1}-0"), True
 
 
 async def _batches(
@@ -68,7 +88,7 @@ async def _batches(
         is_over = is_over or ended
         yield frames
     while not (is_over or mill.hub.closing or watch.overflowed):
-        news = [event for event in watch.take() if _place(event.id) > _place(after)]
+        news = [event for event in watch.take() if place(event.id) > place(after)]
         if news:
             after = news[-1].id
             frames, is_over = await anyio.to_thread.run_sync(_frames, mill, caller, job.id, news)
@@ -118,9 +138,3 @@ def _job_frame(mill: Mill, job: Job, event_id: str) -> bytes:
 
 def _frame(kind: str, data: str, event_id: str) -> bytes:
     return format_sse_event(event=kind, data_str=data, id=event_id)
-
-
-def _place(event_id: str) -> tuple[int, int]:
-    """Where an event stands in the stream; ids compare as pairs of numbers."""
-    milliseconds, _, sequence = event_id.partition("-")
-    return int(milliseconds), int(sequence or 0)

@@ -28,6 +28,9 @@ MAX_COPIES = 10_000
 
 MAX_METADATA_BYTES = 16 * 2**10
 
+MAX_TEXT_BYTES = 16 * 2**20
+"""Prompts and negative prompts of all images of a job, in JSON: each copy holds its own."""
+
 WebhookEvent = Literal[
     "job.succeeded", "job.failed", "job.cancelled", "image.succeeded", "image.failed"
 ]
@@ -171,7 +174,15 @@ class SubmitJob(ImageSettings):
     )
 
     model: Annotated[str, Field(min_length=1, max_length=100)]
-    prompts: Annotated[list[PromptEntry], Field(min_length=1, max_length=100_000)]
+    prompts: Annotated[
+        list[PromptEntry],
+        Field(
+            min_length=1,
+            max_length=100_000,
+            description="Texts, or objects with a prompt. Prompts and negative prompts of all "
+            f"images, each copy counted, have at most {MAX_TEXT_BYTES} bytes of JSON.",
+        ),
+    ]
     priority: Annotated[
         int, Field(ge=0, le=9, description="9 goes first; no more than the key's, when not given.")
     ] = 5

@@ -4,6 +4,7 @@ Pure: knows neither HTTP nor the store. The caller brings the model of the catal
 that a worker published of it, if any.
 """
 
+import json
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -12,10 +13,11 @@ from typing import Any
 from jobs.catalog import Model, problems
 from jobs.errors import FieldProblem, InvalidRequest
 from jobs.request import MAX_SEED, ImageRequest
-from service.schemas import ImageSettings, PromptItem, SubmitJob
+from service.schemas import MAX_TEXT_BYTES, ImageSettings, PromptItem, SubmitJob
 
 Card = Mapping[str, Any]
 
+_ENCODE = json.JSONEncoder(ensure_ascii=False).encode
 _INHERITED = ("width", "height", "steps", "guidance_scale", "negative_prompt")
 
 
@@ -39,20 +41,32 @@ def image_requests(
     copies = [entry.n or job.n or 1 for entry in entries]
     if sum(copies) > model.limits.max_prompts:
         raise _refused([_too_many(sum(copies), model)])
+    firsts = [_request(entry, job, model) for entry in entries]
+    size = sum(text_bytes(one) * count for one, count in zip(firsts, copies, strict=True))
+    if size > MAX_TEXT_BYTES:
+        raise _refused([_too_long(size)])
     found: dict[FieldProblem, None] = {}
     requests: list[ImageRequest] = []
-    for position, (entry, count) in enumerate(zip(entries, copies, strict=True)):
-        request = _request(entry, job, model)
+    for position, (entry, request) in enumerate(zip(entries, firsts, strict=True)):
         place = _Place(job, position)
         for one in [*problems(model, request, ""), *_card_problems(request, entry, job, card)]:
             found[place.of(one)] = None
         seed = job.seed if entry.seed is None else entry.seed
-        for copy in range(count):
+        for copy in range(copies[position]):
             drawn = draw() if seed is None else (seed + copy) % (MAX_SEED + 1)
             requests.append(replace(request, seed=drawn))
     if found:
         raise _refused(list(found))
     return requests
+
+
+def text_bytes(request: ImageRequest) -> int:
+    """Bytes of an image's texts as they are kept and told: JSON in UTF-8, without the quotes.
+
+    Half of a surrogate pair, which is refused elsewhere, has 3.
+    """
+    texts = (request.prompt, request.negative_prompt or "")
+    return sum(len(_ENCODE(text).encode(errors="surrogatepass")) - 2 for text in texts)
 
 
 def warnings(job: SubmitJob, card: Card | None, count: Callable[[str], int]) -> list[str]:
@@ -154,6 +168,14 @@ def _too_many(total: int, model: Model) -> FieldProblem:
     limit = model.limits.max_prompts
     return FieldProblem(
         "/prompts", f"ask for {total} images; a job of {model.name} has at most {limit}"
+    )
+
+
+def _too_long(size: int) -> FieldProblem:
+    return FieldProblem(
+        "/prompts",
+        f"prompts and negative prompts of all images, each copy counted, have {size} bytes of "
+        f"JSON; a job has at most {MAX_TEXT_BYTES}",
     )
 
 

@@ -5,13 +5,20 @@ Knows the hub and the store; knows no route.
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 import anyio.to_thread
+import structlog
 
+from jobs.errors import NotFound, StorageUnavailable
 from jobs.job import Job
 from service.auth import Caller
 from service.errors import CallerLeft, TookTooLong
 from service.mill import Mill
+
+T = TypeVar("T")
+
+log = structlog.get_logger(__name__)
 
 RECHECK_SECONDS = 2.0
 """A waiting request looks at its job at least this often: the queue thins out progress events."""
@@ -41,31 +48,58 @@ async def finish_or_cancel(
     caller: Caller,
     job_id: str,
     has_left: Callable[[], Awaitable[bool]],
+    answer: Callable[[Job], T],
     *,
     keep: bool = False,
-) -> Job:
-    """The finished job, for a caller that waits on the line for it.
+) -> T:
+    """What `answer`, on a thread, makes of the finished job, for a caller that waits on the line.
 
-    When the caller has left, or the settings' patience is at its end, the job is cancelled: nobody
-    would ever fetch it; unless `keep` says that the caller will come again. Raises CallerLeft,
-    TookTooLong.
+    While the queue is away it is waited for: a caller who is sent off with a 503 comes again, and
+    makes another job. When the caller has left, or the settings' patience is at its end, the job
+    is cancelled, since nobody would ever fetch it; unless `keep` says that the caller will come
+    again. Raises CallerLeft, TookTooLong.
     """
     loop = asyncio.get_running_loop()
     patience = mill.settings.sync_seconds
     deadline = loop.time() + patience
     with mill.hub.watch(job_id) as watch:
         while True:
-            job = await anyio.to_thread.run_sync(mill.store.job, job_id, caller.tenant)
-            if job.state.finished:
-                return job
+            trouble = ""
+            try:
+                job = await anyio.to_thread.run_sync(mill.store.job, job_id, caller.tenant)
+                if job.state.finished:
+                    return await anyio.to_thread.run_sync(answer, job)
+            except StorageUnavailable as error:
+                trouble = f": {error}"
             left = deadline - loop.time()
             gone = await has_left()
             if gone or left <= 0 or mill.hub.closing:
                 if not keep:
-                    await anyio.to_thread.run_sync(mill.store.cancel, job_id, caller.tenant)
+                    await cancel_unwanted(mill, caller, job_id, deadline)
                 raise (
                     CallerLeft("the caller left")
                     if gone
-                    else TookTooLong(f"the images were not made within {patience:g} seconds")
+                    else TookTooLong(
+                        f"the images were not made within {patience:g} seconds{trouble}"
+                    )
                 )
             await watch.news_within(min(left, RECHECK_SECONDS))
+
+
+async def cancel_unwanted(mill: Mill, caller: Caller, job_id: str, deadline: float) -> None:
+    """Cancel a job that nobody will fetch, or that is gone by now.
+
+    While the queue is away it is tried again until `deadline`, a time of the event loop; a job that
+    outlives that is told in the log, and raises nothing: its caller could do nothing about it.
+    """
+    while True:
+        try:
+            await anyio.to_thread.run_sync(mill.store.cancel, job_id, caller.tenant)
+            return
+        except NotFound:
+            return
+        except StorageUnavailable as error:
+            if mill.hub.closing or asyncio.get_running_loop().time() >= deadline:
+                log.warning("a job that nobody waits for goes on", job=job_id, error=str(error))
+                return
+        await asyncio.sleep(RECHECK_SECONDS)

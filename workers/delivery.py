@@ -2,8 +2,8 @@
 
 Decode, quantise, encode with the recipe, write and fsync, then commit with the fencing token: an
 image can be downloaded only after its bytes are safe. A commit that comes too late is refused by
-the queue, and the file goes again. Failures are reported here too, and previews
-made, so that the engine never waits for the queue or the disk. Where the pipeline's stages take
+the queue, and the file goes again. Failures are reported here too, previews made, and images given
+back, so that the engine never waits for the queue or the disk. Where the pipeline's stages take
 turns, finished samples are kept until the decoder's. Knows nothing of steps or batches.
 """
 
@@ -11,7 +11,9 @@ import hashlib
 import queue
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from enum import Enum
+from functools import partial
 from typing import TypeVar
 
 import structlog
@@ -45,14 +47,10 @@ BACKLOG = 16
 class _Word(Enum):
     """What `run` is told between flights."""
 
-    GIVE_BACK = "this flight goes back to the queue"
+    GIVE_BACK = "something goes back to the queue"
     DECODE = "the decoding phase is open"
     PREVIEW = "a preview waits"
     CLOSE = "nothing more comes"
-
-
-_Outcome = BaseException | _Word | None
-"""What came of a flight: an error, a word, or None for a finished sample."""
 
 
 class Delivery:
@@ -72,8 +70,9 @@ class Delivery:
         self.trouble: str | None = None
         self._model, self._store, self._images = model, store, images
         self._pipeline, self._flights, self._phases = pipeline, flights, phases
-        self._queue: queue.Queue[tuple[Flight, _Outcome] | _Word]
+        self._queue: queue.Queue[tuple[Flight, BaseException | None] | _Word]
         self._queue = queue.Queue(BACKLOG)
+        self._returned: queue.SimpleQueue[Flight] = queue.SimpleQueue()
         self._previews: dict[str, tuple[Flight, Sample]] = {}
         self._kept: list[Flight] = []
 
@@ -96,8 +95,10 @@ class Delivery:
         self._queue.put((flight, error))
 
     def give_back(self, flight: Flight) -> None:
-        """Leave an image that has not begun to another worker."""
-        self._queue.put((flight, _Word.GIVE_BACK))
+        """Leave an image that has not begun to another worker: at once, before what waits here."""
+        self._returned.put(flight)
+        if self._queue.empty():  # otherwise `run` looks before it takes up what waits there
+            self._queue.put(_Word.GIVE_BACK)
 
     def decode_all(self) -> None:
         """The decoding phase is open: deliver what was put before, then end the phase."""
@@ -110,6 +111,7 @@ class Delivery:
     def run(self) -> None:
         """Deliver until closed."""
         while (item := self._queue.get()) is not _Word.CLOSE:
+            self._release_returned()
             if item is _Word.DECODE:
                 self._deliver_kept()
                 self._phases.end(Phase.DECODE)
@@ -118,20 +120,25 @@ class Delivery:
             while self._previews and self._queue.empty():
                 first, *_ = self._previews
                 self._preview(*self._previews.pop(first))
+        self._release_returned()
         self._deliver_kept()
 
-    def _handle(self, flight: Flight, outcome: _Outcome) -> None:
-        if isinstance(outcome, _Word):
-            self._insist(flight, lambda: self._store.release([flight.lease]))
-            self._flights.remove(flight)
-        elif outcome is None and self._phases.phased:
+    def _handle(self, flight: Flight, error: BaseException | None) -> None:
+        if error is None and self._phases.phased:
             self._kept.append(flight)
         else:
-            self._finish(flight, outcome)
+            self._finish(flight, error)
+
+    def _release_returned(self) -> None:
+        while not self._returned.empty():
+            flight = self._returned.get()
+            self._insist(flight, partial(self._store.release, [flight.lease]))
+            self._flights.remove(flight)
 
     def _deliver_kept(self) -> None:
         while self._kept:
             self._finish(self._kept.pop(0), None)
+            self._release_returned()
 
     def _finish(self, flight: Flight, error: BaseException | None) -> None:
         with structlog.contextvars.bound_contextvars(job=flight.lease.job_id):
@@ -167,6 +174,8 @@ class Delivery:
         except Exception as error:
             self._report(flight, error)
             return
+        if flight.dropped:
+            return
         lease = flight.lease
         uri = self._insist(
             flight,
@@ -184,6 +193,11 @@ class Delivery:
         return recipe.encode(pixels, made)
 
     def _commit(self, flight: Flight, uri: str, data: bytes) -> None:
+        """Finish the image, or remove its file where the queue says that it is not ours.
+
+        A dropped flight asks too: only the queue knows whether a commit whose answer got lost has
+        come to pass, and then the file must stay.
+        """
         result = ImageResult(
             uri=uri,
             sha256=hashlib.sha256(data).hexdigest(),
@@ -194,8 +208,9 @@ class Delivery:
         with tracing.under(flight.lease.trace, "commit", image=flight.lease.key):
             answer = self._insist(flight, lambda: self._store.commit([(flight.lease, result)]))
         if answer == [Commit.STALE]:
-            log.info("commit refused: the image is another's now", image=flight.lease.key)
-            self._images.remove(uri)
+            log.info("commit refused: the image is not ours any more", image=flight.lease.key)
+            with suppress(OSError):  # then it goes with its job's files
+                self._images.remove(uri)
         elif answer is not None:
             self.delivered += 1
             log.info("image made", image=flight.lease.key, seconds=round(result.seconds, 3))
@@ -211,15 +226,16 @@ class Delivery:
         )
 
     def _insist(self, flight: Flight, write: Callable[[], T]) -> T | None:
-        """Repeat `write` while the store refuses it; None when the flight was dropped meanwhile."""
-        while not flight.dropped:
+        """Write, again while the store refuses it; None when the flight was dropped meanwhile."""
+        while True:
             try:
                 answer = write()
             except StorageUnavailable as error:
                 self.trouble = str(error)
                 log.warning("waiting for storage", image=flight.lease.key, reason=self.trouble)
+                if flight.dropped:
+                    return None
                 time.sleep(RETRY_SECONDS)
             else:
                 self.trouble = None
                 return answer
-        return None

@@ -49,10 +49,12 @@ class Engine:
     """Runs forward passes until told to stop; `run` is called on one thread.
 
     `usual_tokens` are those of a request of the model's default size, rows counted.
-    Once `stopping` is set nothing more is started, and `run` returns when what runs has finished.
-    `phases` are the worker's, where its stages take turns; `round_over` is called when the
-    denoising phase has ended. `surplus` is set to have so many samples that have not begun given
-    back, at the next step boundary. GroupLost leaves `run`: no image of this worker can go on then.
+    Once `stopping` is set nothing more is started, what has not begun is given back at the next
+    step boundary, and `run` returns when the rest has finished. `phases` are the worker's, where
+    its stages take turns; `round_over` is called when the denoising phase has ended. `surplus` is
+    set to have so many samples that have not begun given back, at the next step boundary.
+    GroupLost leaves `run`: no image of this worker can go on then, and `suspects` are those that
+    ran when the group was lost.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class Engine:
         self.stopping = threading.Event()
         self.steps = 0
         self.surplus = 0
+        self.suspects: list[Flight] = []
         self.slots = Slots(pipeline)
         self._pipeline, self._costs, self._flights = pipeline, costs, flights
         self._usual_tokens = usual_tokens
@@ -105,11 +108,12 @@ class Engine:
 
     def _turn(self) -> bool:
         """One step boundary, and the forward passes that it leads to; False when all is over."""
+        self._pipeline.check()
         if self._phases.wait(Phase.DENOISE, IDLE_SECONDS):
             if not self.stopping.is_set():
                 self._admit(wait=not self._running and not self._phases.phased)
             self._let_go()
-            self._part_with_surplus()
+            self._part_with_unbegun()
             if self.slots.count == 1:
                 self._advance_one()
             else:
@@ -148,6 +152,7 @@ class Engine:
                 self._costs,
                 self._ceilings,
                 slots=self.slots.count,
+                running=len(self._passes),
                 busy=[c for c in everybody if c.key in busy],
             )
             if forward is None:
@@ -196,9 +201,11 @@ class Engine:
                 del self._running[key]
                 self._flights.remove(flight)
 
-    def _part_with_surplus(self) -> None:
-        """Give back what would begin last."""
+    def _part_with_unbegun(self) -> None:
+        """Give back what would begin last: as many as are surplus, or all when this is the end."""
         count, self.surplus = self.surplus, 0
+        if self.stopping.is_set():
+            count = len(self._running)
         if not count:
             return
         busy = {key for one in self._passes.values() for key in one.forward.keys}
@@ -246,7 +253,10 @@ class Engine:
         except OutOfMemory as error:
             self._shrink(one, error)
             return
-        except (torch.AcceleratorError, GroupLost):
+        except GroupLost:
+            self.suspects = [*one.batch, *(f for p in self._passes.values() for f in p.batch)]
+            raise
+        except torch.AcceleratorError:
             raise
         except Exception as error:
             self._blame(one, error)

@@ -43,7 +43,7 @@ def run_follower(model: Model, place: Place, settings: WorkerSettings) -> int:
     except GroupLost as error:
         log.error("group lost", model=model.name, rank=place.rank, reason=str(error))
         return EXIT_GROUP_LOST
-    except (ImagemillError, OSError, RuntimeError, ValueError) as error:
+    except Exception as error:  # whatever the libraries raise, people are told why
         _tell(model, place, settings, error)
         return EXIT_CONFIGURATION if isinstance(error, ConfigurationError) else EXIT_FAILED
     return 0
@@ -57,7 +57,8 @@ def _end_soon() -> None:
 
 def _tell(model: Model, place: Place, settings: WorkerSettings, error: Exception) -> None:
     """Say why this rank cannot work, to the log and to whoever asks the queue for the workers."""
-    reason = f"rank {place.rank}: {error}"
+    plain = str(error) if isinstance(error, ImagemillError) else f"{type(error).__name__}: {error}"
+    reason = f"rank {place.rank}: {plain}"
     log.error("rank cannot work", model=model.name, reason=reason)
     if isinstance(error, ConfigurationError):
         sys.stderr.write(f"{error}\n")

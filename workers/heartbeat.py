@@ -2,11 +2,12 @@
 
 Every beat extends the leases of what is in flight and carries each sample's measured step; what
 comes back (lost leases, cancellations) drops flights. It also sweeps the queue for other workers'
-expired leases, removes the files of expired jobs, and registers what this worker is doing. Knows
-no model and no pixels.
+expired leases and registers what this worker is doing. Whatever may take long has no place here: a
+beat that comes too late costs the worker all that it holds. Knows no model, no pixels and no files.
 """
 
 import os
+import secrets
 import socket
 import threading
 import time
@@ -16,7 +17,6 @@ from typing import Any
 import structlog
 
 from jobs.errors import StorageUnavailable
-from jobs.images import LocalImages
 from jobs.store import Store
 from workers.flights import Flights
 from workers.settings import WorkerSettings
@@ -33,10 +33,7 @@ REGISTERED_SECONDS = 10.0
 """How long a worker counts as alive after its last beat."""
 
 SWEEP_SECONDS = 2.0
-"""Seconds between two looks for expired leases and expired jobs."""
-
-COLLECTED_AT_ONCE = 16
-"""Expired jobs whose files one look removes."""
+"""Seconds between two looks for expired leases."""
 
 
 class Heartbeat:
@@ -50,14 +47,13 @@ class Heartbeat:
         *,
         name: str,
         store: Store,
-        images: LocalImages,
         settings: WorkerSettings,
         flights: Flights,
         describe: Callable[[], dict[str, Any]],
         stuck: Callable[[], bool],
         share: Callable[[], None] = lambda: None,
     ) -> None:
-        self._name, self._store, self._images = name, store, images
+        self._name, self._store = name, store
         self._settings, self._flights = settings, flights
         self._describe, self._stuck, self._share = describe, stuck, share
         self._stop = threading.Event()
@@ -96,15 +92,12 @@ class Heartbeat:
         if time.monotonic() - self._swept >= SWEEP_SECONDS:
             self._swept = time.monotonic()
             self._store.sweep()
-            self._collect()
-
-    def _collect(self) -> None:
-        """Remove the files of expired and deleted jobs, then their last trace in the queue."""
-        for job_id in self._store.due(COLLECTED_AT_ONCE):
-            self._images.remove_job(job_id)
-            self._store.forget(job_id)
 
 
 def worker_name(model: str, index: int) -> str:
-    """A name that no other process has: a restarted worker is another worker."""
-    return f"{socket.gethostname()}.{model}.{index}.{os.getpid()}"
+    """A name that no other process has, ever: a restarted worker is another worker.
+
+    The host's name and the process id do not see to that: a restarted container has both again.
+    """
+    host, process = socket.gethostname(), os.getpid()
+    return f"{host}.{model}.{index}.{process}.{secrets.token_hex(4)}"

@@ -3,7 +3,8 @@
 Holds at most `capacity` images, so that a worker never sits on work that another could do; beside
 those it lets in some of a job of which it holds nothing. An image whose earlier worker died is run
 alone: nothing else is claimed until it has left. Where the pipeline's stages take turns, it claims
-only while it may encode. Knows the store and the text encoders; nothing of steps, pixels or files.
+only while it may encode. When told to stop it gives back whatever has not reached the engine. Knows
+the store and the text encoders; nothing of steps, pixels or files.
 """
 
 import queue
@@ -11,6 +12,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 
 import structlog
 import torch
@@ -53,6 +55,7 @@ class Intake:
         flights: Flights,
         capacity: Callable[[], int],
         give_up: Callable[[Flight, BaseException], None],
+        give_back: Callable[[Flight], None],
         phases: Phases,
     ) -> None:
         self.ready: queue.SimpleQueue[Flight] = queue.SimpleQueue()
@@ -61,8 +64,8 @@ class Intake:
         self._rested = 0.0
         self._model, self._name = model, name
         self._store, self._pipeline, self._settings = store, pipeline, settings
-        self._flights, self._capacity, self._give_up = flights, capacity, give_up
-        self._phases = phases
+        self._flights, self._capacity = flights, capacity
+        self._give_up, self._give_back, self._phases = give_up, give_back, phases
         self._size: tuple[int, int] | None = None
         self._solo: Flight | None = None
 
@@ -85,6 +88,15 @@ class Intake:
             except StorageUnavailable as error:
                 log.warning("queue unavailable", reason=str(error))
                 self.stopping.wait(BELL_SECONDS)
+        self._leave_rest()
+
+    def _leave_rest(self) -> None:
+        """Give back what is encoded and the engine has not taken, and the one that waits alone."""
+        if self._solo is not None:
+            self._give_back(self._solo)
+        with suppress(queue.Empty):
+            while True:
+                self._give_back(self.ready.get_nowait())
 
     def _turn(self) -> bool:
         """One claim and what follows from it; False when the queue had nothing."""
@@ -143,7 +155,7 @@ class Intake:
     def _claim(self, limit: int, joins_from: int | None = None) -> list[Lease]:
         """Claim at most `limit` images; a reply that got lost is asked for again by its nonce."""
         nonce, asked = uuid.uuid4().hex, time.monotonic()
-        while True:
+        while not self.stopping.is_set():
             try:
                 leases = self._store.claim(
                     self._model,
@@ -158,12 +170,12 @@ class Intake:
                     joins_from=joins_from,
                 )
             except StorageUnavailable:
-                if self.stopping.wait(BELL_SECONDS):
-                    return []
+                self.stopping.wait(BELL_SECONDS)
             else:
                 for one in leases:
                     tracing.record(one.trace, "claim", time.monotonic() - asked, image=one.key)
                 return leases
+        return []
 
     def _take(self, lease: Lease) -> Flight:
         flight = Flight(lease)
@@ -175,13 +187,17 @@ class Intake:
         """Hand over a solo image when all others have left, and wait until it has left too."""
         while not self._flights.wait_below(2, BELL_SECONDS):
             if self.stopping.is_set():
-                return
+                break
         self._encode(flight)
         while not self._flights.wait_below(1, BELL_SECONDS) and not self.stopping.is_set():
             continue
 
     def _encode(self, flight: Flight) -> None:
-        if flight.dropped or self.stopping.is_set():
+        if flight.dropped:
+            self._flights.remove(flight)
+            return
+        if self.stopping.is_set():
+            self._give_back(flight)
             return
         try:
             with tracing.under(flight.lease.trace, "encode", image=flight.lease.key):

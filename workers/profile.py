@@ -4,16 +4,16 @@ Warm-up takes the path that requests take (encode, start, step, decode), at the 
 size, for growing buckets, and stops where a larger one no longer pays; and one sample at smaller
 sizes, since they cost less than that. The result decides the pinned bucket of reproducible images,
 so it is kept: the same deployment keeps making the same bits. At every start the sizes and buckets
-that requests will take are run once, so that nobody waits for what is made at a first time. Knows
-no queue.
+that requests will take are run once, so that nobody waits for what is made at a first time. What a
+worker does not survive is noted beside the profile, and left out by later ones. Knows no queue.
 """
 
 import hashlib
 import json
 import os
 import time
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -42,8 +42,60 @@ CONVINCING = 2
 """Buckets, one after the other, that must pay less than a smaller one before growing ends: a busy
 moment has not the last word."""
 
+DEADLY = 2
+"""So many workers that ended in the same trial are its fault: it is not run again."""
+
 _DEGREES = ("ring", "ulysses", "cfg", "tensor", "stages", "chunks")
-_SPEEDS = ("compile", "cuda_graphs", "quantization", "attention_backend")
+_SPEEDS = ("compile", "cuda_graphs", "quantization", "attention_backend", "cache")
+
+
+class Trials:
+    """Notes of what is run at warm-up, each kept while it runs: what is left of one is a death.
+
+    In a group, what does not fit a device ends the group and its processes, and every later start
+    would try it again. A worker may also be killed for another reason while it tries, or beside
+    one that tries the same: so it takes more than one death, counted from start to start, and a
+    success removes the note. A note may cost a bucket, never an image.
+    """
+
+    def __init__(self, profile: Path) -> None:
+        self._profile = profile
+        notes = profile.parent.glob(f"{profile.stem}.*.trial")
+        self._deaths = {note.name: _count(note) for note in notes}
+
+    def is_deadly(self, request: ImageRequest, bucket: int) -> bool:
+        """Whether workers keep ending in it; said to the log."""
+        note = self._note(request, bucket)
+        if self._deaths.get(note.name, 0) < DEADLY:
+            return False
+        log.warning(
+            "warm-up: left out, as workers ended in it; remove the note to try again",
+            bucket=bucket,
+            size=f"{request.width}x{request.height}",
+            note=str(note),
+        )
+        return True
+
+    @contextmanager
+    def trying(self, request: ImageRequest, bucket: int) -> Iterator[None]:
+        """Keep a note while it runs; an error that ends the worker leaves it there."""
+        note = self._note(request, bucket)
+        note.parent.mkdir(parents=True, exist_ok=True)
+        note.write_text(str(self._deaths.get(note.name, 0) + 1))
+        yield
+        note.unlink(missing_ok=True)
+
+    def _note(self, request: ImageRequest, bucket: int) -> Path:
+        trial = f"{request.width}x{request.height}x{bucket}"
+        return self._profile.with_name(f"{self._profile.stem}.{trial}.trial")
+
+
+def _count(note: Path) -> int:
+    """Deaths that a note tells of; none if it is gone again or just being written."""
+    try:
+        return int(note.read_text() or 0)
+    except (OSError, ValueError):
+        return 0
 
 
 def warm_up(pipeline: Pipeline, model: Model, device: str, data: Path) -> Costs:
@@ -51,10 +103,12 @@ def warm_up(pipeline: Pipeline, model: Model, device: str, data: Path) -> Costs:
     request = probe(model)
     _once(pipeline, request)
     path = data / "profiles" / f"{_fingerprint(pipeline, model, device)}.json"
+    trials = Trials(path)
     if not path.exists():
-        _keep(path, model, device, measure(pipeline, request, _smaller(pipeline, model)))
+        smaller = _smaller(pipeline, model)
+        _keep(path, model, device, measure(pipeline, request, smaller, device, trials))
     costs = _read(path)
-    _rehearse(pipeline, model, costs)
+    _rehearse(pipeline, model, costs, device, trials)
     return costs
 
 
@@ -73,20 +127,24 @@ def probe(model: Model) -> ImageRequest:
 
 
 def measure(
-    pipeline: Pipeline, request: ImageRequest, smaller: Iterable[ImageRequest] = ()
+    pipeline: Pipeline,
+    request: ImageRequest,
+    smaller: Iterable[ImageRequest] = (),
+    device: str | None = None,
+    trials: Trials | None = None,
 ) -> Costs:
     """Seconds of a forward pass for growing buckets of `request`, until one no longer pays.
 
-    And of one sample for each of the `smaller` requests.
+    And of one sample for each of the `smaller` requests. The `device` None is torch's current one.
     """
     tokens = _tokens(pipeline, request)
     points = {}
     for one in smaller:
-        if (seconds := _seconds(pipeline, one, 1)) is not None:
+        if (seconds := _seconds(pipeline, one, 1, device, trials)) is not None:
             points[_tokens(pipeline, one)] = seconds
     best_rate, poorer = 0.0, 0
     for bucket in BUCKETS:
-        seconds = _seconds(pipeline, request, bucket)
+        seconds = _seconds(pipeline, request, bucket, device, trials)
         if seconds is None:
             break
         points[bucket * tokens] = seconds
@@ -116,11 +174,7 @@ def _smaller(pipeline: Pipeline, model: Model) -> list[ImageRequest]:
     return [one for one in found if one.pixels < usual.pixels]
 
 
-def _part(side: int, part: int, grid: int) -> int:
-    return max(grid, side // part // grid * grid)
-
-
-def _rehearse(pipeline: Pipeline, model: Model, costs: Costs) -> None:
+def _rehearse(pipeline: Pipeline, model: Model, costs: Costs, device: str, trials: Trials) -> None:
     """Run each size that is listed, and the default, once in each bucket that it will take."""
     usual = probe(model)
     sizes = {(usual.width, usual.height), *model.limits.sizes}
@@ -128,19 +182,35 @@ def _rehearse(pipeline: Pipeline, model: Model, costs: Costs) -> None:
         tokens = _tokens(pipeline, request)
         knees = {costs.largest(tokens), costs.largest(tokens, WORTH_WAITING)}
         for bucket in sorted({1, costs.pinned(tokens), *knees}):
-            _seconds(pipeline, request, bucket, rounds=1)
+            _seconds(pipeline, request, bucket, device, trials, rounds=1)
 
 
 def _seconds(
-    pipeline: Pipeline, request: ImageRequest, bucket: int, rounds: int = MOST_ROUNDS
+    pipeline: Pipeline,
+    request: ImageRequest,
+    bucket: int,
+    device: str | None,
+    trials: Trials | None,
+    rounds: int = MOST_ROUNDS,
 ) -> float | None:
     """The fastest of a few forward passes; None where the pipeline cannot, such as for memory.
 
     A pipeline that refuses even one sample is for the requests to find out, which say so.
     """
+    if trials is None:
+        return _tried(pipeline, request, bucket, device, rounds)
+    if trials.is_deadly(request, bucket):
+        return None
+    with trials.trying(request, bucket):
+        return _tried(pipeline, request, bucket, device, rounds)
+
+
+def _tried(
+    pipeline: Pipeline, request: ImageRequest, bucket: int, device: str | None, rounds: int
+) -> float | None:
     try:
         [conditioning] = pipeline.encode([request])
-        return _time(pipeline, request, conditioning, bucket, rounds)
+        return _time(pipeline, request, conditioning, bucket, device, rounds)
     except (torch.AcceleratorError, GroupLost):
         raise
     except Exception as error:
@@ -154,6 +224,7 @@ def _time(
     request: ImageRequest,
     conditioning: Conditioning,
     bucket: int,
+    device: str | None,
     rounds: int,
 ) -> float:
     passes = 1 if pipeline.card.joins else request.steps
@@ -161,10 +232,10 @@ def _time(
     least = min(ROUNDS, rounds)
     while len(times) < least or (len(times) < rounds and sum(times) < ROUNDS_SECONDS):
         samples = [pipeline.start(request, conditioning) for _ in range(bucket)]
-        _synchronise()
+        _synchronise(device)
         started = time.perf_counter()
         pipeline.step(samples, bucket)
-        _synchronise()
+        _synchronise(device)
         times.append(time.perf_counter() - started)
     return min(times) / passes
 
@@ -181,9 +252,10 @@ def _once(pipeline: Pipeline, request: ImageRequest) -> None:
     pipeline.decode([sample])
 
 
-def _synchronise() -> None:
-    if torch.accelerator.is_available():
-        torch.accelerator.synchronize()
+def _synchronise(device: str | None) -> None:
+    """Wait for what the device was given to do."""
+    if device != "cpu" and torch.accelerator.is_available():
+        torch.accelerator.synchronize(device)
 
 
 def _fingerprint(pipeline: Pipeline, model: Model, device: str) -> str:

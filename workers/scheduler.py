@@ -127,12 +127,14 @@ def choose(
     ceilings: Mapping[Hashable, int],
     *,
     slots: int = 1,
+    running: int = 0,
     busy: Sequence[Candidate] = (),
 ) -> Forward | None:
     """The next forward pass, or None when no sample waits for one.
 
     `ceilings` holds the groups that ran out of memory, and the most samples they may have. `slots`
-    is how many forward passes run at once at most, `busy` the samples of those that run now.
+    is how many forward passes run at once at most, `running` how many run now, fewer than that,
+    and `busy` are the samples in those.
     """
     if not candidates:
         return None
@@ -144,7 +146,7 @@ def choose(
         bucket = min(costs.pinned(head.tokens), ceiling)
         return Forward(tuple(c.key for c in group[:bucket]), bucket)
     fast = [c for c in group if not c.reproducible]
-    share = len(fast) if slots == 1 else _share(fast, [*candidates, *busy], slots)
+    share = _share(fast, candidates, busy, slots, slots - running)
     worth = WORTHWHILE if is_late(head, costs) else WORTH_WAITING
     knee = costs.largest(head.tokens, worth)
     largest = min(knee, ceiling)
@@ -170,15 +172,24 @@ def _bucket(count: int, tokens: int, costs: Costs, largest: int) -> int:
     return padded if gain > filled / costs.seconds(filled * tokens) else filled
 
 
-def _share(fast: Sequence[Candidate], everybody: Sequence[Candidate], slots: int) -> int:
-    """How many of the group's fast samples one slot gets when every slot is to have some.
+def _share(
+    fast: Sequence[Candidate],
+    waiting: Sequence[Candidate],
+    busy: Sequence[Candidate],
+    slots: int,
+    free: int,
+) -> int:
+    """How many of the group's `fast` samples, all that wait, one slot gets.
 
-    Each other group takes a slot, as long as one is left for this group.
+    So many that each free slot is to have some, and that no slot has more than its part of all
+    that are in flight. Each other group takes a slot, as long as one is left for this group.
     """
     group = fast[0].group
-    members = sum(c.group == group and not c.reproducible for c in everybody)
-    others = len({c.group for c in everybody} - {group})
-    return -(-members // max(1, slots - others))
+    alike = len(fast) + sum(c.group == group and not c.reproducible for c in busy)
+    running = {c.group for c in busy}
+    others = {c.group for c in waiting} - {group}
+    even = -(-alike // max(1, slots - len((others | running) - {group})))
+    return min(even, -(-len(fast) // max(1, free - len(others - running))))
 
 
 def in_order(

@@ -1,6 +1,8 @@
 """Settings of a worker and its supervisor: the queue's, and these. Read once, in `__main__`."""
 
-from jobs.settings import QueueSettings
+from pydantic import Field
+
+from jobs.settings import MOST_SECONDS, QueueSettings
 
 
 class WorkerSettings(QueueSettings):
@@ -12,7 +14,7 @@ class WorkerSettings(QueueSettings):
     with nothing to do waits for a fuller batch.
     """
 
-    threads: int = 1
-    drain_seconds: float = 30
-    stuck_seconds: float = 900
-    linger_seconds: float = 0
+    threads: int = Field(default=1, ge=1)
+    drain_seconds: float = Field(default=30, ge=0, le=MOST_SECONDS)
+    stuck_seconds: float = Field(default=900, gt=0, le=MOST_SECONDS)
+    linger_seconds: float = Field(default=0, ge=0, le=MOST_SECONDS)

@@ -14,14 +14,16 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import structlog
 
 from jobs import lifeline
-from jobs.catalog import Catalog, Model
+from jobs.catalog import Catalog
+from jobs.errors import ConfigurationError
 from workers.launch import GROUP
 from workers.settings import WorkerSettings
 
@@ -87,35 +89,44 @@ def posts(
     catalog: Catalog, devices: list[str], *, only: str | None = None, count: int | None = None
 ) -> list[Post]:
     """The workers to start: `count` a model, else its `workers`, else one a device or group of
-    them; dealt in turn.
+    them; dealt to the devices that have the fewest.
 
-    `only` names the one model to serve. Raises UnknownModel when the catalog has none such.
+    `only` names the one model to serve. Raises UnknownModel when the catalog has none such, and
+    ConfigurationError for a group that is larger than the devices its entry names. Under torchrun
+    they may be those of each of several machines; here there is one.
     """
-    places = []
-    turn = 0
+    places: list[Post] = []
+    taken: Counter[str] = Counter()
     for model in catalog if only is None else [catalog.get(only)]:
         own = list(model.devices) or devices
         size = len(own) if model.placement == "split" else model.ranks
+        if model.devices and size > len(own) and set(own) != {"cpu"}:
+            raise ConfigurationError(
+                f"model {model.name!r}: devices names {len(own)} for a group of {size} ranks"
+            )
         wanted = model.workers if count is None else count
-        first = 0 if model.devices else -(-turn // size) * size
         for index in range(max(1, len(own) // size) if wanted is None else wanted):
-            places.append(Post(model.name, index, _dealt(model, own, first + index * size)))
-        turn += 0 if model.devices else size * len(places)
+            dealt = _dealt(own, size, taken)
+            taken.update(dealt)
+            is_split = model.placement == "split"  # one process, which has all of its devices
+            places.append(Post(model.name, index, dealt[:1] if is_split else dealt))
     return places
 
 
-def _dealt(model: Model, own: Sequence[str], first: int) -> tuple[str, ...]:
-    """The devices of one worker's ranks, the first of them in its turn.
+def _dealt(own: Sequence[str], size: int, taken: Mapping[str, int]) -> tuple[str, ...]:
+    """The devices of one worker's ranks: neighbours, where the fewest workers are yet.
 
     A group that is larger than the machine gets devices that there are not, and refuses them with
-    a sentence of its own; on the CPU all ranks share it. A split worker has all of its devices.
+    a sentence of its own; on the CPU all ranks share it.
     """
-    if model.placement == "split":
-        return (own[0],)
-    if model.ranks > len(own) and set(own) != {"cpu"}:
+    if size > len(own) and set(own) != {"cpu"}:
         kind = own[0].partition(":")[0]
-        return tuple(f"{kind}:{rank}" for rank in range(model.ranks))
-    return tuple(own[(first + rank) % len(own)] for rank in range(model.ranks))
+        return tuple(f"{kind}:{rank}" for rank in range(size))
+    groups = [
+        tuple(own[(first + rank) % len(own)] for rank in range(size))
+        for first in range(0, len(own), size)
+    ]
+    return min(groups, key=lambda group: sum(taken.get(device, 0) for device in group))
 
 
 class Supervisor:

@@ -4,6 +4,7 @@
     intake        claims, encodes prompts ahead
     delivery      decodes, writes, commits
     heartbeat     extends leases, reports, sweeps
+    collector     removes the files of jobs that are gone
 
 SIGTERM drains: nothing more is claimed, what has not started is given back at once, what runs may
 finish for a while. The death of the process that started this one does the same, faster. Of a group
@@ -30,6 +31,7 @@ from jobs.store import Store
 from pipelines.load import dismiss, load_pipeline, read_card
 from pipelines.seam import Card, Pipeline
 from workers import measures, profile
+from workers.collector import Collector
 from workers.delivery import Delivery
 from workers.engine import Engine
 from workers.flights import Flight, Flights
@@ -50,7 +52,8 @@ LOADING_BEAT_SECONDS = 2.0
 """Seconds between two registrations while the model loads."""
 
 LAST_WORDS_SECONDS = 2.0
-"""How long a worker that lost its group takes to deliver what was finished before."""
+"""How long a worker on its way out waits for a thread that may be slow: what was finished before
+its group was lost is delivered, and a job's files are removed."""
 
 RATE_SMOOTHING = 0.3
 """Weight of the newest beat in the moving average of steps per second."""
@@ -86,7 +89,7 @@ class Worker:
         try:
             pipeline, costs = self._load()
             self._publish(pipeline, costs)
-        except (ImagemillError, OSError, RuntimeError, ValueError) as error:
+        except Exception as error:  # of any library: people must be able to read why
             return self._failed(error)
         try:
             self._serve(pipeline, costs)
@@ -137,8 +140,12 @@ class Worker:
         if isinstance(error, GroupLost) and self._draining.is_set():
             self._patiently(lambda: self._store.unregister(self.name))
             return 0
-        self._state, self._error = "failed", str(error)
-        log.error("worker cannot start", model=self._model.name, reason=self._error)
+        is_ours = isinstance(error, ImagemillError)
+        reason = str(error) if is_ours else f"{type(error).__name__}: {error}"
+        self._state, self._error = "failed", reason
+        log.error(
+            "worker cannot start", model=self._model.name, reason=reason, exc_info=not is_ours
+        )
         self._register(FAILED_SECONDS)
         if isinstance(error, ConfigurationError):
             sys.stderr.write(f"{error}\n")
@@ -205,6 +212,7 @@ class Worker:
             flights=self._flights,
             capacity=lambda: engine.capacity(),
             give_up=delivery.give_up,
+            give_back=delivery.give_back,
             phases=phases,
         )
         engine = Engine(
@@ -221,12 +229,14 @@ class Worker:
             give_back=delivery.give_back,
         )
         heartbeat = self._heartbeat(engine, intake)
+        collector = Collector(self._store, self._images)
         self._intake, self._engine, self._delivery = intake, engine, delivery
         if self._draining.is_set():
             return
         self._state = "ready"
         log.info("worker ready", worker=self.name, model=self._model.name, device=self._device)
         beating = _thread("heartbeat", heartbeat.run)
+        collecting = _thread("collector", collector.run)
         taking = _thread("intake", intake.run)
         delivering = _thread("delivery", delivery.run)
         try:
@@ -234,11 +244,12 @@ class Worker:
         except GroupLost as error:
             self._end_without_group(error, taking, delivering)
         taking.join()
-        self._give_back()
         delivery.close()
         delivering.join()
         heartbeat.stop()
+        collector.stop()
         beating.join()
+        collecting.join(LAST_WORDS_SECONDS)
         self._patiently(lambda: self._store.unregister(self.name))
         log.info("worker drained", worker=self.name, delivered=delivery.delivered)
 
@@ -246,7 +257,6 @@ class Worker:
         return Heartbeat(
             name=self.name,
             store=self._store,
-            images=self._images,
             settings=self._settings,
             flights=self._flights,
             describe=self._describe,
@@ -254,25 +264,21 @@ class Worker:
             share=lambda: self._share(engine, intake),
         )
 
-    def _give_back(self) -> None:
-        """Return the leases of images that never started."""
-        waiting = [f for f in self._flights.all() if f.sample is None]
-        if waiting:
-            self._patiently(lambda: self._store.release([f.lease for f in waiting]))
-        for flight in waiting:
-            flight.drop()
-            self._flights.remove(flight)
-
     def _end_without_group(
         self, error: GroupLost, taking: threading.Thread, delivering: threading.Thread
     ) -> None:
-        """Nothing more can be denoised here, through no image's fault: give all back and go.
+        """Nothing more can be denoised here: give back what did not run, and go.
 
-        What was finished before is delivered. A thread that hangs in a forward pass is not waited
-        for, which is why the process exits from here.
+        One of the images that ran may be what broke the group, by its memory or otherwise. Their
+        leases are left to run out, as when a worker dies: then they come again alone, and one that
+        breaks every group fails in the end. What was finished before is delivered. A thread that
+        hangs in a forward pass is not waited for, which is why the process exits from here.
         """
         log.error("group lost", worker=self.name, reason=str(error))
-        assert self._intake and self._delivery
+        assert self._intake and self._delivery and self._engine
+        for flight in self._engine.suspects:
+            flight.drop()
+            self._flights.remove(flight)
         self._intake.stopping.set()
         self._release([f for f in self._flights.all() if f.sample is None or not f.sample.done])
         self._delivery.close()

@@ -43,8 +43,9 @@ local function look_back()
   for place = 2, #last, 2 do
     local id, index = split(last[place])
     local job, record = held_image(id, index, last[place + 1])
-    if job and last[1] == ARGV[9] then
-      hand_over(job, index, record, request_of(job, index).body)
+    local request = job and request_of(job, index)
+    if request and last[1] == ARGV[9] then
+      hand_over(job, index, record, request.body)
     elseif job and not holds[last[place]] then
       record.attempt = record.attempt - 1
       requeue(job, index, record, 0)
@@ -65,7 +66,8 @@ local function next_priority()
   return best
 end
 
--- The job's next image, or nil if there is none after all.
+-- The job's next image, or nil if there is none after all. A job whose requests are gone, as from a
+-- server that evicts, is cancelled: nobody can make its images, and its tenant's quota must not stay.
 local function peek(id)
   local job = job_of(id)
   if not job then return nil end
@@ -74,6 +76,7 @@ local function peek(id)
   if not is_again then index = job.next end
   local request = index < job.total and request_of(job, index)
   if not request then
+    if index < job.total then halt(job) end
     job.waiting, job.moved = 0, true
     return nil
   end
@@ -188,6 +191,8 @@ redis.call('DEL', key('claimed', worker))
 if #leases > 0 then
   redis.call('RPUSH', key('claimed', worker), unpack(remembered))
   redis.call('PEXPIRE', key('claimed', worker), LIFETIME.claimed)
+  redis.call('HSET', key('swept'), 'lease', lease_ms)
+  redis.call('PEXPIRE', key('swept'), LIFETIME.swept)
 end
 save_jobs()
 return {'leases', unpack(leases)}

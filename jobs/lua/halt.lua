@@ -26,5 +26,4 @@ local function halt(job)
   redis.call('ZREM', key('delayed'), job.id)
   move(job, 'queued', 'cancelled', job.queued)
   move(job, 'running', 'cancelled', job.running)
-  job.steps_done = job.steps_total
 end

@@ -126,6 +126,7 @@ end
 local KEPT = {'job', 'requests', 'images'}
 
 local function begin_to_expire(job)
+  job.steps_done = job.steps_total
   job.finished = NOW
   job.expires = NOW + job.keep
   redis.call('ZADD', key('gc'), job.expires, job.id)
@@ -230,11 +231,13 @@ local function end_lease(job, index)
   return step
 end
 
--- A running image is over, for good: its steps count as done, whole.
+-- A running image is over, for good: its steps count as done, whole; none are known where a server
+-- that evicts has dropped the job's requests.
 local function finish_image(job, index, record, state)
+  local request = request_of(job, index)
   record.state = state
   record.step = end_lease(job, index)
   put_record(job, index, record)
-  job.steps_done = job.steps_done + request_of(job, index).steps
+  job.steps_done = job.steps_done + (request and request.steps or 0)
   move(job, 'running', state, 1)
 end

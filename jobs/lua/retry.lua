@@ -1,14 +1,17 @@
 -- Queue the failed and the cancelled images of a job again, as if never tried.
 --
 -- ARGV: 1 job   2 tenant, or '' for any   3 nonce; the same again answers 'ok'
--- Returns 'ok', 'missing', or 'none' if there is nothing to retry.
+-- Returns 'ok', 'missing', or 'none' if there is nothing to retry or a server that evicts has dropped
+-- the job's requests.
 
 local CHUNK = 1000
 local job = job_owned_by(ARGV[2], ARGV[1])
 if not job then return 'missing' end
 if redis.call('HGET', key('job', job.id), 'retried') == ARGV[3] then return 'ok' end
 local failed, cancelled = job.failed, job.cancelled
-if failed + cancelled == 0 then return 'none' end
+if failed + cancelled == 0 or redis.call('EXISTS', key('requests', job.id)) == 0 then
+  return 'none'
+end
 
 local records = redis.call('HGETALL', key('images', job.id))
 for place = 1, #records, 2 do

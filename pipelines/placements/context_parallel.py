@@ -25,16 +25,22 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.nn.functional import pad
 
 from jobs.catalog import Model
-from jobs.errors import ConfigurationError, ImageFailed, ModelUnavailable
+from jobs.errors import ConfigurationError, ImageFailed
 from jobs.request import ImageRequest
 from pipelines.acceleration import run_once
-from pipelines.attention import backend_of, check_parallel, choose_attention, set_backend
+from pipelines.attention import (
+    backend_of,
+    check_backend,
+    check_parallel,
+    choose_attention,
+    set_backend,
+)
 from pipelines.checkpoint import Checkpoint
 from pipelines.families import make_family
 from pipelines.out_of_memory import reports_out_of_memory
 from pipelines.placements import mends
 from pipelines.placements.group import Group, Handler, check_devices, check_world, follow, join
-from pipelines.placements.lead import FORWARD, Lead, Led
+from pipelines.placements.lead import FORWARD, Lead, Led, leading
 from pipelines.placements.placed import Placed
 from pipelines.placements.plans import PLANS, Plan, by_name, some_rows
 from pipelines.placements.tensor_parallel import check_tensor, load_slices
@@ -56,14 +62,8 @@ def load_context_parallel(model: Model, checkpoint: Checkpoint, device: str) -> 
     """
     plan = check_entry(model, checkpoint, device)
     group = join(model, device)
-    try:
+    with leading(group):
         return _load(model, checkpoint, plan, group)
-    except (ConfigurationError, ModelUnavailable) as error:
-        group.refuse(error)
-        raise
-    except BaseException as error:
-        group.lose(f"rank 0 could not load the model: {error}")
-        raise
 
 
 def _load(model: Model, checkpoint: Checkpoint, plan: Plan, group: Group) -> Led:
@@ -297,6 +297,7 @@ def check_entry(model: Model, checkpoint: Checkpoint, device: str) -> Plan:
     plan = PLANS[name]
     _check_extras(model)
     if model.attention_backend is not None:
+        check_backend(model.attention_backend)
         split = model.ring * model.ulysses > 1
         check_parallel(model.attention_backend, model.ring, split, torch.device(device))
     transformer: Any = getattr(import_module("diffusers"), name)
@@ -304,7 +305,7 @@ def check_entry(model: Model, checkpoint: Checkpoint, device: str) -> Plan:
     if model.tensor > 1:
         check_tensor(model.tensor, transformer, config, config[plan.heads])
     elif model.ring * model.ulysses > 1:
-        _check_sequence(model, plan, config[plan.heads])
+        check_sequence(model, plan, config[plan.heads])
     return plan
 
 
@@ -324,7 +325,8 @@ def _check_extras(model: Model) -> None:
         )
 
 
-def _check_sequence(model: Model, plan: Plan, heads: int) -> None:
+def check_sequence(model: Model, plan: Plan, heads: int) -> None:
+    """Raise ConfigurationError where the degrees do not fit so many heads or the model's plan."""
     degree, ulysses = model.ring * model.ulysses, model.ulysses
     unified = model.ring > 1 and ulysses > 1
     if heads % ulysses:

@@ -10,18 +10,16 @@ Once anything raises within a forward pass the group is lost for good, since oth
 inside a collective: the processes end and are started anew. Knows no model.
 """
 
-import hmac
 import os
 import pickle
 import queue
-import secrets
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import wait
 from typing import Any
 
 import structlog
@@ -30,6 +28,8 @@ import torch.distributed as dist
 
 from jobs.catalog import Model
 from jobs.errors import ConfigurationError, GroupLost, PipelineError
+from pipelines.device import use_device
+from pipelines.placements.meeting import Conn, connect
 from pipelines.placements.parcel import Parcel, empty, pack, unpack
 
 GROUP_SECONDS = 60.0
@@ -41,11 +41,16 @@ START_SECONDS = 1800.0
 JOIN_SECONDS = 300.0
 """How long the ranks' processes may take to find each other."""
 
+NCCL_SECONDS = 2 * START_SECONDS
+"""NCCL's own patience, so long that ours ends first."""
+
 GRACE_SECONDS = 3.0
 """How long the reason of a loss may be on its way after the loss itself."""
 
+POLL_SECONDS = 0.0002
+"""How often a device is asked whether it has ended."""
+
 Handler = Callable[[Any], None]
-Conn = Connection  # the class is generic in some versions of typeshed and not at run time
 
 log = structlog.get_logger(__name__)
 
@@ -92,14 +97,17 @@ def join(model: Model, device: str) -> "Group":
     place = torch.device(device)
     check_devices(place)
     if place.type == "cuda":
-        torch.cuda.set_device(place)
-        # A timed-out NCCL collective is aborted and raises, instead of killing the process.
-        os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "2")
+        use_device(place)
+        # NCCL's watchdog may abort a collective that failed or took too long (1, which torchrun
+        # sets, and 2). Its kernel then ends like any other: nothing raises where it was called, and
+        # whatever is in its output is taken for the result. 0 leaves it alone until `Group` finds
+        # that it does not end, and aborts it; so torch advises at `_abort_process_group`.
+        os.environ["TORCH_NCCL_ASYNC_ERROR_HANDLING"] = "0"
     backend = "cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo"
     try:
         dist.init_process_group(backend, timeout=timedelta(seconds=JOIN_SECONDS))
-        peers = _connect()
-        _set_timeouts(START_SECONDS)
+        peers = connect()
+        _set_timeouts(START_SECONDS, place)
     except (RuntimeError, OSError) as error:
         raise GroupLost(f"the group's ranks did not find each other: {_line(error)}") from error
     group = Group(place, peers)
@@ -114,6 +122,7 @@ class Group:
         self.device = device
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         self.peers = dict(peers)
+        self.seconds = START_SECONDS
         self._orders: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._gone = threading.Event()
         self._ending = self._over = False
@@ -196,12 +205,12 @@ class Group:
         Also waits for the device, so that a collective that never ends is noticed here.
         """
         self.check()
-        started = time.monotonic()
         try:
-            yield
-            self._settle(started)
+            with self._in_time():
+                yield
+                self._settle()
         except Exception as error:
-            if _is_collective(error):  # the rank that broke it may be about to say why
+            if is_collective(error):  # the rank that broke it may be about to say why
                 self._gone.wait(GRACE_SECONDS)
             self.lose(f"rank {self.rank} failed: {type(error).__name__}: {_line(error)}")
             raise GroupLost(self._reason) from error
@@ -228,7 +237,8 @@ class Group:
 
     def steady(self) -> None:
         """Both sides: from here on every collective ends within GROUP_SECONDS."""
-        _set_timeouts(GROUP_SECONDS)
+        self.seconds = GROUP_SECONDS
+        _set_timeouts(GROUP_SECONDS, self.device)
 
     def dismiss(self) -> None:
         """Leader: end the followers and leave the group. Harmless when it is lost or over."""
@@ -264,7 +274,7 @@ class Group:
         ranks = {connection: rank for rank, connection in self.peers.items()}
         while ranks:
             for connection in wait(list(ranks)):
-                assert isinstance(connection, Connection)
+                assert isinstance(connection, Conn)
                 try:
                     message = connection.recv_bytes()
                 except (OSError, EOFError):
@@ -283,18 +293,38 @@ class Group:
             with suppress(OSError), socket.socket(fileno=os.dup(connection.fileno())) as end:
                 end.shutdown(socket.SHUT_RDWR)
 
-    def _settle(self, started: float) -> None:
-        """Wait for the device's queue, as long as the group is well."""
-        if self.device.type != "cuda":
-            return
-        done: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        done.record()
+    def wait_for(self, done: Any) -> None:
+        """Wait for a CUDA event, as long as the group is well. Raises GroupLost, TimeoutError."""
+        ends = time.monotonic() + self.seconds
         while not done.query():
             self.check()
-            if time.monotonic() - started > START_SECONDS:
-                raise TimeoutError(f"no end after {START_SECONDS:.0f} seconds")
-            time.sleep(0.0002)
-        self.check()
+            if time.monotonic() > ends:
+                raise TimeoutError(f"{self.device} has not ended after {self.seconds:.0f} seconds")
+            time.sleep(POLL_SECONDS)
+        self.check()  # a collective that was aborted has ended too
+
+    def _settle(self) -> None:
+        """Wait for the device's queue, of the device that is this rank's."""
+        if self.device.type == "cuda":
+            done: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            done.record(torch.cuda.current_stream(self.device))
+            self.wait_for(done)
+
+    @contextmanager
+    def _in_time(self) -> Iterator[None]:
+        """Lose the group when this takes too long: on CUDA a forward pass may itself wait for the
+        device, and is freed only when the loss aborts the collective that holds it."""
+        if self.device.type != "cuda":
+            yield
+            return
+        reason = f"rank {self.rank} has not ended after {self.seconds:.0f} seconds"
+        timer = threading.Timer(self.seconds, self.lose, [reason])
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
 
 
 def follow(group: Group, handlers: Mapping[str, Handler]) -> None:
@@ -315,52 +345,14 @@ def follow(group: Group, handlers: Mapping[str, Handler]) -> None:
             handlers[kind](value)
 
 
-def _connect() -> dict[int, Conn]:
-    """A socket between the leader and every other rank, by rank."""
-    rank, size = dist.get_rank(), dist.get_world_size()
-    address = os.environ["MASTER_ADDR"]
-    if rank == 0:
-        with socket.create_server((address, 0), backlog=size) as server:
-            meeting = [server.getsockname()[1], secrets.token_bytes(32)]
-            dist.broadcast_object_list(meeting, src=0, device=torch.device("cpu"))
-            return _accept(server, size - 1, meeting[1])
-    meeting = [None, None]
-    dist.broadcast_object_list(meeting, src=0, device=torch.device("cpu"))
-    line = socket.create_connection((address, meeting[0]), timeout=JOIN_SECONDS)
-    line.sendall(meeting[1] + rank.to_bytes(4))
-    return {0: _connection(line)}
-
-
-def _accept(server: socket.socket, count: int, secret: bytes) -> dict[int, Conn]:
-    peers: dict[int, Conn] = {}
-    server.settimeout(JOIN_SECONDS)
-    while len(peers) < count:
-        line, _ = server.accept()
-        line.settimeout(JOIN_SECONDS)
-        greeting = line.recv(len(secret) + 4, socket.MSG_WAITALL)
-        if hmac.compare_digest(greeting[: len(secret)], secret):
-            peers[int.from_bytes(greeting[len(secret) :])] = _connection(line)
-        else:
-            line.close()
-    return peers
-
-
-def _connection(line: socket.socket) -> Conn:
-    """Framed, without delay, and closed within seconds when the other machine is gone."""
-    line.settimeout(None)
-    line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    line.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for option, value in (("TCP_KEEPIDLE", 3), ("TCP_KEEPINTVL", 2), ("TCP_KEEPCNT", 3)):
-        if hasattr(socket, option):  # Linux has them all
-            line.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
-    return Connection(line.detach())
-
-
-def _set_timeouts(seconds: float) -> None:
+def _set_timeouts(seconds: float, device: torch.device) -> None:
     """Of every process group that this rank is in, the meshes' included."""
     registry: Any = dist.distributed_c10d
     for group in list(registry._world.pg_map):
         registry._set_pg_timeout(timedelta(seconds=seconds), group)
+        if device.type == "cuda":
+            nccl = group._get_backend(device)
+            nccl._set_default_timeout(timedelta(seconds=NCCL_SECONDS))
 
 
 def _abort_collectives() -> None:
@@ -370,7 +362,7 @@ def _abort_collectives() -> None:
         registry._abort_process_group()
 
 
-def _is_collective(error: Exception) -> bool:
+def is_collective(error: Exception) -> bool:
     """Whether it is a collective that failed; gloo raises RuntimeErrors with its file names."""
     return isinstance(error, dist.DistError | OSError) or "gloo" in str(error)
 

@@ -6,19 +6,62 @@ mathematics and no collectives.
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
+from jobs.errors import (
+    ConfigurationError,
+    GroupLost,
+    ImagemillError,
+    ModelUnavailable,
+    OutOfMemory,
+)
 from jobs.request import ImageRequest
 from pipelines.families.family import Family
-from pipelines.placements.group import Group
+from pipelines.out_of_memory import is_out_of_memory
+from pipelines.placements.group import Group, is_collective
 from pipelines.placements.placed import Placed
 from pipelines.seam import Conditioning, Sample
 
 FORWARD = "forward"
 """The order to take part in a forward pass; its value is (args, kwargs)."""
+
+
+@contextmanager
+def leading(group: Group) -> Iterator[None]:
+    """Rank 0 loads the model inside: whatever it raises ends the group too.
+
+    A loss that began with what this rank itself was doing comes back at every start: it is raised
+    as what caused it, or as ConfigurationError. A collective that failed may have been another's.
+    """
+    try:
+        yield
+    except (ConfigurationError, ModelUnavailable) as error:
+        group.refuse(error)
+        raise
+    except GroupLost as error:
+        verdict = _verdict(error.__cause__)
+        if verdict is None:
+            raise
+        raise verdict from error
+    except BaseException as error:
+        group.lose(f"rank 0 could not load the model: {error}")
+        raise
+
+
+def _verdict(cause: BaseException | None) -> ImagemillError | None:
+    """What a cause of a loss says about the model; None if nothing."""
+    if not isinstance(cause, Exception) or is_collective(cause) or isinstance(cause, GroupLost):
+        return None
+    if isinstance(cause, ConfigurationError | ModelUnavailable):
+        return cause
+    reason = f"{type(cause).__name__}: {(str(cause) or 'no reason given').splitlines()[0]}"
+    if isinstance(cause, OutOfMemory) or is_out_of_memory(cause):
+        return OutOfMemory(reason)
+    return ConfigurationError(f"rank 0 cannot take part in a forward pass: {reason}")
 
 
 class Facade(torch.nn.Module):
@@ -60,7 +103,7 @@ class Led(Placed):
     def __init__(
         self, family: Family, group: Group, check: Callable[[ImageRequest], None] | None = None
     ) -> None:
-        super().__init__(family)
+        super().__init__(family, device=group.device)
         self.group = group
         self._check = check
 
@@ -69,6 +112,10 @@ class Led(Placed):
         if self._check is not None:
             self._check(request)
         return super().start(request, conditioning)
+
+    def check(self) -> None:
+        """Raise GroupLost when a rank is gone."""
+        self.group.check()
 
     def dismiss(self) -> None:
         """End the followers. Harmless when they are gone."""

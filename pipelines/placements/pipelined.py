@@ -12,9 +12,7 @@ Knows no mathematics: a stage's forward is diffusers' own (see `stages`).
 import queue
 import threading
 from collections import deque
-from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -24,9 +22,9 @@ import torch
 import torch.distributed as dist
 
 from jobs.catalog import Model
-from jobs.errors import ConfigurationError, GroupLost, ModelUnavailable
+from jobs.errors import ConfigurationError, GroupLost
 from pipelines.acceleration import run_once
-from pipelines.attention import backend_of, choose_attention, set_backend
+from pipelines.attention import backend_of, check_backend, choose_attention, set_backend
 from pipelines.checkpoint import Checkpoint
 from pipelines.families import make_family
 from pipelines.families.family import Family
@@ -40,7 +38,7 @@ from pipelines.placements.group import (
     check_world,
     join,
 )
-from pipelines.placements.lead import FORWARD, Facade, Led
+from pipelines.placements.lead import FORWARD, Facade, Led, leading
 from pipelines.placements.parcel import Parcel, empty, pack, unpack
 from pipelines.placements.placed import Placed
 from pipelines.placements.stages import Plan, Stage, State, load_stage, load_streamed, plan_stages
@@ -85,6 +83,7 @@ class Line:
     """
 
     def __init__(self, group: Group, chunks: int, gather_output: bool = False) -> None:
+        self.group = group
         self.rank, self.last, self.device = group.rank, group.size - 1, group.device
         self.gather_output = gather_output
         inputs = [dist.new_group([0, rank]) for rank in range(1, group.size)]
@@ -141,26 +140,25 @@ class Line:
         return unpack(Parcel(header.numpy().tobytes(), data))
 
     def _receive(self, size: int, source: int, way: Any) -> torch.Tensor | None:
-        """Bytes that are there when this returns, and that keep no other thread's work waiting."""
-        with _aside(self.device):
+        """Bytes that are there when this returns, and that keep no other thread's work waiting.
+
+        Raises GroupLost, and TimeoutError when they do not come in the group's time.
+        """
+        if self.device.type != "cuda":
             data = empty(size, self.device)
             if data is not None:
                 dist.recv(data, source, group=way)
-        if data is not None and data.is_cuda:
+            return data
+        stream, done = torch.cuda.Stream(self.device), torch.cuda.Event()  # type: ignore[no-untyped-call]
+        with torch.cuda.stream(stream):
+            data = empty(size, self.device)
+            if data is not None:
+                dist.recv(data, source, group=way)
+            done.record(stream)
+        self.group.wait_for(done)
+        if data is not None:
             data.record_stream(torch.cuda.default_stream(self.device))
         return data
-
-
-@contextmanager
-def _aside(device: torch.device) -> Iterator[None]:
-    """A stream of its own on CUDA, waited for at the end; nothing elsewhere."""
-    if device.type != "cuda":
-        yield
-        return
-    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-    with torch.cuda.stream(stream):
-        yield
-    stream.synchronize()
 
 
 class Head(Facade):
@@ -328,15 +326,9 @@ def load_pipelined(model: Model, checkpoint: Checkpoint, device: str) -> Pipelin
     """
     plan = _plan(model, checkpoint, device)
     group = join(model, device)
-    try:
+    with leading(group):
         line = Line(group, model.chunks)
         return _lead(model, checkpoint, plan, group, line)
-    except (ConfigurationError, ModelUnavailable) as error:
-        group.refuse(error)
-        raise
-    except BaseException as error:
-        group.lose(f"rank 0 could not load the model: {error}")
-        raise
 
 
 def _lead(model: Model, checkpoint: Checkpoint, plan: Plan, group: Group, line: Line) -> Pipelined:
@@ -376,6 +368,8 @@ def _plan(model: Model, checkpoint: Checkpoint, device: str) -> Plan:
     for name in ("cache", "compile", "cuda_graphs", "quantization"):
         if getattr(model, name):
             raise ConfigurationError(f"{name} is not served together with pipelined")
+    if model.attention_backend is not None:
+        check_backend(model.attention_backend)
     check_devices(torch.device(device))
     plan = plan_stages(model, checkpoint)
     check_world(model)

@@ -16,6 +16,7 @@ from jobs.errors import ImageFailed, OutOfMemory
 from jobs.request import ImageRequest
 from pipelines.batch import NEGATIVE
 from pipelines.cache import EmbeddingCache
+from pipelines.device import use_device
 from pipelines.families.family import Family
 from pipelines.out_of_memory import reports_out_of_memory
 from pipelines.preview import finished_latents
@@ -28,13 +29,22 @@ log = structlog.get_logger(__name__)
 
 
 class Placed:
-    """The seam's Pipeline around a family; what every placement does alike."""
+    """The seam's Pipeline around a family; what every placement does alike.
+
+    `device` is the one that threads which call a verb shall take for the current one; None leaves
+    it as it is.
+    """
 
     phased = False
     in_flight = 1
 
-    def __init__(self, family: Family, cache: EmbeddingCache | None = None) -> None:
-        self.family = family
+    def __init__(
+        self,
+        family: Family,
+        cache: EmbeddingCache | None = None,
+        device: torch.device | None = None,
+    ) -> None:
+        self.family, self.device = family, device
         self.cache = cache or EmbeddingCache()
 
     @property
@@ -45,6 +55,9 @@ class Placed:
     def tokenizer_json(self) -> str | None:
         """The tokenizer that counts the prompts, as JSON."""
         return self.family.tokenizer_json()
+
+    def check(self) -> None:
+        """Nothing that could be lost."""
 
     def batch_key(self, request: ImageRequest) -> Hashable:
         """What requests must share to run in one forward pass."""
@@ -62,12 +75,14 @@ class Placed:
     @torch.inference_mode()
     def encode(self, requests: Sequence[ImageRequest]) -> list[Conditioning]:
         """Encode text by text, never as a batch: a batch would change the last bits."""
+        use_device(self.device)
         return [self._encode(request) for request in requests]
 
     @reports_out_of_memory
     @torch.inference_mode()
     def start(self, request: ImageRequest, conditioning: Conditioning) -> Sample:
         """A sample at step 0. Raises ImageFailed for a size off the model's grid."""
+        use_device(self.device)
         grid = self.card.multiple
         if request.width % grid or request.height % grid:
             raise ImageFailed(
@@ -105,10 +120,10 @@ class Placed:
 
         Raises OutOfMemory when that does not fit either.
         """
-        vae = getattr(self.family.pipe, "vae", None)
         try:
             return attempt()
         except OutOfMemory as error:
+            vae = getattr(self.family.pipe, "vae", None)  # the attempt may have loaded it
             if not can_tile(vae):
                 raise
             reason = str(error)
@@ -122,6 +137,7 @@ class Placed:
     @reports_out_of_memory
     @torch.inference_mode()
     def _step(self, samples: Sequence[Sample], bucket: int) -> None:
+        use_device(self.device)
         self.family.step(samples, bucket)
 
     def _encode(self, request: ImageRequest) -> Conditioning:
@@ -136,6 +152,7 @@ class Placed:
 
     @reports_out_of_memory
     def _decode(self, sample: Sample) -> torch.Tensor:
+        use_device(self.device)
         with torch.inference_mode():
             pixels = self.family.decode(sample).float().cpu()
         if not torch.isfinite(pixels).all():

@@ -15,6 +15,7 @@ from pipelines.acceleration import (
 )
 from pipelines.attention import choose_attention
 from pipelines.checkpoint import Checkpoint
+from pipelines.device import use_device
 from pipelines.families import make_family
 from pipelines.graphs import check_graphs, enable_graphs
 from pipelines.out_of_memory import reports_out_of_memory
@@ -24,9 +25,11 @@ from pipelines.placements.placed import Placed
 def load_replica(model: Model, checkpoint: Checkpoint, device: str) -> Placed:
     """Load everything onto `device`. Raises ModelUnavailable, ConfigurationError, OutOfMemory."""
     check_cache(model, checkpoint)
+    use_device(torch.device(device))
     pipe = checkpoint.load(model, **quantized(model, checkpoint, device))
     move = reports_out_of_memory(pipe.to)
-    placed = Placed(make_family(move(device), model.max_sequence_length))
+    family = make_family(move(device), model.max_sequence_length)
+    placed = Placed(family, device=torch.device(device))
     denoiser, trial = denoiser_of(pipe), partial(run_once, placed, model)
     choose_attention(denoiser, model.attention_backend, torch.device(device), trial)
     enable_cache(denoiser, model)

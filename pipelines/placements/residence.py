@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from accelerate import cpu_offload
 from accelerate.hooks import ModelHook, add_hook_to_module
 from accelerate.utils import send_to_device
 from safetensors import safe_open
@@ -61,6 +62,17 @@ class Residence:
         _hook(module, self.spread, self._waiting(module), self.home)
         module.hf_device_map = self.device_map  # type: ignore[assignment]
         return module
+
+    def streamed(self) -> nn.Module:
+        """The component as it is on one device, where each layer's weights come when it is called.
+
+        Slow, and small; and by other hooks than `load`'s, so that the two can be compared.
+        """
+        with torch.inference_mode(False), torch.no_grad():
+            source = self._kept or self._read(CPU)
+            module = cpu_offload(_copied(source, lambda _: CPU), torch.device(self.spread.main))
+        _same_attention(module, self.skeleton)
+        return cast(nn.Module, module)
 
     def _placed(self) -> nn.Module:
         where = self.spread.where

@@ -6,7 +6,6 @@ background where both fit, and unloaded when another needs the room. A backlog t
 by phase pays each load once. Knows no model's mathematics.
 """
 
-import os
 from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar, cast
@@ -19,15 +18,18 @@ from jobs.errors import ConfigurationError
 from pipelines.acceleration import compile_blocks, denoiser_of, run_once
 from pipelines.attention import choose_attention
 from pipelines.checkpoint import Checkpoint
+from pipelines.device import use_device
 from pipelines.families import make_family
 from pipelines.families.family import Family, Role
+from pipelines.free import free_memory
 from pipelines.memory import CPU, DISK, WHOLE, Plan, bytes_of, in_words, plan
 from pipelines.out_of_memory import is_out_of_memory
 from pipelines.placements.placed import Placed
-from pipelines.placements.residence import Residence
+from pipelines.placements.residence import Residence, give_back
 from pipelines.placements.turns import Turns
 from pipelines.seam import Conditioning, Sample
-from pipelines.skeleton import DECODE, DENOISE, ENCODE, parts, skeletons
+from pipelines.skeleton import DECODE, DENOISE, ENCODE, STAGES, parts, skeletons
+from pipelines.verify import compare, record, trials
 
 T = TypeVar("T")
 
@@ -45,6 +47,7 @@ def load_split(model: Model, checkpoint: Checkpoint, device: str) -> Placed:
     _refuse(model)
     modules = skeletons(model, checkpoint)
     devices = devices_of(model, device)
+    use_device(torch.device(devices[0]))
     pipe = checkpoint.load(model, **modules)
     # The state of a whole backlog takes no device memory; without turns it stays on the device.
     home = torch.device(CPU if model.unload else devices[0])
@@ -68,19 +71,22 @@ def load_split(model: Model, checkpoint: Checkpoint, device: str) -> Placed:
         for name, spread in made.spreads.items()
     }
     turns = Turns(pipe, made, residences)
-    split = Split(family, turns, phased=model.unload)
+    split = Split(family, turns, torch.device(devices[0]), phased=model.unload)
     _tell(split, model)
     if not model.unload:
         turns.load_all()
     _accelerate(split, model)
+    if family.card.joins:
+        _verify(split, model, home)
     return split
 
 
 class Split(Placed):
     """A family whose weights are on several devices, or there in turn."""
 
-    def __init__(self, family: Family, turns: Turns, phased: bool) -> None:
-        super().__init__(cast(Family, _InTurn(family, turns, phased)))
+    def __init__(self, family: Family, turns: Turns, device: torch.device, phased: bool) -> None:
+        super().__init__(cast(Family, _InTurn(family, turns, phased)), device=device)
+        self.plain = family
         self.turns = turns
         self.phased = phased
 
@@ -176,7 +182,7 @@ def _free(name: str) -> int:
     if name == DISK:
         return 2**62  # blocks are read from the checkpoint, which is there already
     if name == CPU:
-        return int(SPARE * os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+        return int(SPARE * free_memory())
     return int(SPARE * torch.get_device_module(name).mem_get_info(torch.device(name))[0])
 
 
@@ -228,6 +234,31 @@ def _accelerate(split: Split, model: Model) -> None:
         if WHOLE not in spread.where:
             raise ConfigurationError("compile: the denoiser does not fit one device whole")
         compile_blocks(denoiser_of(split.family.pipe), trial)
+
+
+def _verify(split: Split, model: Model, home: torch.device) -> None:
+    """Compare a denoiser that is not whole on its device with one that computes on one device.
+
+    Raises ConfigurationError saying what differs.
+    """
+    [spread] = split.turns.plan.stages[DENOISE]
+    if WHOLE in spread.where:
+        return
+    turns, name, pipe = split.turns, spread.part.name, split.plain.pipe
+    split.encode(trials(split, model))  # so that `record` finds the embeddings in the cache
+    for stage in STAGES if model.unload else (DENOISE,):
+        turns.unload(stage)
+    skeleton = getattr(pipe, name)
+    setattr(pipe, name, turns.streamed(name))
+    try:
+        alone = Placed(split.plain, split.cache)
+        references = record(alone, model, torch.device(spread.main), home)
+    finally:
+        setattr(pipe, name, skeleton)
+    give_back()  # the hooks hold their module, and it them
+    turns.enter(DENOISE)
+    compare(references, getattr(pipe, name))
+    log.info("verified split", model=model.name, device_map=split.device_map[name])
 
 
 def _fit_on_cpu(made: Plan) -> bool:

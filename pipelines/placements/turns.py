@@ -58,6 +58,10 @@ class Turns:
                 return residence.skeleton
         return None
 
+    def streamed(self, name: str) -> nn.Module:
+        """A component for reference; see `Residence.streamed`."""
+        return self._residences[name].streamed()
+
     def load_all(self) -> None:
         """Load every stage; for a plan in which all fit together."""
         for stage in STAGES:
@@ -66,10 +70,11 @@ class Turns:
     def enter(self, stage: str) -> None:
         """Have the stage's weights loaded, and begin to fetch the next one's if both fit.
 
-        Raises ModelUnavailable, and torch's out-of-memory error.
+        A stage that once had to be alone has all others unloaded first. Raises ModelUnavailable,
+        and torch's out-of-memory error.
         """
         with self._lock:
-            if stage not in self._loaded:
+            if stage not in self._loaded or not self._has_room(stage):
                 self._settle()
                 self._make_room(stage)
             if stage not in self._loaded:
@@ -83,7 +88,7 @@ class Turns:
             self._drop(stage)
 
     def clear_for(self, stage: str) -> bool:
-        """Let all other weights go, for good while this stage runs; whether there were any."""
+        """Let all other weights go, now and whenever this stage runs; whether there were any."""
         with self._lock:
             self._settle()
             others = self._loaded - {stage}
@@ -116,9 +121,15 @@ class Turns:
         distance = {s: (STAGES.index(s) - STAGES.index(stage)) % len(STAGES) for s in STAGES}
         others = sorted(self._loaded - {stage}, key=lambda s: -distance[s])
         for other in others:
-            if self.plan.fit_together({*self._loaded, stage}, running=stage):
+            if self._has_room(stage):
                 return
             self._drop(other)
+
+    def _has_room(self, stage: str) -> bool:
+        """Whether the stage may run beside what is loaded; if alone once, then always alone."""
+        if stage in self._alone:
+            return self._loaded <= {stage}
+        return self.plan.fit_together({*self._loaded, stage}, running=stage)
 
     def _load(self, stage: str) -> Loaded:
         began = monotonic()

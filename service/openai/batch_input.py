@@ -18,7 +18,8 @@ from service.body import parse
 from service.errors import MalformedBody, failure_of, invalid, openai_error
 from service.openai.answers import Form
 from service.openai.batch_schemas import BatchErrorView, BatchLine
-from service.submission import Card, image_requests
+from service.schemas import MAX_TEXT_BYTES
+from service.submission import Card, image_requests, text_bytes
 
 MAX_LINES = 50_000
 MAX_ERRORS = 1000
@@ -49,11 +50,17 @@ class RefusedLine:
 
 @dataclass(slots=True)
 class PlannedJob:
-    """A job to be: images of one model and priority."""
+    """A job to be: images of one model and priority, and the bytes of their texts."""
 
     model: Model
     priority: int
     requests: list[ImageRequest] = field(default_factory=list)
+    size: int = 0
+
+    def takes(self, count: int, size: int) -> bool:
+        """Whether it may hold so many more images with so many bytes of text."""
+        fits = len(self.requests) + count <= self.model.limits.max_prompts
+        return fits and self.size + size <= MAX_TEXT_BYTES
 
 
 @dataclass(slots=True)
@@ -133,14 +140,15 @@ def _add(
         return _refused(line.custom_id, error)
     model = rules.catalog.get(requests[0].model)
     key = (model.name, priority)
-    place = current.get(key)
-    if place is None or len(made.jobs[place].requests) + len(requests) > model.limits.max_prompts:
+    place, size = current.get(key), len(requests) * text_bytes(requests[0])
+    if place is None or not made.jobs[place].takes(len(requests), size):
         place = current[key] = len(made.jobs)
         made.jobs.append(PlannedJob(model, priority))
     job = made.jobs[place]
     form = line.body.response_format or "url"
     made.lines.append(PlannedLine(line.custom_id, place, len(job.requests), len(requests), form))
     job.requests += requests
+    job.size += size
     return None
 
 

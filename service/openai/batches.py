@@ -13,6 +13,8 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
+import structlog
+
 from jobs.errors import FieldProblem, ImagemillError, InvalidRequest, NotFound
 from jobs.job import Job
 from service.auth import Caller
@@ -22,6 +24,8 @@ from service.openai.batch_input import Plan, PlannedLine, RefusedLine, Rules, pl
 from service.openai.batch_output import images_of, is_complete, write_outcome
 from service.openai.batch_schemas import ENDPOINT, BatchView, CreateBatch
 from service.views import Links
+
+log = structlog.get_logger(__name__)
 
 WINDOW_SECONDS = 86400
 """The completion window, `24h`; what is not done by then is cancelled."""
@@ -67,6 +71,9 @@ def look(mill: Mill, caller: Caller, batch_id: str) -> BatchView:
     jobs = _jobs(mill, caller, document)
     if time.time() > document["expires_at"] and not document["cancelling_at"]:
         _stop(mill, caller, document, "batch_expired")
+        jobs = _jobs(mill, caller, document)
+    elif document["cancelling_at"] and any(job and not job.state.finished for job in jobs):
+        _cancel_jobs(mill, caller, document)  # the queue failed while they were cancelled
         jobs = _jobs(mill, caller, document)
     lines = _lines(mill, caller, document)
     if all(job is None or job.state.finished for job in jobs):
@@ -127,14 +134,22 @@ def _submit(mill: Mill, caller: Caller, planned: Plan, document: dict[str, Any])
 
 
 def _delete(mill: Mill, caller: Caller, jobs: Sequence[str]) -> None:
+    """Delete what can be; raises nothing of ours, since something else went wrong already."""
     for job_id in jobs:
-        mill.store.delete(job_id, caller.tenant)
+        try:
+            mill.store.delete(job_id, caller.tenant)
+        except ImagemillError as error:
+            log.warning("a job of no batch goes on", job=job_id, error=str(error))
 
 
 def _stop(mill: Mill, caller: Caller, document: dict[str, Any], code: str) -> None:
     document["cancelling_at"] = int(time.time())
     document["stopped"] = code
     mill.batches.put(caller.tenant, document["id"], document)
+    _cancel_jobs(mill, caller, document)
+
+
+def _cancel_jobs(mill: Mill, caller: Caller, document: dict[str, Any]) -> None:
     for job in _jobs(mill, caller, document):
         if job is not None:
             mill.store.cancel(job.id, caller.tenant)

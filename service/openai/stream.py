@@ -4,18 +4,21 @@ Previews are drawn by workers that are asked to; where there are none, no partia
 Knows the events, not the route.
 """
 
+import asyncio
 import base64
 import json
 import time
 from collections.abc import AsyncIterator, Iterator
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
 import anyio
 import anyio.to_thread
+import structlog
 from fastapi.sse import format_sse_event
 
-from jobs.errors import ImagemillError, NotFound
+from jobs.errors import ImagemillError, StorageUnavailable
 from jobs.job import ImageView
 from service.auth import Caller
 from service.errors import TookTooLong, failure_of, openai_error
@@ -23,7 +26,9 @@ from service.mill import Mill
 from service.openai.schemas import GenerateImages
 from service.openai.usage import usage
 from service.results import failure, is_over, preview
-from service.waiting import RECHECK_SECONDS
+from service.waiting import RECHECK_SECONDS, cancel_unwanted
+
+log = structlog.get_logger(__name__)
 
 _HEARTBEAT = format_sse_event(comment="still here")
 
@@ -40,19 +45,25 @@ async def image_events(
     mill: Mill, caller: Caller, job_id: str, body: GenerateImages, *, keep: bool
 ) -> AsyncIterator[bytes]:
     """Frames until the job is over; a reader that leaves cancels it unless `keep`."""
-    told, done = _Told(), False
-    deadline = time.monotonic() + mill.settings.sync_seconds
+    told, done, images = _Told(), False, list[ImageView]()
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + mill.settings.sync_seconds
     try:
         with mill.hub.watch(job_id) as watch:
             while True:
-                images, frames = await anyio.to_thread.run_sync(
-                    _news, mill, caller, job_id, body, told
-                )
+                frames: list[bytes] = []
+                try:
+                    images, frames, told = await anyio.to_thread.run_sync(
+                        _news, mill, caller, job_id, body, told
+                    )
+                    done = is_over(images)
+                except StorageUnavailable as error:  # the queue may be back before the deadline
+                    log.info("a stream of images waits", job=job_id, error=str(error))
                 for frame in frames:
                     yield frame
-                if done := is_over(images):
+                if done:
                     break
-                if mill.hub.closing or time.monotonic() > deadline:
+                if mill.hub.closing or loop.time() > deadline:
                     raise TookTooLong("the images were not made while the caller could wait")
                 if not await watch.news_within(RECHECK_SECONDS):
                     yield _HEARTBEAT
@@ -65,16 +76,20 @@ async def image_events(
     finally:
         if not done and not keep:
             with anyio.CancelScope(shield=True):
-                await anyio.to_thread.run_sync(_cancel, mill, caller, job_id)
+                await cancel_unwanted(mill, caller, job_id, deadline)
 
 
 def _news(
     mill: Mill, caller: Caller, job_id: str, body: GenerateImages, told: _Told
-) -> tuple[list[ImageView], list[bytes]]:
-    """The job's images, and frames of what the reader has not had."""
+) -> tuple[list[ImageView], list[bytes], _Told]:
+    """The job's images, frames of what the reader has not had, and what it has had with these.
+
+    `told` stays as it is: nothing has been told if the queue fails in the middle.
+    """
     mill.store.job(job_id, caller.tenant)
-    images = mill.store.images(job_id)
-    return images, [frame for image in images for frame in _frames(mill, job_id, image, body, told)]
+    images, after = mill.store.images(job_id), deepcopy(told)
+    frames = [frame for image in images for frame in _frames(mill, job_id, image, body, after)]
+    return images, frames, after
 
 
 def _frames(
@@ -115,11 +130,3 @@ def _frame(
         **more,
     }
     return format_sse_event(event=name, data_str=json.dumps(event))
-
-
-def _cancel(mill: Mill, caller: Caller, job_id: str) -> None:
-    """Cancel a job that may be gone by now."""
-    try:
-        mill.store.cancel(job_id, caller.tenant)
-    except NotFound:
-        return

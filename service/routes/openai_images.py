@@ -60,9 +60,15 @@ async def generate_images(
         frames = image_events(mill, caller, job_id, body, keep=keep)
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
         return StreamingResponse(frames, media_type="text/event-stream", headers=headers)
-    job = await finish_or_cancel(mill, caller, job_id, request.is_disconnected, keep=keep)
     links = Links(mill.links.base or str(request.base_url).rstrip("/"))
-    answer = await anyio.to_thread.run_sync(_answer, mill, job, body, links)
+    answer = await finish_or_cancel(
+        mill,
+        caller,
+        job_id,
+        request.is_disconnected,
+        lambda job: _answer(mill, job, body, links),
+        keep=keep,
+    )
     return Response(answer, media_type="application/json")
 
 

@@ -59,8 +59,9 @@ async def text_to_image(
 ) -> Response:
     """Make images of one prompt and answer with them; after an interrupt, with those made."""
     job_id = await anyio.to_thread.run_sync(_enqueue, mill, caller, body)
-    job = await finish_or_cancel(mill, caller, job_id, request.is_disconnected)
-    answer = await anyio.to_thread.run_sync(_pictures, mill, job, body)
+    answer = await finish_or_cancel(
+        mill, caller, job_id, request.is_disconnected, lambda job: _pictures(mill, job, body)
+    )
     return Response(answer, media_type="application/json")
 
 

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from jobs.errors import NotFound
+from jobs.job import Job
 from jobs.store import Store
 from jobs.views import Event
 from service.views import Links, image_item, job_summary
@@ -39,16 +40,16 @@ class Notices:
         if hook is None or name not in hook["events"]:
             return None
         try:
-            data = self._data(event)
+            job = self._store.job(event.job_id, None)
+            data = self._data(event, job)
         except NotFound:
             return None
         when = int(event.id.partition("-")[0]) / 1000
         stamp = datetime.fromtimestamp(when, UTC).isoformat()
         body = json.dumps({"type": name, "timestamp": stamp, "data": data})
-        return Message(f"msg_{event.id}", hook["url"], body, when, 0, when)
+        return Message(f"msg_{event.id}", hook["url"], body, when, 0, when, job.tenant)
 
-    def _data(self, event: Event) -> dict[str, Any]:
-        job = self._store.job(event.job_id, None)
+    def _data(self, event: Event, job: Job) -> dict[str, Any]:
         if event.index is None:
             return job_summary(job, self._links).model_dump(mode="json")
         image = self._store.image(event.job_id, event.index)

@@ -20,7 +20,10 @@ _PENDING, _STATE, _CURSOR = "pending", "state", "msg_cursor"
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One notice to one URL; `attempt` counts from 0, `due` is seconds since the epoch."""
+    """One notice to one URL; `attempt` counts from 0, `due` is seconds since the epoch.
+
+    `tenant` is "" in one that was kept before tenants were.
+    """
 
     id: str
     url: str
@@ -28,6 +31,7 @@ class Message:
     created_at: float
     attempt: int
     due: float
+    tenant: str = ""
 
 
 class Outbox:

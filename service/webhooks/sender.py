@@ -1,20 +1,18 @@
 """Delivers messages: signed by Standard Webhooks, tried again for three days, one process at once.
 
 One thread follows the event stream from where it was last read and hands due messages to a few
-others, which post them; no worker and no request waits for any of it. At most two messages are
-under way to one host, so a slow one holds up nobody else. Delivery is at least once: receivers tell
-repetitions by the `webhook-id` header.
+others, which post them; no worker and no request waits for any of it. Whose turn it is, and how
+many of one tenant or host are under way at once, is decided in `turns.py`. Delivery is at least
+once: receivers tell repetitions by the `webhook-id` header.
 """
 
 import random
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from urllib.parse import urlsplit
 
 import httpx
 import structlog
@@ -23,9 +21,11 @@ from standardwebhooks import Webhook
 from jobs.errors import StorageUnavailable
 from jobs.store import Store
 from jobs.views import Event
+from service.events import place
 from service.webhooks.address import Refused, target_of
 from service.webhooks.notices import Notices
 from service.webhooks.outbox import Message, Outbox
+from service.webhooks.turns import THREADS, chosen
 
 log = structlog.get_logger(__name__)
 
@@ -39,9 +39,10 @@ GATHER_SECONDS = 0.05
 TROUBLE_SECONDS = 2.0
 """Pause after the store or the disk failed, or while another process does the work."""
 
+CURSOR_SECONDS = 60.0
+"""The reading position is kept at least so often while there are events."""
+
 _TIMEOUT = httpx.Timeout(10.0, connect=5.0)
-_THREADS = 8
-_PER_HOST = 2
 _GONE = 410
 
 
@@ -78,16 +79,17 @@ class WebhookSender:
         self._stopping = threading.Event()
         self._lock = threading.Lock()
         self._waiting: dict[str, Message] = {}
-        self._under_way: Counter[str] = Counter()
+        self._under_way: dict[str, Message] = {}
+        self._kept = 0.0  # when the reading position was, of the monotonic clock
         self._thread = threading.Thread(target=self._run, name="webhooks", daemon=True)
-        self._posters = ThreadPoolExecutor(_THREADS, thread_name_prefix="webhook")
+        self._posters = ThreadPoolExecutor(THREADS, thread_name_prefix="webhook")
         self._client = httpx.Client(timeout=_TIMEOUT, trust_env=False, follow_redirects=False)
 
     @property
     def waiting(self) -> int:
         """Messages that are still to be delivered."""
         with self._lock:
-            return len(self._waiting) + sum(self._under_way.values())
+            return len(self._waiting) + len(self._under_way)
 
     def start(self) -> None:
         """Begin to follow and to deliver."""
@@ -125,11 +127,22 @@ class WebhookSender:
         after = self._outbox.cursor()
         if after is None:
             after = self._store.last_event()
-            self._outbox.move_cursor(after)
+            self._keep(after)
+        oldest = self._store.events("0-0", 0)[:1]
+        if oldest and after != "0-0" and place(oldest[0].id) > place(after):
+            log.warning(
+                "events are gone that webhooks may have waited for",
+                read_until=after,
+                oldest=oldest[0].id,
+            )
         return after
 
+    def _keep(self, after: str) -> None:
+        self._outbox.move_cursor(after)
+        self._kept = time.monotonic()
+
     def _follow(self, after: str) -> str:
-        """Turn new events into messages; the position is kept whenever there were any."""
+        """Turn new events into messages; the position is kept whenever there were any, or late."""
         events = self._store.events(after, BLOCK_SECONDS)
         messages = [message for message in map(self._message, events) if message]
         for message in messages:
@@ -137,8 +150,8 @@ class WebhookSender:
         if events:
             after = events[-1].id
             self._stopping.wait(GATHER_SECONDS)
-        if messages:
-            self._outbox.move_cursor(after)
+        if messages or (events and time.monotonic() - self._kept > CURSOR_SECONDS):
+            self._keep(after)
             with self._lock:
                 self._waiting.update({message.id: message for message in messages})
         return after
@@ -154,19 +167,14 @@ class WebhookSender:
             return None
 
     def _hand_out(self) -> None:
-        """Give due messages to the posters, a few to each host."""
-        now = time.time()
+        """Give the messages whose turn it is to the posters."""
         with self._lock:
-            for message in sorted(self._waiting.values(), key=lambda one: one.due):
-                host = urlsplit(message.url).netloc
-                if message.due > now or sum(self._under_way.values()) >= _THREADS:
-                    break
-                if self._under_way[host] < _PER_HOST:
-                    self._under_way[host] += 1
-                    del self._waiting[message.id]
-                    self._posters.submit(self._deliver, message, host)
+            next_ones = chosen(self._waiting.values(), self._under_way.values(), time.time())
+            for message in next_ones:
+                self._under_way[message.id] = self._waiting.pop(message.id)
+                self._posters.submit(self._deliver, message)
 
-    def _deliver(self, message: Message, host: str) -> None:
+    def _deliver(self, message: Message) -> None:
         try:
             trouble = self._post(message)
             again = self._settle(message, trouble)
@@ -174,9 +182,7 @@ class WebhookSender:
             log.exception("a webhook met a fault", id=message.id, error=str(error))
             again = replace(message, due=time.time() + TROUBLE_SECONDS)
         with self._lock:
-            self._under_way[host] -= 1
-            if not self._under_way[host]:
-                del self._under_way[host]
+            del self._under_way[message.id]
             if again is not None:
                 self._waiting[again.id] = again
 

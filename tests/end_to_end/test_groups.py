@@ -54,6 +54,14 @@ def test_all_images_come_once_though_a_rank_is_killed(
     assert len({hashlib.sha256(path.read_bytes()).digest() for path in paths}) == COUNT
 
 
+def test_a_group_that_loses_a_rank_while_idle_starts_anew(mill: Mill) -> None:
+    wait_until(mill.ready_workers, 180)
+    before = ranks(mill.data)
+    os.kill(before[1], signal.SIGKILL)
+    wait_until(lambda: not set(before.values()) & set(ranks(mill.data).values()), 60)
+    wait_until(lambda: ranks(mill.data).keys() == {0, 1}, 60)
+
+
 def test_a_group_says_who_it_is(mill: Mill) -> None:
     [worker] = wait_until(mill.ready_workers, 180)
     assert worker["placement"] == "context_parallel"

@@ -144,6 +144,20 @@ def test_recording_while_another_thread_decodes(load):
     assert acceleration.denoiser_of(pipeline.family.pipe).forward.graphs
 
 
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_on_a_second_device_pictures_are_the_same(tiny_folder, load):
+    """Though every thread begins with the first one as its current device."""
+    fields = {"defaults": SMALL, "max_sequence_length": length_of("Flux"), "cuda_graphs": True}
+    expected = alone(load("Flux"), REQUESTS[0])
+    pipeline = load_pipeline(entry(tiny_folder("Flux"), **fields), "cuda:1")
+    pictures = []
+    thread = threading.Thread(target=lambda: pictures.append(alone(pipeline, REQUESTS[0])))
+    thread.start()
+    thread.join()
+    assert acceleration.denoiser_of(pipeline.family.pipe).forward.graphs
+    assert difference(pictures[0], expected) <= 1e-5
+
+
 def test_what_cannot_be_recorded_runs_without(load):
     pipeline = load("Flux", cuda_graphs=True)
     transformer = acceleration.denoiser_of(pipeline.family.pipe)

@@ -13,7 +13,7 @@ REQUESTS = [
 ]
 FLOAT32, BFLOAT16 = 1e-4, 0.3
 """The largest difference from the CPU's float32. In bfloat16 it is the rounding of three steps;
-that the ranks agree with one device is checked at the start of each group, to 5e-2."""
+that the ranks agree with one device is checked at the start of each group."""
 
 RING = {"ring": 2, "dtype": "bfloat16", "attention_backend": "_native_cudnn"}
 CASES = {

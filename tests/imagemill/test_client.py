@@ -142,17 +142,49 @@ def test_patience_ends() -> None:
     assert script.pauses == []
 
 
-def test_a_retry_is_not_sent_twice_when_its_answer_was_lost() -> None:
-    script = Script(httpx.Response(200, json=job()), httpx.ReadError("cut"))
-    handle = script.client().job("job-1")
-    with pytest.raises(ServerUnreachable):
-        handle.retry()
+LOST = [httpx.ReadError("cut"), httpx.ReadTimeout("slow"), httpx.Response(503)]
+NEVER_DONE = [httpx.ConnectError("refused"), httpx.Response(429)]
+
+
+@pytest.mark.parametrize("failure", [*LOST, *NEVER_DONE])
+def test_a_retry_is_sent_until_it_is_answered(failure: httpx.Response | Exception) -> None:
     script = Script(
-        httpx.Response(200, json=job()),
-        httpx.ConnectError("refused"),
-        httpx.Response(202, json=job("queued")),
+        httpx.Response(200, json=job("failed")), failure, httpx.Response(202, json=job("queued"))
     )
     assert script.client().job("job-1").retry().state is State.QUEUED
+
+
+@pytest.mark.parametrize("failure", LOST)
+def test_what_was_done_though_its_answer_was_lost_is_done(
+    failure: httpx.Response | Exception,
+) -> None:
+    script = Script(
+        httpx.Response(200, json=job("failed")),
+        failure,
+        httpx.ConnectError("refused"),
+        httpx.Response(409),
+        httpx.Response(200, json=job("running")),
+        failure,
+        httpx.Response(404),
+    )
+    handle = script.client().job("job-1")
+    assert handle.retry().state is State.RUNNING
+    handle.delete()
+    assert [request.method for request in script.requests[3:]] == ["POST", "GET", *["DELETE"] * 2]
+
+
+@pytest.mark.parametrize("failure", NEVER_DONE)
+def test_what_was_never_done_is_not_taken_for_done(failure: httpx.Response | Exception) -> None:
+    script = Script(
+        httpx.Response(200, json=job()),
+        *[failure, httpx.Response(409)],
+        *[failure, httpx.Response(404)],
+    )
+    handle = script.client().job("job-1")
+    with pytest.raises(ApiError, match="409"):
+        handle.retry()
+    with pytest.raises(ApiError, match="404"):
+        handle.delete()
 
 
 def test_wait_polls_to_the_end_and_gives_up_in_time() -> None:

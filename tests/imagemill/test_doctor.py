@@ -10,50 +10,95 @@ from typer.testing import CliRunner
 
 from imagemill import doctor
 from imagemill.cli import app
-from imagemill.doctor import findings, missing_part
+from imagemill.doctor import findings
 from imagemill.errors import StartFailed
 from imagemill.up import choose_port, reachable
-from jobs.catalog import Model
+from jobs.embedded import EmbeddedServer
+from jobs.store import Store
 
 DEMO = Path(__file__).parents[2] / "demo" / "model"
 
 
 @pytest.fixture
-def model(tmp_path: Path) -> Model:
+def model(tmp_path: Path) -> Path:
+    """The bundled model's folder, to be broken; the catalog beside it names it, and a hub's."""
     shutil.copytree(DEMO, tmp_path / "model")
-    return Model("demo", str(tmp_path / "model"), local=True)
+    (tmp_path / "models.toml").write_text(
+        '[models.here]\npath = "./model"\n[models.hub]\npath = "owner/name"\n'
+    )
+    return tmp_path / "model"
 
 
-def test_the_bundled_model_is_whole(model: Model) -> None:
-    assert missing_part(model) is None
-    assert missing_part(Model("hub", "owner/name")) is None
+def of_models(folder: Path) -> dict[str, tuple[str, str]]:
+    catalog = folder.parent / "models.toml"
+    return {f.name: (f.verdict, f.detail) for f in doctor._models(catalog)}
+
+
+def test_the_bundled_model_is_whole(model: Path) -> None:
+    assert of_models(model) == {
+        "model here": ("ok", str(model)),
+        "model hub": ("ok", "owner/name from the Hugging Face hub"),
+    }
 
 
 @pytest.mark.parametrize(
     ("part", "said"),
     [
         ("model_index.json", "model_index.json is missing"),
-        ("vae", "vae is missing or empty"),
+        ("vae", "vae is missing, which model_index.json lists as AutoencoderKL"),
         ("vae/diffusion_pytorch_model.safetensors", "vae holds no weights"),
     ],
 )
-def test_a_missing_part_is_named(model: Model, part: str, said: str) -> None:
-    path = Path(model.path) / part
+def test_a_missing_part_is_named(model: Path, part: str, said: str) -> None:
+    path = model / part
     shutil.rmtree(path) if path.is_dir() else path.unlink()
-    assert said in (missing_part(model) or "")
+    verdict, detail = of_models(model)["model here"]
+    assert verdict == "bad" and said in detail
 
 
-def test_a_cut_file_and_a_missing_shard_are_named(model: Model) -> None:
-    weights = Path(model.path) / "transformer" / "diffusion_pytorch_model.safetensors"
-    whole = weights.read_bytes()
-    weights.write_bytes(whole[:-1])
-    assert f"{weights} has {len(whole) - 1} bytes" in (missing_part(model) or "")
-    weights.write_bytes(whole[:100])
-    assert "cut short" in (missing_part(model) or "")
-    weights.write_bytes(whole)
-    index = weights.with_suffix(".safetensors.index.json")
-    index.write_text(json.dumps({"weight_map": {"a": weights.name, "b": "shard-2.safetensors"}}))
-    assert "shard-2.safetensors is missing" in (missing_part(model) or "")
+def test_a_cut_file_is_named(model: Path) -> None:
+    weights = model / "transformer" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    assert f"{weights} is cut short or damaged" in of_models(model)["model here"][1]
+
+
+def test_models_that_cannot_be_looked_over_are_no_fault(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "_LOOK_OVER", "import no_torch")
+    [(verdict, detail)] = of_models(model).values()
+    assert verdict == "warning" and "No module named 'no_torch'" in detail
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [("POOL", {"settings", "queue"}), ("THREADS", {"settings"}), ("PORT", {"settings"})],
+)
+def test_settings_that_no_process_would_start_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, found: set[str]
+) -> None:
+    monkeypatch.delenv("IMAGEMILL_REDIS_URL", raising=False)
+    monkeypatch.setenv(f"IMAGEMILL_{name}", "-1 {}")
+    checks = [doctor._settings(tmp_path, tmp_path / "models.toml"), doctor._queue(tmp_path)]
+    bad = {check.name for check in checks if check.verdict == "bad"}
+    assert bad == found
+    assert all(f"IMAGEMILL_{name}" in c.detail for c in checks if c.name in bad)
+
+
+def test_a_queue_server_that_answers_is_let_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed, close = [], Store.close
+
+    def watched(store: Store) -> None:
+        closed.append(store)
+        close(store)
+
+    monkeypatch.setattr(Store, "close", watched)
+    with EmbeddedServer.ensure(tmp_path / "queue") as server:
+        monkeypatch.setenv("IMAGEMILL_REDIS_URL", server.url)
+        assert doctor._queue(tmp_path).verdict == "ok"
+    assert len(closed) == 1
 
 
 def test_a_broken_machine_fails_with_reasons(

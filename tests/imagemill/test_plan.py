@@ -68,6 +68,66 @@ def test_a_small_device_is_told_what_comes_over_the_link(flux):
     assert "loading an image in a backlog of 64" in found["split, unload"]["speed"]
 
 
+def test_what_comes_from_the_disk_comes_slower(flux):
+    memory, disk = (
+        options(flux, "--devices", "16GB", "--cpu", cpu)["split, unload"]["speed"]
+        for cpu in ("64GB", "1GB")
+    )
+    assert "of them from the disk" in disk and "disk" not in memory
+    assert float(disk.partition("x")[0]) < float(memory.partition("x")[0])
+
+
+@pytest.mark.parametrize(
+    ("devices", "ways"),
+    [
+        ("2x80GB", {"ulysses 2", "ring 2", "tensor 2"}),
+        ("3x80GB", {"ulysses 2", "ring 2", "tensor 2", "ulysses 3", "ring 3", "tensor 3"}),
+        ("4x80GB", {"ulysses 4", "ring 4", "tensor 4", "ring 2 x ulysses 2"}),
+    ],
+)
+def test_every_way_to_share_an_image_out_is_listed(flux, devices, ways):
+    found = options(flux, "--devices", devices)
+    names = {f"context_parallel, {way}" for way in ways}
+    assert names <= found.keys()
+    assert not any("cfg" in name for name in found)  # one row: guidance is embedded
+    for name in names:
+        assert found[name]["speed"].startswith("at most ")
+        for line in name.removeprefix("context_parallel, ").split(" x "):
+            assert line.replace(" ", " = ") in found[name]["catalog"].splitlines()
+
+
+def test_under_guidance_rows_are_shared_out_too():
+    found = options("demo", "--devices", "4x24GB")
+    assert "2x for one guided image" in found["context_parallel, cfg 2"]["speed"]
+    assert "cfg = 2\nulysses = 2" in found["context_parallel, cfg 2 x ulysses 2"]["catalog"]
+
+
+def test_tensor_parallelism_is_for_what_is_too_large(flux):
+    found = options(flux, "--devices", "4x24GB")
+    assert found["context_parallel, tensor 4"]["fits"]
+    assert not found["context_parallel, ulysses 4"]["fits"]
+
+
+def test_what_the_entry_check_refuses_is_not_offered():
+    """A ring needs half precision on CUDA; the reason is told once."""
+    rings = [o for name, o in options("demo", "--devices", "4x24GB").items() if "ring" in name]
+    assert [ring["fits"] for ring in rings] == [False]
+    assert "log-sum-exp" in rings[0]["arithmetic"]
+
+
+def test_a_guided_ring_of_a_model_with_masks_is_offered(tmp_path):
+    config = {"_class_name": "QwenImageTransformer2DModel", "num_layers": 2}
+    index = {
+        "_class_name": "QwenImagePipeline",
+        "transformer": ["diffusers", config["_class_name"]],
+    }
+    (tmp_path / "transformer").mkdir()
+    (tmp_path / "transformer" / "config.json").write_text(json.dumps(config))
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    found = options(tmp_path, "--devices", "2x80GB")
+    assert found["context_parallel, ring 2"]["fits"] and found["context_parallel, cfg 2"]["fits"]
+
+
 @pytest.mark.parametrize("devices", ["2x24GB", "4x80GB"])
 def test_the_lines_to_paste_are_a_catalog(flux, devices, tmp_path):
     catalog = tmp_path / "models.toml"

@@ -81,6 +81,11 @@ class Bench:
         for lease in leases:
             self.raw.zadd(self.key("leases"), {lease.key: 1})
 
+    def pause(self, seconds: float) -> None:
+        """Let so much time pass for the sweeps, as if the queue had been away."""
+        swept = self.key("swept")
+        self.raw.hset(swept, "at", int(self.raw.hget(swept, "at")) - round(seconds * 1000))
+
     def states(self, job_id: str) -> list[str]:
         """The states of a job's images, by index."""
         return [str(image.state) for image in self.store.images(job_id)]

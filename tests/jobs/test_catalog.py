@@ -95,7 +95,7 @@ def test_a_folder_beside_the_catalog_is_local(tmp_path: Path) -> None:
         ('dtype = "int8"', r"models\.m\.dtype must be one of float32, bfloat16, float16"),
         ('compile = "yes"', r"models\.m\.compile must be true or false"),
         ('quantization = "int4"', r"models\.m\.quantization must be one of fp8, int8"),
-        ('cache = "first"', r"models\.m\.cache must be one of faster, first_block, mag, pyramid"),
+        ('cache = "first_block"', r"models\.m\.cache must be one of taylorseer$"),
         ('placement = "cloud"', r"models\.m\.placement must be one of replica"),
         ("workers = 0", r"models\.m\.workers must be a whole number of at least 1"),
         ("workers = true", r"models\.m\.workers must be a whole number"),

@@ -2,13 +2,18 @@
 
 import os
 import signal
+import subprocess
+import time
 from pathlib import Path
 
+import pytest
 import redis
 
-from jobs.embedded import EmbeddedServer
+from jobs.embedded import EmbeddedServer, find_binary
+from jobs.errors import ConfigurationError
 from jobs.store import Commit, Store
-from tests.jobs.bench import Bench
+from tests.jobs.bench import Bench, request
+from tests.waiting import wait_until
 
 
 def test_a_killed_server_loses_no_acknowledged_job(tmp_path: Path) -> None:
@@ -32,3 +37,46 @@ def test_a_killed_server_loses_no_acknowledged_job(tmp_path: Path) -> None:
     store.close()
     bench.raw.close()
     server.stop()
+
+
+@pytest.mark.parametrize("attempt", range(3))
+def test_a_server_killed_right_after_its_answer_has_kept_it(tmp_path: Path, attempt: int) -> None:
+    """At the worst moment: the large job's sync is still under way as the small ones are answered.
+
+    A server that syncs once a second has then not even written the small ones.
+    """
+    server = EmbeddedServer.ensure(tmp_path)
+    store = Store.connect(server.url)
+    bench = Bench(store, redis.Redis.from_url(server.url, decode_responses=True), "default")
+    started = time.monotonic()
+    wait_until(lambda: time.monotonic() > started + 1.1)  # its last sync is a second ago
+    jobs = [bench.submit([request(prompt="x" * 2000)] * 5000), bench.submit(1), bench.submit(1)]
+    os.kill(server.pid, signal.SIGKILL)
+    server.stop()
+    with EmbeddedServer.ensure(tmp_path):
+        assert {job.id for job in store.jobs("ann")[0]} == set(jobs)
+    store.close()
+    bench.raw.close()
+
+
+def test_a_damaged_end_of_the_log_is_refused_and_can_be_mended(tmp_path: Path) -> None:
+    """The remedy of docs/operating.md: the server's own program, under another name, cuts it."""
+    with EmbeddedServer.ensure(tmp_path) as server:
+        store = Store.connect(server.url)
+        bench = Bench(store, redis.Redis.from_url(server.url, decode_responses=True), "default")
+        job_id = bench.submit(3)
+        store.close()
+        bench.raw.close()
+    [log] = (tmp_path / "appendonlydir").glob("*.incr.aof")
+    with log.open("ab") as file:
+        file.write(bytes(4096))
+    with pytest.raises(ConfigurationError, match="Bad file format"):
+        EmbeddedServer.ensure(tmp_path)
+
+    check = tmp_path / "valkey-check-aof"
+    check.symlink_to(find_binary())
+    subprocess.run([check, "--fix", log], input="y\n", text=True, check=True, capture_output=True)
+    with EmbeddedServer.ensure(tmp_path) as server:
+        store = Store.connect(server.url)
+        assert store.job(job_id, None).counts.queued == 3
+        store.close()

@@ -1,5 +1,6 @@
 """The embedded server: one per folder, whatever happens to it or to whoever started it."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -64,7 +65,8 @@ def test_a_server_is_started_durable_and_private(server: EmbeddedServer, data: P
     assert server.started
     assert server.running()
     assert ask(server, "SET", "a", "1") is True
-    wanted = {"appendonly": "yes", "maxmemory-policy": "noeviction", "port": "0", "dir": str(data)}
+    wanted = {"appendonly": "yes", "appendfsync": "always", "maxmemory-policy": "noeviction"}
+    wanted |= {"port": "0", "dir": str(data)}
     for name, value in wanted.items():
         assert ask(server, "CONFIG", "GET", name) == {name: value}
     socket_path = Path(unquote(server.url.removeprefix("unix://")))
@@ -144,19 +146,54 @@ def test_a_folder_too_deep_for_a_socket(tmp_path: Path) -> None:
         assert EmbeddedServer.ensure(deep).pid == server.pid
 
 
-def test_a_socket_folder_of_somebody_else_is_refused(
+@pytest.fixture
+def short() -> Iterator[Path]:
+    """A folder near enough to the root for sockets below it."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        yield Path(folder)
+
+
+def test_a_server_far_down_is_adopted_from_wherever_it_is_asked_for(
+    tmp_path: Path, short: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a link to its folder, and by a process whose temporary folder is another."""
+    deep, link = tmp_path / ("deep" * 20) / ("deeper" * 10), short / "link"
+    deep.mkdir(parents=True)
+    link.symlink_to(deep)
+    with EmbeddedServer.ensure(link) as server:
+        monkeypatch.setattr(tempfile, "tempdir", str(short))
+        monkeypatch.setattr(embedded, "_START_SECONDS", 0.5)
+        for folder in (link, deep):
+            found = EmbeddedServer.ensure(folder)
+            assert (found.started, found.pid, found.url) == (False, server.pid, server.url)
+        link.unlink()
+        assert EmbeddedServer.ensure(deep).pid == server.pid
+    with EmbeddedServer.ensure(deep) as again:
+        assert (again.started, str(short) in again.url) == (True, True)
+
+
+def test_a_folder_that_cannot_be_used_is_a_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    short = Path(tempfile.mkdtemp(dir="/tmp"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigurationError, match=r"data: the queue server cannot use .*/file/data"):
+        EmbeddedServer.ensure(tmp_path / "file" / "data")
+
+    def refuse(*_: object) -> int:
+        raise PermissionError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(ConfigurationError, match=r"cannot use .*: Read-only file system"):
+        EmbeddedServer.ensure(tmp_path)
+
+
+def test_a_socket_folder_of_somebody_else_is_refused(
+    tmp_path: Path, short: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(short))
-    folder = short / f"imagemill-{os.getuid()}"
-    folder.mkdir(mode=0o755)
-    try:
-        with pytest.raises(ConfigurationError, match="not a private folder"):
-            EmbeddedServer.ensure(tmp_path / ("deep" * 20) / ("deeper" * 10))
-    finally:
-        folder.rmdir()
-        short.rmdir()
+    (short / f"imagemill-{os.getuid()}").mkdir(mode=0o755)
+    with pytest.raises(ConfigurationError, match="not a private folder"):
+        EmbeddedServer.ensure(tmp_path / ("deep" * 20) / ("deeper" * 10))
 
 
 def test_a_server_that_cannot_start_says_why(data: Path) -> None:

@@ -286,6 +286,55 @@ def test_a_lease_runs_out_by_the_servers_clock(bench: Bench) -> None:
     assert wait_until(bench.store.sweep) == 1
 
 
+def test_after_a_pause_the_first_one_back_takes_nobodys_work(bench: Bench) -> None:
+    """The queue was away for longer than a lease, and every lease ran out with it."""
+    job_id = bench.submit(3)
+    mine, others, dead = (bench.claim_one(worker=f"w{n}", lease_seconds=3) for n in range(3))
+    bench.store.sweep()
+    bench.pause(6.1)
+    bench.lose(mine, others, dead)
+    beat(bench, 3, mine)
+    assert bench.store.sweep() == 0
+    assert beat(bench, 3, others) == OK
+    assert wait_until(bench.store.sweep) == 1  # the dead one's, when its grace is over
+    assert bench.states(job_id) == ["running", "running", "queued"]
+    assert bench.claim_one(worker="w3").key == dead.key
+
+
+def test_a_grace_is_short_and_given_once(bench: Bench) -> None:
+    bench.submit(2)
+    lost, late = bench.claim(2, lease_seconds=60)
+    bench.store.sweep()
+    bench.pause(61)
+    bench.lose(lost, late)
+    before = bench.raw.time()[0] * 1000
+    assert bench.store.sweep() == 0
+    assert bench.raw.zscore(bench.key("leases"), lost.key) <= before + 3000 + 2000
+    bench.lose(lost, late)
+    assert bench.store.sweep() == 2
+
+
+def test_leases_shorter_than_the_sweeps_are_apart_run_out_all_the_same(bench: Bench) -> None:
+    bench.submit(1)
+    lease = bench.claim_one(lease_seconds=1)
+    bench.store.sweep()
+    bench.pause(2.5)
+    bench.lose(lease)
+    assert bench.store.sweep() == 1
+
+
+@pytest.mark.parametrize("swept", [True, False])
+def test_without_a_pause_there_is_no_grace(bench: Bench, swept: bool) -> None:
+    """A worker that died is no pause, nor is a queue that nobody has ever swept."""
+    bench.submit(1)
+    lease = bench.claim_one(lease_seconds=60)
+    if swept:
+        bench.store.sweep()
+        bench.pause(59)
+    bench.lose(lease)
+    assert bench.store.sweep() == 1
+
+
 def test_leases_of_jobs_that_vanished_are_swept(bench: Bench) -> None:
     job_id = bench.submit(1)
     lease = bench.claim_one()

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from jobs.errors import ConfigurationError, StorageUnavailable
 from jobs.link import Link
 from jobs.store import Store
 from tests.jobs.bench import Bench
+from tests.waiting import wait_until
 
 
 def test_a_server_that_is_not_there(tmp_path: Path) -> None:
@@ -63,6 +65,30 @@ def test_a_refusal_is_a_sentence(
     monkeypatch.setattr(store._link._client, "evalsha", refuse)
     with pytest.raises(StorageUnavailable, match=sentence):
         store.sweep()
+
+
+def test_a_refusal_within_a_pipeline_is_a_sentence_too(bench: Bench) -> None:
+    """For real: a script of somebody else's keeps the server busy."""
+    store, raw = bench.store, bench.raw
+
+    def is_busy() -> bool:
+        try:
+            return raw.ping() is None
+        except redis.ResponseError:
+            return True
+
+    raw.config_set("busy-reply-threshold", 1)
+    with ThreadPoolExecutor(1) as thread:
+        spinning = thread.submit(raw.eval, "while true do end", 0)
+        wait_until(is_busy)
+        try:
+            for read in (lambda: store.job("x", None), lambda: store.jobs("ann"), store.sweep):
+                with pytest.raises(StorageUnavailable, match="busy with a script"):
+                    read()
+        finally:
+            raw.script_kill()
+            assert "killed" in str(spinning.exception())
+            raw.config_set("busy-reply-threshold", 5000)
 
 
 def test_out_of_memory_leaves_nothing_half_done(server: EmbeddedServer, bench: Bench) -> None:

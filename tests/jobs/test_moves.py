@@ -54,6 +54,23 @@ def test_cancelling_twice_changes_nothing(bench: Bench) -> None:
     assert bench.store.cancel(done, "ann").state == "succeeded"
 
 
+def test_cancelling_repeated_by_the_transport_spares_what_was_retried(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = bench.submit(2)
+    run = bench.store._link.run
+
+    def retried_in_between(*args: str | int) -> object:
+        run(*args)
+        run("retry", job_id, "ann", "somebody's")
+        return run(*args)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(bench.store._link, "run", retried_in_between)
+        assert bench.store.cancel(job_id, "ann").counts.queued == 2
+    assert bench.store.cancel(job_id, "ann").counts.cancelled == 2
+
+
 def test_a_cancelled_image_keeps_its_last_step(bench: Bench) -> None:
     job_id = bench.submit(1)
     lease = bench.claim_one()
@@ -168,9 +185,8 @@ def test_deleting_is_safe_to_repeat(bench: Bench, monkeypatch) -> None:
         bench.store.delete(job_id, "ann")
 
 
-def test_files_of_a_deleted_job_are_due_at_once(bench: Bench) -> None:
+def test_files_of_a_deleted_job_that_never_ran_are_due_at_once(bench: Bench) -> None:
     job_id = bench.submit(1)
-    bench.make_all()
     bench.store.delete(job_id, "ann")
     assert bench.store.due(10) == [job_id]
     bench.store.forget(job_id)
@@ -186,9 +202,15 @@ def test_files_that_were_not_removed_are_due_again_but_hold_nobody_up(bench: Ben
     assert bench.store.due(2) == [jobs[1]]
 
 
-def test_files_of_a_job_deleted_under_its_worker_are_due_later(bench: Bench) -> None:
-    job_id = bench.submit(1)
-    bench.claim_one()
+@pytest.mark.parametrize("before", ["nothing", "cancel", "commit"])
+def test_files_of_a_deleted_job_that_ran_are_due_later(bench: Bench, before: str) -> None:
+    """Its worker may be writing one; after a cancel the job itself counts no running image."""
+    job_id = bench.submit(2)
+    lease, _ = bench.claim(2)
+    if before == "cancel":
+        bench.store.cancel(job_id, "ann")
+    elif before == "commit":
+        bench.commit(lease)
     bench.store.delete(job_id, "ann")
     assert bench.store.due(10) == []
     assert bench.raw.zscore(bench.key("gc"), job_id) is not None

@@ -189,6 +189,36 @@ def test_many_jobs_in_front_are_counted_without_looking_at_each(bench: Bench) ->
     assert after is not None and after.next == 200 - 130
 
 
+def calls(bench: Bench, tenants: int) -> int:
+    """How many commands the server runs to tell the place of a job among so many tenants."""
+    bench.clear()
+    ids = [bench.submit(2, tenant=f"t{n:04}", priority=5 + n % 2) for n in range(tenants)]
+    bench.raw.config_resetstat()
+    assert bench.store.ahead(ids[-2]) is not None
+    return sum(found["calls"] for found in bench.raw.info("commandstats").values())
+
+
+def test_a_place_among_many_tenants_costs_what_it_costs_among_some(bench: Bench) -> None:
+    assert calls(bench, 1000) <= calls(bench, 100) + 5
+
+
+def test_many_tenants_in_front_are_counted_without_looking_at_each(bench: Bench) -> None:
+    ids = [bench.submit(2, tenant=f"t{n:04}") for n in range(250)]
+    for place in (0, 31, 32, 33, 100, 180, 249):
+        found = bench.store.ahead(ids[place])
+        assert found is not None
+        assert (found.next, found.last) == (place, 250 + place)
+        assert found.work == (249 + place) * 128 * 128 * 8
+    bench.order(130)
+    after = bench.store.ahead(ids[200])
+    assert after is not None and after.next == 200 - 130
+    for number in range(100):
+        bench.submit([request(steps=20)], tenant=f"vip{number}", priority=9)
+    raised = bench.store.ahead(ids[200])
+    assert raised is not None
+    assert (raised.next, raised.work) == (after.next + 100, after.work + 100 * 128 * 128 * 20)
+
+
 def test_the_work_of_others_is_told_in_pixel_steps(bench: Bench) -> None:
     bench.submit([request(steps=20)] * 4, weight=2)
     second = bench.submit(2)

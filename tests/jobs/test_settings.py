@@ -10,6 +10,8 @@ from pydantic import ValidationError
 
 from jobs.errors import ConfigurationError
 from jobs.settings import QueueSettings
+from service.settings import ServiceSettings
+from workers.settings import WorkerSettings
 
 
 def test_the_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -32,7 +34,24 @@ def test_a_flag_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> No
         ("LEASE_SECONDS", "soon"),
         ("POOL", "a{b}"),
         ("MAX_UNFINISHED", "0"),
+        ("LEASE_SECONDS", "inf"),
+        ("LEASE_SECONDS", "nan"),
+        ("LEASE_SECONDS", "1e12"),
+        ("KEEP_SECONDS", "0"),
+        ("KEEP_SECONDS", "1000000000000"),
         ("MAX_STALLS", "-1"),
+        ("MAX_ATTEMPTS", "0"),
+        ("LOG", "xml"),
+        ("THREADS", "-3"),
+        ("THREADS", "0"),
+        ("DRAIN_SECONDS", "-1"),
+        ("DRAIN_SECONDS", "nan"),
+        ("DRAIN_SECONDS", "1e12"),
+        ("STUCK_SECONDS", "-1"),
+        ("STUCK_SECONDS", "0"),
+        ("STUCK_SECONDS", "inf"),
+        ("LINGER_SECONDS", "-1"),
+        ("LINGER_SECONDS", "inf"),
     ],
 )
 def test_a_value_that_cannot_work_is_named(
@@ -40,7 +59,26 @@ def test_a_value_that_cannot_work_is_named(
 ) -> None:
     monkeypatch.setenv(f"IMAGEMILL_{name}", value)
     with pytest.raises(ConfigurationError, match=f"IMAGEMILL_{name}"):
-        QueueSettings.read()
+        WorkerSettings.read()
+
+
+def test_the_services_settings_are_finite_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IMAGEMILL_SYNC_SECONDS", "inf")
+    with pytest.raises(ConfigurationError, match="IMAGEMILL_SYNC_SECONDS"):
+        ServiceSettings.read()
+
+
+def test_every_number_has_its_bounds() -> None:
+    """A new setting whose bounds were forgotten is noticed here."""
+    schema = WorkerSettings.model_json_schema()["properties"]
+    for name, field in schema.items():
+        if field.get("type") in ("number", "integer"):
+            assert {"minimum", "exclusiveMinimum"} & field.keys(), name
+            assert "maximum" in field or not name.endswith("_seconds"), name
+
+
+def test_nothing_is_allowed_to_wait_no_time() -> None:
+    assert WorkerSettings.read(linger_seconds=0, drain_seconds=0, max_stalls=0).drain_seconds == 0
 
 
 def test_settings_are_never_changed() -> None:

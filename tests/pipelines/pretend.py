@@ -97,7 +97,11 @@ class Pretend(torch.Tensor):
     allocation: Allocation
 
     @staticmethod
-    def __new__(cls, real: torch.Tensor, device: torch.device) -> "Pretend":
+    def __new__(
+        cls, real: torch.Tensor, device: torch.device | None = None, requires_grad: bool = False
+    ) -> Any:
+        if device is None:  # accelerate makes a parameter anew by the class that it has
+            return torch.nn.Parameter(real, requires_grad)
         with torch.inference_mode(real.is_inference()):  # a view must be as its base is
             made: Pretend = torch.Tensor._make_wrapper_subclass(
                 cls,

@@ -4,6 +4,7 @@ The pretended graph keeps the buffers it was recorded with, as a real one does, 
 output at every replay. The real thing is tested in tests/gpu.
 """
 
+from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -15,7 +16,7 @@ from jobs.errors import ConfigurationError
 from pipelines import graphs
 from pipelines.families import make_family
 from pipelines.families.whole_call import WholeCall
-from pipelines.graphs import Graphs, check_graphs, enable_graphs
+from pipelines.graphs import Graphs, check_graphs, cuda_capture, enable_graphs
 from pipelines.load import load_pipeline
 from pipelines.placements.placed import Placed
 from tests.pipelines.serving import alone, ask, entry, serve
@@ -179,6 +180,69 @@ def test_replayed_pictures_are_the_same(tiny_pipe, recorder, name):
     for seed in (1, 2):
         assert torch.equal(plain[seed], replayed[seed])
     assert torch.equal(alone(pipeline, requests[0], bucket=2), plain[1])
+
+
+# On which device it is recorded; what torch does there is pretended.
+
+
+class Current:
+    """Pretends to be torch.cuda with two devices; notes which one is current at each call."""
+
+    def __init__(self, monkeypatch):
+        self.now, self.seen = 0, []
+        for name, stand_in in {
+            "device": self.device,
+            "stream": lambda stream: nullcontext(),
+            "current_stream": lambda: Stream(self.now),
+            "Stream": lambda device: Stream(device.index),
+            "CUDAGraph": lambda: SimpleNamespace(replay=lambda: self.note("replay")),
+            "graph_pool_handle": lambda: "pool",
+            "graph": self.graph,
+        }.items():
+            monkeypatch.setattr(torch.cuda, name, stand_in)
+
+    def note(self, what):
+        self.seen.append((what, self.now))
+
+    @contextmanager
+    def device(self, device):
+        before, self.now = self.now, torch.device(device).index
+        yield
+        self.now = before
+
+    def graph(self, graph, pool, stream, capture_error_mode):
+        self.seen.append(("record", stream.device.index))
+        return nullcontext()
+
+
+class Stream:
+    def __init__(self, index):
+        self.device = torch.device("cuda", index)
+
+    def wait_stream(self, other):
+        assert other.device == self.device
+
+
+def test_it_records_and_replays_on_its_own_device_whatever_the_threads(monkeypatch):
+    current = Current(monkeypatch)
+    replay, _ = cuda_capture(torch.device("cuda:1"))(lambda: current.note("run"))
+    replay()
+    assert current.seen == [("run", 1), ("run", 1), ("record", 1), ("run", 1), ("replay", 1)]
+    assert current.now == 0
+
+
+def test_every_verb_makes_its_device_the_threads_own(tiny_pipe, monkeypatch):
+    taken = []
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: taken.append(str(device)))
+    pipeline = Placed(make_family(tiny_pipe("Flux"), 48), device=torch.device("cuda:1"))
+    [conditioning] = pipeline.encode([ask()])
+    assert taken.pop() == "cuda:1"
+    sample = pipeline.start(ask(), conditioning)
+    assert taken.pop() == "cuda:1"
+    pipeline.step([sample])
+    assert taken.pop() == "cuda:1"
+    pipeline.decode([sample])
+    assert taken.pop() == "cuda:1"
 
 
 # Refused by name.

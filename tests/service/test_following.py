@@ -6,9 +6,11 @@ from itertools import islice
 
 import httpx
 import pytest
+import redis
 
 from jobs.embedded import EmbeddedServer
 from jobs.errors import NotFound
+from jobs.keys import Keys
 from service import following
 from tests.service.conftest import Deployment, deployed
 from tests.service.live import listening
@@ -128,6 +130,47 @@ def test_after_the_last_frame_there_is_nothing_to_come(live: tuple) -> None:
     last = follow(client, job)[-1][0]
     answer = client.get(job["urls"]["events"], headers={"Last-Event-ID": last})
     assert (answer.status_code, answer.content) == (204, b"")
+
+
+def trim(server: EmbeddedServer, mill: Deployment, keep: int) -> None:
+    """Have the queue forget all but the last events, as others' would make it."""
+    with redis.Redis.from_url(server.url, protocol=2) as raw:
+        raw.xtrim(Keys(mill.pool)("events"), maxlen=keep, approximate=False)
+
+
+@pytest.mark.parametrize("keep", [0, 1])
+@pytest.mark.parametrize("has_seen", [0, -1, None])
+def test_who_comes_back_for_what_is_gone_is_told_how_the_job_is(
+    live: tuple, server: EmbeddedServer, has_seen: int | None, keep: int
+) -> None:
+    mill, client = live
+    job = mill.submit("a", "b")
+    mill.worker.finish_all()
+    last = None if has_seen is None else follow(client, job)[has_seen][0]
+    client.post(mill.submit("of somebody else")["urls"]["cancel"])
+    trim(server, mill, keep)
+    ((place, kind, data),) = follow(client, job, after=last)
+    assert (kind, data["state"], data["counts"]["succeeded"]) == ("job", "succeeded", 2)
+    answer = client.get(job["urls"]["events"], headers={"Last-Event-ID": place})
+    assert answer.status_code == 204  # else a browser would come again for ever
+
+
+def test_who_missed_images_of_a_running_job_begins_anew(
+    live: tuple, server: EmbeddedServer
+) -> None:
+    mill, client = live
+    job = mill.submit("a", n=3)
+    first, second, third = mill.worker.claim(3)
+    mill.worker.finish(first)
+    with client.stream("GET", job["urls"]["events"]) as answer:
+        seen = [next(frames(answer))]
+    mill.worker.finish(second)
+    trim(server, mill, keep=1)
+    mill.worker.finish(third)
+    seen = follow(client, job, after=seen[-1][0])
+    assert [kind for _, kind, _ in seen] == ["job", "image", "image", "job"]
+    assert seen[0][2]["counts"]["succeeded"] == 3
+    assert made(seen) == [1, 2]
 
 
 def test_a_deleted_job_ends_its_stream(live: tuple) -> None:

@@ -379,3 +379,12 @@ def test_lines_fill_jobs_up_to_their_model_s_limit(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(batch_input, "MAX_LINES", 5)
     refused = batch_input.plan(texts, rules)
     assert [error.code for error in refused.errors] == ["too_many_lines"]
+
+
+def test_lines_fill_jobs_up_to_the_limit_of_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch_input, "MAX_TEXT_BYTES", 8)
+    rules = batch_input.Rules(CATALOG, lambda _: None, lambda asked: asked or 5)
+    texts = [line(str(place), prompt="ä", n=2).encode() for place in range(5)]
+    made = batch_input.plan(texts, rules)
+    assert [len(job.requests) for job in made.jobs] == [4, 4, 2]
+    assert [(one.job, one.first) for one in made.lines] == [(0, 0), (0, 2), (1, 0), (1, 2), (2, 0)]

@@ -1,6 +1,7 @@
 """Expansion of a POST into image requests, as a pure function; bodies made by Hypothesis."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -8,11 +9,13 @@ from hypothesis import strategies as st
 
 from jobs.errors import InvalidRequest
 from jobs.request import MAX_SEED
-from service.schemas import SubmitJob
+from service import submission
+from service.schemas import MAX_TEXT_BYTES, SubmitJob
 from service.submission import image_requests
-from tests.service.conftest import CATALOG, Deployment
+from tests.service.conftest import CATALOG, Deployment, pointers
 
 DEMO = CATALOG.get("demo")
+LARGE = replace(DEMO, limits=replace(DEMO.limits, max_prompts=10_000))
 own = st.fixed_dictionaries(
     {"prompt": st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1)},
     optional={
@@ -86,3 +89,46 @@ def test_a_bad_default_is_named_once() -> None:
     with pytest.raises(InvalidRequest) as refusal:
         image_requests(job, DEMO, None)
     assert [problem.pointer for problem in refusal.value.problems] == ["/steps"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "size"),
+    [
+        ({"prompts": ["\N{ARTIST PALETTE}" * 10_000], "n": 10_000}, 400_000_000),
+        ({"prompts": [{"prompt": "ä", "n": 2000}], "negative_prompt": "b" * 9999}, 20_002_000),
+        ({"prompts": ["\x01" * 1000], "n": 3000}, 18_000_000),
+        ({"prompts": ["a", {"prompt": "a", "n": 9000, "negative_prompt": "b" * 2000}]}, 18_009_001),
+    ],
+)
+def test_the_texts_of_all_copies_have_a_limit(fields: dict, size: int) -> None:
+    job = SubmitJob.model_validate({"model": "demo", **fields})
+    with pytest.raises(InvalidRequest) as refusal:
+        image_requests(job, LARGE, None, draw=lambda: pytest.fail("requests were made"))
+    (problem,) = refusal.value.problems
+    assert problem.pointer == "/prompts"
+    assert str(size) in problem.detail and str(MAX_TEXT_BYTES) in problem.detail
+
+
+def test_ten_thousand_long_prompts_are_one_job() -> None:
+    prompts = [f"{number:05}" + "a" * 995 for number in range(10_000)]
+    job = SubmitJob.model_validate({"model": "demo", "prompts": prompts, "negative_prompt": "b"})
+    assert len(image_requests(job, LARGE, None)) == 10_000
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status"),
+    [
+        ("/v1/jobs", {"model": "demo", "prompts": ["ab"], "n": 5}, 422),
+        ("/sdapi/v1/txt2img", {"prompt": "ab", "batch_size": 5}, 422),
+        ("/v1/images/generations", {"prompt": "ab", "n": 5}, 400),
+    ],
+)
+def test_every_way_in_keeps_the_limit_of_text(
+    mill: Deployment, monkeypatch: pytest.MonkeyPatch, path: str, body: dict, status: int
+) -> None:
+    monkeypatch.setattr(submission, "MAX_TEXT_BYTES", 9)
+    answer = mill.client.post(path, json=body)
+    assert answer.status_code == status and "have 10 bytes" in answer.text
+    if path == "/v1/jobs":
+        assert answer.headers["content-type"] == "application/problem+json"
+        assert pointers(answer) == ["/prompts"]

@@ -9,11 +9,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import redis
 from pydantic import ValidationError
 from standardwebhooks import Webhook
 from structlog.testing import capture_logs
 
 from jobs.embedded import EmbeddedServer
+from jobs.keys import Keys
 from service import keys as service_keys
 from service.keys import KeyRing
 from service.settings import ServiceSettings
@@ -165,6 +167,47 @@ def test_a_slow_receiver_holds_up_no_other(hooked: Deployment, receiver: Receive
         assert not receiver.got
     receiver.block.set()
     wait_until(lambda: len(receiver.got) == 12)
+
+
+def test_a_message_knows_its_tenant(hooked: Deployment, receiver: Receiver) -> None:
+    receiver.statuses = [500] * 9
+    receiver.block = threading.Event()
+    hooked.submit("a", webhook={"url": receiver.url})
+    hooked.worker.finish_all()
+    wait_until(lambda: pending(hooked))
+    assert [one.tenant for one in pending(hooked)] == ["local"]
+    receiver.block.set()
+    wait_until(lambda: not pending(hooked))
+
+
+def test_what_was_read_is_kept_now_and_then(
+    hooked: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box = Outbox(hooked.settings.data / "webhooks")
+    before = box.cursor()
+    monkeypatch.setattr(sender, "CURSOR_SECONDS", -1.0)
+    hooked.submit("a")  # which asks for no webhook
+    wait_until(lambda: box.cursor() != before)
+
+
+@pytest.mark.parametrize("keep", [1, 100])
+def test_events_that_are_gone_are_missed_aloud(
+    server: EmbeddedServer, tmp_path: Path, keep: int
+) -> None:
+    box = Outbox(tmp_path / "webhooks")
+    with deployed(server.url, tmp_path, webhook_secret=SECRET) as first:
+        wait_until(box.cursor)
+        first.submit("a")
+    box.move_cursor(first.store.events("0-0", 0)[0].id)
+    first.worker.finish_all()
+    with redis.Redis.from_url(server.url, protocol=2) as raw:
+        raw.xtrim(Keys(first.pool)("events"), maxlen=keep, approximate=False)
+    with capture_logs() as lines:
+        last = first.store.last_event()
+        with deployed(server.url, tmp_path, webhook_secret=SECRET, pool=first.pool):
+            wait_until(lambda: box.cursor() == last)
+    told = [line for line in lines if line["event"].startswith("events are gone")]
+    assert [line["read_until"] < line["oldest"] for line in told] == ([True] if keep == 1 else [])
 
 
 def test_what_was_not_delivered_outlives_the_process(

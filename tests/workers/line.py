@@ -49,6 +49,7 @@ class Line(Generic[P]):
             flights=self.flights,
             capacity=lambda: self.engine.capacity(),
             give_up=self.delivery.give_up,
+            give_back=self.delivery.give_back,
             phases=phases,
         )
         self.engine = Engine(
@@ -62,6 +63,7 @@ class Line(Generic[P]):
             give_up=self.delivery.give_up,
             phases=phases,
             round_over=self.delivery.decode_all,
+            give_back=self.delivery.give_back,
         )
         runs = (self.intake.run, self.engine.run, self.delivery.run)
         self._threads = [threading.Thread(target=run) for run in runs]

@@ -291,6 +291,18 @@ def test_a_sample_cancelled_during_its_pass_leaves_after_it() -> None:
     assert engine.flights.all() == [kept]
 
 
+def test_a_group_that_is_lost_while_nothing_runs_ends_the_engine() -> None:
+    engine = Bench(FakePipeline())
+
+    def check() -> None:
+        raise GroupLost("rank 1 is gone")
+
+    engine.pipeline.check = check  # type: ignore[method-assign]
+    with pytest.raises(GroupLost):
+        engine.run()
+    assert not engine.engine.suspects
+
+
 @pytest.mark.parametrize("in_flight", [1, 2])
 def test_a_lost_group_ends_the_engine_and_blames_nobody(in_flight: int) -> None:
     engine = Bench(FakePipeline(in_flight=in_flight))
@@ -304,3 +316,4 @@ def test_a_lost_group_ends_the_engine_and_blames_nobody(in_flight: int) -> None:
         engine.run()
     assert not engine.failed
     assert len(engine.flights) == 2
+    assert {f.lease.request.seed for f in engine.engine.suspects} == {1, 2}

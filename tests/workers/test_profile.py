@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from jobs.catalog import Defaults, Limits, Model
+from jobs.errors import GroupLost
 from jobs.request import ImageRequest
 from pipelines.fake import FakePipeline
 from pipelines.seam import Sample
@@ -101,6 +102,98 @@ def test_a_pipeline_that_takes_no_batch_serves_one_by_one(tmp_path: Path) -> Non
 
     costs = profile.warm_up(Lone(), MODEL, "cpu", tmp_path)
     assert (costs.pinned(TOKENS), costs.largest(TOKENS)) == (1, 1)
+
+
+class Mortal(FakePipeline):
+    """A group: what it cannot hold is its end. `fatal` are the samples of its last forward pass."""
+
+    def __init__(self, fatal: int | None, pixels: int = 64 * 64) -> None:
+        super().__init__()
+        self.fatal, self.pixels = fatal, pixels
+
+    def step(self, samples: Sequence[Sample], bucket: int = 0) -> None:
+        if self.fatal == bucket and samples[0].request.pixels == self.pixels:
+            raise GroupLost("rank 1 failed: OutOfMemoryError")
+        super().step(samples, bucket)
+
+
+def die(pipeline: Mortal, model: Model, data: Path) -> None:
+    with pytest.raises(GroupLost):
+        profile.warm_up(pipeline, model, "cpu", data)
+
+
+def test_a_group_stops_below_the_bucket_that_it_does_not_survive(tmp_path: Path) -> None:
+    die(Mortal(fatal=4), MODEL, tmp_path)
+    die(Mortal(fatal=4), MODEL, tmp_path)
+    for _ in range(2):
+        costs = profile.warm_up(Mortal(fatal=4), MODEL, "cpu", tmp_path)
+        assert costs.points[-1][0] == 2 * TOKENS
+
+
+def test_one_death_may_have_had_another_reason(tmp_path: Path) -> None:
+    die(Mortal(fatal=4), MODEL, tmp_path)
+    costs = profile.warm_up(Mortal(fatal=None), MODEL, "cpu", tmp_path)
+    assert costs.points[-1][0] > 4 * TOKENS
+    assert [path.suffix for path in (tmp_path / "profiles").iterdir()] == [".json"]
+
+
+def test_many_that_die_at_once_are_one_death(tmp_path: Path) -> None:
+    path = tmp_path / "profiles" / "fake.json"
+    for trials in [profile.Trials(path) for _ in range(8)]:
+        with pytest.raises(GroupLost), trials.trying(_request(), 4):
+            raise GroupLost("the machine went down")
+    assert not profile.Trials(path).is_deadly(_request(), 4)
+
+
+def test_a_listed_size_that_a_group_does_not_survive_is_left_out(tmp_path: Path) -> None:
+    model = replace(MODEL, limits=Limits(sizes=((64, 64), (512, 512))))
+    for _ in range(2):
+        die(Mortal(fatal=1, pixels=512 * 512), model, tmp_path)
+    assert profile.warm_up(Mortal(fatal=1, pixels=512 * 512), model, "cpu", tmp_path).points
+
+
+def test_timing_waits_for_the_pipelines_own_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited = []
+    monkeypatch.setattr(profile.torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(profile.torch.accelerator, "synchronize", waited.append)
+    monkeypatch.setattr(profile, "_device_name", lambda device: device)
+    profile.warm_up(FakePipeline(largest_batch=1), MODEL, "cuda:3", tmp_path)
+    assert set(waited) == {"cuda:3"}
+
+
+def test_every_listed_size_is_run(tmp_path: Path) -> None:
+    """Both are larger than the default, so that nothing but the rehearsal runs them."""
+    run: set[tuple[int, int]] = set()
+
+    class Watched(FakePipeline):
+        def step(self, samples: Sequence[Sample], bucket: int = 0) -> None:
+            run.add((samples[0].request.width, samples[0].request.height))
+            super().step(samples, bucket)
+
+    sizes = ((128, 64), (64, 128))
+    model = replace(MODEL, limits=Limits(sizes=sizes))
+    profile.warm_up(Watched(largest_batch=2), model, "cpu", tmp_path)
+    assert run == {(64, 64), *sizes}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"compile": True},
+        {"cuda_graphs": True},
+        {"quantization": "int8"},
+        {"attention_backend": "native"},
+        {"cache": "taylorseer"},
+        {"ulysses": 2},
+        {"stages": 2},
+    ],
+)
+def test_another_speed_is_another_measurement(tmp_path: Path, change: dict[str, object]) -> None:
+    for model in (MODEL, replace(MODEL, **change)):
+        profile.warm_up(FakePipeline(largest_batch=2), model, "cpu", tmp_path)
+    assert len(list((tmp_path / "profiles").iterdir())) == 2
 
 
 def test_another_precision_is_another_measurement(tmp_path: Path) -> None:

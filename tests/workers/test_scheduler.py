@@ -1,7 +1,9 @@
 """The scheduler's decisions, by table and by property: values in, values out."""
 
+from dataclasses import replace
+
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from workers.scheduler import BUCKETS, Candidate, Costs, Forward, choose
@@ -214,7 +216,7 @@ def filled(
         taken = {key for one in passes for key in one.keys}
         idle = [c for c in crowd if c.key not in taken]
         busy = [c for c in crowd if c.key in taken]
-        forward = choose(idle, costs, {}, slots=slots, busy=busy)
+        forward = choose(idle, costs, {}, slots=slots, running=len(passes), busy=busy)
         if forward is None:
             break
         passes.append(forward)
@@ -226,6 +228,23 @@ def test_a_lone_group_is_divided_over_the_slots() -> None:
     assert [len(one.keys) for one in filled(crowd, FLAT, 2)] == [4, 4]
     assert [len(one.keys) for one in filled(crowd, FLAT, 4)] == [2, 2, 2, 2]
     assert [len(one.keys) for one in filled(crowd[:1], FLAT, 4)] == [1]
+    assert [len(one.keys) for one in filled(crowd[:5], FLAT, 3)] == [2, 2, 1]
+
+
+def test_a_group_leaves_a_slot_to_one_that_has_none_yet() -> None:
+    crowd = [candidate(f"f{i}", reproducible=False, remaining=1) for i in range(4)]
+    other = candidate("other", group="b", reproducible=False)
+    assert [len(one.keys) for one in filled([*crowd, other], FLAT, 3)] == [2, 2, 1]
+    running = [Forward(("other",), 1)]
+    assert [len(one.keys) for one in filled([*crowd, other], FLAT, 3, running)] == [1, 2, 2]
+    more = replace(other, key="more")
+    running = [Forward(("other",), 1), Forward(("f0", "f1"), 2)]
+    assert [len(one.keys) for one in filled([*crowd, other, more], FLAT, 4, running)] == [
+        1,
+        2,
+        1,
+        1,
+    ]
 
 
 def test_two_groups_take_a_slot_each_and_stay_whole() -> None:
@@ -250,6 +269,7 @@ def test_reproducible_samples_keep_their_bucket_in_every_slot() -> None:
     st.sampled_from([FLAT, STEEP, Costs(((64, 1.0), (256, 1.3), (512, 2.0)))]),
     st.integers(1, 4),
 )
+@example([candidate(str(i), reproducible=False) for i in range(4)], FLAT, 3)
 def test_slots_are_filled_soundly(crowd: list[Candidate], costs: Costs, slots: int) -> None:
     """No sample is in two passes, none waits beside a free slot, no slot hoards a lone group."""
     passes = filled(crowd, costs, slots)
@@ -266,8 +286,3 @@ def test_slots_are_filled_soundly(crowd: list[Candidate], costs: Costs, slots: i
         assert len(passes) == min(slots, len(crowd))
         sizes = [len(one.keys) for one in passes]
         assert max(sizes) <= -(-len(crowd) // slots)
-
-
-@given(candidates, st.sampled_from([FLAT, STEEP]))
-def test_one_slot_decides_as_ever(crowd: list[Candidate], costs: Costs) -> None:
-    assert choose(crowd, costs, {}, slots=1, busy=()) == choose(crowd, costs, {})

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -12,13 +13,15 @@ import psutil
 import pytest
 
 from jobs.catalog import Catalog, load_catalog
-from jobs.errors import UnknownModel
+from jobs.errors import ConfigurationError, UnknownModel
 from tests.waiting import wait_until
 from workers import supervisor
 from workers.settings import WorkerSettings
 from workers.supervisor import Post, Supervisor, posts
 
 GPUS = [f"cuda:{i}" for i in range(4)]
+PAIR = 'placement = "context_parallel"\nulysses = 2\nworkers = 1'
+SPLIT = 'placement = "split"\ndevices = ["cuda:0", "cuda:1"]'
 
 
 @pytest.fixture
@@ -76,6 +79,71 @@ def test_a_group_larger_than_the_machine_is_left_to_refuse_its_devices(catalog: 
     assert devices(posts(catalog, GPUS[:1], only="group"), "group") == [("cuda:0", "cuda:1")]
 
 
+@pytest.mark.parametrize(
+    ("entries", "count", "dealt"),
+    [
+        (["workers = 1"] * 3, 3, ["0", "1", "2"]),
+        (["workers = 1"] * 5, 5, ["0", "1", "2", "3", "4"]),
+        (["workers = 1"] * 4, 3, ["0", "1", "2", "0"]),
+        (["workers = 2"] * 2, 3, ["0", "1", "2", "0"]),
+        (['devices = ["cuda:0"]', *["workers = 1"] * 2], 3, ["0", "1", "2"]),
+        (["workers = 1", PAIR, "workers = 1"], 4, ["0", "2 3", "1"]),
+        ([PAIR.replace("workers = 1", "workers = 2")], 3, ["0 1", "2 0"]),
+        ([SPLIT, "workers = 1"], 3, ["0", "2"]),
+    ],
+)
+def test_each_model_gets_the_devices_that_are_still_free(
+    tmp_path: Path, entries: list[str], count: int, dealt: list[str]
+) -> None:
+    path = tmp_path / "models.toml"
+    path.write_text(
+        "\n".join(f'[models.m{i}]\npath = "./m"\n{fields}' for i, fields in enumerate(entries))
+    )
+    places = posts(load_catalog(path), [f"cuda:{i}" for i in range(count)])
+    assert [" ".join(place.devices).replace("cuda:", "") for place in places] == dealt
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        'placement = "context_parallel"\nulysses = 3\ndevices = ["cuda:2", "cuda:3"]',
+        'placement = "pipelined"\nstages = 3\ndevices = ["cuda:0", "cpu"]',
+    ],
+)
+def test_a_group_never_takes_devices_that_its_entry_does_not_name(
+    tmp_path: Path, fields: str
+) -> None:
+    path = tmp_path / "models.toml"
+    path.write_text(f'[models.m]\npath = "./m"\n{fields}')
+    with pytest.raises(ConfigurationError, match="'m': devices names 2 for a group of 3 ranks"):
+        posts(load_catalog(path), GPUS)
+
+
+def test_the_ranks_of_a_group_may_share_the_cpu(tmp_path: Path) -> None:
+    path = tmp_path / "models.toml"
+    path.write_text(
+        '[models.m]\npath = "./m"\nplacement = "pipelined"\nstages = 3\ndevices = ["cpu"]'
+    )
+    assert posts(load_catalog(path), GPUS) == [Post("m", 0, ("cpu", "cpu", "cpu"))]
+
+
+def test_a_group_without_devices_enough_ends_the_process_with_a_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "models.toml"
+    path.write_text(f'[models.m]\npath = "./m"\n{PAIR}\ndevices = ["cuda:2"]')
+    done = subprocess.run(
+        [sys.executable, "-m", "workers"],
+        env={**os.environ, "IMAGEMILL_DATA": str(tmp_path), "IMAGEMILL_MODELS": str(path)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert (done.returncode, done.stderr) == (
+        2,
+        "model 'm': devices names 1 for a group of 2 ranks\n",
+    )
+
+
 RANK = """
 import os, signal, sys, time
 from pathlib import Path
@@ -123,8 +191,8 @@ def test_when_a_rank_dies_the_others_end_and_all_start_anew(
     with group_of_two(tmp_path, monkeypatch):
         wait_until(lambda: pids(tmp_path, 0) and pids(tmp_path, 1))
         [[leader], [follower]] = first = [pids(tmp_path, 0), pids(tmp_path, 1)]
-        facts = next(tmp_path.glob("0.*")).read_text()
-        assert f"{follower}=cpu" in facts
+        facts = tmp_path / f"0.{leader}"
+        wait_until(lambda: f"{follower}=cpu" in facts.read_text())
         os.kill(first[rank][0], signal.SIGKILL)
         wait_until(lambda: not psutil.pid_exists(leader) and not psutil.pid_exists(follower))
         assert (tmp_path / "drained").exists() == (rank == 1)

@@ -1,6 +1,7 @@
-"""What a worker process tells the service before its model is loaded."""
+"""A worker process: what it tells before its model is loaded, and how its threads go together."""
 
 import json
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,8 +10,12 @@ import pytest
 from jobs.catalog import Model
 from jobs.embedded import EmbeddedServer
 from jobs.errors import ModelUnavailable
+from jobs.images import LocalImages
 from jobs.store import Store
+from pipelines.fake import FakePipeline
 from tests.pipelines.serving import entry
+from tests.waiting import wait_until
+from tests.workers.conftest import BATCHES_PAY
 from workers.launch import Place
 from workers.settings import WorkerSettings
 from workers.worker import Worker
@@ -76,3 +81,35 @@ def test_a_model_that_cannot_be_read_is_left_to_the_loading(
     (Path(model.path) / "model_index.json").write_text("{")
     loading(monkeypatch, tmp_path, store, model)
     assert store.card(model.name) is None
+
+
+def test_files_that_take_long_to_remove_hold_up_neither_the_leases_nor_the_end(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, store: Store, model: Model
+) -> None:
+    at_work, may_end = threading.Event(), threading.Event()
+
+    def remove_slowly(images: LocalImages, job_id: str) -> None:
+        at_work.set()
+        assert may_end.wait(60)
+
+    monkeypatch.setattr(LocalImages, "remove_job", remove_slowly)
+    monkeypatch.setattr("workers.collector.LOOK_SECONDS", 0.001)
+    monkeypatch.setattr("workers.worker.LAST_WORDS_SECONDS", 0.001)
+    monkeypatch.setattr(store, "due", lambda limit: ["gone"])
+    settings = WorkerSettings(data=tmp_path / "data")
+    worker = Worker(model=model, place=Place("cpu"), settings=settings, store=store)
+    serving = threading.Thread(target=worker._serve, args=(FakePipeline(), BATCHES_PAY))
+    serving.start()
+    try:
+        assert at_work.wait(60)
+        wait_until(lambda: len(store.workers()) == 1)
+        told = store.workers()[0].info["at"]
+        wait_until(lambda: store.workers()[0].info["at"] > told)
+        assert worker._intake and worker._engine
+        worker._intake.stopping.set()
+        worker._engine.stopping.set()
+        serving.join(60)
+        assert not serving.is_alive()
+        assert store.workers() == []
+    finally:
+        may_end.set()

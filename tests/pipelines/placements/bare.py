@@ -1,8 +1,9 @@
 """One rank of a group without a model.
 
 The leader has all ranks add tensors up, and says so line by line. Exits 71 when the group is lost,
-as a worker does. Modes: "work" adds for ever; "idle" pauses longer than a collective may take, adds
-once more, then ends; "raise" has rank 1 raise; "wait" adds once and waits for ever.
+as a worker does. Modes: "work" adds for ever; "twice" adds twice; "idle" pauses longer than a
+collective may take, adds once more, then ends; "raise" has rank 1 raise; "wait" adds once and waits
+for ever.
 """
 
 import os

@@ -9,6 +9,7 @@ import os
 import random
 import socket
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from importlib import import_module
 from multiprocessing.context import ForkServerProcess
@@ -29,8 +30,13 @@ def free_port() -> int:
             return port
 
 
-def start(module: str, world: int, folder: Path, *arguments: str) -> list[ForkServerProcess]:
-    """`main(*arguments)` of a module here in one process a rank, its output in `folder`."""
+def start(
+    module: str, world: int, folder: Path, *arguments: str, leader: Sequence[str] = ()
+) -> list[ForkServerProcess]:
+    """`main(*arguments)` of a module here in one process a rank, its output in `folder`.
+
+    `leader` is what each rank takes for the leader's address.
+    """
     port = str(free_port())
     processes = []
     for rank in range(world):
@@ -38,7 +44,7 @@ def start(module: str, world: int, folder: Path, *arguments: str) -> list[ForkSe
             "RANK": str(rank),
             "LOCAL_RANK": str(rank),
             "WORLD_SIZE": str(world),
-            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_ADDR": leader[rank] if leader else "127.0.0.1",
             "MASTER_PORT": port,
         }
         log = folder / f"rank{rank}.log"

@@ -11,12 +11,14 @@ import pytest
 import torch
 
 from jobs.catalog import Defaults, Model
-from jobs.errors import OutOfMemory
+from jobs.errors import ConfigurationError, OutOfMemory
 from pipelines.checkpoint import find_checkpoint
 from pipelines.memory import CPU, DISK
+from pipelines.placements import residence
 from pipelines.placements import split as split_module
 from pipelines.placements.split import Split, load_split
-from pipelines.skeleton import DECODE, DENOISE, ENCODE, STAGES, parts, skeletons
+from pipelines.placements.turns import Turns
+from pipelines.skeleton import DECODE, DENOISE, ENCODE, STAGES, inner_module, parts, skeletons
 from tests.pipelines import pretend
 from tests.pipelines.pretend import DEVICES, LEDGER
 from tests.pipelines.serving import TOLERANCE, alone, ask, begin, difference, entry
@@ -173,6 +175,33 @@ def test_blocks_wait_outside(model, reference, weights_only, name, place):
     split.turns.enter(DENOISE)
     kept = sum(size for block, size in denoiser.blocks.items() if where[block] == ONE[0])
     assert LEDGER.resident[ONE[0]] == denoiser.rest + kept
+
+
+@pytest.mark.parametrize("place", [DEVICES[1], CPU])
+def test_a_cut_denoiser_that_computes_something_else_never_serves(
+    model, weights_only, monkeypatch, place
+):
+    """One block's weights are not those of the checkpoint, where it is or where it waits."""
+    hook = residence._hook
+
+    def spoiling(module, spread, waiting, home):
+        spoiled = next((name for name, where in spread.where.items() if where == place), None)
+        if spoiled is not None:
+            tensors = inner_module(module, spoiled).parameters()
+            next(tensor for tensor in tensors if tensor.ndim == 2).mul_(1.1)
+        hook(module, spread, waiting, home)
+
+    entry = model("Flux", devices=DEVICES if place == DEVICES[1] else ONE)
+    [denoiser] = parts_of(entry)[DENOISE]
+    needed = denoiser.rest + max(denoiser.blocks.values())
+    room = max(needed, denoiser.size - 1) if place == DEVICES[1] else needed
+    limits = dict.fromkeys(entry.devices, room) | {CPU: "1GB"}
+    entry = replace(entry, max_memory=limits, unload=True)
+    load(entry)
+    monkeypatch.setattr(residence, "_hook", spoiling)
+    monkeypatch.setattr(Turns, "_fetch_ahead", lambda *_: None)  # none is left to wait for it
+    with pytest.raises(ConfigurationError, match="the sharded denoiser is wrong: in row 1 of 1"):
+        load(entry)
 
 
 def serve_in_phases(split: Split, requests) -> list[torch.Tensor]:

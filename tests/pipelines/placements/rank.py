@@ -18,7 +18,7 @@ from diffusers import DiffusionPipeline
 from jobs.catalog import Defaults
 from jobs.errors import ImagemillError
 from pipelines.load import dismiss, load_follower, load_pipeline
-from pipelines.placements import group, mends
+from pipelines.placements import context_parallel, group, mends
 from tests.pipelines.serving import ask, begin, difference, entry, serve
 from tests.pipelines.test_families import CASES, Case, true_cfg
 
@@ -91,14 +91,21 @@ def lead(case: dict[str, Any], plain: Plain) -> dict[str, Any]:
 
 @contextmanager
 def sabotaged(case: dict[str, Any]) -> Iterator[None]:
-    """Masks lost on every rank, if the case says so."""
-    good = mends.with_mask
+    """Masks lost, or a kernel's package not there, on every rank, if the case says so."""
+    mask, backend = mends.with_mask, context_parallel.set_backend
     if case.get("sabotage") == "masks":
         mends.with_mask = unmasked
+    if case.get("sabotage") == "kernel":
+        context_parallel.set_backend = without_package
     try:
         yield
     finally:
-        mends.with_mask = good
+        mends.with_mask, context_parallel.set_backend = mask, backend
+
+
+def without_package(*_: Any) -> None:
+    """What diffusers does when a backend's package is not installed."""
+    raise ImportError("no such package")
 
 
 def unmasked(query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor) -> Any:

@@ -69,6 +69,25 @@ FOUR = [
     *(odd(family, cfg=2, ulysses=2) for family in ("QwenImage", "ZImage")),
     ("Flux cfg 2 tensor 2", "Flux", {"cfg": 2, "tensor": 2}, REQUESTS[:1]),
 ]
+HALF = [
+    (name_of(family, degrees) + " in bfloat16", family, degrees | {"dtype": "bfloat16"}, [])
+    for family in FAMILIES
+    for degrees in (
+        {"ring": 2},
+        {"ulysses": 2},
+        {"cfg": 2},
+        {"tensor": 2},
+        {"placement": "pipelined", "stages": 2, "chunks": 2},
+    )
+    if family != "ZImage" or "tensor" not in degrees
+]
+"""Checked at the start, where rounding is thousands of times what it is in float32."""
+
+SABOTAGED = {
+    "weights": ("Flux", {"ring": 2}, "weights"),
+    "masks": ("QwenImage", {"ring": 2}, "masks"),
+    "ZImage's masks": ("ZImage", {"ring": 2}, "masks"),
+}
 REFUSED = {
     "no plan": ("SD3", {"ulysses": 2}, "no plan to split SD3Transformer2DModel; there is for Flux"),
     "a UNet": ("SD15", {"cfg": 2}, "no plan to split StableDiffusionPipeline"),
@@ -85,6 +104,11 @@ REFUSED = {
         "Flux",
         {"ulysses": 2, "attention_backend": "flex"},
         "'flex' cannot split a sequence; .*native",
+    ),
+    "no name": (
+        "Flux",
+        {"tensor": 2, "attention_backend": "cudnn"},
+        "attention_backend 'cudnn' does not exist; there is .*_native_cudnn",
     ),
     "no kernel": (
         "Flux",
@@ -141,10 +165,14 @@ def two(case, tmp_path_factory):
     """What two ranks saw; the last case loses the group, after which a process is of no use."""
     cases = [case(*each) for each in TWO]
     cases += [case(name, family, degrees, []) for name, (family, degrees, _) in REFUSED.items()]
+    cases += [case(*each) for each in HALF]
+    cases += [
+        case(f"{name} in {dtype}", family, degrees | {"dtype": dtype}, [], sabotage=sabotage)
+        for name, (family, degrees, sabotage) in SABOTAGED.items()
+        for dtype in ("float32", "bfloat16")
+    ]
     cases += [
         case("idle", "Flux", {"ulysses": 2}, REQUESTS[:1], pause=4.0),
-        case("wrong weights", "Flux", {"ring": 2}, [], sabotage="weights"),
-        case("lost masks", "QwenImage", {"ring": 2}, [], sabotage="masks"),
         case("wrong code", "Flux", {"ring": 2}, [], sabotage="code"),
     ]
     return run_cases(2, tmp_path_factory.mktemp("two"), cases, group_seconds=3.0)
@@ -207,11 +235,27 @@ def test_a_group_that_was_idle_for_longer_than_a_collective_may_take_goes_on(two
     assert two[0]["idle"]["differences"]["1"] <= TOLERANCE
 
 
-@pytest.mark.parametrize("name", ["wrong weights", "lost masks"])
-def test_a_group_that_computes_something_else_never_serves(two, name):
+@pytest.mark.parametrize("name", [name for name, *_ in HALF])
+def test_the_rounding_of_half_precision_is_no_error(two, name):
+    assert all("error" not in rank[name] for rank in two), two[0][name]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", SABOTAGED)
+def test_a_group_that_computes_something_else_never_serves(two, name, dtype):
     for rank in two:
-        assert rank[name]["error"] == "ConfigurationError"
-        assert "its output differs from a single device's by" in rank[name]["message"]
+        seen = rank[f"{name} in {dtype}"]
+        assert seen["error"] == "ConfigurationError", seen
+        assert "its output differs from the whole one's by" in seen["message"]
+
+
+def test_what_rank_0_cannot_do_is_the_entrys_fault_and_no_lost_group(case, tmp_path):
+    """As when the whole model fits no device, so that no kernel was tried before the ranks met."""
+    entry = {"tensor": 2, "attention_backend": "native"}
+    leader, follower = run_cases(2, tmp_path, [case("", "Flux", entry, [], sabotage="kernel")])
+    assert leader[""]["error"] == "ConfigurationError"
+    assert "rank 0 cannot take part in a forward pass: ImportError: no" in leader[""]["message"]
+    assert follower[""]["error"] == "GroupLost"
 
 
 def test_a_follower_that_raises_ends_the_group(two):

@@ -2,14 +2,21 @@
 
 import os
 import signal
+import socket
+import threading
 import time
+from contextlib import ExitStack, nullcontext
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from jobs.catalog import Model
-from jobs.errors import ConfigurationError
-from pipelines.placements.group import check_devices, check_world
+from jobs.errors import ConfigurationError, GroupLost, ModelUnavailable, OutOfMemory
+from pipelines.placements import group as groups
+from pipelines.placements import meeting
+from pipelines.placements.group import Group, check_devices, check_world
+from pipelines.placements.lead import leading
 from pipelines.placements.parcel import Parcel, pack, unpack
 from tests.pipelines.placements.launch import code_of, start
 
@@ -22,8 +29,8 @@ def launched(tmp_path):
     """Start ranks in a mode; kill what is left of them afterwards."""
     processes = []
 
-    def launch(mode, world=2):
-        processes.extend(start("bare", world, tmp_path, mode))
+    def launch(mode, world=2, leader=()):
+        processes.extend(start("bare", world, tmp_path, mode, leader=leader))
         return processes
 
     yield launch
@@ -47,6 +54,102 @@ def test_orders_arrive_whole_and_idleness_trips_no_timeout(launched, tmp_path):
     assert [code_of(process, 60) for process in processes] == [0, 0, 0]
     assert "turn 2" in heard(tmp_path, 0, "ended")
     assert "lost" not in heard(tmp_path, 1, "ended")
+
+
+def test_a_leader_may_know_itself_by_another_address(launched):
+    """On Debian a machine's own name means 127.0.1.1 to itself, and to no other machine."""
+    processes = launched("twice", leader=("127.0.1.1", "127.0.0.1"))
+    assert [code_of(process, 60) for process in processes] == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("address", "everywhere"),
+    [("127.0.0.1", False), ("localhost", False), ("127.0.1.1", True), ("node-0", True)],
+)
+def test_orders_leave_the_machine_only_where_a_group_may(address, everywhere):
+    with meeting.listen(address, 1) as server:
+        assert (server.getsockname()[0] in ("::", "0.0.0.0")) == everywhere
+
+
+def test_who_does_not_know_the_secret_is_sent_away_and_keeps_nobody_waiting(monkeypatch):
+    monkeypatch.setattr(meeting, "MEET_SECONDS", 0.2)
+    secret = bytes(range(32))
+    with meeting.listen("127.0.0.1", 4) as server, ExitStack() as stack:
+        lines = []
+        for greeting in (b"", b"hello", bytes(36), secret + (1).to_bytes(4)):
+            lines.append(socket.create_connection(server.getsockname()))
+            stack.callback(lines[-1].close)
+            lines[-1].sendall(greeting)
+        peers = meeting.accept(server, 1, secret)
+        assert list(peers) == [1]
+        peers[1].send_bytes(b"order")
+        assert lines[-1].recv(9) == (5).to_bytes(4) + b"order"
+        assert [line.recv(1) for line in lines[:-1]] == [b"", b"", b""]
+        peers[1].close()
+
+
+class Event:
+    """A CUDA event that has happened at the query of that number."""
+
+    def __init__(self, after, meanwhile=None):
+        self.after, self.meanwhile, self.queries = after, meanwhile, 0
+
+    def record(self, stream=None):
+        self.stream = stream
+
+    def query(self):
+        self.queries += 1
+        if self.meanwhile:
+            self.meanwhile()
+        return self.queries >= self.after
+
+
+@pytest.fixture
+def group(monkeypatch):
+    """A group of one, which takes its device for cuda:1."""
+    monkeypatch.setattr(dist, "get_rank", lambda: 0)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 1)
+    monkeypatch.setattr(groups, "_abort_collectives", lambda: None)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: device)
+    made = Group(torch.device("cpu"), {})
+    made.device = torch.device("cuda:1")
+    return made
+
+
+def test_the_end_of_a_forward_pass_is_waited_for_on_the_groups_own_device(group, monkeypatch):
+    event = Event(after=3)
+    monkeypatch.setattr(torch.cuda, "Event", lambda: event)
+    with group.together():
+        pass
+    assert event.queries == 3
+    assert event.stream == group.device
+    assert group.lost is None
+
+
+def test_a_device_that_does_not_end_loses_the_group(group, monkeypatch):
+    group.seconds = 0.01
+    monkeypatch.setattr(group, "_in_time", nullcontext)
+    monkeypatch.setattr(torch.cuda, "Event", lambda: Event(after=10**9))
+    with pytest.raises(GroupLost, match="cuda:1 has not ended after 0 seconds"), group.together():
+        pass
+    assert group.lost
+
+
+def test_a_call_that_waits_for_the_device_is_freed_by_the_loss(group):
+    group.seconds = 0.01
+    freed = threading.Event()
+    group.on_lost(lambda reason: freed.set())  # as the collective is, once it is aborted
+    with pytest.raises(GroupLost, match="rank 0 has not ended"), group.together():
+        freed.wait()
+
+
+def test_what_ended_only_because_the_group_was_lost_is_no_result(group, monkeypatch):
+    event = Event(after=2, meanwhile=lambda: group.lose("rank 1 is gone"))
+    with pytest.raises(GroupLost, match="rank 1 is gone"):
+        group.wait_for(event)
+    event = Event(after=1)
+    with pytest.raises(GroupLost, match="rank 1 is gone"):
+        group.wait_for(event)
 
 
 @pytest.mark.parametrize("mode", ["work", "wait"])
@@ -79,6 +182,26 @@ def test_the_leader_tells_what_another_rank_died_of(launched, tmp_path):
     processes = launched("raise")
     assert [code_of(process, 60) for process in processes] == [71, 71]
     assert "rank 1 failed: ValueError: no such luck" in heard(tmp_path, 0, "lost")
+
+
+@pytest.mark.parametrize(
+    ("raised", "kind", "said"),
+    [
+        (ImportError("no kernel\nadvice"), ConfigurationError, "rank 0 cannot .*: no kernel$"),
+        (ModelUnavailable("no file"), ModelUnavailable, "no file"),
+        (torch.OutOfMemoryError("CUDA out of memory"), OutOfMemory, "CUDA out of memory"),
+        (RuntimeError("[gloo/transport] closed by peer"), GroupLost, "gloo"),
+        (dist.DistBackendError("aborted"), GroupLost, "aborted"),
+        (GroupLost("rank 1 is gone"), GroupLost, "rank 1 is gone"),
+    ],
+)
+def test_while_loading_what_rank_0_did_itself_is_told_by_its_cause(
+    group, monkeypatch, raised, kind, said
+):
+    monkeypatch.setattr(groups, "GRACE_SECONDS", 0.01)
+    with pytest.raises(kind, match=said), leading(group), group.together():
+        raise raised
+    assert group.lost
 
 
 def test_a_parcel_holds_tensors_of_its_device_bit_for_bit():

@@ -3,16 +3,18 @@
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
 
 from jobs.catalog import Defaults
 from jobs.errors import ConfigurationError
 from pipelines.checkpoint import find_checkpoint
 from pipelines.memory import CPU, DISK
 from pipelines.placements.split import devices_of, load_split, rooms_of
-from pipelines.skeleton import DENOISE, blocks_of, skeletons, stage_of
+from pipelines.skeleton import DECODE, DENOISE, ENCODE, blocks_of, skeletons, stage_of
 from tests.pipelines.serving import TOLERANCE, alone, ask, begin, difference, entry
 from tests.pipelines.test_families import CASES
 
@@ -98,6 +100,51 @@ def test_an_attention_backend_is_that_of_every_load(tiny_folder):
     split.step([begin(split, ask(steps=1))])
     processors = split.family.pipe.transformer.attn_processors.values()
     assert {str(p._attention_backend.value) for p in processors} == {"native"}
+
+
+@pytest.fixture
+def in_turn(tiny_folder):
+    """A split whose stages would all fit together, and the family behind it."""
+    model = entry(tiny_folder("Flux"), **SPLIT, unload=True, max_sequence_length=16)
+    split = load_split(model, find_checkpoint(model), CPU)
+    return split, split.family._family
+
+
+def test_the_first_image_of_a_round_is_decoded_in_tiles_where_it_must_be(in_turn, monkeypatch):
+    split, family = in_turn
+    decode = family.decode
+
+    def only_in_tiles(sample):
+        if not family.pipe.vae.use_tiling:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return decode(sample)
+
+    monkeypatch.setattr(family, "decode", only_in_tiles)
+    for seed in (1, 2):
+        sample = begin(split, ask(seed=seed, steps=1))
+        split.step([sample])
+        split.turns.unload(DECODE)  # as every round begins on a device that is too small for all
+        split.decode([sample])
+        assert sample.extra["tiled"]
+        assert not family.pipe.vae.use_tiling
+
+
+def test_a_stage_that_ran_out_of_memory_runs_alone_from_there_on(in_turn, monkeypatch):
+    split, family = in_turn
+    step, failures = family.step, []
+
+    def alone_only(samples, bucket=0):
+        if split.turns.is_loaded(ENCODE) or split.turns.is_loaded(DECODE):
+            failures.append(samples)
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        step(samples, bucket)
+
+    monkeypatch.setattr(family, "step", alone_only)
+    for seed in range(3):
+        alone(split, ask(f"round {seed}", seed=seed, steps=2))
+    assert len(failures) == 1
+    # One of the decoder's was ahead, while the first step failed.
+    assert split.turns.loads == Counter({ENCODE: 3, DENOISE: 1, DECODE: 4})
 
 
 def test_devices_and_rooms_are_the_entrys(tiny_folder):

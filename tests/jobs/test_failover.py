@@ -1,0 +1,121 @@
+"""A primary that is demoted behind an address which leads to its successor."""
+
+import selectors
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from socketserver import StreamRequestHandler, ThreadingUnixStreamServer
+from urllib.parse import unquote
+
+import pytest
+import redis
+
+from jobs.embedded import EmbeddedServer
+from jobs.errors import StorageUnavailable
+from jobs.store import Store
+from tests.waiting import wait_until
+
+IDLE = 3
+"""Connections that lie in the pool when the primary goes."""
+
+
+class Proxy(ThreadingUnixStreamServer):
+    """Leads new connections to `target` and leaves those that stand where they are."""
+
+    daemon_threads = True
+    target: EmbeddedServer
+
+
+class Pump(StreamRequestHandler):
+    """Both directions of one connection, until either end closes it."""
+
+    server: Proxy
+
+    def handle(self) -> None:
+        """Carry bytes to and fro."""
+        with socket.socket(socket.AF_UNIX) as there, selectors.DefaultSelector() as ready:
+            there.connect(unquote(self.server.target.url.removeprefix("unix://")))
+            ready.register(self.connection, selectors.EVENT_READ, there)
+            ready.register(there, selectors.EVENT_READ, self.connection)
+            with suppress(OSError):
+                while all(self._carry(key.fileobj, key.data) for key, _ in ready.select()):
+                    continue
+
+    def _carry(self, source: socket.socket, sink: socket.socket) -> bool:
+        data = source.recv(65536)
+        sink.sendall(data)
+        return bool(data)
+
+
+@contextmanager
+def proxy(path: Path) -> Iterator[Proxy]:
+    with Proxy(str(path), Pump) as found:
+        thread = threading.Thread(target=found.serve_forever, args=(0.01,))
+        thread.start()
+        yield found
+        found.shutdown()
+        thread.join()
+
+
+def demote(server: EmbeddedServer) -> None:
+    """Make it a replica: of nobody who answers, which is enough for it to refuse writes."""
+    with redis.Redis.from_url(server.url) as client:
+        client.replicaof("127.0.0.1", 1)
+
+
+def fill(pool: "redis.ConnectionPool") -> None:
+    """Leave several connections idle in the pool."""
+    connections = [pool.get_connection() for _ in range(IDLE)]
+    for connection in connections:
+        pool.release(connection)
+
+
+@pytest.mark.parametrize("refused", ["a move", "a wait"])
+def test_one_refusal_is_enough_to_find_the_new_primary(tmp_path: Path, refused: str) -> None:
+    with ExitStack() as stack:
+        old, new = (
+            stack.enter_context(EmbeddedServer.ensure(tmp_path / name)) for name in ("a", "b")
+        )
+        way = stack.enter_context(proxy(tmp_path / "proxy.sock"))
+        way.target = old
+        store = Store.connect(f"unix://{tmp_path}/proxy.sock")
+        stack.callback(store.close)
+        fill(store._link._client.connection_pool)
+        fill(store._link._blocking.connection_pool)
+        calls = {
+            "a move": lambda: store.register("w1", {"model": "demo"}, 60),
+            "a wait": lambda: store.wait("demo", 0.01),
+        }
+
+        demote(old)
+        way.target = new
+        with pytest.raises(StorageUnavailable, match="is a replica and takes no writes"):
+            calls[refused]()
+        for call in (*calls.values(), *calls.values()):
+            call()
+        assert [worker.id for worker in store.workers()] == ["w1"]
+
+
+def test_a_wait_that_the_demotion_cuts_short_is_a_sentence(tmp_path: Path) -> None:
+    with EmbeddedServer.ensure(tmp_path) as server:
+        store = Store.connect(server.url)
+        outcome: list[BaseException] = []
+
+        def wait() -> None:
+            try:
+                while True:
+                    store.wait("demo", 4)
+            except BaseException as error:
+                outcome.append(error)
+
+        with redis.Redis.from_url(server.url) as client:
+            thread = threading.Thread(target=wait)
+            thread.start()
+            wait_until(lambda: client.info("clients")["blocked_clients"])
+            client.replicaof("127.0.0.1", 1)
+            thread.join()
+        assert [type(error) for error in outcome] == [StorageUnavailable]
+        assert "replica" in str(outcome[0])
+        store.close()

@@ -1,0 +1,193 @@
+"""A queue that is away for a moment, as callers notice it who wait on the line for images."""
+
+import json
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from itertools import count
+from pathlib import Path
+
+import httpx
+import pytest
+from structlog.testing import capture_logs
+
+from jobs.embedded import EmbeddedServer
+from jobs.errors import StorageUnavailable
+from service import waiting
+from service.openai import stream
+from tests.service.conftest import Deployment, deployed
+from tests.service.live import listening
+from tests.waiting import wait_until
+
+STREAM = {"stream": True, "partial_images": 1}
+IMAGES, TXT2IMG = "/v1/images/generations", "/sdapi/v1/txt2img"
+
+
+@pytest.fixture
+def live(
+    server: EmbeddedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Deployment]:
+    """A deployment that listens, and looks at its jobs all the time."""
+    for module in (waiting, stream):
+        monkeypatch.setattr(module, "RECHECK_SECONDS", 0.02)
+    with (
+        deployed(server.url, tmp_path, start=False, sync_seconds=20) as found,
+        listening(found.client.app) as address,
+        httpx.Client(base_url=address, timeout=20) as client,
+    ):
+        found.client = client
+        yield found
+
+
+class Outage:
+    """Whether the queue is away, and how often each method met it."""
+
+    def __init__(self) -> None:
+        self.met = Counter[str]()
+        self.over = threading.Event()
+
+    def check(self, method: str) -> None:
+        if not self.over.is_set():
+            self.met[method] += 1
+            raise StorageUnavailable("the queue server cannot be reached")
+
+    def before(self, name: str, method: Callable) -> Callable:
+        def call(*args: object, **more: object) -> object:
+            self.check(name)
+            return method(*args, **more)
+
+        return call
+
+
+@contextmanager
+def away(mill: Deployment, *names: str) -> Iterator[Outage]:
+    """These methods of the service's store fail until the outage is over."""
+    outage = Outage()
+    with pytest.MonkeyPatch.context() as patch:
+        for name in names:
+            patch.setattr(mill.store, name, outage.before(name, getattr(mill.store, name)))
+        yield outage
+
+
+def jobs(mill: Deployment) -> list[str]:
+    """The states of all jobs that were made."""
+    return [job.state for job in mill.store.jobs("local")[0]]
+
+
+@pytest.mark.parametrize("method", ["job", "images"])
+@pytest.mark.parametrize(("path", "more"), [(IMAGES, {}), (IMAGES, STREAM), (TXT2IMG, {})])
+def test_who_waits_on_the_line_waits_for_the_queue_too(
+    live: Deployment, path: str, more: dict, method: str
+) -> None:
+    with away(live, method) as outage, ThreadPoolExecutor(1) as pool:
+        waits = pool.submit(live.client.post, path, json={"prompt": "a", **more})
+        (lease,) = wait_until(live.worker.claim)
+        live.worker.finish(lease)
+        wait_until(lambda: outage.met[method] > 1)
+        outage.over.set()
+        answer = waits.result()
+    assert answer.status_code == 200, answer.text
+    assert '"error"' not in answer.text
+    assert jobs(live) == ["succeeded"]
+
+
+def test_a_stream_loses_no_image_to_an_outage(live: Deployment) -> None:
+    body = {"prompt": "a", "n": 2, **STREAM}
+    with away(live, "want_preview") as outage, ThreadPoolExecutor(1) as pool:
+        waits = pool.submit(live.client.post, IMAGES, json=body)
+        first, second = wait_until(lambda: live.worker.claim(2))
+        live.worker.finish(first)
+        met = outage.met["want_preview"]
+        wait_until(lambda: outage.met["want_preview"] > met + 1)
+        outage.over.set()
+        live.worker.finish(second)
+        told = waits.result().text
+    assert told.count("event: image_generation.completed") == 2
+
+
+@pytest.mark.parametrize("more", [{}, STREAM])
+def test_who_leaves_during_an_outage_leaves_no_job_behind(live: Deployment, more: dict) -> None:
+    with away(live, "job", "images", "cancel") as outage:
+        with (
+            suppress(httpx.ReadTimeout),
+            live.client.stream("POST", IMAGES, json={"prompt": "a", **more}, timeout=0.3) as answer,
+        ):
+            next(answer.iter_lines())
+        wait_until(lambda: outage.met["cancel"] > 1)
+        outage.over.set()
+        wait_until(lambda: jobs(live) == ["cancelled"])
+
+
+@pytest.mark.parametrize("more", [{}, STREAM])
+def test_an_outage_that_outlasts_the_patience_is_final(
+    server: EmbeddedServer, tmp_path: Path, more: dict
+) -> None:
+    with (
+        deployed(server.url, tmp_path, sync_seconds=0.1) as mill,
+        away(mill, "job", "images", "cancel"),
+        capture_logs() as lines,
+    ):
+        answer = mill.client.post(IMAGES, json={"prompt": "a", **more})
+        if more:
+            assert "took_too_long" in answer.text
+        else:
+            assert (answer.status_code, answer.headers["x-should-retry"]) == (504, "false")
+            assert "cannot be reached" in answer.json()["error"]["message"]
+    told = [line for line in lines if line["event"].startswith("a job that nobody waits for")]
+    assert len(told) == 1
+
+
+@pytest.fixture
+def input_file(live: Deployment) -> str:
+    """The id of an input file for a batch of three jobs."""
+    lines = [
+        {
+            "custom_id": str(priority),
+            "method": "POST",
+            "url": IMAGES,
+            "body": {"prompt": "a", "priority": priority},
+        }
+        for priority in range(3)
+    ]
+    text = "\n".join(map(json.dumps, lines))
+    answer = live.client.post("/v1/files", files={"file": text}, data={"purpose": "batch"})
+    return answer.json()["id"]
+
+
+def begin(mill: Deployment, input_file: str) -> httpx.Response:
+    body = {"input_file_id": input_file, "endpoint": IMAGES, "completion_window": "24h"}
+    return mill.client.post("/v1/batches", json=body)
+
+
+def test_a_cancelled_batch_is_cancelled_in_the_end(live: Deployment, input_file: str) -> None:
+    path = f"/v1/batches/{begin(live, input_file).json()['id']}"
+    with away(live, "cancel") as outage:
+        assert live.client.post(f"{path}/cancel").status_code == 503
+        assert live.client.get(path).status_code == 503
+        outage.over.set()
+        assert live.client.get(path).json()["status"] == "cancelled"
+    assert jobs(live) == ["cancelled"] * 3
+
+
+def failing_at(turn: int, method: Callable) -> Callable:
+    """The method, but its call number `turn` meets no queue."""
+    calls = count(1)
+
+    def call(*args: object, **more: object) -> object:
+        if next(calls) == turn:
+            raise StorageUnavailable(f"the queue is away at {turn}")
+        return method(*args, **more)
+
+    return call
+
+
+def test_a_batch_that_could_not_begin_leaves_no_job_that_can_be_removed(
+    live: Deployment, input_file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for method, turn in (("submit", 3), ("delete", 1)):
+        monkeypatch.setattr(live.store, method, failing_at(turn, getattr(live.store, method)))
+    answer = begin(live, input_file)
+    assert answer.status_code == 503 and "away at 3" in answer.text
+    assert len(jobs(live)) == 1

@@ -1,0 +1,38 @@
+"""A worker process whose group one image breaks; `test_ends.py` runs it.
+
+Arguments: the queue server's address, the data folder, the model's folder.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from jobs.errors import GroupLost
+from jobs.store import Store
+from pipelines.fake import FakePipeline
+from pipelines.seam import Sample
+from tests.pipelines.serving import entry
+from workers import worker
+from workers.launch import Place
+from workers.settings import WorkerSettings
+
+LEASE_SECONDS = 1
+
+
+class Breakable(FakePipeline):
+    """Its group is lost with every forward pass over a poisonous prompt."""
+
+    def step(self, samples: Sequence[Sample], bucket: int = 0) -> None:
+        if any(sample.request.prompt == "poison" for sample in samples):
+            raise GroupLost("rank 1 is out of memory")
+        super().step(samples, bucket)
+
+
+if __name__ == "__main__":
+    url, data, folder = sys.argv[1:]
+    worker.load_pipeline = lambda model, device: Breakable()  # type: ignore[assignment]
+    settings = WorkerSettings(data=Path(data), lease_seconds=LEASE_SECONDS)
+    made = worker.Worker(
+        model=entry(Path(folder)), place=Place("cpu"), settings=settings, store=Store.connect(url)
+    )
+    sys.exit(made.run())

@@ -1,0 +1,255 @@
+"""The heartbeat over a real queue: what it keeps alive, what it lets go of, what it tells."""
+
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from jobs.embedded import EmbeddedServer
+from jobs.errors import StorageUnavailable
+from jobs.job import Lease, State
+from jobs.store import Beat, Store
+from pipelines.fake import FakePipeline
+from tests.jobs.bench import Bench
+from tests.waiting import wait_until
+from tests.workers.conftest import request
+from workers import heartbeat
+from workers.flights import Flight, Flights
+from workers.heartbeat import Heartbeat, worker_name
+from workers.settings import WorkerSettings
+
+LEASE_SECONDS = 600.0
+STEPS = 4
+
+
+class Held:
+    """A heartbeat `w1` of a worker that holds a job's images, and what it was asked for."""
+
+    def __init__(self, bench: Bench, images: int) -> None:
+        self.bench, self.flights = bench, Flights()
+        self.job_id = bench.submit([request(steps=STEPS) for _ in range(images)])
+        for lease in bench.claim(images, worker="w1", model="fake", lease_seconds=LEASE_SECONDS):
+            self.flights.add(Flight(lease))
+        self.beats = self.shares = 0
+        self.is_stuck = False
+        self.heartbeat = Heartbeat(
+            name="w1",
+            store=bench.store,
+            settings=WorkerSettings(lease_seconds=LEASE_SECONDS),
+            flights=self.flights,
+            describe=self._describe,
+            stuck=lambda: self.is_stuck,
+            share=self._share,
+        )
+
+    def _describe(self) -> dict[str, Any]:
+        self.beats += 1
+        return {"model": "fake", "beats": self.beats}
+
+    def _share(self) -> None:
+        self.shares += 1
+
+    @contextmanager
+    def beating(self) -> Iterator[threading.Thread]:
+        """While the heartbeat beats, on a thread of its own."""
+        thread = threading.Thread(target=self.heartbeat.run)
+        thread.start()
+        try:
+            yield thread
+        finally:
+            self.heartbeat.stop()
+            thread.join(60)
+        assert not thread.is_alive()
+
+    def beat(self, times: int = 2) -> None:
+        """Wait for so many whole beats that begin from now on."""
+        enough = self.shares + times
+        wait_until(lambda: self.shares >= enough)
+
+    def deadline(self, lease: Lease) -> float:
+        """When the lease runs out, in ms."""
+        return float(self.bench.raw.zscore(self.bench.key("leases"), lease.key) or 0)
+
+
+@pytest.fixture
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
+    """A queue whose workers beat and sweep all the time."""
+    monkeypatch.setattr(heartbeat, "SLOWEST_BEAT", 0.001)
+    monkeypatch.setattr(heartbeat, "SWEEP_SECONDS", 0.0)
+    with EmbeddedServer.ensure(tmp_path / "queue") as server:
+        store = Store.connect(server.url)
+        with redis.Redis.from_url(server.url, decode_responses=True, protocol=2) as raw:
+            yield Bench(store, raw, "default")
+        store.close()
+
+
+def begin(flight: Flight) -> None:
+    """Give the flight a sample that has made a step."""
+    pipeline = FakePipeline()
+    [flight.conditioning] = pipeline.encode([flight.lease.request])
+    flight.sample = pipeline.start(flight.lease.request, flight.conditioning)
+    pipeline.step([flight.sample])
+
+
+def test_every_lease_is_extended_begun_or_not(bench: Bench) -> None:
+    held = Held(bench, 2)
+    first, second = held.flights.all()
+    begin(first)
+    before = {flight: held.deadline(flight.lease) for flight in (first, second)}
+    with held.beating():
+        wait_until(lambda: all(held.deadline(f.lease) > before[f] for f in before))
+    assert not first.dropped and not second.dropped
+
+
+def test_steps_are_carried_as_they_are_made(bench: Bench) -> None:
+    held = Held(bench, 2)
+    first, _ = held.flights.all()
+    begin(first)
+    with held.beating():
+        wait_until(lambda: [image.step for image in bench.store.images(held.job_id)] == [1, 0])
+        assert first.sample is not None
+        FakePipeline().step([first.sample])
+        wait_until(lambda: [image.step for image in bench.store.images(held.job_id)] == [2, 0])
+
+
+def test_what_is_cancelled_is_dropped_and_so_is_its_sample(bench: Bench) -> None:
+    held = Held(bench, 1)
+    [flight] = held.flights.all()
+    begin(flight)
+    with held.beating():
+        held.beat()
+        assert not flight.dropped
+        bench.store.cancel(held.job_id, None)
+        wait_until(lambda: flight.dropped)
+    assert flight.sample is not None
+    assert flight.sample.cancelled
+
+
+def test_what_is_anothers_is_dropped_and_the_rest_kept(bench: Bench) -> None:
+    held = Held(bench, 2)
+    lost, kept = held.flights.all()
+    bench.store.release([lost.lease])
+    [taken] = bench.claim(1, worker="w2", model="fake")
+    with held.beating():
+        wait_until(lambda: lost.dropped)
+        held.beat()
+    assert not kept.dropped
+    assert bench.store.beat("w2", {(taken.key, taken.token): 0}, LEASE_SECONDS).lost == frozenset()
+
+
+def test_what_was_delivered_during_the_beat_is_not_dropped(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The queue says that its lease is over, which it is; but it was not lost."""
+    held = Held(bench, 1)
+    [flight] = held.flights.all()
+    beat = bench.store.beat
+
+    def deliver_and_beat(
+        worker: str, leases: Mapping[tuple[str, str], int], lease_seconds: float
+    ) -> Beat:
+        if held.flights.all():
+            bench.commit(flight.lease)
+            held.flights.remove(flight)
+        return beat(worker, leases, lease_seconds)
+
+    monkeypatch.setattr(bench.store, "beat", deliver_and_beat)
+    with held.beating():
+        held.beat()
+    assert held.flights.all() == []
+    assert not flight.dropped
+
+
+def test_who_wishes_to_see_an_image_is_heard(bench: Bench) -> None:
+    held = Held(bench, 2)
+    first, second = held.flights.all()
+    with held.beating():
+        bench.store.want_preview(held.job_id, second.lease.index)
+        wait_until(lambda: second.wished)
+    assert not first.wished
+
+
+def test_it_extends_its_own_leases_before_it_sweeps(bench: Bench) -> None:
+    """After a pause of the machine all leases have run out, and only the dead stay dead."""
+    held = Held(bench, 1)
+    other = bench.submit([request()])
+    [lost] = bench.claim(1, worker="dead", model="fake")
+    bench.store.sweep()
+    bench.lose(lost, *(flight.lease for flight in held.flights.all()))
+    with held.beating():
+        wait_until(lambda: bench.states(other) == [State.QUEUED])
+    assert bench.states(held.job_id) == [State.RUNNING]
+    assert not any(flight.dropped for flight in held.flights.all())
+
+
+def test_it_says_what_it_does_for_as_long_as_it_lives(bench: Bench) -> None:
+    held = Held(bench, 1)
+    with held.beating():
+        wait_until(lambda: len(bench.store.workers()) == 1)
+        [worker] = bench.store.workers()
+        assert worker.id == "w1"
+        told = worker.info["beats"]
+        wait_until(lambda: bench.store.workers()[0].info["beats"] > told)
+    left = bench.raw.pttl(bench.key("worker", "w1"))
+    assert 0 < left <= heartbeat.REGISTERED_SECONDS * 1000
+
+
+def test_one_that_holds_nothing_beats_and_sweeps_too(bench: Bench) -> None:
+    held = Held(bench, 1)
+    [flight] = held.flights.all()
+    held.flights.remove(flight)
+    bench.store.sweep()
+    bench.lose(flight.lease)
+    with held.beating():
+        wait_until(lambda: bench.states(held.job_id) == [State.QUEUED])
+        held.beat()
+
+
+def test_it_goes_on_after_the_queue_was_away(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = Held(bench, 1)
+    [flight] = held.flights.all()
+    away, refused, beat = threading.Event(), threading.Event(), bench.store.beat
+
+    def beat_or_refuse(
+        worker: str, leases: Mapping[tuple[str, str], int], lease_seconds: float
+    ) -> Beat:
+        if away.is_set():
+            refused.set()
+            raise StorageUnavailable("away")
+        return beat(worker, leases, lease_seconds)
+
+    monkeypatch.setattr(bench.store, "beat", beat_or_refuse)
+    with held.beating():
+        away.set()
+        assert refused.wait(60)
+        away.clear()
+        before = held.deadline(flight.lease)
+        wait_until(lambda: held.deadline(flight.lease) > before)
+    assert not flight.dropped
+
+
+def test_a_worker_that_hangs_ends_itself(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    codes: list[int] = []
+
+    def leave(code: int) -> None:
+        codes.append(code)
+        held.heartbeat.stop()
+        raise StorageUnavailable("gone")
+
+    monkeypatch.setattr("workers.heartbeat.os._exit", leave)
+    held = Held(bench, 1)
+    held.is_stuck = True
+    with pytest.raises(StorageUnavailable):
+        held.heartbeat.run()
+    assert codes == [70]
+    assert held.beats == 0
+
+
+def test_two_workers_of_one_host_and_process_id_have_two_names() -> None:
+    """As a restarted container's has with the one before: what that held, this one does not."""
+    names = {worker_name("demo", 0) for _ in range(100)}
+    assert len(names) == 100

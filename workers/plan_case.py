@@ -1,0 +1,99 @@
+"""What `imagemill plan` knows of one model on some devices, and how it writes an entry for them.
+
+Sizes are bytes, counted from configs; places nothing and loads no weights.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from jobs.catalog import Model
+from pipelines.checkpoint import Checkpoint
+from pipelines.memory import Part, in_words
+from pipelines.skeleton import DECODE, DENOISE, ENCODE, Image
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One way to place the model. `catalog` are lines for models.toml, None where it cannot be."""
+
+    name: str
+    fits: bool
+    arithmetic: str
+    speed: str = ""
+    catalog: str | None = None
+
+
+class Case:
+    """One model on some devices."""
+
+    def __init__(
+        self,
+        model: Model,
+        modules: dict[str, nn.Module],
+        stages: dict[str, list[Part]],
+        checkpoint: Checkpoint,
+        devices: Sequence[int],
+        cpu: int,
+    ) -> None:
+        self.model, self.stages = model, stages
+        self.sizes, self.cpu = list(devices), cpu
+        self.image = Image(modules, checkpoint, model)
+        self.denoiser = stages[DENOISE][0]
+        self.kind = type(modules[self.denoiser.name]).__name__
+        self.module: Any = modules[self.denoiser.name]
+        self.others = sum(p.size for s in (ENCODE, DECODE) for p in stages[s])
+        self.total = self.denoiser.size + self.others
+        self.peak = {
+            s: max((p.activations for p in found), default=0) for s, found in stages.items()
+        }
+        self.names = [f"cuda:{index}" for index in range(len(devices))]
+
+    @property
+    def alone(self) -> int:
+        """What a device must have to make an image by itself."""
+        return self.total + max(self.peak.values())
+
+    def roomiest(self, count: int) -> list[int]:
+        """The places of so many devices, the largest first."""
+        return sorted(range(len(self.sizes)), key=lambda at: -self.sizes[at])[:count]
+
+    def degrees(self) -> list[int]:
+        """Sizes of a group that are worth a line: doubling, and all devices."""
+        count = len(self.sizes)
+        return [n for n in range(2, count + 1) if n in (2, 4, 8) or n == count < 8]
+
+    def has(self) -> str:
+        """The devices in words."""
+        kinds = {size: self.sizes.count(size) for size in sorted(set(self.sizes), reverse=True)}
+        return "there is " + " and ".join(f"{n} x {in_words(size)}" for size, n in kinds.items())
+
+    def entry(self, suffix: str, lines: Sequence[str]) -> str:
+        """The table for models.toml, with what the model's own entry says."""
+        model, defaults = self.model, self.model.defaults
+        kept = [f"path = {text(model.path)}", f"dtype = {text(model.dtype)}"]
+        for field in ("revision", "variant", "attention_backend"):
+            if getattr(model, field):
+                kept.append(f"{field} = {text(getattr(model, field))}")
+        if model.max_sequence_length:
+            kept.append(f"max_sequence_length = {model.max_sequence_length}")
+        kept.append(
+            f"defaults = {{ width = {defaults.width}, height = {defaults.height}, "
+            f"steps = {defaults.steps}, guidance_scale = {defaults.guidance_scale} }}"
+        )
+        name = f"{model.name}-{suffix}"
+        key = text(name) if "." in name else name  # a dot would make a table within a table
+        return "\n".join([f"[models.{key}]", *kept[:2], *lines, *kept[2:]])
+
+
+def text(value: str) -> str:
+    """A TOML basic string."""
+    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
+
+
+def texts(values: Sequence[str]) -> str:
+    """A TOML list of strings."""
+    return f"[{', '.join(map(text, values))}]"
