@@ -4,8 +4,9 @@ What is said to the server is in `wire.py`, and carried out by the client that m
 """
 
 import asyncio
+import threading
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -112,9 +113,19 @@ class Job(_Snapshot):
         """
         place, made = Path(folder), self._made()
         place.mkdir(parents=True, exist_ok=True)
+        over = threading.Event()
+
+        def bring_unless_over(image: Mapping[str, Any]) -> Path:
+            if over.is_set():
+                raise CancelledError  # which nobody sees: one before it in line has failed
+            try:
+                return bring(self._client, self.raw, image, place)[0]
+            except BaseException:
+                over.set()
+                raise
+
         with ThreadPoolExecutor(wire.DOWNLOADS_AT_ONCE, thread_name_prefix="download") as pool:
-            brought = pool.map(lambda one: bring(self._client, self.raw, one, place)[0], made)
-            return list(brought)
+            return list(pool.map(bring_unless_over, made))
 
     def cancel(self) -> Self:
         """Stop what has not finished; what has stays."""
