@@ -78,10 +78,16 @@ class Trials:
 
     @contextmanager
     def trying(self, request: ImageRequest, bucket: int) -> Iterator[None]:
-        """Keep a note while it runs; an error that ends the worker leaves it there."""
+        """Keep a note while it runs; an error that ends the worker leaves it there.
+
+        Where there is no room for a note, it runs without one.
+        """
         note = self._note(request, bucket)
-        note.parent.mkdir(parents=True, exist_ok=True)
-        note.write_text(str(self._deaths.get(note.name, 0) + 1))
+        try:
+            note.parent.mkdir(parents=True, exist_ok=True)
+            note.write_text(str(self._deaths.get(note.name, 0) + 1))
+        except OSError as error:
+            log.warning("warm-up: no note can be kept", note=str(note), reason=str(error))
         yield
         note.unlink(missing_ok=True)
 

@@ -1,14 +1,20 @@
-"""An engine over a fake pipeline, driven on the test's own thread."""
+"""An engine over a fake, driven on the test's own thread; a queue, and a model to serve."""
 
+import json
 import queue
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 
+from jobs.catalog import Model
+from jobs.embedded import EmbeddedServer
 from jobs.job import Lease
 from jobs.request import ImageRequest
+from jobs.store import Store
 from pipelines.fake import FakePipeline
+from tests.pipelines.serving import entry
 from workers.engine import Engine
 from workers.flights import Flight, Flights
 from workers.scheduler import BUCKETS, Costs
@@ -90,3 +96,25 @@ class Bench:
 def bench() -> Callable[..., Bench]:
     """Makes a `Bench` over a fake pipeline with these options."""
     return lambda **options: Bench(FakePipeline(**options))
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[EmbeddedServer]:
+    with EmbeddedServer.ensure(tmp_path / "queue") as server:
+        yield server
+
+
+@pytest.fixture
+def store(server: EmbeddedServer) -> Iterator[Store]:
+    opened = Store.connect(server.url)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Model:
+    """The entry of a fake pipeline's folder, which real worker processes can load."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": "FakePipeline"}))
+    return entry(folder)

@@ -7,21 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from jobs.embedded import EmbeddedServer
 from jobs.errors import StorageUnavailable
 from jobs.images import LocalImages
 from jobs.store import Store
 from tests.waiting import wait_until
 from tests.workers.conftest import request
 from workers.collector import Collector
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    with EmbeddedServer.ensure(tmp_path / "queue") as server:
-        opened = Store.connect(server.url)
-        yield opened
-        opened.close()
 
 
 @pytest.fixture

@@ -1,10 +1,8 @@
 """How a worker ends: by an image that breaks its group, or because it cannot start."""
 
-import json
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,33 +12,11 @@ from jobs.catalog import Model
 from jobs.embedded import EmbeddedServer
 from jobs.job import State
 from jobs.store import Store
-from tests.pipelines.serving import entry
 from tests.waiting import wait_until
 from tests.workers.conftest import request
 from workers.launch import EXIT_GROUP_LOST, Place
 from workers.settings import WorkerSettings
 from workers.worker import Worker
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[EmbeddedServer]:
-    with EmbeddedServer.ensure(tmp_path / "queue") as server:
-        yield server
-
-
-@pytest.fixture
-def store(server: EmbeddedServer) -> Iterator[Store]:
-    opened = Store.connect(server.url)
-    yield opened
-    opened.close()
-
-
-@pytest.fixture
-def model(tmp_path: Path) -> Model:
-    folder = tmp_path / "model"
-    folder.mkdir()
-    (folder / "model_index.json").write_text(json.dumps({"_class_name": "FakePipeline"}))
-    return entry(folder)
 
 
 def test_an_image_that_breaks_every_group_fails_alone_in_the_end(

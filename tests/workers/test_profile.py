@@ -1,5 +1,6 @@
 """Warm-up measures what a batch costs, stops where it no longer pays, and keeps the answer."""
 
+import errno
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -128,6 +129,17 @@ def test_a_group_stops_below_the_bucket_that_it_does_not_survive(tmp_path: Path)
     for _ in range(2):
         costs = profile.warm_up(Mortal(fatal=4), MODEL, "cpu", tmp_path)
         assert costs.points[-1][0] == 2 * TOKENS
+
+
+def test_a_full_disk_keeps_no_worker_from_starting_that_has_its_profile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, text: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    costs = profile.warm_up(FakePipeline(largest_batch=2), MODEL, "cpu", tmp_path)
+    monkeypatch.setattr(Path, "write_text", full)
+    assert profile.warm_up(FakePipeline(largest_batch=2), MODEL, "cpu", tmp_path) == costs
 
 
 def test_one_death_may_have_had_another_reason(tmp_path: Path) -> None:

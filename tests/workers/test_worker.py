@@ -1,19 +1,15 @@
 """A worker process: what it tells before its model is loaded, and how its threads go together."""
 
-import json
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from jobs.catalog import Model
-from jobs.embedded import EmbeddedServer
 from jobs.errors import ModelUnavailable
 from jobs.images import LocalImages
 from jobs.store import Store
 from pipelines.fake import FakePipeline
-from tests.pipelines.serving import entry
 from tests.waiting import wait_until
 from tests.workers.conftest import BATCHES_PAY
 from workers.launch import Place
@@ -21,14 +17,6 @@ from workers.settings import WorkerSettings
 from workers.worker import Worker
 
 FACTS = {"family": "fake", "multiple": 16}
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    with EmbeddedServer.ensure(tmp_path / "queue") as server:
-        opened = Store.connect(server.url)
-        yield opened
-        opened.close()
 
 
 def loading(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, store: Store, model: Model) -> None:
@@ -42,14 +30,6 @@ def loading(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, store: Store, model
     worker = Worker(model=model, place=Place("cpu"), settings=settings, store=store)
     with pytest.raises(ModelUnavailable, match="so far"):
         worker._load()
-
-
-@pytest.fixture
-def model(tmp_path: Path) -> Model:
-    folder = tmp_path / "model"
-    folder.mkdir()
-    (folder / "model_index.json").write_text(json.dumps({"_class_name": "FakePipeline"}))
-    return entry(folder)
 
 
 def test_the_card_is_there_before_the_weights(
