@@ -10,7 +10,8 @@ from jobs.errors import OutOfMemory
 from pipelines.load import load_pipeline
 from pipelines.skeleton import STAGES
 from pipelines.tiling import tiled
-from tests.pipelines.serving import alone, ask, begin, difference, entry
+from tests.pipelines.rounding import served_alone
+from tests.pipelines.serving import alone, ask, begin, entry
 
 pytestmark = pytest.mark.gpu
 
@@ -65,7 +66,8 @@ def finished(pipeline, request):
 
 def test_a_full_device_changes_no_sample_and_stays_usable(pipeline, ballast, device):
     request = ask(seed=1, width=1024, height=1024, steps=2)
-    expected = alone(pipeline, request)
+    expected = served_alone(pipeline, request)
+    assert expected.allowed < 1e-2  # measured here, while there is memory
     samples = [begin(pipeline, ask(seed=s, width=1024, height=1024, steps=2)) for s in (1, 2, 3)]
     pipeline.step(samples)
     before = [sample.latents.clone() for sample in samples]
@@ -83,7 +85,7 @@ def test_a_full_device_changes_no_sample_and_stays_usable(pipeline, ballast, dev
     ballast.drop()
     pipeline.step(samples[1:], 32)
     assert all(sample.done for sample in samples)
-    assert difference(pipeline.decode(samples[:1])[0], expected) <= 1e-3
+    assert expected.miss(pipeline.decode(samples[:1])[0]) <= 1
 
 
 def test_what_does_not_fit_is_decoded_in_tiles(pipeline, ballast, device):
@@ -111,12 +113,12 @@ def test_what_does_not_fit_is_decoded_in_tiles(pipeline, ballast, device):
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 def test_a_split_gives_each_stages_memory_back(tiny_folder, device):
     fields = {"max_sequence_length": 48, "defaults": Defaults(64, 64, 2, 3.5)}
-    plain = alone(load_pipeline(entry(tiny_folder("SD3"), **fields), device), ask(steps=2))
+    plain = served_alone(load_pipeline(entry(tiny_folder("SD3"), **fields), device), ask(steps=2))
     gc.collect()
     before = torch.cuda.memory_allocated(device)
     model = entry(tiny_folder("SD3"), placement="split", unload=True, devices=(device,), **fields)
     split = load_pipeline(model, device)
-    assert difference(alone(split, ask(steps=2)), plain) <= 1e-4
+    assert plain.miss(alone(split, ask(steps=2))) <= 1
     stages = split.turns.plan.stages
     sizes = {stage: sum(s.part.size for s in stages[stage]) for stage in STAGES}
     for stage, size in sizes.items():
@@ -125,4 +127,4 @@ def test_a_split_gives_each_stages_memory_back(tiny_folder, device):
         split.turns.unload(stage)
         assert loaded - torch.cuda.memory_allocated(device) >= size
     assert torch.cuda.memory_allocated(device) - before < min(sizes.values())
-    assert difference(alone(split, ask(steps=2)), plain) <= 1e-4
+    assert plain.miss(alone(split, ask(steps=2))) <= 1

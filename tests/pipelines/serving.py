@@ -11,7 +11,6 @@ from jobs.catalog import Model
 from jobs.request import ImageRequest
 from pipelines.seam import Pipeline, Sample
 
-TOLERANCE = 1e-5
 PLAIN = ImageRequest("tiny", "a red cat", 1, 64, 64, 4, 3.5)
 
 

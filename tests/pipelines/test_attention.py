@@ -14,6 +14,7 @@ from pipelines.attention import CUDNN, choose_attention
 from pipelines.families import make_family
 from pipelines.load import load_pipeline
 from pipelines.placements.placed import Placed
+from tests.pipelines.rounding import served_alone
 from tests.pipelines.serving import alone, ask, entry
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
@@ -98,7 +99,7 @@ def test_the_catalogs_backend_runs(tiny_folder):
     assert backends(pipeline.family.pipe.transformer) == {"_native_math"}
     plain = load_pipeline(entry(tiny_folder("Flux"), **SMALL), "cpu")
     assert backends(plain.family.pipe.transformer) == {None}
-    assert torch.allclose(alone(pipeline, ask()), alone(plain, ask()), atol=1e-5)
+    assert served_alone(plain, ask()).miss(alone(pipeline, ask())) <= 1
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ from jobs.errors import ImageFailed, ModelUnavailable, OutOfMemory
 from pipelines.families.family import REFUSED
 from pipelines.families.whole_call import WholeCall
 from pipelines.placements.placed import Placed
-from tests.pipelines.serving import TOLERANCE, alone, ask, begin, difference
+from tests.pipelines.rounding import Reference, modules_of
+from tests.pipelines.serving import alone, ask, begin
 
 # numpy 2 warns of a call inside diffusers' schedulers.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -27,15 +28,22 @@ def pipeline(pipe):
 
 
 def run(pipe, request, **arguments):
-    return pipe(
-        prompt=request.prompt,
-        width=request.width,
-        height=request.height,
-        num_inference_steps=request.steps,
-        generator=torch.Generator().manual_seed(request.seed),
-        output_type="pt",
-        **arguments,
-    ).images[0]
+    """diffusers' own picture of the request."""
+
+    def draw(copies):
+        generators = [torch.Generator().manual_seed(request.seed) for _ in range(copies)]
+        return pipe(
+            prompt=request.prompt,
+            width=request.width,
+            height=request.height,
+            num_inference_steps=request.steps,
+            num_images_per_prompt=copies,
+            generator=generators[0] if copies == 1 else generators,
+            output_type="pt",
+            **arguments,
+        ).images
+
+    return Reference(draw, modules_of(pipe))
 
 
 def test_a_batch_equals_each_image_alone(pipe, pipeline):
@@ -51,7 +59,7 @@ def test_a_batch_equals_each_image_alone(pipe, pipeline):
         assert sample.done
         [pixels] = pipeline.decode([sample])
         reference = run(pipe, request, guidance_scale=5.0, negative_prompt=request.negative_prompt)
-        assert difference(pixels, reference) <= TOLERANCE
+        assert reference.miss(pixels) <= 1
 
 
 def test_what_a_call_has_one_of_is_in_the_batch_key(pipeline):
@@ -151,7 +159,7 @@ def test_flux_called_whole_gets_the_true_guidance(tiny_pipe):
     reference = run(
         pipe, ask(seed=1), true_cfg_scale=3.5, negative_prompt="", max_sequence_length=48
     )
-    assert difference(pixels, reference) <= TOLERANCE
+    assert reference.miss(pixels) <= 1
     guided = WholeCall(tiny_pipe("FluxGuidance"), 48)
     assert guided.card.guidance == "embedded"
     assert guided.rows(ask(guidance_scale=7.0)) == 1
@@ -168,7 +176,7 @@ def test_a_pipeline_without_step_callback_and_with_binning(tiny_pipe):
         max_sequence_length=48,
         use_resolution_binning=False,
     )
-    assert difference(pixels, reference) <= TOLERANCE
+    assert reference.miss(pixels) <= 1
 
 
 def test_the_card_of_a_whole_call(pipeline):

@@ -9,7 +9,8 @@ from pipelines.families.whole_call import WholeCall
 from pipelines.families.whole_text import PromptTexts
 from pipelines.placements.placed import Placed
 from pipelines.seam import PromptForm
-from tests.pipelines.serving import TOLERANCE, alone, ask, begin, difference, serve
+from tests.pipelines.rounding import served_alone
+from tests.pipelines.serving import alone, ask, begin, difference, serve
 from tests.pipelines.tiny_whole import cogview4
 
 SHORT = ask("a red cat", seed=1)
@@ -44,9 +45,9 @@ def test_served_beside_any_neighbours_it_is_the_picture_of_the_request_alone(pip
     pictures, calls = serve(pipeline, {0: [SHORT, LONG, EQUAL]}, bucket=bucket)
     assert calls == 2
     for request in (SHORT, EQUAL, LONG):
-        lonely = alone(pipeline, request, bucket)
-        assert difference(pictures[request.seed], lonely) <= TOLERANCE
-        assert bucket == 0 or torch.equal(pictures[request.seed], lonely)
+        lonely = served_alone(pipeline, request, bucket)
+        assert lonely.miss(pictures[request.seed]) <= 1
+        assert bucket == 0 or torch.equal(pictures[request.seed], lonely.picture)
 
 
 def test_the_lengths_of_both_prompts_are_in_the_batch_key(pipeline):

@@ -12,6 +12,7 @@ import torch
 
 from jobs.catalog import Defaults, Model
 from jobs.errors import ConfigurationError, OutOfMemory
+from jobs.request import ImageRequest
 from pipelines.checkpoint import find_checkpoint
 from pipelines.memory import CPU, DISK
 from pipelines.placements import residence
@@ -21,7 +22,8 @@ from pipelines.placements.turns import Turns
 from pipelines.skeleton import DECODE, DENOISE, ENCODE, STAGES, inner_module, parts, skeletons
 from tests.pipelines import pretend
 from tests.pipelines.pretend import DEVICES, LEDGER
-from tests.pipelines.serving import TOLERANCE, alone, ask, begin, difference, entry
+from tests.pipelines.rounding import Reference
+from tests.pipelines.serving import alone, ask, begin, difference, entry
 from tests.pipelines.test_families import CASES, Case
 
 pytestmark = pytest.mark.filterwarnings(
@@ -69,9 +71,9 @@ def reference(tiny_pipe):
     """diffusers' own picture, on the CPU, alone."""
 
     @cache
-    def picture(name: str) -> torch.Tensor:
+    def picture(name: str, request: ImageRequest = REQUEST) -> Reference:
         case = FAMILIES[name]
-        return case.reference(tiny_pipe(case.tiny), REQUEST)
+        return case.reference(tiny_pipe(case.tiny), request)
 
     return picture
 
@@ -132,7 +134,7 @@ def test_cut_over_two_devices(model, reference, weights_only, name):
     limits = dict.fromkeys(DEVICES, max(needed, denoiser.size - 1)) | {CPU: "1GB"}
     split = load(model(name, devices=DEVICES, max_memory=limits))
     assert places(split.device_map[denoiser.name]) == set(DEVICES)
-    assert difference(alone(split, REQUEST), reference(name)) <= TOLERANCE
+    assert reference(name).miss(alone(split, REQUEST)) <= 1
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -147,7 +149,7 @@ def test_in_turn_on_a_device_too_small_for_all(model, reference, name):
     )
     split = load(model(name, max_memory={ONE[0]: room}, unload=True))
     with LEDGER.limit({ONE[0]: room}):
-        assert difference(alone(split, REQUEST), reference(name)) <= TOLERANCE
+        assert reference(name).miss(alone(split, REQUEST)) <= 1
         assert 0 < LEDGER.peak[ONE[0]] <= room
     assert split.turns.loads == Counter(dict.fromkeys(STAGES, 1))
     for stage in STAGES:
@@ -170,7 +172,7 @@ def test_blocks_wait_outside(model, reference, weights_only, name, place):
     split = load(model(name, max_memory=limits, unload=True))
     where = split.device_map[denoiser.name]
     assert places(where) == {ONE[0], place}
-    assert difference(alone(split, REQUEST), reference(name)) <= TOLERANCE
+    assert reference(name).miss(alone(split, REQUEST)) <= 1
     split.turns.unload(DECODE)
     split.turns.enter(DENOISE)
     kept = sum(size for block, size in denoiser.blocks.items() if where[block] == ONE[0])
@@ -223,7 +225,7 @@ def test_a_backlog_pays_each_load_once(model, reference, weights_only):
     ]
     pictures = serve_in_phases(split, backlog)
     assert split.turns.loads == Counter({ENCODE: 1, DENOISE: 1, DECODE: 1})
-    assert difference(pictures[7], alone(split, backlog[7])) <= TOLERANCE
+    assert reference("Flux", backlog[7]).miss(pictures[7]) <= 1
 
     split.turns.loads.clear()
     serve_in_phases(split, backlog)  # prompts that are known need no text encoder
@@ -259,12 +261,12 @@ def test_a_copy_on_the_cpu_spares_the_disk(model, reference, monkeypatch, weight
     denoiser, _ = sizes(model("SD3"))
     limits = {ONE[0]: denoiser, CPU: "1GB"}
     split = load(model("SD3", max_memory=limits, unload=True))
-    assert difference(alone(split, REQUEST), reference("SD3")) <= TOLERANCE
+    assert reference("SD3").miss(alone(split, REQUEST)) <= 1
     monkeypatch.setattr(
         "pipelines.placements.residence.Residence._read", lambda *_: pytest.fail("read again")
     )
     again = alone(split, replace(REQUEST, prompt="another"))
-    assert difference(again, reference("SD3")) > 1e-4
+    assert difference(again, reference("SD3").picture) > 1e-4
     assert split.turns.loads == Counter(dict.fromkeys(STAGES, 2))
 
 
@@ -279,7 +281,7 @@ def test_out_of_memory_changes_no_sample(model, reference):
     assert sample.step == 0
     while not sample.done:
         split.step([sample])
-    assert difference(split.decode([sample])[0], reference("Flux")) <= TOLERANCE
+    assert reference("Flux").miss(split.decode([sample])[0]) <= 1
 
 
 def test_other_stages_make_way_when_a_stage_runs_out_of_memory(model, reference):
@@ -299,7 +301,7 @@ def test_other_stages_make_way_when_a_stage_runs_out_of_memory(model, reference)
     assert not split.turns.is_loaded(ENCODE)
     while not sample.done:
         split.step([sample])
-    assert difference(split.decode([sample])[0], reference("Flux")) <= TOLERANCE
+    assert reference("Flux").miss(split.decode([sample])[0]) <= 1
 
 
 def test_latents_and_embeddings_of_a_backlog_take_no_device_memory(model):

@@ -19,7 +19,8 @@ from jobs.catalog import Defaults
 from jobs.errors import ImagemillError
 from pipelines.load import dismiss, load_follower, load_pipeline
 from pipelines.placements import context_parallel, group, mends
-from tests.pipelines.serving import ask, begin, difference, entry, serve
+from tests.pipelines.rounding import Reference
+from tests.pipelines.serving import ask, begin, entry, serve
 from tests.pipelines.test_families import CASES, Case, true_cfg
 
 FAMILIES = {
@@ -31,7 +32,7 @@ FAMILIES = {
 OTHER = Case("", "", true_cfg, 16)
 
 Plain = dict[Any, Any]
-"""diffusers' pipelines by folder, and their pictures by folder and request."""
+"""diffusers' pipelines by folder, and their pictures by folder, request and dtype."""
 
 
 def main(file: str) -> None:
@@ -125,20 +126,20 @@ def serve_all(case: dict[str, Any], pipeline: Any, plain: Plain) -> dict[str, An
     requests = [ask(**fields) for fields in case["requests"]]
     arrivals = {0: requests[:1], 1: requests[1:3], 2: requests[3:]}
     pictures, forwards = serve(pipeline, arrivals, largest=4, bucket=case.get("bucket", 0))
-    differences = {
-        request.seed: difference(pictures[request.seed], reference(case, request, plain))
+    misses = {
+        request.seed: reference(case, request, plain).miss(pictures[request.seed])
         for request in requests
     }
-    return {"refused": refused, "forwards": forwards, "differences": differences}
+    return {"refused": refused, "forwards": forwards, "misses": misses}
 
 
-def reference(case: dict[str, Any], request: Any, plain: Plain) -> torch.Tensor:
-    """diffusers' own picture, made once for all cases of a family."""
-    folder = case["folder"]
+def reference(case: dict[str, Any], request: Any, plain: Plain) -> Reference:
+    """diffusers' own picture in float32 on the CPU, made once for all cases of a family."""
+    folder, dtype = case["folder"], getattr(torch, case["entry"].get("dtype", "float32"))
     if folder not in plain:
         plain[folder] = DiffusionPipeline.from_pretrained(folder)
         plain[folder].set_progress_bar_config(disable=True)
-    if (folder, request) not in plain:
-        made = FAMILIES[case["family"]].reference(plain[folder], request)
-        plain[folder, request] = made
-    return plain[folder, request]
+    key = (folder, request, dtype)
+    if key not in plain:
+        plain[key] = FAMILIES[case["family"]].reference(plain[folder], request, dtype)
+    return plain[key]

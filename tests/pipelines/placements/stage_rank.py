@@ -21,7 +21,7 @@ from jobs.errors import ImagemillError
 from pipelines.load import dismiss, load_follower, load_pipeline
 from pipelines.placements import group, pipelined
 from pipelines.placements.pipelined import Line
-from tests.pipelines.serving import alone, ask, begin, difference, entry, serve
+from tests.pipelines.serving import alone, ask, begin, entry, serve
 from tests.pipelines.test_families import CASES, Case, true_cfg
 
 FAMILIES = CASES | {"Flux": Case("Flux", "flux", true_cfg, 16)}
@@ -59,8 +59,8 @@ def compare(case: dict[str, Any], pipeline: Any) -> dict[str, Any]:
     expected = {r.seed: FAMILIES[case["family"]].reference(pipe, r) for r in REQUESTS}
     return {
         "forwards": forwards,
-        "joined": {seed: difference(joined[seed], expected[seed]) for seed in expected},
-        "at_once": {seed: difference(apart[seed], expected[seed]) for seed in expected},
+        "joined": {seed: expected[seed].miss(joined[seed]) for seed in expected},
+        "at_once": {seed: expected[seed].miss(apart[seed]) for seed in expected},
     }
 
 
