@@ -1,12 +1,19 @@
-"""Which attention kernel a denoiser runs: the catalog's, or the fastest one that its device takes.
+"""Which attention kernel a denoiser runs: torch's own choice, or the catalog's if it runs.
 
 What a device takes cannot be asked, only tried: kernels refuse by dtype, head size, mask and
 driver. Chooses among diffusers' backends and knows no model. diffusers' `set_attention_backend`
 also changes the default of everything else in the process, autoencoders with heads too large for
 the fast kernels included; here it changes the denoiser alone.
+
+Some backends pick their kernel through torch's flags, which hold for the whole process. While one
+of them runs, attention on any other thread gets its kernel too: other bits, or an error. Such a
+backend is served with one thread at a time inside the models (`Placed.run_one_at_a_time`).
 """
 
-from collections.abc import Callable
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from types import CodeType, FunctionType
 from typing import Any
 
 import structlog
@@ -21,6 +28,12 @@ NATIVE = "native"
 """torch's own choice among its kernels: diffusers' default, and what every device takes."""
 
 CUDNN = "_native_cudnn"
+
+FLAG_SETTERS = frozenset(
+    ["sdpa_kernel", "_sdpa_kernel", "sdp_kernel"]
+    + [f"enable_{kernel}_sdp" for kernel in ("flash", "mem_efficient", "math", "cudnn")]
+)
+"""Functions of torch that switch attention kernels on and off for all threads."""
 
 MERGING = (
     CUDNN,
@@ -37,31 +50,33 @@ log = structlog.get_logger(__name__)
 
 
 def choose_attention(
-    denoiser: Any, wanted: str | None, device: torch.device, trial: Callable[[], None]
+    denoiser: Any, backend: str | None, device: torch.device, trial: Callable[[], None]
 ) -> None:
-    """Set the backend that the catalog wants, else cuDNN's on CUDA; leave other devices alone.
+    """Set the backend that the catalog names; without one, the denoiser keeps torch's own choice.
 
     `trial` runs the denoiser once and raises if it cannot. Raises ConfigurationError when the
-    wanted backend does not exist, is not installed or does not run; where nothing is wanted, falls
-    back to torch's own choice and logs why.
+    backend does not exist, is not installed or does not run, and when the environment
+    chooses another default than torch's, since that would hold for every model in the process.
     """
-    if wanted is not None:
-        _demand(denoiser, wanted, trial)
-        log.info("attention backend", backend=wanted, device=str(device), chosen_by="catalog")
-    elif _may_run_cudnn(denoiser, device):
-        _prefer(denoiser, CUDNN, device, trial)
+    if DIFFUSERS_ATTN_BACKEND != NATIVE:
+        raise ConfigurationError(
+            f"DIFFUSERS_ATTN_BACKEND={DIFFUSERS_ATTN_BACKEND} changes attention in text encoders "
+            "and autoencoders too: unset it, and set attention_backend in the model's entry"
+        )
+    if backend is not None:
+        _demand(denoiser, backend, trial)
+        log.info("attention backend", backend=backend, device=str(device))
 
 
-def _may_run_cudnn(denoiser: Any, device: torch.device) -> bool:
-    """Whether it is worth a trial. A default from diffusers' own environment variable stays."""
-    return (
-        device.type == "cuda"
-        and torch.backends.cudnn.is_available()  # type: ignore[no-untyped-call]
-        and denoiser is not None
-        and denoiser.dtype in (torch.float16, torch.bfloat16)
-        and takes_backends(denoiser)
-        and DIFFUSERS_ATTN_BACKEND == NATIVE
-    )
+@functools.cache
+def sets_process_flags(backend: str) -> bool:
+    """Whether the backend picks its kernel through flags of the whole process.
+
+    Read from the names in the backend's code and in the functions that it calls, so that it holds
+    for backends that diffusers adds. A name that isn't a backend of diffusers sets none.
+    """
+    function = _AttentionBackendRegistry._backends.get(backend)
+    return function is not None and not FLAG_SETTERS.isdisjoint(_names(function))
 
 
 def takes_backends(denoiser: Any) -> bool:
@@ -114,12 +129,12 @@ def check_parallel(backend: str | None, ring: int, split: bool, device: torch.de
         )
 
 
-def _demand(denoiser: Any, wanted: str, trial: Callable[[], None]) -> None:
-    name = f"attention_backend {wanted!r}"
+def _demand(denoiser: Any, backend: str, trial: Callable[[], None]) -> None:
+    name = f"attention_backend {backend!r}"
     if denoiser is None or not takes_backends(denoiser):
         raise ConfigurationError(f"{name}: {type(denoiser).__name__} lets none be chosen")
     try:
-        _set(denoiser, wanted)
+        _set(denoiser, backend)
     except (AttributeError, ValueError, RuntimeError, ImportError) as error:
         raise ConfigurationError(f"{name}: {error}") from error
     try:
@@ -130,24 +145,6 @@ def _demand(denoiser: Any, wanted: str, trial: Callable[[], None]) -> None:
         raise ConfigurationError(f"{name} does not run here: {_first_line(error)}") from error
 
 
-def _prefer(denoiser: Any, backend: str, device: torch.device, trial: Callable[[], None]) -> None:
-    reason = None
-    try:
-        _set(denoiser, backend)
-        trial()
-    except OutOfMemory:
-        raise
-    except Exception as error:
-        reason = _first_line(error)
-    if reason is None:
-        log.info("attention backend", backend=backend, device=str(device), chosen_by="device")
-        return
-    _set(denoiser, NATIVE)
-    log.warning(
-        "attention backend", backend=NATIVE, device=str(device), instead_of=backend, reason=reason
-    )
-
-
 def _set(denoiser: Any, backend: str) -> None:
     with attention_backend(NATIVE):  # on leaving, the process's default is what it was
         denoiser.set_attention_backend(backend)
@@ -155,3 +152,28 @@ def _set(denoiser: Any, backend: str) -> None:
 
 def _first_line(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def _names(function: Callable[..., Any]) -> set[str]:
+    """Names that a function refers to, and those that functions of these names refer to."""
+    names: set[str] = set()
+    pending: list[Any] = [inspect.unwrap(function)]
+    seen: set[Any] = set()
+    while pending:
+        current = pending.pop()
+        if current in seen or not isinstance(current, FunctionType):
+            continue
+        seen.add(current)
+        for code in _codes(current.__code__):
+            names.update(code.co_names)
+            called = (current.__globals__.get(name) for name in code.co_names)
+            pending += [inspect.unwrap(each) for each in called if callable(each)]
+    return names
+
+
+def _codes(code: CodeType) -> Iterator[CodeType]:
+    """A function's code, and that of the functions within it."""
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _codes(constant)

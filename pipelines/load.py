@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from jobs.catalog import Model
 from jobs.errors import ConfigurationError
+from pipelines.attention import sets_process_flags
 from pipelines.checkpoint import find_checkpoint
 from pipelines.fake import FakePipeline
 from pipelines.families import make_family
@@ -34,7 +35,10 @@ def load_pipeline(model: Model, device: str) -> Pipeline:
     checkpoint = find_checkpoint(model)
     if checkpoint.class_name == FakePipeline.__name__:
         return FakePipeline(**checkpoint.index.get("options", {}))
-    return _named(model, lambda: placement(model, checkpoint, device))
+    pipeline = _named(model, lambda: placement(model, checkpoint, device))
+    if model.attention_backend is not None and sets_process_flags(model.attention_backend):
+        pipeline.run_one_at_a_time()
+    return pipeline
 
 
 def read_card(model: Model) -> tuple[Card, str | None]:

@@ -21,7 +21,7 @@ from pipelines.placements.plans import PLANS, Plan
 from pipelines.placements.stages import CHAINS, chain_of, split_points
 from pipelines.placements.tensor_parallel import check_tensor, plan_of
 from pipelines.skeleton import DECODE, DENOISE, ENCODE, width_of
-from workers.plan_case import Case, Option, texts
+from workers.plan_case import Case, Option, text, texts
 
 _ALONE: dict[str, Any] = {"ring": 1, "ulysses": 1, "cfg": 1, "tensor": 1, "stages": 1, "chunks": 1}
 
@@ -37,7 +37,7 @@ def context_parallel_options(case: Case) -> Iterator[Option]:
     told = set()
     for degrees in _ways(case):
         name = " x ".join(f"{part} {degree}" for part, degree in degrees.items())
-        model = replace(case.model, **_ALONE | degrees)
+        model = _with_kernel(case, replace(case.model, **_ALONE | degrees))
         try:
             _check(case, plan, model)
         except (ConfigurationError, ImageFailed) as error:
@@ -63,12 +63,21 @@ def _ways(case: Case) -> Iterator[dict[str, int]]:
             yield {"cfg": 2, "ulysses": count // 2}
 
 
+def _with_kernel(case: Case, model: Model) -> Model:
+    """The entry with a kernel that a ring can merge, since torch's own choice is not one on CUDA.
+
+    An entry that names a kernel, or whose denoiser cannot run this one, stays as it is.
+    """
+    is_half = getattr(torch, model.dtype) in (torch.float16, torch.bfloat16)
+    if model.ring == 1 or model.attention_backend or not is_half:
+        return model
+    return replace(model, attention_backend=CUDNN) if takes_backends(case.module) else model
+
+
 def _check(case: Case, plan: Plan, model: Model) -> None:
     """Raise what the leader would refuse the entry with, on CUDA devices."""
     config, split = case.module.config, model.ring * model.ulysses > 1
-    is_half = getattr(torch, model.dtype) in (torch.float16, torch.bfloat16)
-    chosen = CUDNN if is_half and takes_backends(case.module) else None
-    check_parallel(model.attention_backend or chosen, model.ring, split, torch.device("cuda"))
+    check_parallel(model.attention_backend, model.ring, split, torch.device("cuda"))
     if model.tensor > 1:
         check_tensor(model.tensor, type(case.module), config, config[plan.heads])
     elif split:
@@ -113,6 +122,8 @@ def _shared(case: Case, name: str, degrees: Mapping[str, int], model: Model) -> 
         *(f"{part} = {degree}" for part, degree in degrees.items()),
         f"devices = {texts([case.names[at] for at in order])}",
     ]
+    if model.attention_backend and not case.model.attention_backend:
+        lines.append(f"attention_backend = {text(model.attention_backend)}")
     suffix = "-".join(f"{part}-{degree}" for part, degree in degrees.items())
     return Option(title, True, arithmetic, _speed(case, model, rooms), case.entry(suffix, lines))
 

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from jobs.catalog import Model
 from jobs.errors import ConfigurationError
 from pipelines.checkpoint import Checkpoint
-from pipelines.seam import Pipeline
+from pipelines.placements.placed import Placed
 
 
 class Follower(Protocol):
@@ -20,7 +20,7 @@ class Follower(Protocol):
         """Follow until the leader says stop. Raises GroupLost when it is lost instead."""
 
 
-Placement = Callable[[Model, Checkpoint, str], Pipeline]
+Placement = Callable[[Model, Checkpoint, str], Placed]
 Following = Callable[[Model, Checkpoint, str], Follower]
 
 PLACEMENTS = {

@@ -5,9 +5,10 @@ OutOfMemory when a device is full. Knows no mathematics of any model, and not wh
 """
 
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import structlog
 import torch
@@ -17,6 +18,7 @@ from jobs.request import ImageRequest
 from pipelines.batch import NEGATIVE
 from pipelines.cache import EmbeddingCache
 from pipelines.device import use_device
+from pipelines.fair_lock import FairLock
 from pipelines.families.family import Family
 from pipelines.out_of_memory import reports_out_of_memory
 from pipelines.preview import finished_latents
@@ -45,7 +47,15 @@ class Placed:
         device: torch.device | None = None,
     ) -> None:
         self.family, self.device = family, device
+        self._turn: AbstractContextManager[Any] = nullcontext()
         self.cache = cache or EmbeddingCache()
+
+    def run_one_at_a_time(self) -> None:
+        """From now on only one thread is inside the models: text encoders, denoiser, autoencoder.
+
+        For attention that sets flags of the whole process. Call it before the first verb.
+        """
+        self._turn = FairLock()
 
     @property
     def card(self) -> Card:
@@ -76,7 +86,8 @@ class Placed:
     def encode(self, requests: Sequence[ImageRequest]) -> list[Conditioning]:
         """Encode text by text, never as a batch: a batch would change the last bits."""
         use_device(self.device)
-        return [self._encode(request) for request in requests]
+        with self._turn:
+            return [self._encode(request) for request in requests]
 
     @reports_out_of_memory
     @torch.inference_mode()
@@ -138,7 +149,8 @@ class Placed:
     @torch.inference_mode()
     def _step(self, samples: Sequence[Sample], bucket: int) -> None:
         use_device(self.device)
-        self.family.step(samples, bucket)
+        with self._turn:
+            self.family.step(samples, bucket)
 
     def _encode(self, request: ImageRequest) -> Conditioning:
         tensors: dict[str, torch.Tensor] = {}
@@ -153,7 +165,7 @@ class Placed:
     @reports_out_of_memory
     def _decode(self, sample: Sample) -> torch.Tensor:
         use_device(self.device)
-        with torch.inference_mode():
+        with self._turn, torch.inference_mode():
             pixels = self.family.decode(sample).float().cpu()
         if not torch.isfinite(pixels).all():
             raise ImageFailed("the decoder came to NaN or infinity")

@@ -8,12 +8,13 @@ from structlog.testing import capture_logs
 
 from jobs.catalog import Defaults
 from jobs.errors import ConfigurationError
-from pipelines import acceleration, attention
+from pipelines import acceleration
 from pipelines.attention import backend_of
 from pipelines.load import load_pipeline
 from tests.gpu.test_families import ARRIVALS, NAMES, REQUESTS, length_of
 from tests.pipelines.rounding import Reference, modules_of, served_alone
 from tests.pipelines.serving import alone, ask, begin, entry, serve
+from tests.workers.test_attention_threads import check_threads
 
 # numpy 2 warns of a call inside diffusers' schedulers.
 pytestmark = [
@@ -69,23 +70,21 @@ def test_a_kernel_draws_the_same_picture_or_is_refused_at_the_start(load, name, 
         assert served_alone(plain, REQUESTS[0]).miss(alone(pipeline, REQUESTS[0])) <= 1
 
 
-def test_in_half_precision_cudnn_is_tried_and_told(load):
-    with capture_logs() as logs:
-        pipeline = load("Flux", dtype="bfloat16")
-    [told] = [line for line in logs if line["event"] == "attention backend"]
-    chosen = backend_of(pipeline.family.pipe.transformer)
-    assert told["backend"] == chosen
-    assert chosen == attention.CUDNN or told["instead_of"] == attention.CUDNN
-
-
-def test_where_the_preferred_kernel_does_not_run_torch_chooses(load, monkeypatch):
-    monkeypatch.setattr(attention, "CUDNN", "_native_npu")
-    with capture_logs() as logs:
-        pipeline = load("Flux", dtype="bfloat16")
-    [told] = [line for line in logs if line["event"] == "attention backend"]
-    assert (told["backend"], told["instead_of"]) == (attention.NATIVE, "_native_npu")
+def test_without_an_entry_torch_chooses(load):
+    pipeline = load("Flux", dtype="bfloat16")
+    assert backend_of(pipeline.family.pipe.transformer) is None
     native = load("Flux", dtype="bfloat16", attention_backend="native")
     assert torch.equal(alone(pipeline, REQUESTS[0]), alone(native, REQUESTS[0]))
+
+
+@pytest.mark.parametrize("backend", [*RUN_EVERYWHERE, "_native_flash", "_native_cudnn"])
+def test_encoding_and_decoding_next_to_the_engine_change_no_bit(load, backend):
+    try:
+        pipeline = load("Flux", dtype="bfloat16", attention_backend=backend)
+    except ConfigurationError:
+        assert backend not in RUN_EVERYWHERE
+        return
+    check_threads(pipeline)
 
 
 # Quantization.

@@ -126,6 +126,9 @@ def test_a_guided_ring_of_a_model_with_masks_is_offered(tmp_path):
     (tmp_path / "model_index.json").write_text(json.dumps(index))
     found = options(tmp_path, "--devices", "2x80GB")
     assert found["context_parallel, ring 2"]["fits"] and found["context_parallel, cfg 2"]["fits"]
+    kernel = 'attention_backend = "_native_cudnn"'  # torch's own choice cannot merge a ring's parts
+    assert kernel in found["context_parallel, ring 2"]["catalog"]
+    assert "attention_backend" not in found["context_parallel, cfg 2"]["catalog"]
 
 
 @pytest.mark.parametrize("devices", ["2x24GB", "4x80GB"])

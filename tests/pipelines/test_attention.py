@@ -1,21 +1,30 @@
-"""The attention kernel: the catalog's or refused, the device's best or a logged fallback."""
+"""The attention kernel: torch's choice, or the catalog's, which runs or is refused."""
 
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from threading import Event
+from types import FunctionType
+from unittest.mock import Mock
 
 import pytest
 import torch
 from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
-from structlog.testing import capture_logs
+from torch.overrides import TorchFunctionMode
 
 from jobs.catalog import Defaults
 from jobs.errors import ConfigurationError, OutOfMemory
 from pipelines.acceleration import denoiser_of, run_once
-from pipelines.attention import CUDNN, choose_attention
+from pipelines.attention import CUDNN, choose_attention, sets_process_flags
+from pipelines.fair_lock import FairLock
 from pipelines.families import make_family
 from pipelines.load import load_pipeline
 from pipelines.placements.placed import Placed
 from tests.pipelines.rounding import served_alone
-from tests.pipelines.serving import alone, ask, entry
+from tests.pipelines.serving import alone, ask, begin, entry
+from tests.waiting import wait_until
+
+SECONDS = 120.0
+"""A limit for waits that end at once on any machine."""
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 SMALL = {"defaults": Defaults(64, 64, 2, 3.5), "max_sequence_length": 48}
@@ -28,69 +37,151 @@ def _the_process_keeps_its_default():
     assert _AttentionBackendRegistry.get_active_backend() == before
 
 
-@pytest.fixture
-def transformer(tiny_pipe, monkeypatch):
-    """As on a GPU with cuDNN, as far as one can ask."""
-    monkeypatch.setattr("torch.backends.cudnn.is_available", lambda: True)
-    return tiny_pipe("Flux").transformer.to(torch.bfloat16)
-
-
 def backends(denoiser) -> set[AttentionBackendName | None]:
     processors = (getattr(module, "processor", None) for module in denoiser.modules())
     return {p._attention_backend for p in processors if hasattr(p, "_attention_backend")}
 
 
-def refusing() -> None:
-    raise RuntimeError("No available kernel. Aborting execution.\nand much more")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_without_an_entry_torch_chooses_on_every_device(tiny_pipe, monkeypatch, dtype):
+    monkeypatch.setattr("torch.backends.cudnn.is_available", lambda: True)
+    transformer = tiny_pipe("Flux").transformer.to(dtype)
+    for device in (CPU, CUDA):
+        choose_attention(transformer, None, device, lambda: pytest.fail("tried"))
+    assert backends(transformer) == {None}
+    assert _AttentionBackendRegistry.get_active_backend()[0] == "native"
 
 
-def nothing() -> None:
-    """A trial that finds no fault."""
+@pytest.mark.parametrize("wanted", [None, "native"])
+def test_a_default_from_the_environment_is_refused(tiny_pipe, monkeypatch, wanted):
+    """It would also hold for text encoders and autoencoders, which run on other threads."""
+    monkeypatch.setattr("pipelines.attention.DIFFUSERS_ATTN_BACKEND", "_native_math")
+    with pytest.raises(ConfigurationError, match=r"DIFFUSERS_ATTN_BACKEND=_native_math.*unset it"):
+        choose_attention(None, wanted, CPU, lambda: pytest.fail("tried"))
 
 
-def test_cuda_gets_cudnn_when_the_trial_runs(transformer):
-    tried = []
-    with capture_logs() as logs:
-        choose_attention(transformer, None, CUDA, lambda: tried.append(backends(transformer)))
-    assert tried == [{CUDNN}]
-    assert backends(transformer) == {CUDNN}
-    assert [(line["log_level"], line["backend"]) for line in logs] == [("info", CUDNN)]
-
-
-def test_cuda_falls_back_aloud_when_the_trial_does_not_run(transformer):
-    with capture_logs() as logs:
-        choose_attention(transformer, None, CUDA, refusing)
-    assert backends(transformer) == {"native"}
-    [line] = logs
-    assert (line["log_level"], line["backend"], line["instead_of"]) == ("warning", "native", CUDNN)
-    assert line["reason"] == "No available kernel. Aborting execution."
-
-
-def test_a_trial_without_memory_proves_nothing_of_a_kernel(transformer):
+def test_a_trial_without_memory_proves_nothing_of_a_kernel(tiny_pipe):
     def full() -> None:
         raise OutOfMemory("no memory")
 
     with pytest.raises(OutOfMemory):
-        choose_attention(transformer, None, CUDA, full)
+        choose_attention(tiny_pipe("Flux").transformer, "native", CPU, full)
 
 
-@pytest.mark.parametrize("case", ["cpu", "float32", "no cuDNN", "no backends", "environment"])
-def test_everything_else_is_left_alone(transformer, tiny_pipe, monkeypatch, case):
-    device, denoiser = CUDA, transformer
-    if case == "cpu":
-        device = CPU
-    elif case == "float32":
-        denoiser.to(torch.float32)
-    elif case == "no cuDNN":
-        monkeypatch.setattr("torch.backends.cudnn.is_available", lambda: False)
-    elif case == "no backends":
-        denoiser = tiny_pipe("SD15").unet.to(torch.bfloat16)
-    else:
-        monkeypatch.setattr("pipelines.attention.DIFFUSERS_ATTN_BACKEND", "flash")
-    with capture_logs() as logs:
-        choose_attention(denoiser, None, device, lambda: pytest.fail("tried"))
-    assert logs == []
-    assert backends(denoiser) <= {None}
+# Flags of the whole process.
+
+
+def test_backends_that_set_flags_of_the_process_are_recognised():
+    names = {backend.value for backend in AttentionBackendName}
+    assert {name for name in names if sets_process_flags(name)} == {
+        "_native_cudnn",
+        "_native_efficient",
+        "_native_flash",
+        "_native_math",
+    }
+
+
+def test_a_helper_that_sets_flags_is_recognised_too(monkeypatch):
+    helper = FunctionType(compile("torch.nn.attention.sdpa_kernel(0)", "", "eval"), {})
+    attend = FunctionType(compile("[helper() for _ in range(2)]", "", "eval"), {"helper": helper})
+    monkeypatch.setitem(_AttentionBackendRegistry._backends, "new", attend)
+    assert sets_process_flags("new")
+
+
+class FlagsSeen(TorchFunctionMode):
+    """Which attention kernels are switched on whenever torch attends."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = set()
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is torch.nn.functional.scaled_dot_product_attention:
+            self.seen.add(switched_on())
+        return function(*args, **(kwargs or {}))
+
+
+def switched_on():
+    cuda = torch.backends.cuda
+    kernels = (cuda.flash_sdp_enabled, cuda.mem_efficient_sdp_enabled, cuda.math_sdp_enabled)
+    return tuple(kernel() for kernel in kernels)
+
+
+@pytest.mark.parametrize("backend", ["native", "_native_math", "_native_flash"])
+def test_what_was_recognised_is_what_happens(tiny_folder, backend):
+    pipeline = load_pipeline(entry(tiny_folder("Flux"), attention_backend=backend, **SMALL), "cpu")
+    sample, before = begin(pipeline, ask()), switched_on()
+    with FlagsSeen() as flags:
+        pipeline.step([sample])
+    assert (flags.seen != {before}) is sets_process_flags(backend)
+    assert switched_on() == before
+
+
+@pytest.mark.parametrize("backend", [None, "native", "_native_math"])
+def test_only_with_such_a_backend_verbs_wait_for_each_other(tiny_folder, monkeypatch, backend):
+    pipeline = load_pipeline(entry(tiny_folder("Flux"), attention_backend=backend, **SMALL), "cpu")
+    finished = begin(pipeline, ask(steps=1))
+    pipeline.step([finished])
+    other, order, inside, leave = begin(pipeline, ask(seed=2)), [], Event(), Event()
+    step, decode = pipeline.family.step, pipeline.family.decode
+
+    def slow_step(samples, bucket=0):
+        inside.set()
+        assert leave.wait(SECONDS)
+        step(samples, bucket)
+        order.append("step")
+
+    def noted_decode(sample):
+        order.append("decode")
+        return decode(sample)
+
+    monkeypatch.setattr(pipeline.family, "step", slow_step)
+    monkeypatch.setattr(pipeline.family, "decode", noted_decode)
+    waits = backend == "_native_math"
+    with ThreadPoolExecutor(2) as pool:
+        stepping = pool.submit(pipeline.step, [other])
+        try:
+            assert inside.wait(SECONDS)
+            decoding = pool.submit(pipeline.decode, [finished])
+            wait_until(lambda: pipeline._turn.waiting == 1 if waits else decoding.done(), SECONDS)
+        finally:
+            leave.set()
+        stepping.result()
+        decoding.result()
+    assert order == (["step", "decode"] if waits else ["decode", "step"])
+
+
+def test_the_lock_is_first_come_first_served():
+    lock, order = FairLock(), []
+
+    def take(number):
+        with lock:
+            order.append(number)
+
+    with ThreadPoolExecutor(5) as pool:
+        with lock:
+            taken = []
+            for number in range(5):
+                taken.append(pool.submit(take, number))
+                wait_until(lambda: lock.waiting == len(taken), SECONDS)
+        for each in taken:
+            each.result()
+    assert order == list(range(5))
+
+
+def test_a_wait_for_the_lock_that_breaks_off_holds_up_no_other(monkeypatch):
+    lock = FairLock()
+    with lock:
+        with monkeypatch.context() as patch:
+            patch.setattr(lock._changed, "wait_for", Mock(side_effect=KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt), lock:
+                pytest.fail("got in")
+        assert lock.waiting == 0
+    with lock:
+        assert lock.waiting == 0
+
+
+# What the catalog asks for.
 
 
 def test_the_catalogs_backend_runs(tiny_folder):
