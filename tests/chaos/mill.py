@@ -23,7 +23,7 @@ from jobs.job import Job
 from jobs.keys import FOREVER, Keys
 from jobs.request import ImageRequest
 from jobs.store import Event, Store
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE, wait_until
 
 T = TypeVar("T")
 
@@ -34,7 +34,7 @@ class Mill:
     def __init__(self, folder: Path, workers: int) -> None:
         self.folder, self.images = folder, LocalImages(folder / "images")
         self.server = EmbeddedServer.ensure(folder / "queue")
-        self.store = Store.connect(self.server.url, timeout=2)
+        self.store = Store.connect(self.server.url, timeout=PATIENCE)
         self.jobs: dict[str, str] = {}
         self.done: Counter[str] = Counter()
         self.children: list[subprocess.Popen[Any]] = []
@@ -61,7 +61,7 @@ class Mill:
                 return (call(),)
             return None
 
-        return wait_until(answer, 30)[0]
+        return wait_until(answer)[0]
 
     def submit(self, prompts: list[str], max_stalls: int = 1000) -> str:
         """A job of a random tenant, submitted until it is acknowledged, once."""
@@ -131,7 +131,7 @@ class Mill:
 
     # Afterwards -------------------------------------------------------------------------------
 
-    def drain(self, seconds: float) -> list[Job]:
+    def drain(self) -> list[Job]:
         """Wait until every job is over; returns them."""
 
         def all_over() -> list[Job] | None:
@@ -139,7 +139,7 @@ class Mill:
             jobs = [self.insist(lambda j=job_id: self.store.job(j, None)) for job_id in self.jobs]
             return jobs if all(job.state.finished for job in jobs) else None
 
-        jobs = wait_until(all_over, seconds) if self.jobs else []
+        jobs = wait_until(all_over) if self.jobs else []
         for child in self.children:
             child.kill()
             child.wait()

@@ -50,7 +50,7 @@ def test_a_storm(mill: Mill) -> None:
         mill.replace_dead_workers()
         pause = mill.store_time() + random.uniform(0, 0.3)
         wait_until(lambda until=pause: mill.store_time() > until)
-    jobs = mill.drain(60)
+    jobs = mill.drain()
     sys.stderr.write(f"seed {SEED}: {dict(mill.done)}\n")
     mill.audit(jobs)
     assert jobs
@@ -58,7 +58,7 @@ def test_a_storm(mill: Mill) -> None:
 
 def test_a_poisonous_image_takes_no_neighbour_with_it(mill: Mill) -> None:
     job_id = mill.submit(["a cat"] * 5 + ["poison"] + ["a cat"] * 5, max_stalls=3)
-    [job] = mill.drain(30)
+    [job] = mill.drain()
     failed = [image for image in mill.store.images(job_id) if image.state == "failed"]
     assert [(image.index, image.error) for image in failed] == [
         (5, "its worker died or hung 4 times")
@@ -73,6 +73,6 @@ def test_nothing_is_lost_when_every_worker_and_the_server_die_at_once(mill: Mill
     for child in mill.children:
         child.kill()
     mill.kill_server()
-    [job] = mill.drain(30)
+    [job] = mill.drain()
     assert job.counts.succeeded == 300
     mill.audit([job])

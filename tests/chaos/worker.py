@@ -22,6 +22,7 @@ from jobs.errors import StorageUnavailable
 from jobs.images import LocalImages
 from jobs.job import ImageResult, Lease
 from jobs.store import Store
+from tests.waiting import PATIENCE
 
 T = TypeVar("T")
 LEASE_SECONDS = 0.3
@@ -41,7 +42,7 @@ class Worker:
     """One process's leases, and the thread that keeps them."""
 
     def __init__(self, url: str, name: str, folder: Path) -> None:
-        self.store = patiently(lambda: Store.connect(url, timeout=2))
+        self.store = patiently(lambda: Store.connect(url, timeout=PATIENCE))
         self.images = LocalImages(folder)
         self.name = name
         self.leases: dict[str, Lease] = {}

@@ -15,7 +15,7 @@ from PIL import Image
 
 from tests.docs.pages import ROOT, blocks
 from tests.end_to_end.mill import Mill, up
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE, wait_until
 
 README, CLIENT = ROOT / "README.md", ROOT / "docs" / "client.md"
 
@@ -23,7 +23,7 @@ README, CLIENT = ROOT / "README.md", ROOT / "docs" / "client.md"
 @pytest.fixture(scope="module")
 def mill(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mill]:
     with up(tmp_path_factory.mktemp("recipes") / "data") as mill:
-        wait_until(mill.ready_workers, 120)
+        wait_until(mill.ready_workers)
         yield mill
 
 
@@ -45,7 +45,7 @@ def follow(mill: Mill, folder: Path, language: str, text: str) -> str:
         env={**os.environ, "IMAGEMILL_DATA": str(mill.data), "NO_PROXY": "*"},
         capture_output=True,
         text=True,
-        timeout=90,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
     return done.stdout

@@ -11,5 +11,5 @@ from tests.waiting import wait_until
 @pytest.fixture(scope="session")
 def mill(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mill]:
     with up(tmp_path_factory.mktemp("data")) as mill:
-        wait_until(mill.ready_workers, 60)
+        wait_until(mill.ready_workers)
         yield mill

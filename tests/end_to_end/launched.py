@@ -21,7 +21,7 @@ from jobs.job import Job
 from jobs.request import ImageRequest
 from jobs.store import Store
 from tests.end_to_end.mill import ROOT, environment, processes_of
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE, wait_until
 
 SIDE, STEPS = 64, 12
 
@@ -106,7 +106,7 @@ class Line:
         )
         return submitted.job_id
 
-    def finish(self, job_id: str, seconds: float = 180) -> Job:
+    def finish(self, job_id: str) -> Job:
         """The job once it is over."""
         assert self.process is not None
 
@@ -115,7 +115,7 @@ class Line:
             job = self.store.job(job_id, None)
             return job if job.state.finished else None
 
-        return wait_until(over, seconds)
+        return wait_until(over)
 
     def said(self) -> str:
         """All that the processes have printed."""
@@ -125,7 +125,7 @@ class Line:
         """Signal the launcher, or all that it started as Ctrl-C does; its exit code."""
         assert self.process is not None
         (os.killpg if everybody else os.kill)(self.process.pid, number)
-        return self.process.wait(60)
+        return self.process.wait(PATIENCE)
 
     def left(self) -> dict[int, str]:
         """Processes that still work on the folder, but for the queue server."""
@@ -147,6 +147,6 @@ def line(folder: Path, models: Path) -> Iterator[Line]:
     made = Line(folder, models)
     try:
         yield made
-        wait_until(lambda: made.left() == {}, 45)
+        wait_until(lambda: made.left() == {})
     finally:
         made.close()

@@ -18,14 +18,12 @@ import httpx
 import psutil
 
 from imagemill.client import Client
-from tests.waiting import wait_until
+from tests import web
+from tests.waiting import PATIENCE, wait_until
 
 ROOT = Path(__file__).parents[2]
 MODELS = ROOT / "models.toml"
 COMMAND = [sys.executable, "-m", "imagemill"]
-
-START_SECONDS = 60.0
-"""Importing torch on busy cores takes its time."""
 
 
 def environment() -> dict[str, str]:
@@ -35,9 +33,7 @@ def environment() -> dict[str, str]:
     return {**kept, **short, "COLUMNS": "100", "NO_COLOR": "1"}
 
 
-def run(
-    *arguments: str | Path, seconds: float = 90, **variables: str
-) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run a command to its end, with these environment variables beside the usual ones."""
     return subprocess.run(
         [*COMMAND, *map(str, arguments)],
@@ -45,7 +41,7 @@ def run(
         env={**environment(), **variables},
         capture_output=True,
         text=True,
-        timeout=seconds,
+        timeout=PATIENCE,
     )
 
 
@@ -92,7 +88,7 @@ class Mill:
     def __init__(self, data: Path, process: subprocess.Popen[bytes], output: Path) -> None:
         self.data, self.process = data, process
         self._output = output
-        self.url = str(wait_until(self._record, START_SECONDS)["url"])
+        self.url = str(wait_until(self._record)["url"])
 
     def _record(self) -> Any:
         assert self.process.poll() is None, self.said()
@@ -119,7 +115,7 @@ class Mill:
 
     def kill(self, part: str) -> int:
         """SIGKILL a part; returns the pid that it had."""
-        pid = wait_until(lambda: self.pid_of(part), START_SECONDS)
+        pid = wait_until(lambda: self.pid_of(part))
         os.kill(pid, signal.SIGKILL)
         return pid
 
@@ -132,7 +128,7 @@ class Mill:
     def answers(self) -> bool:
         """Whether the service is up."""
         try:
-            return httpx.get(f"{self.url}/healthz", timeout=2).status_code == 200
+            return web.get(f"{self.url}/healthz", timeout=PATIENCE).status_code == 200
         except httpx.HTTPError:
             return False
 
@@ -142,12 +138,12 @@ def up(data: Path, models: Path = MODELS) -> Iterator[Mill]:
     """`imagemill up` on a free port, stopped afterwards; nothing of it may be left then."""
     mill = start_up(data, models)
     try:
-        wait_until(mill.answers, START_SECONDS)
+        wait_until(mill.answers)
         yield mill
     finally:
         mill.process.terminate()
         try:
-            mill.process.wait(60)
+            mill.process.wait(PATIENCE)
         finally:
             mill.process.kill()
             mill.process.wait()

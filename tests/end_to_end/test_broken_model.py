@@ -3,9 +3,9 @@
 import shutil
 from pathlib import Path
 
-import httpx
 import pytest
 
+from tests import web
 from tests.end_to_end import mill as mills
 from tests.end_to_end.mill import ROOT, processes_of
 from tests.waiting import wait_until
@@ -29,13 +29,13 @@ def test_readyz_names_the_file_and_the_api_is_up(models: Path, tmp_path: Path) -
     with mills.up(tmp_path / "data", models) as mill:
 
         def reason() -> str:
-            response = httpx.get(f"{mill.url}/readyz")
+            response = web.get(f"{mill.url}/readyz")
             assert response.status_code == 503
             return str(response.json()["detail"])
 
-        wait_until(lambda: WEIGHTS in reason() and str(tmp_path / "nowhere") in reason(), 60)
+        wait_until(lambda: WEIGHTS in reason() and str(tmp_path / "nowhere") in reason())
         assert mill.answers()
-        assert httpx.get(f"{mill.url}/v1/models").json()["data"][0]["ready_workers"] == 0
+        assert web.get(f"{mill.url}/v1/models").json()["data"][0]["ready_workers"] == 0
         wait_until(lambda: "imagemill is up, but no worker is ready" in mill.said())
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from imagemill.client import Client
 from tests.end_to_end.mill import ROOT, up
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE, wait_until
 
 REQUESTS = (
     {"prompt": "a large red circle on a white background", "seed": 11, "steps": 12},
@@ -40,12 +40,12 @@ def test_images_equal_diffusers_alone_and_among_others(tmp_path: Path) -> None:
     pipe.set_progress_bar_config(disable=True)
     expected = [reference(pipe, request) for request in REQUESTS]
     with up(tmp_path / "data") as mill, Client(mill.url) as client:
-        alone = client.submit("demo", [REQUESTS[0]]).wait(timeout=90)
+        alone = client.submit("demo", [REQUESTS[0]]).wait(PATIENCE)
         crowd = [client.submit("demo", [REQUESTS[0]], reproducible=False)]
         for request in REQUESTS[1:]:
-            wait_until(lambda: crowd[-1].refresh().counts.queued == 0, 30)
+            wait_until(lambda: crowd[-1].refresh().counts.queued == 0)
             crowd.append(client.submit("demo", [request], reproducible=False))
-        jobs = [alone, *(job.wait(timeout=90) for job in crowd)]
+        jobs = [alone, *(job.wait(PATIENCE) for job in crowd)]
         pictures = [Image.open(io.BytesIO(job.download(0))) for job in jobs]
     for picture, wanted in zip(pictures, [expected[0], *expected], strict=True):
         difference = np.abs(np.asarray(picture).astype(int) - wanted.astype(int))

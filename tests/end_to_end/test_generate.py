@@ -12,7 +12,7 @@ from PIL import Image
 from imagemill.client import Client
 from tests.end_to_end import mill as mills
 from tests.end_to_end.mill import MODELS, Mill, processes_of, run, start
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE, wait_until
 
 COLOURS = ("red", "green", "blue", "yellow")
 SHAPES = ("circle", "square", "star")
@@ -34,10 +34,10 @@ def test_twelve_prompts_become_twelve_pictures_with_their_recipes(tmp_path: Path
     )
     done = run("generate", "--file", prompts, "--out", tmp_path / "a", *where)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert other.wait(60) == 0, (tmp_path / "b.txt").read_text()
+    assert other.wait(PATIENCE) == 0, (tmp_path / "b.txt").read_text()
     assert len(list((tmp_path / "b").glob("0*.png"))) == 1
     check_pictures(tmp_path / "a")
-    wait_until(lambda: processes_of(data) == {}, 30)
+    wait_until(lambda: processes_of(data) == {})
 
 
 def check_pictures(out: Path) -> None:
@@ -74,9 +74,9 @@ def test_ctrl_c_cancels_and_resume_completes(mill: Mill, tmp_path: Path) -> None
     flags = ["--out", str(tmp_path), "--data", str(mill.data)]
     log = tmp_path / "log.txt"
     generate = start("generate", *PROMPTS, "--n", "2", "--steps", "6", *flags, output=log)
-    wait_until(lambda: len(list(tmp_path.glob("0*.png"))) >= 3, 60)
+    wait_until(lambda: len(list(tmp_path.glob("0*.png"))) >= 3)
     os.killpg(generate.pid, signal.SIGINT)
-    assert generate.wait(30) == 130, log.read_text()
+    assert generate.wait(PATIENCE) == 130, log.read_text()
     kept = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("0*.png")}
     assert 3 <= len(kept) < 24
     with Client(mill.url) as client:
@@ -109,22 +109,22 @@ def test_a_killed_generate_takes_its_private_up_along(tmp_path: Path) -> None:
     data = tmp_path / "data"
     where = ["--data", data, "--models", MODELS]
     generate = start("generate", "a red circle", *where, output=tmp_path / "log.txt")
-    wait_until(lambda: (data / "up.json").exists(), 60)
+    wait_until(lambda: (data / "up.json").exists())
     assert len(processes_of(data)) > 1
     generate.kill()
     generate.wait()
-    wait_until(lambda: processes_of(data) == {}, 60)
+    wait_until(lambda: processes_of(data) == {})
 
 
 def test_ctrl_c_while_starting_leaves_nothing(tmp_path: Path) -> None:
     data = tmp_path / "data"
     where, log = ["--data", data, "--models", MODELS], tmp_path / "log.txt"
     generate = start("generate", "a", "--out", tmp_path, *where, output=log)
-    wait_until(lambda: (data / "up.json").exists(), 60)
+    wait_until(lambda: (data / "up.json").exists())
     os.killpg(generate.pid, signal.SIGINT)
-    assert generate.wait(60) == 130, log.read_text()
+    assert generate.wait(PATIENCE) == 130, log.read_text()
     assert "stopped" in log.read_text()
-    wait_until(lambda: processes_of(data) == {}, 60)
+    wait_until(lambda: processes_of(data) == {})
 
 
 def test_the_output_of_a_pipe_that_closes_early_is_no_traceback(mill: Mill) -> None:

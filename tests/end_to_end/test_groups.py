@@ -14,7 +14,7 @@ from jobs.store import Store, WorkerInfo
 from tests.end_to_end.launched import catalog, line, ranks
 from tests.end_to_end.mill import Mill, up
 from tests.pipelines.tiny import save_tiny
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE, wait_until
 
 COUNT = 40
 
@@ -32,7 +32,7 @@ def mill(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mi
     """`imagemill up` with one worker: a group of two ranks."""
     folder = tmp_path_factory.mktemp("group")
     with up(folder / "data", catalog(folder, weights, "ulysses")) as mill:
-        wait_until(mill.ready_workers, 180)
+        wait_until(mill.ready_workers)
         yield mill
 
 
@@ -40,33 +40,33 @@ def mill(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mi
 def test_all_images_come_once_though_a_rank_is_killed(
     mill: Mill, rank: int, tmp_path: Path
 ) -> None:
-    before = wait_until(lambda: ranks(mill.data) if mill.ready_workers() else None, 180)
+    before = wait_until(lambda: ranks(mill.data) if mill.ready_workers() else None)
     assert before.keys() == {0, 1}
-    with Client(mill.url, patience=60) as client:
+    with Client(mill.url, patience=PATIENCE) as client:
         job = client.submit("ulysses", "a blue star", n=COUNT, reproducible=False)
-        wait_until(lambda: client.job(job.id).counts.succeeded >= 3, 120)
+        wait_until(lambda: client.job(job.id).counts.succeeded >= 3)
         os.kill(before[rank], signal.SIGKILL)
         assert client.job(job.id).counts.finished < COUNT, "over before anything could be killed"
-        wait_until(lambda: not set(before.values()) & set(ranks(mill.data).values()), 60)
-        job.wait(240)
+        wait_until(lambda: not set(before.values()) & set(ranks(mill.data).values()))
+        job.wait(PATIENCE)
         assert job.counts.succeeded == COUNT, [image.error for image in job.images()]
         paths = job.save(tmp_path)
     assert len({hashlib.sha256(path.read_bytes()).digest() for path in paths}) == COUNT
 
 
 def test_a_group_that_loses_a_rank_while_idle_starts_anew(mill: Mill) -> None:
-    wait_until(mill.ready_workers, 180)
+    wait_until(mill.ready_workers)
     before = ranks(mill.data)
     os.kill(before[1], signal.SIGKILL)
-    wait_until(lambda: not set(before.values()) & set(ranks(mill.data).values()), 60)
-    with Client(mill.url, patience=60) as client:
-        job = client.submit("ulysses", "a blue star").wait(240)
+    wait_until(lambda: not set(before.values()) & set(ranks(mill.data).values()))
+    with Client(mill.url, patience=PATIENCE) as client:
+        job = client.submit("ulysses", "a blue star").wait(PATIENCE)
         assert job.counts.succeeded == 1
     assert not set(before.values()) & set(ranks(mill.data).values())
 
 
 def test_a_group_says_who_it_is(mill: Mill) -> None:
-    [worker] = wait_until(mill.ready_workers, 180)
+    [worker] = wait_until(mill.ready_workers)
     assert worker["placement"] == "context_parallel"
     assert worker["ranks"] == 2
     told = {one["rank"]: one["pid"] for one in worker["group"]}
@@ -76,10 +76,10 @@ def test_a_group_says_who_it_is(mill: Mill) -> None:
 def test_a_group_that_cannot_work_says_so_and_leaves_nothing(weights: Path, tmp_path: Path) -> None:
     with line(tmp_path, catalog(tmp_path, weights, "short")) as queue:
         queue.start("workers")
-        [worker] = wait_until(lambda: [w.info for w in failed(queue.store)][:1], 120)
+        [worker] = wait_until(lambda: [w.info for w in failed(queue.store)][:1])
         assert "max_sequence_length 1 is less than 2 ranks" in worker["error"]
         assert "short" in worker["error"]
-        wait_until(lambda: "code=2" in queue.said(), 90)
+        wait_until(lambda: "code=2" in queue.said())
         assert worker["error"].removeprefix("rank 1: ") in queue.said()
         assert queue.end(signal.SIGTERM) == 0
 
@@ -98,7 +98,7 @@ def test_a_launcher_of_another_size_is_refused_in_a_sentence(weights: Path, tmp_
     with line(tmp_path, catalog(tmp_path, weights, "ulysses")) as queue:
         queue.start(*TORCHRUN, "--nproc-per-node", "1", "-m", "workers", "--model", "ulysses")
         assert queue.process is not None
-        assert queue.process.wait(60) != 0
+        assert queue.process.wait(PATIENCE) != 0
         assert "takes 2 processes, and the launcher started 1" in queue.said()
         assert "exitcode  : 2" in queue.said()
 
@@ -106,7 +106,7 @@ def test_a_launcher_of_another_size_is_refused_in_a_sentence(weights: Path, tmp_
 def test_accelerate_starts_workers_that_share_the_queue(weights: Path, tmp_path: Path) -> None:
     with line(tmp_path, catalog(tmp_path, weights, "plain")) as queue:
         queue.start(*ACCELERATE, "--num_processes", "2", "-m", "workers", "--model", "plain")
-        wait_until(lambda: len(ready(queue.store)) == 2, 180)
+        wait_until(lambda: len(ready(queue.store)) == 2)
         job = queue.finish(queue.submit("plain", 100))
         assert job.state is State.SUCCEEDED
         wait_until(lambda: all(w.info["images_done"] for w in queue.store.workers()))
@@ -117,7 +117,7 @@ def test_a_pipelined_group_that_lost_a_stage_starts_anew(weights: Path, tmp_path
     with line(tmp_path, catalog(tmp_path, weights, "pipelined")) as queue:
         queue.start("workers")
         job_id = queue.submit("pipelined", COUNT)
-        wait_until(lambda: queue.store.job(job_id, None).counts.succeeded >= 3, 120)
+        wait_until(lambda: queue.store.job(job_id, None).counts.succeeded >= 3)
         os.kill(ranks(queue.data)[1], signal.SIGKILL)
         job = queue.finish(job_id)
         assert job.counts.succeeded == COUNT

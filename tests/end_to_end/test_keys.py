@@ -10,7 +10,7 @@ def test_a_folder_with_keys_serves_who_holds_one(tmp_path: Path) -> None:
     data = tmp_path / "data"
     key = run("keys", "add", "alice", "--data", data).stdout.strip()
     with up(data) as mill:
-        wait_until(lambda: "imagemill is ready" in mill.said(), 60)
+        wait_until(lambda: "imagemill is ready" in mill.said())
         assert "callers need one of 1 API key" in mill.said()
         flags = ["a red circle", "--steps", "2", "--out", tmp_path, "--data", data]
         refused = run("generate", *flags)

@@ -6,6 +6,7 @@ from pathlib import Path
 from imagemill.client import Client
 from jobs.job import State
 from tests.end_to_end.mill import up
+from tests.waiting import PATIENCE
 
 
 def test_a_request_that_kills_its_worker_takes_no_neighbour_with_it(tmp_path: Path) -> None:
@@ -20,7 +21,7 @@ def test_a_request_that_kills_its_worker_takes_no_neighbour_with_it(tmp_path: Pa
     )
     with up(tmp_path / "data", models) as mill, Client(mill.url) as client:
         prompts = ["[kill]", *(f"fine {i}" for i in range(7))]
-        job = client.submit("fake", prompts).wait(timeout=120)
+        job = client.submit("fake", prompts).wait(PATIENCE)
         assert job.state is State.FAILED
         assert (job.counts.succeeded, job.counts.failed) == (7, 1)
         [failed] = [image for image in job.images() if image.state is State.FAILED]

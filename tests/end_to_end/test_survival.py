@@ -8,7 +8,7 @@ import pytest
 from imagemill.client import Client
 from tests.end_to_end import mill as mills
 from tests.end_to_end.mill import MODELS, Mill, processes_of
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE, wait_until
 
 COUNT = 50
 
@@ -28,18 +28,18 @@ NAMES = {"workers": "workers", "service": "service", "queue": "queue server"}
 def test_all_images_arrive_once_though_a_part_is_killed(
     mill: Mill, part: str, tmp_path: Path
 ) -> None:
-    with Client(mill.url, patience=60) as client:
+    with Client(mill.url, patience=PATIENCE) as client:
         job = client.submit("demo", "a small blue star on a white background", n=COUNT, steps=3)
-        wait_until(lambda: middle(job.id, client), 60)
+        wait_until(lambda: middle(job.id, client))
         killed = mill.kill(part)
-        job.wait(120)
+        job.wait(PATIENCE)
         assert job.counts.succeeded == COUNT, [image.error for image in job.images()]
         paths = job.save(tmp_path)
         assert len(paths) == COUNT
         assert len({hashlib.sha256(path.read_bytes()).digest() for path in paths}) == COUNT
         seeds = {image.seed for image in job.images()}
         assert len(seeds) == COUNT
-    wait_until(lambda: mill.pid_of(part) not in (None, killed), 60)
+    wait_until(lambda: mill.pid_of(part) not in (None, killed))
     assert mill.process.poll() is None
     if part in NAMES:
         assert f"the {NAMES[part]} died" in mill.said()
@@ -49,12 +49,12 @@ def test_all_images_arrive_once_though_a_part_is_killed(
 def test_a_killed_up_leaves_no_process_and_loses_no_image(tmp_path: Path) -> None:
     data, out = tmp_path / "data", tmp_path / "out"
     with mills.up(data) as mill:
-        with Client(mill.url, patience=60) as client:
+        with Client(mill.url, patience=PATIENCE) as client:
             job = client.submit("demo", "a large red ring on a black background", n=COUNT, steps=3)
-            wait_until(lambda: middle(job.id, client), 60)
+            wait_until(lambda: middle(job.id, client))
         mill.process.kill()
         mill.process.wait()
-        wait_until(lambda: processes_of(data) == {}, 60)
+        wait_until(lambda: processes_of(data) == {})
     where = ["--out", out, "--data", data, "--models", MODELS]
     done = mills.run("generate", "--resume", job.id, *where)
     assert done.returncode == 0, done.stdout + done.stderr

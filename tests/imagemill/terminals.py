@@ -23,11 +23,11 @@ from dataclasses import dataclass, field
 
 from PIL import Image
 
+from tests.waiting import PATIENCE
+
 ROWS, CELL = 40, (10, 20)
 PLAIN = b"\x1b[?62;22c"
 """What a terminal without pictures answers."""
-
-LIMIT = 60.0
 
 _KEPT = {
     name: value
@@ -75,7 +75,7 @@ def in_terminal(
     if process.stdin is not None:
         with process.stdin as pipe:
             pipe.write((stdin or "").encode())
-    said, asked, deadline = b"", False, time.monotonic() + LIMIT
+    said, asked, deadline = b"", False, time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         is_over = process.poll() is not None
         if select.select([ours], [], [], 0.02)[0]:

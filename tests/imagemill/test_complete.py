@@ -9,6 +9,7 @@ import pytest
 
 from tests.imagemill.fake_server import FakeServer
 from tests.imagemill.test_generate import run
+from tests.waiting import PATIENCE
 
 BASH = Path("/bin/bash")
 
@@ -29,7 +30,7 @@ def offered(*words: str, **variables: str) -> list[str]:
         env={**os.environ, "PATH": path, **variables},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0 and done.stderr == "", done.stderr
     return done.stdout.split()

@@ -14,7 +14,7 @@ from imagemill.wire import DOWNLOADS_AT_ONCE
 from jobs.errors import ImagemillError
 from jobs.job import Counts, State
 from tests.imagemill.test_client import DATA, Script, job
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE, wait_until
 
 
 def test_wait_tells_of_progress_as_it_changes() -> None:
@@ -67,7 +67,7 @@ class Crowd:
             if refusal is not None:
                 self._refusal.set()
             elif self.refused is not None:
-                assert self._refusal.wait(60)
+                assert self._refusal.wait(PATIENCE)
             with self._lock:
                 self.now -= 1
         return refusal or httpx.Response(200, content=DATA)

@@ -15,6 +15,7 @@ from imagemill.painted import Painted
 from imagemill.terminal import Pictures, Screen
 from tests.imagemill.fake_server import FakeServer
 from tests.imagemill.terminals import CELL, Ran, Seen, in_terminal
+from tests.waiting import PATIENCE
 
 KITTY = {"TERM": "xterm-kitty", "KITTY_WINDOW_ID": "1"}
 KITTY_SAYS = b"\x1b_Gi=31;OK\x1b\\\x1b[?62;c"
@@ -198,7 +199,7 @@ def test_a_pipe_gets_no_escapes(server: FakeServer, tmp_path: Path, kind: str) -
         [sys.executable, "-m", "imagemill", *words, "--server", server.url],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stderr
     assert "1 of 1 images" in done.stdout

@@ -9,6 +9,7 @@ import pytest
 from jobs.errors import Conflict
 from jobs.store import Commit
 from tests.jobs.bench import Bench, request
+from tests.waiting import PATIENCE
 
 
 def test_images_come_in_index_order_with_all_they_need(bench: Bench) -> None:
@@ -194,7 +195,7 @@ def test_lingering_ends_when_the_batch_is_full(bench: Bench) -> None:
     with ThreadPoolExecutor(1) as thread:
         claimed = thread.submit(bench.claim, 4, linger_seconds=30)
         bench.submit(3)
-        assert len(claimed.result(timeout=10)) == 4
+        assert len(claimed.result(PATIENCE)) == 4
 
 
 def test_a_bell_wakes_a_waiting_worker(bench: Bench) -> None:

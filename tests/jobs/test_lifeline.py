@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from jobs import lifeline
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE, wait_until
 
 CHILD = """
 import os, sys, threading
@@ -53,7 +53,7 @@ def test_a_child_gets_the_environment_that_was_asked_for() -> None:
         stdout=subprocess.PIPE,
         text=True,
     )
-    told, _ = child.communicate(timeout=10)
+    told, _ = child.communicate(timeout=PATIENCE)
     assert "'ONLY'" in told
     assert "'IMAGEMILL_LIFELINE_FD'" in told
     assert "'PATH'" not in told

@@ -222,6 +222,4 @@ class StoreMachine(RuleBasedStateMachine):
 
 def test_random_moves(bench: Bench) -> None:
     machine = type("Machine", (StoreMachine,), {"bench": bench})
-    run_state_machine_as_test(
-        machine, settings=settings(max_examples=60, stateful_step_count=40, deadline=None)
-    )
+    run_state_machine_as_test(machine, settings=settings(max_examples=60, stateful_step_count=40))

@@ -4,7 +4,7 @@ from collections import Counter
 from itertools import pairwise
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jobs.store import Ahead
@@ -132,9 +132,7 @@ submissions = st.lists(
 
 
 @given(submissions)
-@settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=40)
 def test_positions_foretell_the_claims(bench: Bench, plan: list[tuple[str, int, int]]) -> None:
     """Where all images cost the same, nobody joins and nobody prefers: exactly."""
     bench.clear()
@@ -151,9 +149,7 @@ def test_positions_foretell_the_claims(bench: Bench, plan: list[tuple[str, int, 
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 40)), min_size=2, max_size=6))
-@settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=25)
 def test_shares_are_even_at_every_moment(bench: Bench, plan: list[tuple[str, int]]) -> None:
     """While two tenants both have images queued, their shares differ by one image at most."""
     bench.clear()

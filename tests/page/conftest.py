@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import httpx
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, Request, expect, sync_playwright
 
 from service.keys import KeyRing
+from tests import web
 from tests.page.mill import ROOT, running_mill
 from tests.waiting import wait_until
 
@@ -152,8 +152,8 @@ def key(visitor: Visitor, mill_folder: Path) -> Iterator[str]:
     key, made = ring.add("local")
     visitor.wants_key = True
     try:
-        wait_until(lambda: httpx.get(f"{visitor.url}/v1/jobs").status_code == 401, 5)
+        wait_until(lambda: web.get(f"{visitor.url}/v1/jobs").status_code == 401)
         yield key
     finally:
         ring.revoke(made.id)
-        wait_until(lambda: httpx.get(f"{visitor.url}/v1/jobs").status_code == 200, 5)
+        wait_until(lambda: web.get(f"{visitor.url}/v1/jobs").status_code == 200)

@@ -12,10 +12,10 @@ from typing import Any
 
 import httpx
 
-from tests.waiting import wait_until
+from tests import web
+from tests.waiting import PATIENCE, wait_until
 
 ROOT = Path(__file__).parents[2]
-START_SECONDS = 120.0
 MODELS = """
 [models.fake]
 path = "./model"
@@ -38,15 +38,15 @@ def running_mill(folder: Path) -> Iterator[str]:
     processes = []
     try:
         processes.append(_start(folder, "service", "--port", str(port)))
-        wait_until(lambda: _answers(f"{url}/healthz"), START_SECONDS)
+        wait_until(lambda: _answers(f"{url}/healthz"))
         processes.append(_start(folder, "workers", "--model", "fake", "--device", "cpu"))
-        wait_until(lambda: _answers(f"{url}/readyz"), START_SECONDS)
+        wait_until(lambda: _answers(f"{url}/readyz"))
         yield url
     finally:
         for process in reversed(processes):
             process.terminate()
             try:
-                process.wait(20)
+                process.wait(PATIENCE)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
@@ -55,7 +55,7 @@ def running_mill(folder: Path) -> Iterator[str]:
 def submit(url: str, key: str = "", /, **body: Any) -> str:
     """Queue a job of the fake model past the page; returns its id."""
     headers = {"Authorization": f"Bearer {key}"} if key else {}
-    answer = httpx.post(f"{url}/v1/jobs", json={"model": "fake", **body}, headers=headers)
+    answer = web.post(f"{url}/v1/jobs", json={"model": "fake", **body}, headers=headers)
     assert answer.status_code == 202, answer.text
     return str(answer.json()["id"])
 
@@ -87,6 +87,6 @@ def _free_port() -> int:
 
 def _answers(address: str) -> bool:
     try:
-        return httpx.get(address, timeout=2).status_code == 200
+        return web.get(address, timeout=PATIENCE).status_code == 200
     except httpx.HTTPError:
         return False

@@ -4,10 +4,10 @@ import base64
 import io
 import zipfile
 
-import httpx
 import pytest
 from playwright.sync_api import Request, expect
 
+from tests import web
 from tests.page.conftest import Visitor
 from tests.page.mill import submit
 
@@ -94,7 +94,7 @@ def test_every_contact_sheet_of_a_large_job(visitor: Visitor) -> None:
         with page.expect_download() as saved:
             page.get_by_role("link", name=f"Contact sheet {number}").click()
         assert saved.value.suggested_filename == f"{job}-sheet-{number}.png"
-        assert saved.value.path().read_bytes() == httpx.get(address).content
+        assert saved.value.path().read_bytes() == web.get(address).content
     page.locator("#gallery button").first.focus()
     for press in ("End", "PageUp", "PageUp", "PageUp"):
         page.keyboard.press(press)
@@ -110,7 +110,7 @@ def test_every_contact_sheet_of_a_large_job(visitor: Visitor) -> None:
 def test_the_list_of_jobs_goes_on_to_the_oldest(visitor: Visitor) -> None:
     page, address = visitor.page, f"{visitor.url}/v1/jobs"
     body = {"model": "fake", "prompts": ["x"], "steps": 1}
-    with httpx.Client() as client:
+    with web.Client() as client:
         made = [client.post(address, json=body).json()["id"] for _ in range(205)]
     try:
         page.reload()
@@ -125,6 +125,6 @@ def test_the_list_of_jobs_goes_on_to_the_oldest(visitor: Visitor) -> None:
         rows = page.locator("#jobs a").evaluate_all("(links) => links.map((one) => one.hash)")
         assert len(rows) == len(set(rows)) > 200
     finally:
-        with httpx.Client() as client:
+        with web.Client() as client:
             for job in made:
                 client.delete(f"{address}/{job}")

@@ -4,10 +4,10 @@ import re
 import statistics
 import zipfile
 
-import httpx
 import pytest
 from playwright.sync_api import expect
 
+from tests import web
 from tests.page.conftest import Visitor
 from tests.page.mill import submit
 
@@ -49,7 +49,7 @@ def test_from_paste_to_download(visitor: Visitor) -> None:
     page.locator("#gallery button").first.click()
     with page.expect_download() as one:
         page.locator("#recipe").get_by_role("button", name="Download").click()
-    made = httpx.get(f"{visitor.url}/v1/jobs/{visitor.job_id()}/images/0").content
+    made = web.get(f"{visitor.url}/v1/jobs/{visitor.job_id()}/images/0").content
     assert one.value.path().read_bytes() == made
 
 
@@ -93,13 +93,13 @@ def test_delete_asks_first(visitor: Visitor) -> None:
     expect(page.get_by_role("button", name="Keep")).to_be_focused()
     visitor.shoot("delete")
     page.keyboard.press("Escape")
-    assert httpx.get(f"{visitor.url}/v1/jobs/{job}").status_code == 200
+    assert web.get(f"{visitor.url}/v1/jobs/{job}").status_code == 200
     page.get_by_role("button", name="Delete").click()
     page.locator("#confirm-yes").click()
     expect(page.locator("#welcome")).to_be_visible()
     expect(page.locator("#toast")).to_contain_text("deleted")
     expect(page.locator("#images")).to_be_focused()
-    assert httpx.get(f"{visitor.url}/v1/jobs/{job}").status_code == 404
+    assert web.get(f"{visitor.url}/v1/jobs/{job}").status_code == 404
 
 
 def test_a_key_is_asked_for_and_can_be_forgotten(visitor: Visitor, key: str) -> None:
@@ -218,10 +218,10 @@ def test_a_thousand_images_stay_light(visitor: Visitor) -> None:
 
 
 def test_it_is_kept_to_its_server(mill: str) -> None:
-    answer = httpx.get(mill)
+    answer = web.get(mill)
     assert "default-src 'none'" in answer.headers["content-security-policy"]
     assert answer.headers["x-content-type-options"] == "nosniff"
     tag = {"If-None-Match": answer.headers["etag"]}
-    assert httpx.get(mill, headers=tag).status_code == 304
-    assert httpx.get(f"{mill}/web/page.js").headers["content-type"].startswith("text/javascript")
-    assert httpx.get(f"{mill}/web/nothing.js").status_code == 404
+    assert web.get(mill, headers=tag).status_code == 304
+    assert web.get(f"{mill}/web/page.js").headers["content-type"].startswith("text/javascript")
+    assert web.get(f"{mill}/web/nothing.js").status_code == 404

@@ -3,10 +3,10 @@
 import json
 import re
 
-import httpx
 import pytest
 from playwright.sync_api import Route, expect
 
+from tests import web
 from tests.page.conftest import Visitor
 from tests.page.mill import submit
 
@@ -39,7 +39,7 @@ def test_the_whole_recipe_is_shown_and_copied(visitor: Visitor) -> None:
     visitor.open_job(job)
     expect(page.locator("#job-state")).to_have_text("succeeded")
     page.locator("#gallery button").first.click()
-    recipe = httpx.get(f"{visitor.url}/v1/jobs/{job}/images/0/recipe").json()
+    recipe = web.get(f"{visitor.url}/v1/jobs/{job}/images/0/recipe").json()
     shown = page.locator("#recipe-facts")
     expect(shown).to_contain_text(f"torch {recipe['versions']['torch']}")
     for name in set(recipe) - {"prompt", "versions"}:
@@ -105,7 +105,7 @@ def test_again_is_the_same_again(visitor: Visitor, way: str) -> None:
         expect(page.locator("#reproducible")).not_to_be_checked()
         page.locator("#prompts").press("Control+Enter")
     expect(page).not_to_have_url(re.compile(first))
-    jobs = [httpx.get(f"{visitor.url}/v1/jobs/{job}").json() for job in (first, visitor.job_id())]
+    jobs = [web.get(f"{visitor.url}/v1/jobs/{job}").json() for job in (first, visitor.job_id())]
     old, new = (job["images"][0] for job in jobs)
     assert jobs[0]["id"] != jobs[1]["id"]
     assert (new["format"], new["reproducible"]) == ("webp", False)

@@ -4,11 +4,11 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-import httpx
 import pytest
 
+from tests import web
 from tests.page import mill
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE, wait_until
 
 DEVICE = {"seconds_per_step": 0.05, "largest_batch": 8}
 """As an accelerator is: so many samples take the time of one."""
@@ -29,11 +29,11 @@ def test_half_way_the_eta_is_right_but_for_a_part(address: str, steps: list[int]
     job = f"{address}/v1/jobs/{mill.submit(address, prompts=prompts)}"
 
     def half_way() -> dict[str, Any] | None:
-        found: dict[str, Any] = httpx.get(f"{job}?images=none").json()
+        found: dict[str, Any] = web.get(f"{job}?images=none").json()
         return found if found["progress"] >= 0.5 else None
 
-    seen = wait_until(half_way, 60)
+    seen = wait_until(half_way)
     began = time.monotonic()
-    assert httpx.get(f"{job}?wait=60", timeout=70).json()["state"] == "succeeded"
+    assert web.get(f"{job}?wait=60", timeout=PATIENCE).json()["state"] == "succeeded"
     share = seen["eta_seconds"] / (time.monotonic() - began)
     assert 0.6 < share < 1 / 0.6

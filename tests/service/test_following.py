@@ -12,9 +12,10 @@ from jobs.embedded import EmbeddedServer
 from jobs.errors import NotFound
 from jobs.keys import Keys
 from service import following
+from tests import web
 from tests.service.conftest import Deployment, deployed
 from tests.service.live import listening
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +26,7 @@ def live(
     with (
         deployed(server.url, tmp_path_factory.mktemp("live"), start=False) as found,
         listening(found.client.app) as address,
-        httpx.Client(base_url=address, timeout=20) as client,
+        web.Client(base_url=address, timeout=PATIENCE) as client,
     ):
         found.client = client
         yield found, client

@@ -6,7 +6,7 @@ from datetime import timedelta
 import pytest
 
 from tests.service.conftest import Deployment, pointers, working
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE, wait_until
 
 
 def test_a_job_tells_its_story(mill: Deployment) -> None:
@@ -117,7 +117,7 @@ def test_a_wait_ends_when_the_job_does(mill: Deployment) -> None:
         mill.worker.finish(first)
         assert not waiting.done()
         mill.worker.finish(second)
-        answer = waiting.result(timeout=4)
+        answer = waiting.result(PATIENCE)
     assert answer.json()["state"] == "succeeded"
     assert answer.elapsed < timedelta(seconds=4)
 
@@ -131,7 +131,7 @@ def test_a_wait_with_an_etag_ends_at_any_news(mill: Deployment) -> None:
         wait_until(lambda: bool(mill.client.app.state.mill.hub.watched))
         (lease, *_) = mill.worker.claim(1)
         mill.worker.finish(lease)
-        answer = waiting.result(timeout=4)
+        answer = waiting.result(PATIENCE)
     assert answer.status_code == 200
     assert answer.json()["state"] in ("queued", "running")
 

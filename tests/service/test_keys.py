@@ -7,7 +7,6 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import openai
 import pytest
 
@@ -17,6 +16,7 @@ from service import keys
 from service.auth import check_reach
 from service.keys import KeyRing
 from service.settings import ServiceSettings
+from tests import web
 from tests.service.conftest import Deployment, deployed, pointers, working
 from tests.service.live import listening
 from tests.waiting import wait_until
@@ -293,7 +293,7 @@ def test_the_service_does_not_start_open_to_others(tmp_path: Path) -> None:
 def test_a_live_service_takes_a_key_without_a_restart(guarded: tuple) -> None:
     mill, headers = guarded
     with listening(mill.client.app) as address:
-        wait_until(lambda: httpx.get(f"{address}/v1/jobs", headers=headers["bob"]).is_success)
+        wait_until(lambda: web.get(f"{address}/v1/jobs", headers=headers["bob"]).is_success)
         made = KeyRing(mill.settings.data / "keys.json").add("carol")[0]
         late = {"Authorization": f"Bearer {made}"}
-        wait_until(lambda: httpx.get(f"{address}/v1/jobs", headers=late).is_success)
+        wait_until(lambda: web.get(f"{address}/v1/jobs", headers=late).is_success)

@@ -10,10 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-import httpx
 import pytest
 
-from tests.waiting import wait_until
+from tests import web
+from tests.waiting import PATIENCE, wait_until
 
 ROOT = Path(__file__).parents[2]
 CATALOG = """
@@ -51,13 +51,13 @@ def serving(folder: Path, *flags: str) -> Iterator[tuple[subprocess.Popen, str]]
 def test_it_serves_on_loopback_and_ends_gracefully_while_somebody_waits(tmp_path: Path) -> None:
     with serving(tmp_path) as (process, address):
         body = {"model": "demo", "prompts": ["a"]}
-        job = httpx.post(f"{address}/v1/jobs", json=body).json()
+        job = web.post(f"{address}/v1/jobs", json=body).json()
         with ThreadPoolExecutor(1) as pool:
             url = f"{address}/v1/jobs/{job['id']}?wait=60"
-            waiting = pool.submit(httpx.get, url, timeout=30)
-            wait_until(lambda: "imagemill_waits 1.0" in httpx.get(f"{address}/metrics").text)
+            waiting = pool.submit(web.get, url)
+            wait_until(lambda: "imagemill_waits 1.0" in web.get(f"{address}/metrics").text)
             process.send_signal(signal.SIGTERM)
-            assert process.wait(timeout=10) == 0
+            assert process.wait(PATIENCE) == 0
             assert waiting.result().json()["id"] == job["id"]
 
 

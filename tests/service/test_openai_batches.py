@@ -4,15 +4,15 @@ import base64
 import json
 from collections.abc import Iterator
 
-import httpx
 import openai
 import pytest
 
 from jobs.embedded import EmbeddedServer
 from service.openai import batch_input, batches
+from tests import web
 from tests.service.conftest import CATALOG, Deployment, deployed, picture, working
 from tests.service.live import listening
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +26,8 @@ def live(
             server.url, folder, start=False, max_file_bytes=100_000, max_unfinished=150
         ) as found,
         listening(found.client.app) as address,
-        httpx.Client(base_url=address, timeout=20) as client,
-        openai.OpenAI(base_url=f"{address}/v1", api_key="none", timeout=20) as theirs,
+        web.Client(base_url=address, timeout=PATIENCE) as client,
+        openai.OpenAI(base_url=f"{address}/v1", api_key="none", timeout=PATIENCE) as theirs,
     ):
         found.client = client
         yield found, theirs
@@ -177,7 +177,7 @@ def test_a_batch_runs_and_leaves_its_output(live: tuple) -> None:
     assert all(entry["response"]["status_code"] == 200 for entry in found.values())
     (one,) = found["one"]["response"]["body"]["data"]
     assert one["seed"] == 7 and one["b64_json"] is None
-    assert httpx.get(one["url"]).content == picture(64, 32)
+    assert web.get(one["url"]).content == picture(64, 32)
     two = found["two"]["response"]["body"]["data"]
     assert [base64.b64decode(image["b64_json"])[:4] for image in two] == [b"\x89PNG"] * 2
     assert client.batches.retrieve(batch.id) == done

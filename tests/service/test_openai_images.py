@@ -4,7 +4,6 @@ import base64
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
-import httpx
 import openai
 import pytest
 from tokenizers import Tokenizer
@@ -12,9 +11,10 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 
 from jobs.embedded import EmbeddedServer
+from tests import web
 from tests.service.conftest import Deployment, deployed, picture, working
 from tests.service.live import listening
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +26,8 @@ def live(
     with (
         deployed(server.url, folder, start=False, sync_seconds=20) as found,
         listening(found.client.app) as address,
-        httpx.Client(base_url=address, timeout=20) as client,
-        openai.OpenAI(base_url=f"{address}/v1", api_key="none", timeout=20) as theirs,
+        web.Client(base_url=address, timeout=PATIENCE) as client,
+        openai.OpenAI(base_url=f"{address}/v1", api_key="none", timeout=PATIENCE) as theirs,
     ):
         found.client = client
         yield found, theirs
@@ -42,7 +42,7 @@ def test_the_image_comes_as_bytes_and_as_a_url(live: tuple) -> None:
     (image,) = answer.data
     assert base64.b64decode(image.b64_json) == picture(64, 32)
     assert image.url.startswith("http://127.0.0.1:")
-    assert httpx.get(image.url).content == picture(64, 32)
+    assert web.get(image.url).content == picture(64, 32)
     assert (answer.size, answer.output_format) == ("64x32", "png")
     assert image.seed == request.seed
 

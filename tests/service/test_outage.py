@@ -17,9 +17,10 @@ from jobs.embedded import EmbeddedServer
 from jobs.errors import StorageUnavailable
 from service import waiting
 from service.openai import stream
+from tests import web
 from tests.service.conftest import Deployment, deployed
 from tests.service.live import listening
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE, wait_until
 
 STREAM = {"stream": True, "partial_images": 1}
 IMAGES, TXT2IMG = "/v1/images/generations", "/sdapi/v1/txt2img"
@@ -35,7 +36,7 @@ def live(
     with (
         deployed(server.url, tmp_path, start=False, sync_seconds=20) as found,
         listening(found.client.app) as address,
-        httpx.Client(base_url=address, timeout=20) as client,
+        web.Client(base_url=address, timeout=PATIENCE) as client,
     ):
         found.client = client
         yield found

@@ -9,6 +9,7 @@ import pytest
 from jobs.views import WorkerInfo
 from service import recent
 from service.recent import RecentWorkers
+from tests.waiting import PATIENCE
 
 
 class Asked:
@@ -22,7 +23,7 @@ class Asked:
     def workers(self) -> list[WorkerInfo]:
         self.times += 1
         self.asking.set()
-        assert self.held.wait(10)
+        assert self.held.wait(PATIENCE)
         return [WorkerInfo(f"w{self.times}", {})]
 
 
@@ -52,7 +53,7 @@ def test_while_one_asks_anew_the_others_take_what_is_known(
     store.held.clear()
     with ThreadPoolExecutor(1) as pool:
         fresh = pool.submit(names, workers)
-        assert store.asking.wait(10)
+        assert store.asking.wait(PATIENCE)
         assert names(workers) == ["w1"]
         store.held.set()
         assert fresh.result() == ["w2"]

@@ -14,7 +14,7 @@ from PIL import ExifTags, Image, PngImagePlugin
 from jobs.errors import InvalidRequest
 from service.sdapi.pictures import texts
 from tests.service.conftest import Deployment, picture, pointers, working
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE, wait_until
 
 TXT2IMG = "/sdapi/v1/txt2img"
 SAID = "a ring\nNegative prompt: blur\nSteps: 8, Seed: 7"
@@ -138,7 +138,7 @@ def test_progress_and_interrupt(fresh: Deployment) -> None:
         assert bare["current_image"] is None
         fresh.worker.finish(lease)
         assert fresh.client.post("/sdapi/v1/interrupt").json() == {}
-        answer = waiting.result(timeout=10)
+        answer = waiting.result(PATIENCE)
     assert (answer.status_code, len(answer.json()["images"])) == (200, 1)
     assert fresh.job(other["id"])["state"] == "running"
     fresh.worker.finish(first)
@@ -198,7 +198,7 @@ def test_what_is_no_picture_is_422(mill: Deployment, image: str) -> None:
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, about damaged EXIF
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
 @given(where=st.integers(0, 200), what=st.binary(min_size=1, max_size=8))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_no_picture_is_a_fault(kind: str, where: int, what: bytes) -> None:
     chunks, exif = PngImagePlugin.PngInfo(), Image.Exif()
     chunks.add_text("parameters", "x" * 50, zip=True)

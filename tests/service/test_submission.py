@@ -4,7 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jobs.errors import InvalidRequest
@@ -34,7 +34,7 @@ fields = st.sampled_from([*SubmitJob.model_fields, "odd", "a/b"])
 
 
 @given(prompts=st.lists(own, min_size=1, max_size=8), seed=st.none() | st.integers(0, MAX_SEED))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_every_copy_is_there_or_every_bad_field_is_named(
     prompts: list[dict], seed: int | None
 ) -> None:
@@ -61,9 +61,7 @@ def test_every_copy_is_there_or_every_bad_field_is_named(
 
 
 @given(body=st.dictionaries(fields, json_values, max_size=5) | json_values)
-@settings(
-    deadline=None, max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=80)
 def test_no_body_is_a_fault(mill: Deployment, body: object) -> None:
     if isinstance(body, dict):
         body = {"model": "demo", "prompts": ["a"], **body}
@@ -74,9 +72,7 @@ def test_no_body_is_a_fault(mill: Deployment, body: object) -> None:
 
 
 @given(body=st.binary(max_size=200))
-@settings(
-    deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=50)
 def test_no_bytes_are_a_fault(mill: Deployment, body: bytes) -> None:
     answer = mill.client.post(
         "/v1/jobs", content=body, headers={"content-type": "application/json"}

@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import httpx
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
@@ -15,9 +14,10 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from jobs import tracing
+from tests import web
 from tests.page.mill import running_mill
 from tests.service.conftest import Deployment
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE, wait_until
 
 CALLER = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
@@ -66,8 +66,8 @@ def test_workers_join_the_trace_of_the_post(
         with running_mill(tmp_path) as url:
             body = {"model": "fake", "prompts": ["a", "b"], "steps": 2}
             headers = {"traceparent": CALLER}
-            job = httpx.post(f"{url}/v1/jobs", json=body, headers=headers).json()
-            httpx.get(f"{url}/v1/jobs/{job['id']}?wait=30", timeout=40)
+            job = web.post(f"{url}/v1/jobs", json=body, headers=headers).json()
+            web.get(f"{url}/v1/jobs/{job['id']}?wait=30", timeout=PATIENCE)
             wait_until(
                 lambda: (
                     len(spans.get("imagemill-worker", [])) >= 10 and spans.get("imagemill-service")

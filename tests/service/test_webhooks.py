@@ -23,7 +23,7 @@ from service.webhooks import sender
 from service.webhooks.address import Refused, is_public, target_of
 from service.webhooks.outbox import Outbox, kept_secret
 from tests.service.conftest import Deployment, deployed, pointers
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE, wait_until
 
 SECRET = "whsec_c2VjcmV0IHNlY3JldCBzZWNyZXQ="
 
@@ -51,7 +51,7 @@ def receiving() -> Iterator[Receiver]:
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["content-length"])).decode()
             if receiver.block:
-                receiver.block.wait(10)
+                receiver.block.wait(PATIENCE)
             receiver.paths.append(self.path)
             status = receiver.statuses.pop(0) if receiver.statuses else 204
             self.send_response(status)
@@ -70,6 +70,8 @@ def receiving() -> Iterator[Receiver]:
     try:
         yield receiver
     finally:
+        if receiver.block:
+            receiver.block.set()
         server.shutdown()
         thread.join()
         server.server_close()

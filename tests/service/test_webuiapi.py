@@ -12,7 +12,7 @@ from jobs.embedded import EmbeddedServer
 from service.keys import KeyRing
 from tests.service.conftest import Deployment, deployed, working
 from tests.service.live import listening
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def test_progress_and_interrupt(live: tuple[Deployment, WebUIApi]) -> None:
         assert (seen["progress"], seen["state"]["job_count"]) == (0.25, 2)
         mill.worker.finish(lease)
         assert api.interrupt() == {}
-        assert len(waiting.result(timeout=10).images) == 1
+        assert len(waiting.result(PATIENCE).images) == 1
     assert api.get_progress()["progress"] == 0
 
 

@@ -11,7 +11,7 @@ from jobs.job import Job
 from jobs.request import ImageRequest
 from jobs.store import Store
 from pipelines.fake import FakePipeline
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE, wait_until
 from workers.delivery import Delivery
 from workers.engine import Engine
 from workers.flights import Flights
@@ -94,14 +94,14 @@ class Line(Generic[P]):
 
     def finished(self, number: int = -1) -> Job:
         """The job once it is over."""
-        return wait_until(lambda: job if (job := self.job(number)).state.finished else None, 60)
+        return wait_until(lambda: job if (job := self.job(number)).state.finished else None)
 
     def drain(self) -> None:
         """As the worker does."""
         self.intake.stopping.set()
         self.engine.stopping.set()
         for thread in self._threads[:2]:
-            thread.join(60)
+            thread.join(PATIENCE)
         self.delivery.close()
-        self._threads[2].join(60)
+        self._threads[2].join(PATIENCE)
         assert not any(thread.is_alive() for thread in self._threads)

@@ -10,7 +10,7 @@ import pytest
 from jobs.errors import StorageUnavailable
 from jobs.images import LocalImages
 from jobs.store import Store
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE, wait_until
 from tests.workers.conftest import request
 from workers.collector import Collector
 
@@ -33,7 +33,7 @@ def collecting(
         yield thread
     finally:
         collector.stop()
-        thread.join(60)
+        thread.join(PATIENCE)
     assert not thread.is_alive()
 
 

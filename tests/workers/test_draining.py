@@ -12,7 +12,7 @@ from jobs.request import ImageRequest
 from jobs.store import Store
 from pipelines.fake import FakePipeline
 from pipelines.seam import Conditioning, Sample
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE, wait_until
 from tests.workers.conftest import request
 from tests.workers.line import Line
 from workers.scheduler import BUCKETS, Costs
@@ -41,8 +41,8 @@ class Gated(FakePipeline):
 
     def _come_to(self, verb: str) -> None:
         if verb == self._verb and not self.gate.is_set():
-            self._missing.wait(60)
-            assert self.gate.wait(60)
+            self._missing.wait(PATIENCE)
+            assert self.gate.wait(PATIENCE)
 
 
 MakeLine = Callable[[Gated], Line[Gated]]
@@ -99,7 +99,7 @@ def test_what_is_in_a_running_pass_has_begun(line_of: MakeLine) -> None:
     line = line_of(Gated("step", in_flight=2))
     line.submit(*images(3))
     line.start()
-    assert line.pipeline.at_gate.wait(60)
+    assert line.pipeline.at_gate.wait(PATIENCE)
     stop(line)
     wait_until(lambda: line.job().counts.queued == 1)
     line.pipeline.gate.set()
@@ -111,7 +111,7 @@ def test_what_is_encoded_goes_back_though_a_forward_pass_takes_long(line_of: Mak
     line = line_of(Gated("step"))
     line.submit(request())
     line.start()
-    assert line.pipeline.at_gate.wait(60)
+    assert line.pipeline.at_gate.wait(PATIENCE)
     line.submit(*images(2))
     wait_until(lambda: line.intake.ready.qsize() == 2)
     stop(line)
@@ -126,7 +126,7 @@ def test_what_waits_for_its_prompt_goes_back_and_nothing_is_started(
     line = line_of(Gated("encode", phased=phased))
     line.submit(*images(3))
     line.start()
-    assert line.pipeline.at_gate.wait(60)
+    assert line.pipeline.at_gate.wait(PATIENCE)
     wait_until(lambda: len(line.flights) == 3)
     stop(line)
     line.pipeline.gate.set()
@@ -142,7 +142,7 @@ def test_one_that_waits_to_run_alone_goes_back(line_of: MakeLine, phased: bool) 
     wait_until(line.store.sweep)
     line.submit(request(), priority=9)
     line.start()
-    assert line.pipeline.at_gate.wait(60)
+    assert line.pipeline.at_gate.wait(PATIENCE)
     wait_until(lambda: len(line.flights) == 2)
     stop(line)
     wait_until(lambda: line.job(0).counts.queued == 1)
@@ -177,7 +177,7 @@ def test_one_that_is_cancelled_before_its_prompt_is_encoded_takes_no_room(
     line.submit(request())
     line.submit(request())
     line.start()
-    assert line.pipeline.at_gate.wait(60)
+    assert line.pipeline.at_gate.wait(PATIENCE)
     wait_until(lambda: len(line.flights) == 2)
     line.store.cancel(line.job_ids[1], None)
     line.flights.all()[1].drop()

@@ -43,7 +43,7 @@ def test_an_image_that_breaks_every_group_fails_alone_in_the_end(
     codes = []
     while not over():
         with subprocess.Popen([*command, server.url, str(tmp_path / "data"), model.path]) as one:
-            wait_until(lambda process=one: process.poll() is not None or over(), 60)
+            wait_until(lambda process=one: process.poll() is not None or over())
             one.terminate()
         codes.append(one.returncode)
     states = [image.state for image in store.images(job_id)]

@@ -10,6 +10,7 @@ import pytest
 from jobs.errors import GroupLost, ImageFailed, OutOfMemory
 from pipelines.fake import FakePipeline
 from pipelines.seam import Sample
+from tests.waiting import PATIENCE
 from tests.workers.conftest import Bench, request
 from workers.scheduler import Costs
 
@@ -261,7 +262,7 @@ def test_one_that_finds_no_memory_is_tried_alone_though_the_others_ended_first(
         seed = samples[0].request.seed
         if seed not in tried:
             tried.add(seed)
-            together.wait(60)
+            together.wait(PATIENCE)
             if seed == 9:
                 raise OutOfMemory("the other pass holds it")
         step(samples, bucket)

@@ -15,7 +15,7 @@ from jobs.job import Lease, State
 from jobs.store import Beat, Store
 from pipelines.fake import FakePipeline
 from tests.jobs.bench import Bench
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE, wait_until
 from tests.workers.conftest import request
 from workers import heartbeat
 from workers.flights import Flight, Flights
@@ -62,7 +62,7 @@ class Held:
             yield thread
         finally:
             self.heartbeat.stop()
-            thread.join(60)
+            thread.join(PATIENCE)
         assert not thread.is_alive()
 
     def beat(self, times: int = 2) -> None:
@@ -225,7 +225,7 @@ def test_it_goes_on_after_the_queue_was_away(bench: Bench, monkeypatch: pytest.M
     monkeypatch.setattr(bench.store, "beat", beat_or_refuse)
     with held.beating():
         away.set()
-        assert refused.wait(60)
+        assert refused.wait(PATIENCE)
         away.clear()
         before = held.deadline(flight.lease)
         wait_until(lambda: held.deadline(flight.lease) > before)

@@ -14,7 +14,7 @@ from jobs.request import ImageRequest
 from jobs.store import Store
 from pipelines.fake import FakePipeline
 from pipelines.seam import Conditioning, Sample
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE, wait_until
 from tests.workers.conftest import BATCHES_PAY, request
 from tests.workers.line import Line
 from workers import engine
@@ -143,8 +143,8 @@ def test_cancelled_ones_leave_and_nobody_gets_a_preview(line: StagedLine) -> Non
 
     line.pipeline.before_step = cancel
     line.start()
-    wait_until(lambda: line.job().counts.succeeded == 1, 60)
-    wait_until(lambda: len(line.flights) == 0, 60)
+    wait_until(lambda: line.job().counts.succeeded == 1)
+    wait_until(lambda: len(line.flights) == 0)
     assert line.pipeline.rounds()[-1] == ("decode", {1})
 
 
@@ -156,7 +156,7 @@ def test_a_drain_finishes_what_runs_and_starts_nothing(
     denoising = threading.Event()
     line.pipeline.before_step = denoising.set
     line.start()
-    assert denoising.wait(60)
+    assert denoising.wait(PATIENCE)
     line.drain()
     assert line.job().counts.succeeded == 6
     assert len(line.pipeline.rounds()) == 3

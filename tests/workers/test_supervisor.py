@@ -14,7 +14,7 @@ import pytest
 
 from jobs.catalog import Catalog, load_catalog
 from jobs.errors import ConfigurationError, UnknownModel
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE, wait_until
 from workers import supervisor
 from workers.settings import WorkerSettings
 from workers.supervisor import Post, Supervisor, posts
@@ -136,7 +136,7 @@ def test_a_group_without_devices_enough_ends_the_process_with_a_sentence(tmp_pat
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=PATIENCE,
     )
     assert (done.returncode, done.stderr) == (
         2,
@@ -174,7 +174,7 @@ def group_of_two(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
         yield
     finally:
         watched.stop()
-        thread.join(20)
+        thread.join(PATIENCE)
     assert not thread.is_alive()
     assert not any(psutil.pid_exists(pid) for pid in pids(folder, 0) + pids(folder, 1))
 

@@ -10,7 +10,7 @@ from jobs.errors import ModelUnavailable
 from jobs.images import LocalImages
 from jobs.store import Store
 from pipelines.fake import FakePipeline
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE, wait_until
 from tests.workers.conftest import BATCHES_PAY
 from workers.launch import Place
 from workers.settings import WorkerSettings
@@ -70,7 +70,7 @@ def test_files_that_take_long_to_remove_hold_up_neither_the_leases_nor_the_end(
 
     def remove_slowly(images: LocalImages, job_id: str) -> None:
         at_work.set()
-        assert may_end.wait(60)
+        assert may_end.wait(PATIENCE)
 
     monkeypatch.setattr(LocalImages, "remove_job", remove_slowly)
     monkeypatch.setattr("workers.collector.LOOK_SECONDS", 0.001)
@@ -81,14 +81,14 @@ def test_files_that_take_long_to_remove_hold_up_neither_the_leases_nor_the_end(
     serving = threading.Thread(target=worker._serve, args=(FakePipeline(), BATCHES_PAY))
     serving.start()
     try:
-        assert at_work.wait(60)
+        assert at_work.wait(PATIENCE)
         wait_until(lambda: len(store.workers()) == 1)
         told = store.workers()[0].info["at"]
         wait_until(lambda: store.workers()[0].info["at"] > told)
         assert worker._intake and worker._engine
         worker._intake.stopping.set()
         worker._engine.stopping.set()
-        serving.join(60)
+        serving.join(PATIENCE)
         assert not serving.is_alive()
         assert store.workers() == []
     finally:
