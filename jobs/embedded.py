@@ -36,8 +36,9 @@ _SOCKET_BYTES = 100
 _WHERE = "queue.where"
 """File in the data folder: the socket's path, which is another where TMPDIR is another."""
 
-_START_SECONDS = 60.0
-"""How long a server may load its data before we give up on it."""
+_SILENT_SECONDS = 60.0
+"""How long a server may give no answer before we give up on it. One that loads its data says so,
+and is waited for."""
 
 _DIE_WITH_PARENT = """
 import ctypes, os, sys
@@ -138,7 +139,7 @@ def find_binary(explicit: Path | None = None) -> str:
 
 
 def _major_version(binary: str) -> int:
-    told = subprocess.run([binary, "--version"], capture_output=True, text=True, timeout=10)
+    told = subprocess.run([binary, "--version"], capture_output=True, text=True)
     found = re.search(r"\bv=(\d+)\.", told.stdout)
     return int(found[1]) if found else 0
 
@@ -187,7 +188,7 @@ def _start(data: Path, path: Path, binary: Path | None, alive: int) -> subproces
 
 def _is_held(alive: int, path: Path) -> bool:
     """Whether a server lives. If none does, the lock is now ours, to be handed to a new one."""
-    deadline = time.monotonic() + _START_SECONDS
+    deadline = time.monotonic() + _SILENT_SECONDS
     while True:
         try:
             fcntl.flock(alive, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -205,8 +206,10 @@ def _is_held(alive: int, path: Path) -> bool:
 
 def _wait_until_ready(data: Path, path: Path, process: subprocess.Popen[bytes] | None) -> None:
     """Return once the server has loaded its data and takes commands."""
-    deadline = time.monotonic() + _START_SECONDS
-    while _ask(path, b"PING")[:1] != b"+":
+    deadline = time.monotonic() + _SILENT_SECONDS
+    while not (answer := _ask(path, b"PING")).startswith(b"+"):
+        if answer.startswith(b"-LOADING"):
+            deadline = time.monotonic() + _SILENT_SECONDS
         if process is not None and process.poll() is not None:
             raise ConfigurationError(f"the queue server did not start: {_last_log_line(data)}")
         if time.monotonic() > deadline:
@@ -225,11 +228,11 @@ def _last_log_line(data: Path) -> str:
     return lines[-1] if lines else "its log is empty"
 
 
-def _ask(path: Path, command: bytes) -> bytes:
+def _ask(path: Path, command: bytes, seconds: float = 1) -> bytes:
     """The first bytes of the server's answer to one command, or nothing if there is none."""
     try:
         with socket.socket(socket.AF_UNIX) as connection:
-            connection.settimeout(1)
+            connection.settimeout(seconds)
             connection.connect(str(path))
             connection.sendall(command + b"\r\n")
             return connection.recv(8192)
@@ -238,7 +241,7 @@ def _ask(path: Path, command: bytes) -> bytes:
 
 
 def _server_pid(path: Path) -> int:
-    for line in _ask(path, b"INFO server").splitlines():
+    for line in _ask(path, b"INFO server", _SILENT_SECONDS).splitlines():
         name, _, value = line.partition(b":")
         if name == b"process_id":
             return int(value)

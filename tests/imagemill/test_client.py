@@ -19,6 +19,7 @@ from imagemill import ApiError, AsyncClient, Client, CorruptDownload, ServerUnre
 from imagemill.wire import LONGEST_DELAY, backoff, retry_after
 from jobs.errors import NotFound
 from jobs.job import Counts, State
+from tests.waiting import PATIENCE
 
 DATA = b"the bytes of a picture"
 SHA256 = hashlib.sha256(DATA).hexdigest()
@@ -194,7 +195,7 @@ def test_wait_polls_to_the_end_and_gives_up_in_time() -> None:
         httpx.Response(200, json={**job("succeeded", made=2), "images": []}),
         httpx.Response(200, json=job("succeeded", made=2)),
     )
-    handle = script.client().job("job-1").wait(0)
+    handle = script.client().job("job-1").wait(PATIENCE)
     assert len(handle.images()) == 2
     assert handle.state is State.SUCCEEDED
     assert handle.counts == Counts(2, 0, 0, 2, 0, 0)
@@ -296,7 +297,7 @@ def test_delays_grow_and_stay_bounded() -> None:
 
 def run_python(code: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=PATIENCE
     )
     return done.stdout.strip()
 

@@ -12,10 +12,17 @@ import redis
 
 from jobs.job import ImageResult, Lease
 from jobs.keys import Keys
+from jobs.link import _source
 from jobs.request import ImageRequest
 from jobs.store import Store
 
 MODEL = "demo"
+
+AGE = """
+local now = redis.call('TIME')
+local ms = now[1] * 1000 + math.floor(now[2] / 1000)
+redis.call('HSET', KEYS[1], 'at', ms - tonumber(ARGV[1]))
+"""
 
 
 def request(**given: Any) -> ImageRequest:
@@ -28,6 +35,14 @@ def result(lease: Lease) -> ImageResult:
     """What a worker would commit for the lease."""
     uri = f"{lease.job_id}/{lease.index}.{lease.token}.png"
     return ImageResult(uri, "0" * 64, 1234, "image/png", 0.5)
+
+
+def expire_leases(url: str, pool: str = "default") -> None:
+    """Let every lease of the pool run out, as those of a dead worker do in time."""
+    with redis.Redis.from_url(url, decode_responses=True, protocol=2) as raw:
+        leases = Keys(pool)("leases")
+        for image in raw.zrange(leases, 0, -1):
+            raw.zadd(leases, {image: 1}, xx=True)
 
 
 class Bench:
@@ -81,10 +96,12 @@ class Bench:
         for lease in leases:
             self.raw.zadd(self.key("leases"), {lease.key: 1})
 
-    def pause(self, seconds: float) -> None:
-        """Let so much time pass for the sweeps, as if the queue had been away."""
-        swept = self.key("swept")
-        self.raw.hset(swept, "at", int(self.raw.hget(swept, "at")) - round(seconds * 1000))
+    def sweep_after(self, seconds: float) -> int:
+        """Sweep as if the last sweep had been exactly this long ago; returns how many moved."""
+        with self.raw.pipeline(transaction=True) as pipeline:
+            pipeline.eval(AGE, 1, self.key("swept"), round(seconds * 1000))
+            pipeline.eval(_source("sweep")[0], 1, self.key.prefix, 256)
+            return int(pipeline.execute()[1])
 
     def states(self, job_id: str) -> list[str]:
         """The states of a job's images, by index."""

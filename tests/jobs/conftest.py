@@ -14,6 +14,7 @@ import redis
 from jobs.embedded import EmbeddedServer
 from jobs.store import Store
 from tests.jobs.bench import Bench
+from tests.waiting import LONG_PATIENCE
 
 
 @pytest.fixture(scope="session")
@@ -25,13 +26,27 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]
 
 
 @pytest.fixture
-def bench(server: EmbeddedServer) -> Iterator[Bench]:
-    pool = uuid4().hex[:12]
+def pool() -> str:
+    return uuid4().hex[:12]
+
+
+@pytest.fixture
+def bench(server: EmbeddedServer, pool: str) -> Iterator[Bench]:
     store = Store.connect(server.url, pool=pool)
     with redis.Redis.from_url(server.url, decode_responses=True, protocol=2) as raw:
         bench = Bench(store, raw, pool)
         yield bench
         bench.clear()
+    store.close()
+
+
+@pytest.fixture
+def patient(server: EmbeddedServer, pool: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+    """A store of the bench's pool whose blocking reads outlast every wait of a test."""
+    for module in ("jobs.store", "jobs.reading"):
+        monkeypatch.setattr(f"{module}.LONGEST_BLOCK_SECONDS", LONG_PATIENCE)
+    store = Store.connect(server.url, pool=pool, timeout=LONG_PATIENCE)
+    yield store
     store.close()
 
 

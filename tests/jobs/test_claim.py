@@ -1,15 +1,15 @@
 """claim: what a worker gets, and that a lost reply loses nothing."""
 
-import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
 from jobs.errors import Conflict
-from jobs.store import Commit
+from jobs.store import Commit, Store
 from tests.jobs.bench import Bench, request
-from tests.waiting import PATIENCE
+from tests.waiting import LONG_PATIENCE, PATIENCE, wait_until
 
 
 def test_images_come_in_index_order_with_all_they_need(bench: Bench) -> None:
@@ -183,34 +183,38 @@ def test_requeued_images_come_before_untouched_ones(bench: Bench) -> None:
     assert bench.counts(job_id) == {"running": 14, "queued": 6}
 
 
-def test_lingering_waits_for_a_fuller_batch(bench: Bench) -> None:
+@pytest.mark.parametrize(("meanwhile", "claimed"), [("time", 1), ("images", 4)])
+def test_lingering_ends_when_its_time_is_over_or_the_batch_is_full(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, meanwhile: str, claimed: int
+) -> None:
     bench.submit(1)
-    started = time.monotonic()
-    assert len(bench.claim(4, linger_seconds=0.15)) == 1
-    assert time.monotonic() - started >= 0.1
+    naps: list[float] = []
+
+    def nap(seconds: float) -> None:
+        naps.append(seconds)
+        if len(naps) == 3 and meanwhile == "time":
+            bench.raw.hset(bench.key("times"), "demo", 1)
+        elif len(naps) == 3:
+            bench.submit(3)
+
+    monkeypatch.setattr("jobs.store.time", SimpleNamespace(sleep=nap))
+    assert len(bench.claim(4, linger_seconds=LONG_PATIENCE)) == claimed
+    assert len(naps) == 3
+    assert 0 < min(naps) <= max(naps) <= 0.02
 
 
-def test_lingering_ends_when_the_batch_is_full(bench: Bench) -> None:
-    bench.submit(1)
+def test_a_bell_wakes_a_waiting_worker(bench: Bench, patient: Store) -> None:
     with ThreadPoolExecutor(1) as thread:
-        claimed = thread.submit(bench.claim, 4, linger_seconds=30)
-        bench.submit(3)
-        assert len(claimed.result(PATIENCE)) == 4
-
-
-def test_a_bell_wakes_a_waiting_worker(bench: Bench) -> None:
-    with ThreadPoolExecutor(1) as thread:
-        started = time.monotonic()
-        waiting = thread.submit(bench.store.wait, "demo", 4)
+        waiting = thread.submit(patient.wait, "demo", LONG_PATIENCE)
+        wait_until(lambda: bench.raw.info("clients")["blocked_clients"])
         bench.submit(1)
-        waiting.result()
-        assert time.monotonic() - started < 2
+        waiting.result(PATIENCE)
 
 
-def test_waiting_without_work_ends(bench: Bench) -> None:
-    started = time.monotonic()
-    bench.store.wait("demo", 0.05)
-    assert 0.04 < time.monotonic() - started < 4
+def test_waiting_without_work_ends(patient: Store) -> None:
+    """After the time that was asked for, which is far less than the longest."""
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(patient.wait, "demo", 0.05).result(PATIENCE)
 
 
 @pytest.mark.parametrize("gone", ["job", "requests"])

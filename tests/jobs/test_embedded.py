@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import unquote
 
 import psutil
@@ -128,14 +129,42 @@ def test_a_stopped_server_keeps_its_data(data: Path) -> None:
 def test_a_server_that_hangs_gets_no_rival(
     server: EmbeddedServer, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(embedded, "_START_SECONDS", 0.1)
     os.kill(server.pid, signal.SIGSTOP)
     try:
-        with pytest.raises(StorageUnavailable, match="running but does not answer"):
-            EmbeddedServer.ensure(data)
+        with monkeypatch.context() as hasty:
+            hasty.setattr(embedded, "_SILENT_SECONDS", 0.1)
+            with pytest.raises(StorageUnavailable, match="running but does not answer"):
+                EmbeddedServer.ensure(data)
     finally:
         os.kill(server.pid, signal.SIGCONT)
     assert not EmbeddedServer.ensure(data).started
+
+
+@pytest.fixture
+def answers(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """What the server answers to one question after the other, half a minute apart."""
+    answers: list[bytes] = []
+    clock = [0.0]
+
+    def sleep(_: float) -> None:
+        clock[0] += 30
+
+    monkeypatch.setattr(embedded, "time", SimpleNamespace(monotonic=lambda: clock[0], sleep=sleep))
+    monkeypatch.setattr(embedded, "_ask", lambda *_: answers.pop(0))
+    return answers
+
+
+def test_a_server_that_loads_its_data_is_waited_for(data: Path, answers: list[bytes]) -> None:
+    answers += [b"", *[b"-LOADING Valkey is loading the dataset in memory"] * 20, b"", b"+PONG"]
+    embedded._wait_until_ready(data, data / "queue.sock", None)
+    assert answers == []
+
+
+def test_a_server_that_says_nothing_is_given_up(data: Path, answers: list[bytes]) -> None:
+    answers += [b""] * 20
+    with pytest.raises(StorageUnavailable, match="does not get ready"):
+        embedded._wait_until_ready(data, data / "queue.sock", None)
+    assert len(answers) > 10
 
 
 def test_a_folder_too_deep_for_a_socket(tmp_path: Path) -> None:
@@ -162,7 +191,6 @@ def test_a_server_far_down_is_adopted_from_wherever_it_is_asked_for(
     link.symlink_to(deep)
     with EmbeddedServer.ensure(link) as server:
         monkeypatch.setattr(tempfile, "tempdir", str(short))
-        monkeypatch.setattr(embedded, "_START_SECONDS", 0.5)
         for folder in (link, deep):
             found = EmbeddedServer.ensure(folder)
             assert (found.started, found.pid, found.url) == (False, server.pid, server.url)

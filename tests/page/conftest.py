@@ -17,7 +17,7 @@ from playwright.sync_api import Browser, ConsoleMessage, Page, Request, expect, 
 from service.keys import KeyRing
 from tests import web
 from tests.page.mill import ROOT, running_mill
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE, wait_until
 
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 ARGUMENTS = [
@@ -31,6 +31,8 @@ ARGUMENTS = [
     "--disable-sync",
 ]
 ARTIFACTS = ROOT / "test-artifacts"
+
+expect.set_options(timeout=PATIENCE * 1000)
 
 
 @dataclass
@@ -135,7 +137,7 @@ def visitor(request: pytest.FixtureRequest, mill: str, browser: Browser) -> Iter
         reduced_motion="reduce",
         permissions=["clipboard-read", "clipboard-write"],
     )
-    context.set_default_timeout(10_000)
+    context.set_default_timeout(PATIENCE * 1000)
     visitor = Visitor(context.new_page(), mill, request.param)
     visitor.watch()
     visitor.page.goto(mill)

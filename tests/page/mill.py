@@ -28,19 +28,22 @@ INDEX = {"_class_name": "FakePipeline", "options": {"seconds_per_step": 0.05}}
 
 
 @contextmanager
-def running_mill(folder: Path) -> Iterator[str]:
-    """The address of a service whose worker is ready; both are stopped afterwards."""
+def running_mill(folder: Path, worker: str = "workers") -> Iterator[str]:
+    """The address of a service whose worker is ready; both are stopped afterwards.
+
+    `worker` is the module that runs as the worker.
+    """
     (folder / "model").mkdir()
     (folder / "model" / "model_index.json").write_text(json.dumps(INDEX))
     (folder / "models.toml").write_text(MODELS)
     port = _free_port()
     url = f"http://127.0.0.1:{port}"
-    processes = []
+    processes: list[subprocess.Popen[bytes]] = []
     try:
         processes.append(_start(folder, "service", "--port", str(port)))
-        wait_until(lambda: _answers(f"{url}/healthz"))
-        processes.append(_start(folder, "workers", "--model", "fake", "--device", "cpu"))
-        wait_until(lambda: _answers(f"{url}/readyz"))
+        wait_until(lambda: _answers(processes, f"{url}/healthz"))
+        processes.append(_start(folder, worker, "--model", "fake", "--device", "cpu"))
+        wait_until(lambda: _answers(processes, f"{url}/readyz"))
         yield url
     finally:
         for process in reversed(processes):
@@ -85,7 +88,8 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _answers(address: str) -> bool:
+def _answers(processes: list[subprocess.Popen[bytes]], address: str) -> bool:
+    assert all(process.poll() is None for process in processes), "a process has ended"
     try:
         return web.get(address, timeout=PATIENCE).status_code == 200
     except httpx.HTTPError:

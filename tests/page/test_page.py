@@ -63,7 +63,7 @@ def test_cancel_then_retry(visitor: Visitor) -> None:
     expect(page.locator("#gallery img[data-loaded]")).to_have_count(0)
     visitor.shoot("cancelled")
     page.get_by_role("button", name="Retry unfinished").click()
-    expect(page.locator("#job-state")).to_have_text("succeeded", timeout=20_000)
+    expect(page.locator("#job-state")).to_have_text("succeeded")
     expect(page.locator("#gallery li[data-state=succeeded]")).to_have_count(6)
 
 

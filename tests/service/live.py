@@ -1,13 +1,25 @@
 """A service that listens on a real port, for streams and for clients that bring their own HTTP."""
 
+import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.client import HTTPConnection
 
 import uvicorn
 from fastapi import FastAPI
 
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE, wait_until
+
+
+@contextmanager
+def leaving(address: str, path: str, body: dict[str, object], **headers: str) -> Iterator[None]:
+    """A caller who posts `body` to the service at `address`, and hangs up without the answer."""
+    connection = HTTPConnection(address.removeprefix("http://"), timeout=PATIENCE)
+    headers = {"Content-Type": "application/json", **headers}
+    connection.request("POST", path, json.dumps(body), headers)
+    yield
+    connection.close()
 
 
 @contextmanager

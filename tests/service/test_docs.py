@@ -10,6 +10,7 @@ from jobs.embedded import EmbeddedServer
 from tests.page.conftest import ARGUMENTS, ARTIFACTS, chromium
 from tests.service.conftest import Deployment, deployed
 from tests.service.live import listening
+from tests.waiting import PATIENCE
 
 
 def test_it_shows_and_tries_every_route_without_leaving_the_server(
@@ -25,6 +26,7 @@ def test_it_shows_and_tries_every_route_without_leaving_the_server(
     ):
         browser = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
         page = browser.new_page(viewport={"width": 1280, "height": 900})
+        page.set_default_timeout(PATIENCE * 1000)
         page.on("console", lambda message: complaints.append(message.text))
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("requestfailed", lambda request: complaints.append(request.url))

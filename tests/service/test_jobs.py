@@ -1,10 +1,11 @@
 """GET, waiting, listing, cancel, retry, delete: a job as its caller sees it."""
 
 from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
 
 import pytest
 
+from service import waiting
+from service.events import Watch
 from tests.service.conftest import Deployment, pointers, working
 from tests.waiting import PATIENCE, wait_until
 
@@ -108,31 +109,49 @@ def test_the_etag_spares_the_caller_what_it_has(mill: Deployment) -> None:
     assert other.status_code == 200 and other.headers["etag"] != tag
 
 
-def test_a_wait_ends_when_the_job_does(mill: Deployment) -> None:
+@pytest.fixture
+def woken(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Of every wait for news, whether news ended it; without any it would last a minute."""
+    woken: list[bool] = []
+    news_within = Watch.news_within
+
+    async def noted(watch: Watch, seconds: float) -> bool:
+        woken.append(await news_within(watch, seconds))
+        return woken[-1]
+
+    monkeypatch.setattr(Watch, "news_within", noted)
+    monkeypatch.setattr(waiting, "RECHECK_SECONDS", PATIENCE)
+    return woken
+
+
+def test_a_wait_ends_when_the_job_does(mill: Deployment, woken: list[bool]) -> None:
     mill.worker.finish_all()
     job_id = mill.submit("a", "b")["id"]
     with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(mill.client.get, f"/v1/jobs/{job_id}?wait=30")
+        answer = pool.submit(mill.client.get, f"/v1/jobs/{job_id}?wait=60")
+        wait_until(lambda: mill.client.app.state.mill.hub.watched)
         first, second = mill.worker.claim(2)
         mill.worker.finish(first)
-        assert not waiting.done()
+        wait_until(lambda: woken)
+        assert not answer.done()
         mill.worker.finish(second)
-        answer = waiting.result(PATIENCE)
-    assert answer.json()["state"] == "succeeded"
-    assert answer.elapsed < timedelta(seconds=4)
+        job = answer.result(PATIENCE).json()
+    assert job["state"] == "succeeded"
+    assert woken and all(woken)
 
 
-def test_a_wait_with_an_etag_ends_at_any_news(mill: Deployment) -> None:
+def test_a_wait_with_an_etag_ends_at_any_news(mill: Deployment, woken: list[bool]) -> None:
     mill.worker.finish_all()
     path = f"/v1/jobs/{mill.submit('a', 'b')['id']}"
     tag = mill.client.get(path).headers["etag"]
     with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(mill.client.get, f"{path}?wait=30", headers={"If-None-Match": tag})
-        wait_until(lambda: bool(mill.client.app.state.mill.hub.watched))
+        told = pool.submit(mill.client.get, f"{path}?wait=60", headers={"If-None-Match": tag})
+        wait_until(lambda: mill.client.app.state.mill.hub.watched)
         (lease, *_) = mill.worker.claim(1)
         mill.worker.finish(lease)
-        answer = waiting.result(PATIENCE)
+        answer = told.result(PATIENCE)
     assert answer.status_code == 200
+    assert woken and all(woken)
     assert answer.json()["state"] in ("queued", "running")
 
 

@@ -5,7 +5,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from service import waiting
 from service.openai import stream
 from tests import web
 from tests.service.conftest import Deployment, deployed
-from tests.service.live import listening
+from tests.service.live import leaving, listening
 from tests.waiting import PATIENCE, wait_until
 
 STREAM = {"stream": True, "partial_images": 1}
@@ -34,7 +34,7 @@ def live(
     for module in (waiting, stream):
         monkeypatch.setattr(module, "RECHECK_SECONDS", 0.02)
     with (
-        deployed(server.url, tmp_path, start=False, sync_seconds=20) as found,
+        deployed(server.url, tmp_path, start=False, sync_seconds=PATIENCE) as found,
         listening(found.client.app) as address,
         web.Client(base_url=address, timeout=PATIENCE) as client,
     ):
@@ -111,11 +111,8 @@ def test_a_stream_loses_no_image_to_an_outage(live: Deployment) -> None:
 @pytest.mark.parametrize("more", [{}, STREAM])
 def test_who_leaves_during_an_outage_leaves_no_job_behind(live: Deployment, more: dict) -> None:
     with away(live, "job", "images", "cancel") as outage:
-        with (
-            suppress(httpx.ReadTimeout),
-            live.client.stream("POST", IMAGES, json={"prompt": "a", **more}, timeout=0.3) as answer,
-        ):
-            next(answer.iter_lines())
+        with leaving(str(live.client.base_url), IMAGES, {"prompt": "a", **more}):
+            wait_until(lambda: jobs(live))
         wait_until(lambda: outage.met["cancel"] > 1)
         outage.over.set()
         wait_until(lambda: jobs(live) == ["cancelled"])

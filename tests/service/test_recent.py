@@ -36,7 +36,8 @@ def names(workers: RecentWorkers) -> list[str]:
     return [worker.id for worker in workers.all()]
 
 
-def test_many_that_ask_first_share_one_answer(store: Any) -> None:
+def test_many_that_ask_first_share_one_answer(store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recent, "SECONDS", PATIENCE)
     workers = RecentWorkers(store)
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(names, [workers] * 8)) == [["w1"]] * 8

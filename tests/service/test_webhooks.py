@@ -92,8 +92,9 @@ def hooked(server: EmbeddedServer, tmp_path: Path) -> Iterator[Deployment]:
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Retries come at once."""
+    """Retries come at once, and only after an answer."""
     monkeypatch.setattr(sender, "RETRY_SECONDS", (0, 0.02, 0.02, 0.02))
+    monkeypatch.setattr(sender, "_TIMEOUT", PATIENCE)
 
 
 def pending(deployment: Deployment) -> list:

@@ -16,7 +16,8 @@ from workers import worker
 from workers.launch import Place
 from workers.settings import WorkerSettings
 
-LEASE_SECONDS = 1
+LEASE_SECONDS = 3600
+"""No starved heartbeat loses one; the test ends those of a process that is gone."""
 
 
 class Breakable(FakePipeline):

@@ -77,7 +77,7 @@ class Line(Generic[P]):
             metadata={},
             spec={},
             quota=1000,
-            keep_seconds=60,
+            keep_seconds=3600,
             max_attempts=1,
         )
         self.job_ids.append(submitted.job_id)

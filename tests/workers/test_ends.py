@@ -12,6 +12,7 @@ from jobs.catalog import Model
 from jobs.embedded import EmbeddedServer
 from jobs.job import State
 from jobs.store import Store
+from tests.jobs.bench import expire_leases
 from tests.waiting import wait_until
 from tests.workers.conftest import request
 from workers.launch import EXIT_GROUP_LOST, Place
@@ -31,7 +32,7 @@ def test_an_image_that_breaks_every_group_fails_alone_in_the_end(
         metadata={},
         spec={},
         quota=100,
-        keep_seconds=60,
+        keep_seconds=3600,
         max_attempts=1,
         max_stalls=2,
     ).job_id
@@ -46,6 +47,7 @@ def test_an_image_that_breaks_every_group_fails_alone_in_the_end(
             wait_until(lambda process=one: process.poll() is not None or over())
             one.terminate()
         codes.append(one.returncode)
+        expire_leases(server.url)
     states = [image.state for image in store.images(job_id)]
     assert states == [State.FAILED if n == 3 else State.SUCCEEDED for n in range(8)]
     assert codes == [EXIT_GROUP_LOST] * 3 + [0]

@@ -22,7 +22,7 @@ from workers.flights import Flight, Flights
 from workers.heartbeat import Heartbeat, worker_name
 from workers.settings import WorkerSettings
 
-LEASE_SECONDS = 600.0
+LEASE_SECONDS = 3600.0
 STEPS = 4
 
 
@@ -80,6 +80,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
     """A queue whose workers beat and sweep all the time."""
     monkeypatch.setattr(heartbeat, "SLOWEST_BEAT", 0.001)
     monkeypatch.setattr(heartbeat, "SWEEP_SECONDS", 0.0)
+    monkeypatch.setattr(heartbeat, "REGISTERED_SECONDS", LEASE_SECONDS)
     with EmbeddedServer.ensure(tmp_path / "queue") as server:
         store = Store.connect(server.url)
         with redis.Redis.from_url(server.url, decode_responses=True, protocol=2) as raw:

@@ -15,7 +15,7 @@ from tests.workers.line import Line
 from workers.scheduler import BUCKETS, Costs
 
 NO_BATCH_PAYS = Costs(tuple((2 * 16 * b, 0.002 * b) for b in BUCKETS))
-LONG, SHORT = 100_000, 3
+LONG, SHORT = 10_000_000, 3
 """Steps; the long ones do not end while a test lasts."""
 
 
@@ -85,9 +85,9 @@ def test_a_preview_that_raises_is_no_failure(
         raise IndexError("beyond its end")
 
     monkeypatch.setattr(line.pipeline, "preview", preview)
-    line.submit(request(steps=200))
-    wait_until(lambda: any(flight.step for flight in line.flights.all()))
-    for flight in line.flights.all():
-        flight.wished = True
-    assert line.finished().counts.succeeded == 1
-    assert asked
+    line.submit(request(steps=LONG))
+    flight = wait_until(lambda: next((one for one in line.flights.all() if one.step), None))
+    flight.wished = True
+    wait_until(lambda: asked)
+    wait_until(lambda: flight.step > asked[0] + 1)
+    assert line.job().counts.running == 1

@@ -145,7 +145,7 @@ def test_a_group_without_devices_enough_ends_the_process_with_a_sentence(tmp_pat
 
 
 RANK = """
-import os, signal, sys, time
+import os, signal, sys
 from pathlib import Path
 folder, rank = Path(sys.argv[1]), os.environ["RANK"]
 def ended(*_):
@@ -156,7 +156,8 @@ facts = [os.environ[n] for n in ("WORLD_SIZE", "MASTER_PORT")] + [os.environ.get
 (folder / f"{rank}.{os.getpid()}").write_text(repr(facts))
 if (folder / "refuse").exists() and rank == "1":
     sys.exit(2)
-time.sleep(60)
+while True:
+    signal.pause()
 """
 
 
@@ -188,6 +189,7 @@ def pids(folder: Path, rank: int) -> list[int]:
 def test_when_a_rank_dies_the_others_end_and_all_start_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: int
 ) -> None:
+    monkeypatch.setattr(supervisor, "GROUP_GRACE_SECONDS", PATIENCE)
     with group_of_two(tmp_path, monkeypatch):
         wait_until(lambda: pids(tmp_path, 0) and pids(tmp_path, 1))
         [[leader], [follower]] = first = [pids(tmp_path, 0), pids(tmp_path, 1)]

@@ -1,0 +1,56 @@
+"""A worker on a device that takes the same time for every forward pass, by its own clock.
+
+Takes the arguments of `python -m workers`. The clock moves with forward passes alone, so a machine
+that is busy with other things changes no measurement. For a prompt whose first word is NAME, the
+worker makes as many forward passes as the data folder's file NAME.allowed says; before the next
+one it touches NAME.waiting and waits until the file allows more.
+"""
+
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+
+from pipelines.fake import FakePipeline
+from pipelines.seam import Sample
+from workers import __main__, measures, slots, worker
+
+PASS_SECONDS = 0.05
+REAL_SECONDS = 0.02
+LARGEST_BATCH = 8
+
+
+class Metered(FakePipeline):
+    """As an accelerator is: up to eight samples take the time of one."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(PASS_SECONDS, largest_batch=LARGEST_BATCH, sleep=self._pass_time)
+        self.now = time.monotonic()
+        self._folder, self._passes = folder, Counter[str]()
+
+    def step(self, samples: Sequence[Sample], bucket: int = 0) -> None:
+        name = samples[0].request.prompt.partition(" ")[0]
+        while self._passes[name] >= self._allowed(name):
+            (self._folder / f"{name}.waiting").touch()
+            time.sleep(0.01)
+        self._passes[name] += 1
+        super().step(samples, bucket)
+
+    def _allowed(self, name: str) -> float:
+        path = self._folder / f"{name}.allowed"
+        return float(path.read_text() or 0) if path.exists() else float("inf")
+
+    def _pass_time(self, seconds: float) -> None:
+        time.sleep(REAL_SECONDS)
+        self.now += seconds
+
+
+if __name__ == "__main__":
+    pipeline = Metered(Path(os.environ["IMAGEMILL_DATA"]))
+    for module in (measures, slots):
+        module.time = SimpleNamespace(monotonic=lambda: pipeline.now)  # type: ignore[assignment]
+    worker.load_pipeline = lambda model, device: pipeline  # type: ignore[assignment]
+    sys.exit(__main__.main())
