@@ -37,7 +37,8 @@ OLDEST_TORCH = (2, 11)
 LITTLE_SPACE = 2**30
 """Bytes of free disk below which a warning is due: a thousand large images."""
 
-TORCH_SECONDS = 60
+TORCH_SECONDS = 300
+"""An import of torch takes minutes from a slow disk; one that hangs is what is looked for."""
 
 _ASK_TORCH = """
 import json, torch
@@ -169,7 +170,7 @@ def _queue(data: Path) -> Finding:
         return Finding("queue", "ok", "the server of IMAGEMILL_REDIS_URL answers")
     try:
         binary = find_binary(settings.redis_server)
-        said = subprocess.run([binary, "--version"], capture_output=True, text=True, timeout=10)
+        said = subprocess.run([binary, "--version"], capture_output=True, text=True, timeout=60)
     except (ConfigurationError, OSError, subprocess.TimeoutExpired) as error:
         return Finding("queue", "bad", str(error))
     return Finding("queue", "ok", f"embedded: {' '.join(said.stdout.split()[:3])}")

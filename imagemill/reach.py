@@ -17,7 +17,7 @@ from imagemill.children import environment, last_line, module, open_log
 from imagemill.client import Client
 from imagemill.errors import ApiError, NoServer, ServerUnreachable, StartFailed
 from imagemill.interrupts import Interrupts
-from imagemill.running import Record, Users, is_held, running
+from imagemill.running import Record, Users, is_held, is_used, running
 from jobs.catalog import load_catalog
 from jobs.errors import ImagemillError
 
@@ -26,14 +26,17 @@ LOOK_PAUSE = 0.1
 FIRST_PATIENCE = 2.0
 """Seconds of retries at the first contact with a named server, which may just be a wrong name."""
 
-START_LIMIT = 120.0
-"""Seconds for the service to answer; models may go on loading after that."""
+START_LIMIT = 1800.0
+"""Seconds for an `up` that lives to answer; models may go on loading after that."""
 
-ENDING_LIMIT = 90.0
+ENDING_LIMIT = 600.0
 """Seconds to wait for a private `up` that is ending."""
 
-SHARED_AFTER = 1.5
-"""Seconds after which an `up` that still shows its address is kept by somebody else."""
+NEWS_PAUSE = 30.0
+"""Seconds between two sentences about what a command still waits for."""
+
+SHARED_LOOKS = 3
+"""Looks in a row that must find another user before a private `up` is left to it."""
 
 
 def given_server(server: str | None, data: Path) -> str:
@@ -91,15 +94,16 @@ def _local(
     users, started = Users(data), None
     record: Record | None = None
     try:
-        _until(users.join, ENDING_LIMIT, f"an `up` on {data} does not end", interrupts)
+        ending = f"an `up` on {data} has not ended yet"
+        _until(users.join, ENDING_LIMIT, ending, say, interrupts)
         record = running(data)
         if record is None:
             say(f"starting imagemill on {data}")
             started = _start(data, models)
-            record = _announced(data, started, interrupts)
+            record = _announced(data, started, say, interrupts)
         else:
             say(f"using imagemill at {record.url}")
-        _wait_until_it_answers(record, data, interrupts)
+        _wait_until_it_answers(record, data, say, interrupts)
         yield record
     finally:
         users.leave()
@@ -123,7 +127,12 @@ def _start(data: Path, models: Path) -> subprocess.Popen[bytes]:
         )
 
 
-def _announced(data: Path, process: subprocess.Popen[bytes], interrupts: Interrupts) -> Record:
+def _announced(
+    data: Path,
+    process: subprocess.Popen[bytes],
+    say: Callable[[str], None],
+    interrupts: Interrupts,
+) -> Record:
     """The address, once told: by the process that was started, or by one that was faster."""
     found: list[Record] = []
 
@@ -136,11 +145,14 @@ def _announced(data: Path, process: subprocess.Popen[bytes], interrupts: Interru
             raise StartFailed(f"imagemill did not start: {last_line(data / 'up.log')}")
         return record is not None
 
-    _until(is_known, START_LIMIT, f"imagemill does not start; see {data / 'up.log'}", interrupts)
+    starting = f"imagemill has not started yet; see {data / 'up.log'}"
+    _until(is_known, START_LIMIT, starting, say, interrupts)
     return found[0]
 
 
-def _wait_until_it_answers(record: Record, data: Path, interrupts: Interrupts) -> None:
+def _wait_until_it_answers(
+    record: Record, data: Path, say: Callable[[str], None], interrupts: Interrupts
+) -> None:
     def answers() -> bool:
         if running(data) is None:
             raise StartFailed(f"imagemill did not start: {last_line(data / 'up.log')}")
@@ -151,25 +163,39 @@ def _wait_until_it_answers(record: Record, data: Path, interrupts: Interrupts) -
             return False
         return True
 
-    _until(answers, START_LIMIT, f"no answer from {record.url}", interrupts)
+    silent = f"no answer from {record.url} yet; see {data / 'service.log'}"
+    _until(answers, START_LIMIT, silent, say, interrupts)
 
 
 def _wait_until_gone(data: Path, started: subprocess.Popen[bytes] | None) -> None:
-    """Return when the private `up` has ended, or when it turns out that others still use it."""
-    begun = time.monotonic()
-    while time.monotonic() - begun < ENDING_LIMIT:
+    """Return when the private `up` has ended, or when others still use it."""
+    deadline, others = time.monotonic() + ENDING_LIMIT, 0
+    while time.monotonic() < deadline:
         if not is_held(data / "up.lock") and (started is None or started.poll() is not None):
             return
-        if running(data) is not None and time.monotonic() - begun > SHARED_AFTER:
+        others = others + 1 if is_used(data) else 0
+        if others == SHARED_LOOKS:
             return
         time.sleep(LOOK_PAUSE)
 
 
-def _until(done: Callable[[], bool], limit: float, complaint: str, interrupts: Interrupts) -> None:
-    deadline = time.monotonic() + limit
+def _until(
+    done: Callable[[], bool],
+    limit: float,
+    complaint: str,
+    say: Callable[[str], None],
+    interrupts: Interrupts,
+) -> None:
+    """Wait, and say now and then what for; StartFailed after `limit` seconds."""
+    began = time.monotonic()
+    told = began
     while not done():
-        if time.monotonic() > deadline:
+        now = time.monotonic()
+        if now - began > limit:
             raise StartFailed(complaint)
+        if now - told > NEWS_PAUSE:
+            say(complaint)
+            told = now
         interrupts.pause(LOOK_PAUSE)
 
 

@@ -21,7 +21,10 @@ from pathlib import Path
 from imagemill.errors import AlreadyRunning, StartFailed
 
 _COLLISION_SECONDS = 0.5
-"""How long a claim is tried: somebody who only looks holds the lock for an instant."""
+"""How long a claim is tried at least: a process that only looks holds the lock for an instant."""
+
+_NAMELESS_SECONDS = 30.0
+"""How long a claim is tried while no address is known, since an `up` that starts tells it soon."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +41,10 @@ def claimed(data: Path) -> Iterator[None]:
     """Be the one `up` of the folder; raises AlreadyRunning where there is one already."""
     descriptor = _open(data, "up.lock")
     try:
-        deadline = time.monotonic() + _COLLISION_SECONDS
+        began = time.monotonic()
         while not _try(descriptor, fcntl.LOCK_EX):
-            if time.monotonic() > deadline:
+            limit = _COLLISION_SECONDS if _read(data) else _NAMELESS_SECONDS
+            if time.monotonic() - began > limit:
                 raise AlreadyRunning(_already(data))
             time.sleep(0.02)
         withdraw(data)
@@ -112,6 +116,18 @@ class Users:
     def leave(self) -> None:
         """Give the lock up."""
         os.close(self._descriptor)
+
+
+def is_used(data: Path) -> bool:
+    """Whether anyone uses the private `up` of the folder; False too while it is ending.
+
+    Another process that looks at the same instant is taken for a user.
+    """
+    users = Users(data)
+    try:
+        return not users.is_empty() and users.join()
+    finally:
+        users.leave()
 
 
 def _open(data: Path, name: str) -> int:

@@ -20,7 +20,10 @@ LONG_PATIENCE = 3 * PATIENCE
 def wait_until(condition: Callable[[], T]) -> T:
     """Return the condition's first true value; AssertionError if none comes in PATIENCE."""
     deadline = time.monotonic() + PATIENCE
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"{condition} did not come true in {PATIENCE} s"
-        time.sleep(0.005)
-    return value
+    while True:
+        began = time.monotonic()
+        if value := condition():
+            return value
+        now = time.monotonic()
+        assert now < deadline, f"{condition} did not come true in {PATIENCE} s"
+        time.sleep(max(0.005, now - began))  # a costly look leaves the others half of the time

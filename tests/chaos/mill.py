@@ -31,7 +31,8 @@ T = TypeVar("T")
 class Mill:
     """Everything on one folder. `jobs` maps each acknowledged and undeleted job to its tenant."""
 
-    def __init__(self, folder: Path, workers: int) -> None:
+    def __init__(self, folder: Path, workers: int, lease_seconds: float) -> None:
+        self._lease_seconds = lease_seconds
         self.folder, self.images = folder, LocalImages(folder / "images")
         self.server = EmbeddedServer.ensure(folder / "queue")
         self.store = Store.connect(self.server.url, timeout=PATIENCE)
@@ -44,7 +45,8 @@ class Mill:
     def add_worker(self) -> None:
         """Start one more."""
         argv = [sys.executable, "-m", "tests.chaos.worker", self.server.url, uuid4().hex]
-        self.children.append(lifeline.spawn([*argv, str(self.folder / "images")]))
+        argv += [str(self.folder / "images"), str(self._lease_seconds)]
+        self.children.append(lifeline.spawn(argv))
 
     def replace_dead_workers(self) -> None:
         """As a supervisor would."""

@@ -1,4 +1,6 @@
-"""A worker whose work is nothing, for killing: `python -m tests.chaos.worker URL NAME FOLDER`.
+"""A worker whose work is nothing, for killing.
+
+Run it as `python -m tests.chaos.worker URL NAME FOLDER LEASE_SECONDS`.
 
 Claims batches, beats from a thread, "draws" for some milliseconds, writes a file and commits. A
 prompt that says "poison" kills the process. Ends when the test does.
@@ -25,7 +27,6 @@ from jobs.store import Store
 from tests.waiting import PATIENCE
 
 T = TypeVar("T")
-LEASE_SECONDS = 0.3
 BATCH = 8
 
 
@@ -41,7 +42,8 @@ def patiently(call: Callable[[], T]) -> T:
 class Worker:
     """One process's leases, and the thread that keeps them."""
 
-    def __init__(self, url: str, name: str, folder: Path) -> None:
+    def __init__(self, url: str, name: str, folder: Path, lease_seconds: float) -> None:
+        self._lease_seconds = lease_seconds
         self.store = patiently(lambda: Store.connect(url, timeout=PATIENCE))
         self.images = LocalImages(folder)
         self.name = name
@@ -54,11 +56,11 @@ class Worker:
             with self.lock:
                 steps = {(lease.key, lease.token): 1 for lease in self.leases.values()}
             with suppress(StorageUnavailable):
-                told = self.store.beat(self.name, steps, LEASE_SECONDS)
+                told = self.store.beat(self.name, steps, self._lease_seconds)
                 with self.lock:
                     for key in told.lost | told.cancelled:
                         self.leases.pop(key, None)
-            time.sleep(LEASE_SECONDS / 5)
+            time.sleep(self._lease_seconds / 5)
 
     def turn(self) -> None:
         """One batch."""
@@ -68,7 +70,7 @@ class Worker:
                 "demo",
                 self.name,
                 limit=random.randint(1, BATCH),
-                lease_seconds=LEASE_SECONDS,
+                lease_seconds=self._lease_seconds,
                 nonce=nonce,
                 held=list(self.leases),
             )
@@ -103,7 +105,7 @@ class Worker:
 def main() -> None:
     """Work until the test is gone."""
     lifeline.watch(lambda: os._exit(0))
-    worker = Worker(sys.argv[1], sys.argv[2], Path(sys.argv[3]))
+    worker = Worker(sys.argv[1], sys.argv[2], Path(sys.argv[3]), float(sys.argv[4]))
     threading.Thread(target=worker.beat, daemon=True).start()
     while True:
         worker.turn()

@@ -21,6 +21,7 @@ from jobs.job import Job
 from jobs.request import ImageRequest
 from jobs.store import Store
 from tests.end_to_end.mill import ROOT, environment, processes_of
+from tests.jobs.bench import expire_leases
 from tests.waiting import PATIENCE, wait_until
 
 SIDE, STEPS = 64, 12
@@ -101,7 +102,7 @@ class Line:
             metadata={},
             spec={},
             quota=1000,
-            keep_seconds=600,
+            keep_seconds=3600,
             max_attempts=1,
         )
         return submitted.job_id
@@ -116,6 +117,10 @@ class Line:
             return job if job.state.finished else None
 
         return wait_until(over)
+
+    def expire_leases(self) -> None:
+        """End the leases that dead workers have left behind, which time would end."""
+        expire_leases(self._server.url)
 
     def said(self) -> str:
         """All that the processes have printed."""

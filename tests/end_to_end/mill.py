@@ -18,7 +18,10 @@ import httpx
 import psutil
 
 from imagemill.client import Client
+from imagemill.handles import Job
+from jobs.embedded import EmbeddedServer
 from tests import web
+from tests.jobs.bench import expire_leases
 from tests.waiting import PATIENCE, wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -27,10 +30,9 @@ COMMAND = [sys.executable, "-m", "imagemill"]
 
 
 def environment() -> dict[str, str]:
-    """Ours without any setting of imagemill's, but for shorter leases and drains; no colour."""
+    """Ours without any setting of imagemill's, but for shorter drains; no colour."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith("IMAGEMILL_")}
-    short = {"IMAGEMILL_LEASE_SECONDS": "4", "IMAGEMILL_DRAIN_SECONDS": "5"}
-    return {**kept, **short, "COLUMNS": "100", "NO_COLOR": "1"}
+    return {**kept, "IMAGEMILL_DRAIN_SECONDS": "5", "COLUMNS": "100", "NO_COLOR": "1"}
 
 
 def run(*arguments: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -114,14 +116,21 @@ class Mill:
         return None
 
     def kill(self, part: str) -> int:
-        """SIGKILL a part; returns the pid that it had."""
+        """SIGKILL a part; returns the pid that it had. A worker's leases end with it."""
         pid = wait_until(lambda: self.pid_of(part))
         os.kill(pid, signal.SIGKILL)
+        if part == "worker":
+            wait_until(lambda: pid not in processes_of(self.data))
+            self.expire_leases()
         return pid
+
+    def expire_leases(self) -> None:
+        """End the leases that dead workers have left behind, which time would end."""
+        expire_leases(EmbeddedServer.ensure(self.data).url)
 
     def ready_workers(self) -> list[dict[str, Any]]:
         """The workers that say they are ready."""
-        with Client(self.url) as client:
+        with Client(self.url, patience=PATIENCE) as client:
             workers = client.get("/v1/workers")["data"]
         return [worker for worker in workers if worker["state"] == "ready"]
 
@@ -131,6 +140,15 @@ class Mill:
             return web.get(f"{self.url}/healthz", timeout=PATIENCE).status_code == 200
         except httpx.HTTPError:
             return False
+
+
+def midway(client: Client, model: str, prompt: str, n: int, **fields: Any) -> Job:
+    """A job of which some images are made and most are not; one that ended unseen is repeated."""
+    while True:
+        job = client.submit(model, prompt, n=n, **fields)
+        counts = wait_until(lambda job=job: (now := job.refresh().counts).succeeded >= 3 and now)
+        if counts.finished < n:
+            return job
 
 
 @contextmanager

@@ -39,7 +39,7 @@ def test_images_equal_diffusers_alone_and_among_others(tmp_path: Path) -> None:
     pipe = FluxPipeline.from_pretrained(ROOT / "demo" / "model", dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     expected = [reference(pipe, request) for request in REQUESTS]
-    with up(tmp_path / "data") as mill, Client(mill.url) as client:
+    with up(tmp_path / "data") as mill, Client(mill.url, patience=PATIENCE) as client:
         alone = client.submit("demo", [REQUESTS[0]]).wait(PATIENCE)
         crowd = [client.submit("demo", [REQUESTS[0]], reproducible=False)]
         for request in REQUESTS[1:]:

@@ -79,7 +79,7 @@ def test_ctrl_c_cancels_and_resume_completes(mill: Mill, tmp_path: Path) -> None
     assert generate.wait(PATIENCE) == 130, log.read_text()
     kept = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("0*.png")}
     assert 3 <= len(kept) < 24
-    with Client(mill.url) as client:
+    with Client(mill.url, patience=PATIENCE) as client:
         job_id = client.get("/v1/jobs", limit=1)["data"][0]["id"]
         assert client.job(job_id).counts.cancelled == 24 - len(kept)
     assert f"imagemill generate --resume {job_id} --out {tmp_path}" in log.read_text()

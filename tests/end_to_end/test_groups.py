@@ -12,7 +12,7 @@ from imagemill.client import Client
 from jobs.job import State
 from jobs.store import Store, WorkerInfo
 from tests.end_to_end.launched import catalog, line, ranks
-from tests.end_to_end.mill import Mill, up
+from tests.end_to_end.mill import Mill, midway, up
 from tests.pipelines.tiny import save_tiny
 from tests.waiting import PATIENCE, wait_until
 
@@ -43,11 +43,10 @@ def test_all_images_come_once_though_a_rank_is_killed(
     before = wait_until(lambda: ranks(mill.data) if mill.ready_workers() else None)
     assert before.keys() == {0, 1}
     with Client(mill.url, patience=PATIENCE) as client:
-        job = client.submit("ulysses", "a blue star", n=COUNT, reproducible=False)
-        wait_until(lambda: client.job(job.id).counts.succeeded >= 3)
+        job = midway(client, "ulysses", "a blue star", n=COUNT, reproducible=False)
         os.kill(before[rank], signal.SIGKILL)
-        assert client.job(job.id).counts.finished < COUNT, "over before anything could be killed"
         wait_until(lambda: not set(before.values()) & set(ranks(mill.data).values()))
+        mill.expire_leases()
         job.wait(PATIENCE)
         assert job.counts.succeeded == COUNT, [image.error for image in job.images()]
         paths = job.save(tmp_path)
@@ -118,7 +117,10 @@ def test_a_pipelined_group_that_lost_a_stage_starts_anew(weights: Path, tmp_path
         queue.start("workers")
         job_id = queue.submit("pipelined", COUNT)
         wait_until(lambda: queue.store.job(job_id, None).counts.succeeded >= 3)
+        before = set(ranks(queue.data).values())
         os.kill(ranks(queue.data)[1], signal.SIGKILL)
+        wait_until(lambda: not before & set(ranks(queue.data).values()))
+        queue.expire_leases()
         job = queue.finish(job_id)
         assert job.counts.succeeded == COUNT
         assert queue.end(signal.SIGTERM) == 0

@@ -6,7 +6,7 @@ from pathlib import Path
 from imagemill.client import Client
 from jobs.job import State
 from tests.end_to_end.mill import up
-from tests.waiting import PATIENCE
+from tests.waiting import PATIENCE, wait_until
 
 
 def test_a_request_that_kills_its_worker_takes_no_neighbour_with_it(tmp_path: Path) -> None:
@@ -19,9 +19,16 @@ def test_a_request_that_kills_its_worker_takes_no_neighbour_with_it(tmp_path: Pa
         '[models.fake]\npath = "./fake"\nworkers = 1\n'
         "defaults = { width = 64, height = 64, steps = 4, guidance_scale = 1.0 }\n"
     )
-    with up(tmp_path / "data", models) as mill, Client(mill.url) as client:
+    with up(tmp_path / "data", models) as mill, Client(mill.url, patience=PATIENCE) as client:
         prompts = ["[kill]", *(f"fine {i}" for i in range(7))]
-        job = client.submit("fake", prompts).wait(PATIENCE)
+        job = client.submit("fake", prompts)
+
+        def over() -> bool:
+            if mill.pid_of("worker") is None:
+                mill.expire_leases()
+            return job.refresh().state.finished
+
+        wait_until(over)
         assert job.state is State.FAILED
         assert (job.counts.succeeded, job.counts.failed) == (7, 1)
         [failed] = [image for image in job.images() if image.state is State.FAILED]

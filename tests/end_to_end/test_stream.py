@@ -10,6 +10,7 @@ from imagemill.client import Client
 from imagemill.follow import News, Saved
 from imagemill.interrupts import Interrupts
 from tests.end_to_end.mill import Mill
+from tests.waiting import PATIENCE
 
 
 class Heard:
@@ -37,7 +38,7 @@ def test_images_are_saved_from_the_stream_while_the_job_runs(
         return poll(*arguments, **flags)
 
     monkeypatch.setattr(follow.wire, "poll", counted)
-    with Client(mill.url) as client, Interrupts() as interrupts:
+    with Client(mill.url, patience=PATIENCE) as client, Interrupts() as interrupts:
         job = client.submit("demo", ["a red circle", "a blue heart"], n=12, steps=6).raw
         done = follow.follow(
             client,

@@ -7,17 +7,10 @@ import pytest
 
 from imagemill.client import Client
 from tests.end_to_end import mill as mills
-from tests.end_to_end.mill import MODELS, Mill, processes_of
+from tests.end_to_end.mill import MODELS, Mill, midway, processes_of
 from tests.waiting import PATIENCE, wait_until
 
 COUNT = 50
-
-
-def middle(job_id: str, client: Client) -> bool:
-    """Whether some images of the job are made and most are not."""
-    counts = client.job(job_id).counts
-    assert counts.finished < COUNT, "the job ended before anything could be killed"
-    return counts.succeeded >= 5
 
 
 NAMES = {"workers": "workers", "service": "service", "queue": "queue server"}
@@ -29,8 +22,7 @@ def test_all_images_arrive_once_though_a_part_is_killed(
     mill: Mill, part: str, tmp_path: Path
 ) -> None:
     with Client(mill.url, patience=PATIENCE) as client:
-        job = client.submit("demo", "a small blue star on a white background", n=COUNT, steps=3)
-        wait_until(lambda: middle(job.id, client))
+        job = midway(client, "demo", "a small blue star on a white background", COUNT, steps=3)
         killed = mill.kill(part)
         job.wait(PATIENCE)
         assert job.counts.succeeded == COUNT, [image.error for image in job.images()]
@@ -50,8 +42,7 @@ def test_a_killed_up_leaves_no_process_and_loses_no_image(tmp_path: Path) -> Non
     data, out = tmp_path / "data", tmp_path / "out"
     with mills.up(data) as mill:
         with Client(mill.url, patience=PATIENCE) as client:
-            job = client.submit("demo", "a large red ring on a black background", n=COUNT, steps=3)
-            wait_until(lambda: middle(job.id, client))
+            job = midway(client, "demo", "a large red ring on a black background", COUNT, steps=3)
         mill.process.kill()
         mill.process.wait()
         wait_until(lambda: processes_of(data) == {})

@@ -29,6 +29,10 @@ ROWS, CELL = 40, (10, 20)
 PLAIN = b"\x1b[?62;22c"
 """What a terminal without pictures answers."""
 
+PROGRAM = "from imagemill import cli, terminal; terminal.PATIENCE = {}; cli.main()"
+"""The command, with as much patience for the terminal's answer as the test has. Where there comes
+none, it need not wait long."""
+
 _KEPT = {
     name: value
     for name, value in os.environ.items()
@@ -66,7 +70,7 @@ def in_terminal(
     before = termios.tcgetattr(theirs)
     os.write(ours, typed)
     process = subprocess.Popen(
-        [sys.executable, "-m", "imagemill", *arguments],
+        [sys.executable, "-c", PROGRAM.format(PATIENCE if answer else 0.2), *arguments],
         env={**_KEPT, "TERM": "xterm-256color", "COLORTERM": "truecolor", **variables},
         stdin=theirs if stdin is None else subprocess.PIPE,
         stdout=theirs,

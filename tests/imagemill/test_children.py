@@ -14,7 +14,7 @@ from imagemill.up import Launcher, UpOptions
 from jobs.catalog import Catalog
 from jobs.errors import ImagemillError
 from jobs.settings import QueueSettings
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE, wait_until
 
 
 @dataclass
@@ -98,7 +98,7 @@ def test_last_words_of_a_program(tmp_path: Path) -> None:
         "it", [sys.executable, "-c", code], dict(os.environ), tmp_path / "logs" / "it.log"
     )
     program.start()
-    assert program.gone(30)
+    assert program.gone(PATIENCE)
     assert (program.code, program.last_words()) == (2, "exit code 2: the reason")
 
 

@@ -308,10 +308,9 @@ def run_python(code: str) -> str:
 def test_importing_stays_light(code: str) -> None:
     heavy = {"torch", "diffusers", "redis", "fastapi"}
     heavy |= {"httpx", "PIL"} if "Client" not in code else set()
-    probe = "import sys, time\n" + code + "\nprint(time.process_time(), *sys.modules)"
-    seconds, *modules = run_python(probe).split()
+    modules = run_python(f"import sys\n{code}\nprint(*sys.modules)").split()
     assert not heavy & set(modules)
-    assert float(seconds) < 0.5
+    assert len(modules) < 400
 
 
 def test_unknown_names_are_attribute_errors() -> None:

@@ -27,7 +27,7 @@ def test_wait_tells_of_progress_as_it_changes() -> None:
         httpx.Response(200, json=job("succeeded", made=2)),
     )
     told: list[Progress] = []
-    handle = script.client().job("job-1").wait(60, on_progress=told.append)
+    handle = script.client().job("job-1").wait(PATIENCE, on_progress=told.append)
     assert [(one.state, one.share, one.eta_seconds) for one in told] == [
         (State.RUNNING, 0.0, 4.5),
         (State.SUCCEEDED, 1.0, None),
@@ -75,7 +75,7 @@ class Crowd:
     async def later(self, request: httpx.Request) -> httpx.Response:
         refusal = self._answer(request)
         if "/images/" in request.url.path:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(PATIENCE):
                 while self.most < DOWNLOADS_AT_ONCE:
                     await asyncio.sleep(0)
             self.now -= 1

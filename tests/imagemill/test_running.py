@@ -4,11 +4,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from imagemill.errors import AlreadyRunning, StartFailed
-from imagemill.running import Record, Users, announce, claimed, is_held, running
+from imagemill.running import Record, Users, announce, claimed, is_held, is_used, running
 
 HOLD = """
 import sys, pathlib
@@ -63,6 +64,35 @@ def test_the_last_user_can_be_told(tmp_path: Path) -> None:
     up.leave()
     assert late.join()
     late.leave()
+
+
+def test_a_private_up_is_used_until_its_last_user_has_left(tmp_path: Path) -> None:
+    assert not is_used(tmp_path)
+    user, up = Users(tmp_path), Users(tmp_path)
+    assert user.join()
+    assert is_used(tmp_path)
+    user.leave()
+    assert not is_used(tmp_path)
+    assert up.is_empty()
+    assert not is_used(tmp_path), "it is ending"
+    up.leave()
+
+
+def test_an_up_that_has_not_told_its_address_yet_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+
+    def sleep(_: float) -> None:
+        clock[0] += 1
+        if clock[0] == 20:
+            announce(tmp_path, Record(7, "http://127.0.0.1:1", False))
+
+    with claimed(tmp_path):
+        time = SimpleNamespace(monotonic=lambda: clock[0], sleep=sleep)
+        monkeypatch.setattr("imagemill.running.time", time)
+        with pytest.raises(AlreadyRunning, match=r"at http://127\.0\.0\.1:1"), claimed(tmp_path):
+            pytest.fail("claimed twice")
 
 
 def test_a_folder_that_cannot_be_used_is_said_in_a_sentence(tmp_path: Path) -> None:

@@ -27,15 +27,27 @@ def test_a_url_that_is_none() -> None:
         Store.connect("nonsense://x")
 
 
+SHORT = 1.0
+"""Seconds for an answer of a server that gives none."""
+
+
 def test_a_server_that_hangs(server: EmbeddedServer) -> None:
-    store = Store.connect(server.url, timeout=0.2)
+    store = Store.connect(server.url, timeout=SHORT)
+
+    def answers() -> bool:
+        try:
+            store.ping()
+        except StorageUnavailable:
+            return False
+        return True
+
     os.kill(server.pid, signal.SIGSTOP)
     try:
         with pytest.raises(StorageUnavailable, match="does not answer in time"):
             store.ping()
     finally:
         os.kill(server.pid, signal.SIGCONT)
-    store.ping()
+    wait_until(answers)
     store.close()
 
 

@@ -104,7 +104,7 @@ def mill_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="package")
 def mill(mill_folder: Path) -> Iterator[str]:
-    with running_mill(mill_folder) as url:
+    with running_mill(mill_folder, worker="tests.page.worker") as url:
         yield url
 
 
@@ -145,6 +145,15 @@ def visitor(request: pytest.FixtureRequest, mill: str, browser: Browser) -> Iter
     context.close()
     assert visitor.complaints == []
     assert visitor.strangers == []
+
+
+@pytest.fixture
+def hold(mill_folder: Path) -> Iterator[Path]:
+    """Images with [hold] in their prompts stay half way until this file is removed."""
+    path = mill_folder / "data" / "hold"
+    path.touch()
+    yield path
+    path.unlink(missing_ok=True)
 
 
 @pytest.fixture

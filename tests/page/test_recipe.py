@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 from playwright.sync_api import Route, expect
@@ -73,12 +74,13 @@ def test_a_recipe_that_cannot_be_had_says_so_and_is_copied_in_part(visitor: Visi
     assert (copied["model"], copied["prompt"], copied["seed"]) == ("fake", "half", 5)
 
 
-def test_a_running_image_says_when_its_recipe_comes(visitor: Visitor) -> None:
+def test_a_running_image_says_when_its_recipe_comes(visitor: Visitor, hold: Path) -> None:
     page = visitor.page
-    visitor.open_job(submit(visitor.url, prompts=["not yet"], steps=60))
+    visitor.open_job(submit(visitor.url, prompts=["not yet [hold]"], steps=4))
     page.locator("#gallery li[data-state=running] button").click()
     expect(page.locator("#recipe-note")).to_contain_text("comes with the picture")
     expect(page.locator("#recipe-facts")).not_to_contain_text("Scheduler")
+    hold.unlink()
     expect(page.locator("#recipe-facts")).to_contain_text("Scheduler")
     expect(page.locator("#recipe-note")).to_be_empty()
 

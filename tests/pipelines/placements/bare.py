@@ -3,7 +3,8 @@
 The leader has all ranks add tensors up, and says so line by line. Exits 71 when the group is lost,
 as a worker does. Modes: "work" adds for ever; "twice" adds twice; "idle" pauses longer than a
 collective may take, adds once more, then ends; "raise" has rank 1 raise; "wait" adds once and waits
-for ever.
+for ever; "hurry" adds for ever, and from the first time on the leader gives a collective seconds.
+Elsewhere a collective may take longer than any test waits.
 """
 
 import os
@@ -18,6 +19,8 @@ from jobs.catalog import Model
 from jobs.errors import GroupLost
 from pipelines.placements import group
 from pipelines.placements.group import Group, follow, join
+from tests.pipelines.placements.launch import NEVER
+from tests.waiting import PATIENCE
 
 ARGUMENTS = {
     "numbers": torch.arange(6.0).view(2, 3),
@@ -28,9 +31,15 @@ ARGUMENTS = {
 }
 
 
+IDLE = 20.0
+"""Seconds that "idle" pauses; a collective of ranks that are at work takes far less."""
+
+
 def main(mode: str) -> int:
     torch.set_num_threads(1)
-    group.GROUP_SECONDS = 3.0
+    group.GROUP_SECONDS = IDLE if mode == "idle" else NEVER
+    if mode != "hurry":
+        group.GRACE_SECONDS = PATIENCE
     ring = int(os.environ["WORLD_SIZE"])
     member = join(Model("m", "", placement="context_parallel", ring=ring), "cpu")
     member.steady()
@@ -48,13 +57,17 @@ def main(mode: str) -> int:
 
 def lead(member: Group, mode: str) -> None:
     turns = 0
-    while mode in ("work", "raise") or turns < 2:
+    while mode in ("work", "raise", "hurry") or turns < 2:
         with member.together():
             member.send("add", ARGUMENTS)
             add(member, ARGUMENTS, "")
         turns += 1
         say(f"turn {turns}")
-        time.sleep(group.GROUP_SECONDS + 1 if mode == "idle" else 0.02)
+        if mode == "hurry" and turns == 1:
+            group.GROUP_SECONDS = 3.0
+            member.steady()
+            say("in a hurry")
+        time.sleep(IDLE + 1 if mode == "idle" else 0.02)
         while mode == "wait":
             time.sleep(0.1)
             member.check()

@@ -16,7 +16,11 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
-SECONDS = 240
+from tests.waiting import LONG_PATIENCE
+
+NEVER = 2 * LONG_PATIENCE
+"""Seconds in which a rank may be late for a collective, where no test is about that: whatever ends
+sooner has been ended by something else."""
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload([f"{__package__}.{name}" for name in ("rank", "bare")])
@@ -63,23 +67,23 @@ def run(module: str, environment: dict[str, str], log: Path, arguments: tuple[st
     sys.exit(import_module(f"{__package__}.{module}").main(*arguments))
 
 
-def code_of(process: ForkServerProcess, seconds: float) -> int:
-    """The exit code; TimeoutError when it does not end."""
-    process.join(seconds)
+def code_of(process: ForkServerProcess) -> int:
+    """The exit code; TimeoutError if it does not end."""
+    process.join(LONG_PATIENCE)
     if process.exitcode is None:
-        raise TimeoutError(f"process {process.pid} has not ended after {seconds} seconds")
+        raise TimeoutError(f"process {process.pid} has not ended after {LONG_PATIENCE} seconds")
     return process.exitcode
 
 
-def run_cases(world: int, folder: Path, cases: list[dict[str, Any]], **plan: Any) -> list[Any]:
+def run_cases(world: int, folder: Path, cases: list[dict[str, Any]]) -> list[Any]:
     """What every rank saw of the cases, all of them in one launch: a dict by the case's name."""
     for case in cases:
         case["port"] = free_port()
     path = folder / "plan.json"
-    path.write_text(json.dumps({"cases": cases, **plan}))
+    path.write_text(json.dumps({"cases": cases}))
     processes = start("rank", world, folder, str(path))
     try:
-        codes = [code_of(process, SECONDS) for process in processes]
+        codes = [code_of(process) for process in processes]
     finally:
         for process in processes:
             process.kill()

@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
-from time import monotonic, sleep
 
 import pytest
 import torch
@@ -25,6 +24,7 @@ from tests.pipelines.pretend import DEVICES, LEDGER
 from tests.pipelines.rounding import Reference
 from tests.pipelines.serving import alone, ask, begin, difference, entry
 from tests.pipelines.test_families import CASES, Case
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:__array__ implementation:DeprecationWarning",
@@ -246,9 +246,8 @@ def test_the_next_stage_is_fetched_while_one_runs(model, weights_only):
     for room, fetched in ((denoiser + others, 1), (denoiser, 0)):
         split = load(model("Flux", max_memory={ONE[0]: room}, unload=True))
         split.encode([REQUEST])
-        deadline = monotonic() + 5
-        while fetched and not split.turns.loads[DENOISE] and monotonic() < deadline:
-            sleep(0.01)
+        if fetched:
+            wait_until(lambda turns=split.turns: turns.loads[DENOISE])
         assert split.turns.loads[DENOISE] == fetched
         assert not split.turns.is_loaded(DENOISE)
         split.step([begin(split, REQUEST)])

@@ -8,7 +8,6 @@ import json
 import os
 import signal
 import threading
-import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,10 @@ from jobs.errors import ImagemillError
 from pipelines.load import dismiss, load_follower, load_pipeline
 from pipelines.placements import group, pipelined
 from pipelines.placements.pipelined import Line
+from tests.pipelines.placements.launch import NEVER
 from tests.pipelines.serving import alone, ask, begin, entry, serve
 from tests.pipelines.test_families import CASES, Case, true_cfg
+from tests.waiting import PATIENCE, wait_until
 
 FAMILIES = CASES | {"Flux": Case("Flux", "flux", true_cfg, 16)}
 
@@ -91,14 +92,45 @@ def together(lanes: list[list[Any]], pipeline: Any) -> list[str]:
     return stopped
 
 
+STEPS = 6
+"""Forward passes of one thread in `watch`; then two threads make as many each."""
+
+
 def watch(case: dict[str, Any], pipeline: Any) -> dict[str, Any]:
-    """When the first stage was busy, with one thread and then with two."""
-    spans = timed(pipeline.family.pipe.transformer.stage)
-    request = ask(width=384, height=384, steps=6, guidance_scale=1.0)
-    alone(pipeline, request)
-    split = time.monotonic()
-    at_once(pipeline, [ask(seed=seed, width=384, height=384, steps=6) for seed in (1, 2)])
-    return {"spans": spans, "split": split}
+    """Forward passes with one thread and then with two, each noted as the first stage begins it."""
+    stage = pipeline.family.pipe.transformer.stage
+    forward, begun = stage.forward, Path(case["begun"])
+
+    def noted(*args: Any, **kwargs: Any) -> Any:
+        with begun.open("ab") as file:
+            file.write(b".")
+        return forward(*args, **kwargs)
+
+    stage.forward = noted
+    alone(pipeline, ask(steps=STEPS, guidance_scale=1.0))
+    at_once(pipeline, [ask(seed=seed, steps=STEPS) for seed in (1, 2)])
+    return {}
+
+
+def look_ahead(stage: Any, begun: Path) -> list[int]:
+    """How many more forward passes the first stage had begun by the end of each of this stage's.
+
+    With two threads the pass ends only once the first stage has begun the next: if stages don't
+    compute at the same time, it never ends.
+    """
+    ahead: list[int] = []
+    forward = stage.forward
+
+    def held(*args: Any, **kwargs: Any) -> Any:
+        output = forward(*args, **kwargs)
+        number = len(ahead) + 1
+        if STEPS < number < 3 * STEPS:
+            wait_until(lambda: begun.stat().st_size > number)
+        ahead.append(begun.stat().st_size - number)
+        return output
+
+    stage.forward = held
+    return ahead
 
 
 def lose(case: dict[str, Any], pipeline: Any) -> dict[str, Any]:
@@ -126,43 +158,17 @@ ACTS = {"compare": compare, "watch": watch, "lose": lose, "gather": gather}
 
 def follow(case: dict[str, Any]) -> dict[str, Any]:
     hand: Any = load_follower(model(case), "cpu")
-    spans = timed(hand.stage)
+    ahead = look_ahead(hand.stage, Path(case["begun"])) if case["act"] == "watch" else None
     if case.get("faulty") == hand.group.rank:
-        spoil(hand.stage, case)
+        spoil(hand, case)
     hand.run()
-    return {"spans": spans, "own": hand.stage.own, "output": digest(hand.output)}
+    return {"ahead": ahead, "own": hand.stage.own, "output": digest(hand.output)}
 
 
-def timed(stage: Any) -> list[tuple[float, float]]:
-    """Spans in which the stage computed: from its state's arrival until it has its own to give."""
-    spans: list[tuple[float, float]] = []
-    began = [0.0]
-    forward, enter, leave = stage.forward, stage.enter, stage.leave
-
-    def timed_forward(*args: Any, **kwargs: Any) -> Any:
-        began[0] = time.monotonic()
-        output = forward(*args, **kwargs)
-        if stage.is_last:
-            spans.append((began[0], time.monotonic()))
-        return output
-
-    def timed_leave(state: Any) -> None:
-        spans.append((began[0], time.monotonic()))
-        leave(state)
-
-    def timed_enter(state: Any) -> Any:
-        arrived = enter(state)
-        began[0] = time.monotonic()
-        return arrived
-
-    stage.forward, stage.enter, stage.leave = timed_forward, timed_enter, timed_leave
-    return spans
-
-
-def spoil(stage: Any, case: dict[str, Any]) -> None:
+def spoil(hand: Any, case: dict[str, Any]) -> None:
     """Have the stage die, hang or fail after a few forwards of the image."""
     count = [0]
-    forward = stage.forward
+    forward = hand.stage.forward
 
     def faulty(*args: Any, **kwargs: Any) -> Any:
         count[0] += 1
@@ -171,10 +177,10 @@ def spoil(stage: Any, case: dict[str, Any]) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
             if case["fault"] == "fails":
                 raise ValueError("a broken block")
-            time.sleep(3 * group.GROUP_SECONDS)
+            wait_until(lambda: hand.group.lost)
         return forward(*args, **kwargs)
 
-    stage.forward = faulty
+    hand.stage.forward = faulty
 
 
 def run(rank: int, world: int, path: Path) -> None:
@@ -186,13 +192,13 @@ def run(rank: int, world: int, path: Path) -> None:
     results: dict[str, Any] = {}
     for case in json.loads(path.read_text())["cases"]:
         os.environ["MASTER_PORT"] = str(case["port"])
-        group.GROUP_SECONDS = case.get("seconds", 60.0)
+        group.GROUP_SECONDS = case.get("seconds", NEVER)
+        group.GRACE_SECONDS = 3.0 if "seconds" in case else PATIENCE
         gathering = case["act"] == "gather"
         pipelined.Line = partial(Line, gather_output=gathering)  # type: ignore[assignment,misc]
-        started = time.monotonic()
         try:
             outcome = follow(case) if rank else lead(case)
         except ImagemillError as error:
             outcome = {"error": type(error).__name__, "message": str(error)}
-        results[case["name"]] = outcome | {"seconds": time.monotonic() - started}
+        results[case["name"]] = outcome
         path.with_name(f"rank{rank}.json").write_text(json.dumps(results))

@@ -17,6 +17,7 @@ from pipelines.placements.split import devices_of, load_split, rooms_of
 from pipelines.skeleton import DECODE, DENOISE, ENCODE, blocks_of, skeletons, stage_of
 from tests.pipelines.serving import alone, ask, begin, entry
 from tests.pipelines.test_families import CASES
+from tests.waiting import LONG_PATIENCE
 
 SMALL = Defaults(width=64, height=64, steps=3, guidance_scale=3.5)
 SPLIT = {"placement": "split", "defaults": SMALL}
@@ -31,7 +32,7 @@ def test_on_two_pretend_devices():
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=1800,
+        timeout=LONG_PATIENCE,
     )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
 
