@@ -26,6 +26,9 @@ LOOK_PAUSE = 0.1
 FIRST_PATIENCE = 2.0
 """Seconds of retries at the first contact with a named server, which may just be a wrong name."""
 
+LOCAL_PATIENCE = 600.0
+"""Seconds of retries at a local server whose `up` lives and starts what has died again."""
+
 START_LIMIT = 1800.0
 """Seconds for an `up` that lives to answer; models may go on loading after that."""
 
@@ -79,11 +82,17 @@ def server_for(
         with Client(named, pause=pause) as client:
             yield client, False
         return
-    with (
-        _local(data, models, say, interrupts) as record,
-        Client(record.url, pause=pause) as client,
-    ):
-        yield client, record.private
+
+    with _local(data, models, say, interrupts) as record:
+
+        def pause_while_it_runs(seconds: float) -> None:
+            if running(data) is None:
+                raise ServerUnreachable(record.url, f"the `up` on {data} has ended")
+            pause(seconds)
+
+        patience = LOCAL_PATIENCE
+        with Client(record.url, patience=patience, pause=pause_while_it_runs) as client:
+            yield client, record.private
 
 
 @contextmanager

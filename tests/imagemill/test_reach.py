@@ -1,0 +1,72 @@
+"""How long a command waits for the server of a data folder, and what it says meanwhile."""
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from imagemill import reach
+from imagemill.errors import ServerUnreachable, StartFailed
+from imagemill.interrupts import Interrupts
+from imagemill.running import Record, announce, claimed, withdraw
+from tests.imagemill.fake_server import FakeServer
+
+
+class Clock:
+    """Stands for `Interrupts`, whose pauses are all that makes time pass."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def pause(self, seconds: float) -> None:
+        self.now += seconds
+
+    def asked(self) -> bool:
+        return False
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def server() -> Iterator[FakeServer]:
+    with FakeServer() as fake:
+        yield fake
+
+
+@pytest.mark.parametrize(("until", "ends"), [(100, True), (10**6, False)])
+def test_a_wait_says_what_for_and_ends_in_the_end(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch, until: int, ends: bool
+) -> None:
+    monkeypatch.setattr(reach, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    said: list[str] = []
+    with nullcontext() if ends else pytest.raises(StartFailed, match="not yet"):
+        reach._until(
+            lambda: clock.now >= until, 1800, "not yet", said.append, cast(Interrupts, clock)
+        )
+    assert set(said) == {"not yet"}
+    assert len(said) == (3 if ends else 59)
+
+
+def test_a_local_server_is_waited_for_while_its_up_lives(
+    clock: Clock, server: FakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("IMAGEMILL_SERVER", raising=False)
+    notes: list[str] = []
+    where: tuple[Any, ...] = (None, tmp_path, tmp_path / "models.toml", lambda _: None)
+    with claimed(tmp_path):
+        announce(tmp_path, Record(1, server.url, False))
+        with reach.server_for(*where, notes.append, cast(Interrupts, clock)) as (client, _):
+            server.script = [(503, {"Retry-After": "5"})] * 60
+            assert client.get("/v1/jobs")["data"] == []
+            assert clock.now >= 60 * 5
+            assert set(notes) == {reach.WAITING}
+            server.script = [(503, {})] * 60
+            withdraw(tmp_path)
+            with pytest.raises(ServerUnreachable, match="has ended"):
+                client.get("/v1/jobs")
