@@ -2,8 +2,8 @@
 
 Takes the arguments of `python -m workers`. The clock moves with forward passes alone, so a machine
 that is busy with other things changes no measurement. For a prompt whose first word is NAME, the
-worker makes as many forward passes as the data folder's file NAME.allowed says; before the next
-one it touches NAME.waiting and waits until the file allows more.
+worker makes as many steps, of all samples together, as the data folder's file NAME.allowed says;
+then it touches NAME.waiting and waits until the file allows more.
 """
 
 import os
@@ -29,14 +29,14 @@ class Metered(FakePipeline):
     def __init__(self, folder: Path) -> None:
         super().__init__(PASS_SECONDS, largest_batch=LARGEST_BATCH, sleep=self._pass_time)
         self.now = time.monotonic()
-        self._folder, self._passes = folder, Counter[str]()
+        self._folder, self._steps = folder, Counter[str]()
 
     def step(self, samples: Sequence[Sample], bucket: int = 0) -> None:
         name = samples[0].request.prompt.partition(" ")[0]
-        while self._passes[name] >= self._allowed(name):
+        while self._steps[name] >= self._allowed(name):
             (self._folder / f"{name}.waiting").touch()
             time.sleep(0.01)
-        self._passes[name] += 1
+        self._steps[name] += len(samples)
         super().step(samples, bucket)
 
     def _allowed(self, name: str) -> float:
