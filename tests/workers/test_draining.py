@@ -18,7 +18,7 @@ from tests.workers.line import Line
 from workers.scheduler import BUCKETS, Costs
 
 NO_BATCH_PAYS = Costs(tuple((2 * 16 * b, 0.002 * b) for b in BUCKETS))
-LONG = 10_000_000
+LONG = 100_000
 """Steps that do not end while a test lasts."""
 
 

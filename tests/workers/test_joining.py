@@ -15,7 +15,7 @@ from tests.workers.line import Line
 from workers.scheduler import BUCKETS, Costs
 
 NO_BATCH_PAYS = Costs(tuple((2 * 16 * b, 0.002 * b) for b in BUCKETS))
-LONG, SHORT = 10_000_000, 3
+LONG, SHORT = 100_000, 3
 """Steps; the long ones do not end while a test lasts."""
 
 
