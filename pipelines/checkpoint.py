@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 
 from jobs.catalog import Model
 from jobs.errors import ModelUnavailable
+from pipelines.processors import tokenizers_of
 
 INDEX = "model_index.json"
 INDEX_OF_SHARDS = ".safetensors.index.json"
@@ -56,12 +57,15 @@ class Checkpoint:
                 f"{self.class_name!r}, which {self.folder / INDEX} names"
             )
         try:
+            tokenizers = tokenizers_of(self.folder, self.components, given=arguments)
             pipe = getattr(diffusers, self.class_name).from_pretrained(
                 self.folder,
                 dtype=getattr(torch, model.dtype),
                 variant=model.variant,
+                **dict.fromkeys(tokenizers),
                 **arguments,
             )
+            pipe.register_modules(**tokenizers)
         except Exception as error:  # any library's; the checkpoint is at fault or too new
             raise ModelUnavailable(
                 f"model {model.name!r}: {self.folder} cannot be loaded: {_first_line(error)}"

@@ -66,17 +66,20 @@ class PromptForm:
     """What becomes of a prompt before its tokens are counted against `Card.max_prompt_tokens`.
 
     The tokenizer reads `before` + prompt + `after`, the prompt in lower case and without white
-    space at its ends where `lowered`; `dropped` of the tokens do not count. An absent negative
-    prompt is "".
+    space at its ends where `lowered`, and without `removed` wherever that occurs in it; `dropped`
+    of the tokens do not count. An absent negative prompt is "".
     """
 
     before: str = ""
     after: str = ""
     lowered: bool = False
     dropped: int = 0
+    removed: str = ""
 
     def of(self, text: str) -> str:
         """What the tokenizer reads."""
+        if self.removed:
+            text = text.replace(self.removed, "")
         return self.before + (text.lower().strip() if self.lowered else text) + self.after
 
 

@@ -38,7 +38,9 @@ class PromptLengths:
             return None
 
         def count(text: str) -> int:
-            read = text.lower().strip() if form["lowered"] else text
+            removed = form.get("removed")
+            read = text.replace(removed, "") if removed else text
+            read = read.lower().strip() if form["lowered"] else read
             encoded = tokenizer.encode(form["before"] + read + form["after"])
             return len(encoded.ids) - int(form["dropped"])
 

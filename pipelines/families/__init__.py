@@ -6,7 +6,9 @@ from typing import Any
 from pipelines.families.family import Family
 
 FAMILIES = {
+    "ChromaPipeline": "chroma:Chroma",
     "FluxPipeline": "flux:Flux",
+    "Flux2Pipeline": "flux2:Flux2",
     "Flux2KleinPipeline": "flux2:Flux2Klein",
     "PixArtSigmaPipeline": "pixart_sigma:PixArtSigma",
     "QwenImagePipeline": "qwen_image:QwenImage",

@@ -47,6 +47,10 @@ class Flux(Stepped):
         """Whether the request runs with classifier-free guidance."""
         return not self.embedded_guidance and super().guided(request)
 
+    def sigmas(self, steps: int) -> Any:
+        """Noise levels [steps] that the pipeline gives its scheduler; None for the scheduler's."""
+        return flow_sigmas(self.pipe.scheduler.config, steps)
+
     def encode(self, text: str | None, role: Role) -> Conditioning:
         """T5's prompt_embeds [1, length, d] and CLIP's pooled_prompt_embeds [1, p]."""
         text = text or ""
@@ -76,7 +80,7 @@ class Flux(Stepped):
             self.pipe.scheduler,
             request.steps,
             latents.device,
-            sigmas=flow_sigmas(config, request.steps),
+            sigmas=self.sigmas(request.steps),
             mu=resolution_shift(config, latents.shape[1]),
         )
         scheduler.set_begin_index(0)

@@ -1,52 +1,59 @@
-"""FLUX.2 Klein: a rectified-flow transformer over patched latents, prompted by Qwen3.
+"""FLUX.2: a rectified-flow transformer over patched latents, prompted by a language model.
 
-Equals `Flux2KleinPipeline(guidance_scale=g)`; a negative prompt is what that pipeline takes as
-`negative_prompt_embeds`, and "" when there is none. A distilled checkpoint (`is_distilled`) has no
-guidance. Position ids are shared over a forward batch, so only images of one size go together.
-Knows nothing of editing images, and nothing of FLUX.2-dev, which `whole_call` serves.
+`Flux2` equals `Flux2Pipeline(guidance_scale=g)`: FLUX.2-dev, prompted by Mistral, with guidance as
+an input of the transformer and no negative prompt. `Flux2Klein` equals
+`Flux2KleinPipeline(guidance_scale=g)`, prompted by Qwen3; a negative prompt is what that pipeline
+takes as `negative_prompt_embeds`, and "" when there is none. A distilled checkpoint of either kind
+has no guidance. Position ids are shared over a forward batch, so only images of one size go
+together. Doesn't edit images and doesn't rewrite prompts.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
-from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
+from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu, format_input
 
 from jobs.request import ImageRequest
 from pipelines import batch
 from pipelines.families.family import Role
 from pipelines.families.stepped import Stepped
 from pipelines.schedule import flow_sigmas, own_scheduler
-from pipelines.seam import Card, Conditioning, Sample
+from pipelines.seam import Card, Conditioning, PromptForm, Sample
 from pipelines.text import TokenCounter, chat_form, sequence_length
 
+IMAGE_TOKEN = "[IMG]"
+"""What Flux2Pipeline takes out of prompts: in Mistral's vocabulary it stands for an image."""
 
-class Flux2Klein(Stepped):
-    """A Flux2KleinPipeline, stepped."""
+
+class Flux2(Stepped):
+    """A Flux2Pipeline, stepped."""
 
     def __init__(self, pipe: Any, max_sequence_length: int | None = None) -> None:
         self.pipe = pipe
         self.length = sequence_length(max_sequence_length, default=512, largest=512)
-        self.count = TokenCounter(pipe.tokenizer, self._chat)
+        self.count = TokenCounter(self._tokenizer(), self._chat)
+        self.embedded_guidance: bool = pipe.transformer.config.guidance_embeds
         self.card = Card(
-            family="flux2_klein",
+            family="flux2",
             multiple=2 * pipe.vae_scale_factor,
-            guidance="none" if pipe.config.is_distilled else "classifier-free",
+            guidance="embedded" if self.embedded_guidance else "none",
             joins=True,
             max_prompt_tokens=self.length,
             scheduler=type(pipe.scheduler).__name__,
-            prompt=chat_form(self._chat),
+            prompt=self._form(),
         )
 
     def guided(self, request: ImageRequest) -> bool:
-        """Whether the request runs with classifier-free guidance."""
-        return not self.pipe.config.is_distilled and super().guided(request)
+        """False: guidance is an input of the transformer, or there is none."""
+        return False
 
     def encode(self, text: str | None, role: Role) -> Conditioning:
-        """Three of Qwen3's hidden layers side by side: prompt_embeds [1, length, 3 d]."""
+        """Three of the language model's hidden layers joined: prompt_embeds [1, length, 3 d]."""
         text = text or ""
         embeds, _ = self.pipe.encode_prompt(text, max_sequence_length=self.length)
-        return Conditioning({"prompt_embeds": embeds}, truncated=self.count(text) > self.length)
+        return Conditioning({"prompt_embeds": embeds}, truncated=self._tokens(text) > self.length)
 
     def start(self, request: ImageRequest, conditioning: Conditioning) -> Sample:
         """Packed latents [1, tokens, channels]."""
@@ -83,7 +90,7 @@ class Flux2Klein(Stepped):
         velocity = self.pipe.transformer(
             hidden_states=latents.to(self.pipe.transformer.dtype),
             timestep=batch.timesteps(rows, guided).to(latents.dtype) / 1000,
-            guidance=None,
+            guidance=batch.scales(rows) if self.embedded_guidance else None,
             encoder_hidden_states=embeds,
             txt_ids=self.pipe._prepare_text_ids(embeds[:1]).to(embeds.device),
             img_ids=samples[0].extra["image_ids"],
@@ -94,18 +101,71 @@ class Flux2Klein(Stepped):
     def decode(self, sample: Sample) -> torch.Tensor:
         """The VAE's image; its batch norm's statistics are the latents' mean and deviation."""
         pipe, vae = self.pipe, self.pipe.vae
-        grid = self.card.multiple
-        latents = pipe._unpack_latents_with_ids(
-            sample.latents,
-            sample.extra["image_ids"],
-            sample.request.height // grid,
-            sample.request.width // grid,
-        )
+        latents = self._unpacked(sample)
         variance = vae.bn.running_var.view(1, -1, 1, 1) + vae.config.batch_norm_eps
         deviation = torch.sqrt(variance).to(latents.device, latents.dtype)
         mean = vae.bn.running_mean.view(1, -1, 1, 1).to(latents.device, latents.dtype)
         latents = pipe._unpatchify_latents(latents * deviation + mean)
         return batch.pixels(pipe, vae.decode(latents, return_dict=False)[0])
+
+    def _unpacked(self, sample: Sample) -> torch.Tensor:
+        """Latents [1, channels, height / grid, width / grid]."""
+        unpacked: torch.Tensor = self.pipe._unpack_latents_with_ids(
+            sample.latents, sample.extra["image_ids"]
+        )
+        return unpacked
+
+    def _tokenizer(self) -> Any:
+        """The pipeline's tokenizer, which may be inside a processor."""
+        return getattr(self.pipe.tokenizer, "tokenizer", self.pipe.tokenizer)
+
+    def _tokens(self, text: str) -> int:
+        """Tokens of a text within the chat, where the tokenizer adds none of its own."""
+        return self.count(text) - self._added()
+
+    def _added(self) -> int:
+        return len(self._tokenizer()("").input_ids)
+
+    def _form(self) -> PromptForm | None:
+        form = chat_form(self._chat)
+        return form and replace(form, dropped=self._added(), removed=IMAGE_TOKEN)
+
+    def _chat(self, text: str) -> str:
+        [messages] = format_input([text], self.pipe.system_message)
+        chat: str = self.pipe.tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=False
+        )
+        return chat
+
+
+class Flux2Klein(Flux2):
+    """A Flux2KleinPipeline, stepped."""
+
+    def __init__(self, pipe: Any, max_sequence_length: int | None = None) -> None:
+        super().__init__(pipe, max_sequence_length)
+        self.embedded_guidance = False
+        guidance = "none" if pipe.config.is_distilled else "classifier-free"
+        self.card = replace(self.card, family="flux2_klein", guidance=guidance)
+
+    def guided(self, request: ImageRequest) -> bool:
+        """Whether the request runs with classifier-free guidance."""
+        return not self.pipe.config.is_distilled and Stepped.guided(self, request)
+
+    def _unpacked(self, sample: Sample) -> torch.Tensor:
+        grid, request = self.card.multiple, sample.request
+        unpacked: torch.Tensor = self.pipe._unpack_latents_with_ids(
+            sample.latents,
+            sample.extra["image_ids"],
+            request.height // grid,
+            request.width // grid,
+        )
+        return unpacked
+
+    def _added(self) -> int:
+        return 0
+
+    def _form(self) -> PromptForm | None:
+        return chat_form(self._chat)
 
     def _chat(self, text: str) -> str:
         chat: str = self.pipe.tokenizer.apply_chat_template(

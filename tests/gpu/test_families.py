@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline
 
 from pipelines.load import load_pipeline
 from tests.pipelines.serving import alone, ask, difference, entry, serve
 from tests.pipelines.test_families import CASES
 from tests.pipelines.test_flux import run_flux
+from tests.pipelines.tiny import load_tiny
 
 # numpy 2 warns of a call inside diffusers' schedulers.
 pytestmark = [
@@ -49,7 +49,7 @@ def pipeline(tiny_folder, name, dtype, device):
 @pytest.fixture(scope="module")
 def reference(tiny_folder, name, dtype, device):
     """diffusers' own picture of a request."""
-    pipe = DiffusionPipeline.from_pretrained(tiny_folder(name), dtype=getattr(torch, dtype))
+    pipe = load_tiny(tiny_folder(name), dtype=getattr(torch, dtype))
     pipe.set_progress_bar_config(disable=True)
     pipe.to(device)
     if name in FAMILIES:

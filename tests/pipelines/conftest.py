@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline
 
-from tests.pipelines.tiny import save_tiny
+from tests.pipelines.tiny import load_tiny, save_tiny
 
 torch.set_num_threads(1)
 
@@ -30,7 +29,7 @@ def tiny_pipe(tiny_folder: Callable[[str], Path]) -> Callable[[str], Any]:
     """Name of a tiny pipeline -> diffusers' own pipeline, freshly loaded."""
 
     def pipe(name: str) -> Any:
-        loaded = DiffusionPipeline.from_pretrained(tiny_folder(name))
+        loaded = load_tiny(tiny_folder(name))
         loaded.set_progress_bar_config(disable=True)
         return loaded
 

@@ -16,6 +16,7 @@ from pipelines.families.family import REFUSED
 from pipelines.placements.placed import Placed
 from tests.pipelines.rounding import Reference, modules_of
 from tests.pipelines.serving import alone, ask, begin, difference, serve
+from tests.pipelines.tiny import load_tiny
 
 # numpy 2 warns of a call inside diffusers' schedulers.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -34,6 +35,7 @@ class Case:
     multiple: int
     length: int | None = 48
     scheduler: Callable[[Any], Any] | None = None
+    guidance: str = "classifier-free"
 
     def reference(
         self, pipe: Any, request: ImageRequest, dtype: torch.dtype | None = None
@@ -72,6 +74,14 @@ def true_cfg(pipe, request):
     return {"true_cfg_scale": request.guidance_scale, "negative_prompt": negative}
 
 
+def embedded(pipe, request):
+    return {"guidance_scale": request.guidance_scale}
+
+
+def cfg_from_empty(pipe, request):
+    return cfg(pipe, request) | {"negative_prompt": request.negative_prompt or ""}
+
+
 def klein(pipe, request):
     embeds, _ = pipe.encode_prompt(request.negative_prompt or "", max_sequence_length=48)
     return {"guidance_scale": request.guidance_scale, "negative_prompt_embeds": embeds}
@@ -100,7 +110,10 @@ CASES = {
     # The tiny tokenizer counts bytes, of which the template takes some 200.
     "QwenImage": Case("QwenImage", "qwen_image", true_cfg, 16, length=320),
     "ZImage": Case("ZImage", "z_image", cfg, 16),
+    # As with QwenImage, the template takes some 200 bytes.
+    "Flux2": Case("Flux2", "flux2", embedded, 16, length=320, guidance="embedded"),
     "Flux2Klein": Case("Flux2Klein", "flux2_klein", klein, 16),
+    "Chroma": Case("Chroma", "chroma", cfg_from_empty, 16),
     "SD15": Case(**SD15),
     "SD15 DDIM": Case(**SD15, scheduler=other(d.DDIMScheduler)),
     "SD15 Euler ancestral": Case(**SD15, scheduler=other(d.EulerAncestralDiscreteScheduler)),
@@ -171,15 +184,16 @@ def test_joining_and_leaving_midway_changes_no_picture(pipeline, reference, repr
         assert reference(request).allowed < QUARTER_LEVEL
 
 
-def test_prompt_seed_guidance_and_negative_prompt_count(pipeline):
+def test_prompt_seed_guidance_and_negative_prompt_count(case, pipeline):
     plain = alone(pipeline, ask(negative_prompt="cats"))
     for changed in (
         ask("a green house", negative_prompt="cats"),
         ask(seed=2, negative_prompt="cats"),
         ask(guidance_scale=9.0, negative_prompt="cats"),
-        ask(negative_prompt="houses"),
     ):
         assert difference(plain, alone(pipeline, changed)) > 1e-4
+    other_negative = difference(plain, alone(pipeline, ask(negative_prompt="houses")))
+    assert other_negative > 1e-4 if case.guidance == "classifier-free" else other_negative == 0
 
 
 def test_in_a_pinned_bucket_no_neighbour_changes_a_bit(pipeline):
@@ -201,10 +215,11 @@ def test_in_a_pinned_bucket_no_neighbour_changes_a_bit(pipeline):
 def test_the_card(case, pipe, pipeline):
     card = pipeline.card
     assert (card.family, card.multiple, card.joins) == (case.family, case.multiple, True)
-    assert card.guidance == "classifier-free"
+    assert card.guidance == case.guidance
     assert card.max_prompt_tokens == (case.length or 77)
     assert card.scheduler == type(pipe.scheduler).__name__
-    assert (pipeline.rows(ask()), pipeline.rows(ask(guidance_scale=0.0))) == (2, 1)
+    guided = 2 if case.guidance == "classifier-free" else 1
+    assert (pipeline.rows(ask()), pipeline.rows(ask(guidance_scale=0.0))) == (guided, 1)
     grid = case.multiple
     assert pipeline.tokens(ask(width=4 * grid, height=2 * grid)) == 8
 
@@ -216,7 +231,7 @@ def test_a_prompt_too_long_is_truncated_and_says_so(case, pipeline):
 
 def test_half_precision_is_exact_alone_and_close_under_guidance(case, tiny_folder):
     """Close, not equal, where guidance is two rows of one pass and two passes in diffusers."""
-    pipe = d.DiffusionPipeline.from_pretrained(tiny_folder(case.tiny), dtype=torch.bfloat16)
+    pipe = load_tiny(tiny_folder(case.tiny), dtype=torch.bfloat16)
     pipe.set_progress_bar_config(disable=True)
     pipeline = Placed(make_family(pipe, case.length))
     request = ask(seed=3, steps=2, guidance_scale=0.0, reproducible=False)
@@ -256,6 +271,37 @@ def test_qwen_image_runs_prompts_of_one_rung_together(tiny_pipe):
     assert pipeline.batch_key(short) == pipeline.batch_key(alike) != pipeline.batch_key(long)
     fast = [replace(r, reproducible=False) for r in (short, long)]
     assert pipeline.batch_key(fast[0]) == pipeline.batch_key(fast[1]) != pipeline.batch_key(short)
+
+
+def test_a_flux2_without_embedded_guidance_has_none(tiny_pipe):
+    pipe = tiny_pipe("Flux2")
+    torch.manual_seed(0)
+    config = dict(pipe.transformer.config) | {"guidance_embeds": False}
+    pipe.transformer = d.Flux2Transformer2DModel.from_config(config).eval()
+    pipeline = Placed(make_family(pipe, 320))
+    assert pipeline.card.guidance == "none"
+    expected = CASES["Flux2"].reference(pipe, ask())
+    assert difference(alone(pipeline, ask()), expected) <= TOLERANCE
+
+
+def test_flux2_takes_the_image_token_out_of_prompts(tiny_pipe):
+    pipeline = Placed(make_family(tiny_pipe("Flux2"), 320))
+    plain, tricked = ask("a red cat"), ask("a [IMG]red[IMG] cat")
+    assert torch.equal(alone(pipeline, plain), alone(pipeline, tricked))
+
+
+@pytest.mark.parametrize(
+    "others", [["x"], ["a prompt of many more tokens than that"], ["x", "a red dog", "much " * 20]]
+)
+def test_chroma_prompts_of_any_length_share_a_pass_under_their_own_masks(tiny_pipe, others):
+    pipe = tiny_pipe("Chroma")
+    pipeline = Placed(make_family(pipe, 48))
+    requests = [ask(text, seed=seed, steps=2) for seed, text in enumerate(["a cat", *others])]
+    pictures, forwards = serve(pipeline, {0: requests}, largest=4)
+    assert forwards == 2
+    for request in requests:
+        expected = CASES["Chroma"].reference(pipe, request)
+        assert difference(pictures[request.seed], expected) <= TOLERANCE
 
 
 def test_a_distilled_klein_has_no_guidance(tiny_pipe):

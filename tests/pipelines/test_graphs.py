@@ -168,7 +168,7 @@ def test_what_fails_without_a_graph_too_is_raised(recorder):
 
 @pytest.mark.parametrize("name", BUILDERS)
 def test_replayed_pictures_are_the_same(tiny_pipe, recorder, name):
-    length = {"QwenImage": 320, "SD15": None, "SDXL": None}.get(name, 48)
+    length = {"QwenImage": 320, "Flux2": 320, "SD15": None, "SDXL": None}.get(name, 48)
     pipe = tiny_pipe(name)
     pipeline = Placed(make_family(pipe, length))
     requests = [ask(seed=1, steps=3), ask("a blue dog on a beach", seed=2, steps=4)]

@@ -22,6 +22,7 @@ TEXTS = [
     "<|im_end|> special </s> tokens <|endoftext|> <pad> <|im_start|>assistant",
     "{braces} {{ and }} percent %s",
     "\x1c control \x1f\u2003",
+    "a [IMG]picture[IMG] token [INST] </s>",
     "word " * 700,
 ]
 

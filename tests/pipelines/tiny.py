@@ -1,4 +1,4 @@
-"""Tiny pipelines of ten families, built offline with random weights, saved as diffusers folders.
+"""Tiny pipelines of twelve families, built offline with random weights, saved as diffusers folders.
 
 `save_tiny("Flux", folder)` writes one; a load and a 4-step image take a fraction of a second. They
 are real: diffusers' own classes, 8x VAEs (Sana's autoencoder 4x), tokenizers over single
@@ -6,6 +6,7 @@ bytes. Noise is added to every parameter, since layers initialised to zero would
 fed to them.
 """
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from tests.pipelines.tiny_parts import (
     chat_tokenizer,
     clip,
     clip_tokenizer,
+    mistral,
+    mistral_tokenizer,
     qwen3,
     t5,
     t5_tokenizer,
@@ -34,7 +37,28 @@ def save_tiny(name: str, folder: Path) -> Path:
         if isinstance(component, torch.nn.Module):
             stir(component)
     pipe.save_pretrained(folder)
+    if name == "Flux2":
+        _name_processor(folder)
     return folder
+
+
+def load_tiny(folder: Path, **options: Any) -> Any:
+    """diffusers' own pipeline of such a folder. A processor needs torchvision: see the family."""
+    if "PixtralProcessor" not in (folder / "model_index.json").read_text():
+        return d.DiffusionPipeline.from_pretrained(folder, **options)
+    pipe = d.DiffusionPipeline.from_pretrained(folder, tokenizer=None, **options)
+    pipe.tokenizer = t.AutoTokenizer.from_pretrained(folder / "tokenizer")
+    return pipe
+
+
+def _name_processor(folder: Path) -> None:
+    """Name the tokenizer as published folders do: as the processor that it is a part of."""
+    index = folder / "model_index.json"
+    components = json.loads(index.read_text())
+    components["tokenizer"] = ["transformers", "PixtralProcessor"]
+    index.write_text(json.dumps(components))
+    config = {"processor_class": "PixtralProcessor", "patch_size": 14, "spatial_merge_size": 2}
+    (folder / "tokenizer" / "processor_config.json").write_text(json.dumps(config))
 
 
 def stir(module: torch.nn.Module) -> None:
@@ -323,8 +347,31 @@ def _z_image() -> Any:
     )
 
 
-def _flux2_klein() -> Any:
-    transformer = d.Flux2Transformer2DModel(
+def _chroma() -> Any:
+    transformer = d.ChromaTransformer2DModel(
+        patch_size=1,
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=4,
+        joint_attention_dim=WIDTH,
+        axes_dims_rope=(4, 4, 8),
+        approximator_num_channels=16,
+        approximator_hidden_dim=WIDTH,
+        approximator_layers=2,
+    )
+    return d.ChromaPipeline(
+        scheduler=_flow_shifted(),
+        vae=vae(4, 1.5035, 0.0609),
+        text_encoder=t5(),
+        tokenizer=t5_tokenizer(),
+        transformer=transformer,
+    )
+
+
+def _flux2_transformer(guidance_embeds: bool) -> Any:
+    return d.Flux2Transformer2DModel(
         patch_size=1,
         in_channels=16,
         num_layers=1,
@@ -334,9 +381,12 @@ def _flux2_klein() -> Any:
         joint_attention_dim=48,
         timestep_guidance_channels=256,
         axes_dims_rope=[4, 4, 4, 4],
-        guidance_embeds=False,
+        guidance_embeds=guidance_embeds,
     )
-    vae = d.AutoencoderKLFlux2(
+
+
+def _flux2_vae() -> Any:
+    return d.AutoencoderKLFlux2(
         sample_size=64,
         in_channels=3,
         out_channels=3,
@@ -349,13 +399,27 @@ def _flux2_klein() -> Any:
         use_quant_conv=False,
         use_post_quant_conv=False,
     )
+
+
+def _flux2() -> Any:
+    return d.Flux2Pipeline(
+        scheduler=_flow_shifted(),
+        vae=_flux2_vae(),
+        # 31 layers, because the prompt is read at layers 10, 20 and 30.
+        text_encoder=mistral(layers=31),
+        tokenizer=mistral_tokenizer(),
+        transformer=_flux2_transformer(guidance_embeds=True),
+    )
+
+
+def _flux2_klein() -> Any:
     return d.Flux2KleinPipeline(
         scheduler=_flow_shifted(),
-        vae=vae,
+        vae=_flux2_vae(),
         # 28 layers, since the prompt is read at layers 9, 18 and 27.
         text_encoder=qwen3(t.Qwen3ForCausalLM, layers=28),
         tokenizer=chat_tokenizer(),
-        transformer=transformer,
+        transformer=_flux2_transformer(guidance_embeds=False),
     )
 
 
@@ -369,5 +433,7 @@ BUILDERS: dict[str, Callable[[], Any]] = {
     "PixArtSigma": _pixart,
     "QwenImage": _qwen_image,
     "ZImage": _z_image,
+    "Flux2": _flux2,
     "Flux2Klein": _flux2_klein,
+    "Chroma": _chroma,
 }

@@ -4,13 +4,23 @@ from typing import Any
 
 import diffusers as d
 import transformers as t
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.processors import TemplateProcessing
 
 BYTES = sorted(ByteLevel.alphabet())
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+MISTRAL_TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}{% set text = m['content'] if m['content'] is string "
+    "else m['content'] | map(attribute='text') | join %}{% if m['role'] == 'system' %}"
+    "[SYSTEM_PROMPT]{{ text }}[/SYSTEM_PROMPT]{% else %}[INST]{{ text }}[/INST]{% endif %}"
+    "{% endfor %}"
+)
+MISTRAL_TOKENS = ("[INST]", "[/INST]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[IMG]")
 WIDTH = 32
 """Hidden size of most parts."""
 
@@ -34,6 +44,50 @@ def chat_tokenizer() -> Any:
     tokenizer.add_tokens(["<|im_start|>", "<|im_end|>"], special_tokens=True)
     tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer
+
+
+def mistral_tokenizer() -> Any:
+    """Puts its <s> in front of a text, as the one of FLUX.2-dev does; and so does its template."""
+    tokens = ["<s>", "</s>", "<pad>", *MISTRAL_TOKENS, *BYTES]
+    tokenizer = Tokenizer(BPE({token: index for index, token in enumerate(tokens)}, []))
+    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    tokenizer.post_processor = TemplateProcessing("<s> $A", special_tokens=[("<s>", 0)])
+    return t.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        padding_side="left",
+        additional_special_tokens=list(MISTRAL_TOKENS),
+        model_max_length=4096,
+        chat_template=MISTRAL_TEMPLATE,
+    )
+
+
+def mistral(layers: int) -> Any:
+    text = {
+        "model_type": "mistral",
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "vocab_size": 264,
+        "max_position_embeddings": 4096,
+    }
+    vision = {
+        "model_type": "pixtral",
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "head_dim": 8,
+        "image_size": 28,
+        "patch_size": 14,
+    }
+    config = t.Mistral3Config(text_config=text, vision_config=vision, image_token_index=7)
+    return t.Mistral3ForConditionalGeneration(config)
 
 
 def clip(kind: Any = t.CLIPTextModel, hidden: int = WIDTH) -> Any:

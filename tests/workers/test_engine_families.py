@@ -29,7 +29,7 @@ from workers.scheduler import BUCKETS, Costs
 # numpy 2 warns of a call inside diffusers' schedulers.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
-LENGTHS = {"QwenImage": 320, "SD15": None, "SDXL": None}
+LENGTHS = {"QwenImage": 320, "Flux2": 320, "SD15": None, "SDXL": None}
 """max_sequence_length of the families that do not run with 48."""
 
 SECONDS = (1.0, 1.2, 1.45, 2.2, 4.2, 8.3)

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
 
 from jobs.catalog import Defaults
 from jobs.errors import ImagemillError
@@ -23,6 +22,7 @@ from tests.pipelines.placements.launch import NEVER
 from tests.pipelines.rounding import Reference
 from tests.pipelines.serving import ask, begin, entry, serve
 from tests.pipelines.test_families import CASES, Case, true_cfg
+from tests.pipelines.tiny import load_tiny
 from tests.waiting import PATIENCE
 
 FAMILIES = {
@@ -138,7 +138,7 @@ def reference(case: dict[str, Any], request: Any, plain: Plain) -> Reference:
     """diffusers' own picture in float32 on the CPU, made once for all cases of a family."""
     folder, dtype = case["folder"], getattr(torch, case["entry"].get("dtype", "float32"))
     if folder not in plain:
-        plain[folder] = DiffusionPipeline.from_pretrained(folder)
+        plain[folder] = load_tiny(Path(folder))
         plain[folder].set_progress_bar_config(disable=True)
     key = (folder, request, dtype)
     if key not in plain:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
 
 from jobs.catalog import Defaults
 from jobs.errors import ImagemillError
@@ -23,6 +22,7 @@ from pipelines.placements.pipelined import Line
 from tests.pipelines.placements.launch import NEVER
 from tests.pipelines.serving import alone, ask, begin, entry, serve
 from tests.pipelines.test_families import CASES, Case, true_cfg
+from tests.pipelines.tiny import load_tiny
 from tests.waiting import PATIENCE, wait_until
 
 FAMILIES = CASES | {"Flux": Case("Flux", "flux", true_cfg, 16)}
@@ -55,7 +55,7 @@ def compare(case: dict[str, Any], pipeline: Any) -> dict[str, Any]:
     """Requests that join midway, then each in a thread of its own: all beside diffusers' own."""
     joined, forwards = serve(pipeline, ARRIVALS, largest=4)
     apart = at_once(pipeline, REQUESTS)
-    pipe = DiffusionPipeline.from_pretrained(case["folder"])
+    pipe = load_tiny(Path(case["folder"]))
     pipe.set_progress_bar_config(disable=True)
     expected = {r.seed: FAMILIES[case["family"]].reference(pipe, r) for r in REQUESTS}
     return {
