@@ -28,6 +28,7 @@ from jobs.embedded import find_binary
 from jobs.errors import ConfigurationError, ImagemillError
 from jobs.settings import QueueSettings
 from service.settings import ServiceSettings
+from workers.devices import CPU, accelerators, why_none
 from workers.settings import WorkerSettings
 
 Verdict = Literal["ok", "warning", "bad"]
@@ -53,14 +54,18 @@ _LOOK_OVER = """
 import json, sys
 from pathlib import Path
 from jobs.catalog import load_catalog
-from jobs.errors import ModelUnavailable
+from jobs.errors import ConfigurationError, ModelUnavailable
 from pipelines.checkpoint import find_checkpoint, look_over
-wrong = {}
+from pipelines.device import check_device
+wrong, devices = {}, sys.argv[2:]
 for model in load_catalog(Path(sys.argv[1])):
     try:
         if model.local:
-            look_over(model, find_checkpoint(model))
-    except ModelUnavailable as error:
+            checkpoint = find_checkpoint(model)
+            look_over(model, checkpoint)
+            for device in list(model.devices) or devices:
+                check_device(model, checkpoint, device)
+    except (ModelUnavailable, ConfigurationError) as error:
         wrong[model.name] = str(error)
 print(json.dumps(wrong))
 """
@@ -146,11 +151,27 @@ def _settings(data: Path, models: Path) -> Finding:
 
 
 def _devices(seen: dict[str, Any]) -> Finding:
+    """What torch sees, next to what the supervisor counts."""
+    try:
+        counted, reason = accelerators(), why_none()
+    except ConfigurationError as error:
+        return Finding("devices", "bad", str(error))
     if seen["count"]:
         names = ", ".join(seen["names"]) or seen["kind"]
         return Finding("devices", "ok", f"{seen['count']} {seen['kind']}: {names}")
-    cores = os.cpu_count()
-    return Finding("devices", "warning", f"no accelerator: {cores} CPU cores, small models only")
+    if counted != [CPU]:
+        listed = f"the driver lists {', '.join(counted)}"
+        return Finding("devices", "bad", f"{listed}, but torch {seen['version']} sees none of them")
+    small = f"{os.cpu_count()} CPU cores, small models only"
+    return Finding("devices", "warning", f"no accelerator ({reason}): {small}")
+
+
+def _counted() -> list[str]:
+    """The devices that workers would get; none where that can't be told."""
+    try:
+        return accelerators()
+    except ConfigurationError:
+        return []
 
 
 def _queue(data: Path) -> Finding:
@@ -200,9 +221,9 @@ def _models(path: Path) -> Iterator[Finding]:
 
 
 def _checkpoints(catalog: Catalog, path: Path) -> Iterator[Finding]:
-    """Whether the models' folders are whole, as a worker looks them over; nothing of hub ids."""
+    """Whether the models' folders are whole and devices fit them; hub ids aren't looked at."""
     try:
-        wrong = _asked(_LOOK_OVER, str(path.absolute()))
+        wrong = _asked(_LOOK_OVER, str(path.absolute()), *_counted())
     except RuntimeError as error:
         yield Finding("models", "warning", f"not looked over: {error}")
         return

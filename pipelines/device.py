@@ -1,13 +1,76 @@
-"""The CUDA device that a thread's work goes to where nothing else says so.
+"""The device that a model's work goes to: whether it can, and how a thread is told of it.
 
-Each thread has a current device of its own, which begins as the first one: there streams are made,
-graphs recorded and compiled kernels launched, wherever the tensors are.
+Each thread has a current CUDA device of its own, which begins as the first one: there streams are
+made, graphs recorded and compiled kernels launched, wherever the tensors are.
 """
 
+import math
+import re
+from pathlib import Path
+
 import torch
+from safetensors import safe_open
+
+from jobs.catalog import Model
+from jobs.errors import ConfigurationError
+from pipelines.checkpoint import Checkpoint, look_over
+
+LARGE = 10**9
+"""Bytes of half-precision weights from which a model isn't served on a CPU unless asked to."""
+
+HALF = ("bfloat16", "float16")
+
+_PLAIN = re.compile(r"[^.]+\.safetensors")
+"""The name of a weights file that is no variant's."""
 
 
 def use_device(device: torch.device | None) -> None:
     """Make it the calling thread's current device; nothing for the CPU, or for no device."""
     if device is not None and device.type == "cuda":
         torch.cuda.set_device(device)
+
+
+def check_cuda(device: str) -> None:
+    """Refuse a CUDA device that this torch can't use. Raises ConfigurationError."""
+    kind, _, index = device.partition(":")
+    if kind != "cuda":
+        return
+    if not torch.backends.cuda.is_built():  # type: ignore[no-untyped-call]
+        raise ConfigurationError(
+            f"{device} can't be used: torch {torch.__version__} is built without CUDA"
+        )
+    count = torch.cuda.device_count()
+    if int(index or 0) >= count:
+        raise ConfigurationError(f"there is no {device}: torch sees {count} CUDA devices")
+
+
+def check_device(model: Model, checkpoint: Checkpoint, device: str) -> None:
+    """Refuse a device that can't be used, and a CPU that is too slow and that no one chose.
+
+    The CPU is chosen by `devices = ["cpu"]` in the entry. Raises ConfigurationError, and
+    ModelUnavailable for weights that can't be read.
+    """
+    check_cuda(device)
+    if device != "cpu" or model.dtype not in HALF or set(model.devices) == {"cpu"}:
+        return
+    look_over(model, checkpoint)
+    folders = (checkpoint.folder / name for name in checkpoint.components)
+    size = sum(2 * weights_in(folder, model.variant) for folder in folders)
+    if size > LARGE:
+        raise ConfigurationError(
+            f"no accelerator is visible, and {size / 1e9:.1f} GB of {model.dtype} weights are too "
+            'slow on a CPU; devices = ["cpu"] in the entry serves them there all the same'
+        )
+
+
+def weights_in(folder: Path, variant: str | None) -> int:
+    """How many weights a component has, from the headers of the files that diffusers would read."""
+    files = sorted(folder.glob("*.safetensors"))
+    plain = [path for path in files if _PLAIN.fullmatch(path.name)]
+    chosen = [path for path in files if variant and f".{variant}" in path.name] or plain or files
+    return sum(map(_weights_of, chosen))
+
+
+def _weights_of(file: Path) -> int:
+    with safe_open(file, framework="pt") as opened:
+        return sum(math.prod(opened.get_slice(name).get_shape()) for name in opened.keys())  # noqa: SIM118 - no dict

@@ -13,6 +13,7 @@ from jobs.catalog import Model
 from jobs.errors import ConfigurationError
 from pipelines.attention import sets_process_flags
 from pipelines.checkpoint import find_checkpoint
+from pipelines.device import check_device
 from pipelines.fake import FakePipeline
 from pipelines.families import make_family
 from pipelines.placements import Follower, following_of, placement_of
@@ -35,6 +36,7 @@ def load_pipeline(model: Model, device: str) -> Pipeline:
     checkpoint = find_checkpoint(model)
     if checkpoint.class_name == FakePipeline.__name__:
         return FakePipeline(**checkpoint.index.get("options", {}))
+    _named(model, lambda: check_device(model, checkpoint, device))
     pipeline = _named(model, lambda: placement(model, checkpoint, device))
     if model.attention_backend is not None and sets_process_flags(model.attention_backend):
         pipeline.run_one_at_a_time()
@@ -63,6 +65,7 @@ def load_follower(model: Model, device: str) -> Follower:
     """
     following = following_of(model)
     checkpoint = find_checkpoint(model)
+    _named(model, lambda: check_device(model, checkpoint, device))
     return _named(model, lambda: following(model, checkpoint, device))
 
 

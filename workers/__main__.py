@@ -7,21 +7,26 @@ A process is one worker when it is told its `--device`, or when it is one of tho
 import argparse
 import os
 import sys
+from dataclasses import replace
+
+import structlog
 
 from jobs import logs, tracing
 from jobs.catalog import Catalog, Model, load_catalog
 from jobs.embedded import redis_url
 from jobs.errors import ImagemillError
 from jobs.store import Store
+from workers.devices import CPU, accelerators, seated, why_none
 from workers.launch import (
     EXIT_CONFIGURATION,
     Place,
-    accelerators,
     launched_place,
     supervised_place,
 )
 from workers.settings import WorkerSettings
 from workers.supervisor import Supervisor, posts
+
+log = structlog.get_logger(__name__)
 
 
 def main() -> int:
@@ -34,7 +39,10 @@ def main() -> int:
         catalog = load_catalog(settings.models)
         place = _place(args, catalog)
         if place is None:
-            places = posts(catalog, accelerators(), only=args.model, count=args.workers)
+            devices = accelerators()
+            places = posts(catalog, devices, only=args.model, count=args.workers)
+            if devices == [CPU]:
+                log.info("no accelerator; workers run on the CPU", reason=why_none())
             with redis_url(settings):
                 return Supervisor(places, settings).run()
         return _serve(catalog.get(args.model), place, settings)
@@ -53,6 +61,7 @@ def _place(args: argparse.Namespace, catalog: Catalog) -> Place | None:
 
 def _serve(model: Model, place: Place, settings: WorkerSettings) -> int:
     """One worker, or one rank of it."""
+    place = replace(place, device=seated(place.device, os.environ))
     os.environ.setdefault("OMP_NUM_THREADS", str(settings.threads))
     tracing.start("imagemill-worker")
     code = _run(model, place, settings)

@@ -2,13 +2,10 @@
 
 One process is one worker, or one rank of the group that makes one worker. The supervisor starts
 both; torchrun and `accelerate launch` do as well, and tell a process its place by RANK, WORLD_SIZE
-and LOCAL_RANK. Knows no queue and never imports torch: it counts devices from what the driver
-lists.
+and LOCAL_RANK. Knows no queue and never imports torch.
 """
 
 import os
-import shutil
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -18,6 +15,7 @@ from typing import Any
 from jobs import lifeline
 from jobs.catalog import Model
 from jobs.errors import ConfigurationError
+from workers.devices import accelerators
 from workers.settings import WorkerSettings
 
 EXIT_FAILED, EXIT_CONFIGURATION, EXIT_GROUP_LOST = 1, 2, 71
@@ -124,19 +122,6 @@ def _local_device(model: Model, local: int, environ: Mapping[str, str]) -> str:
             f"there are {len(names)}: {', '.join(names)}"
         )
     return names[local]
-
-
-def accelerators() -> list[str]:
-    """Device names of this machine: `cuda:0`..., or `cpu` where no driver lists any."""
-    lister = shutil.which("nvidia-smi")
-    if lister is None:
-        return ["cpu"]
-    listed = subprocess.run([lister, "-L"], capture_output=True, text=True, check=False)
-    count = sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        count = min(count, len([d for d in visible.split(",") if d.strip()]))
-    return [f"cuda:{i}" for i in range(count)] or ["cpu"]
 
 
 def _watch_parent(on_death: Callable[[], object]) -> None:

@@ -24,6 +24,7 @@ import structlog
 from jobs import lifeline
 from jobs.catalog import Catalog
 from jobs.errors import ConfigurationError
+from workers.devices import is_slice
 from workers.launch import GROUP
 from workers.settings import WorkerSettings
 
@@ -100,6 +101,11 @@ def posts(
     for model in catalog if only is None else [catalog.get(only)]:
         own = list(model.devices) or devices
         size = len(own) if model.placement == "split" else model.ranks
+        if model.ranks > 1 and any(is_slice(device) for device in own):
+            raise ConfigurationError(
+                f"model {model.name!r}: a group of {size} ranks can't run on MIG slices, between "
+                "which NCCL doesn't work"
+            )
         if model.devices and size > len(own) and set(own) != {"cpu"}:
             raise ConfigurationError(
                 f"model {model.name!r}: devices names {len(own)} for a group of {size} ranks"

@@ -305,6 +305,10 @@ def check_entry(model: Model, checkpoint: Checkpoint, device: str) -> Plan:
     if model.tensor > 1:
         check_tensor(model.tensor, transformer, config, config[plan.heads])
     elif model.ring * model.ulysses > 1:
+        if plan.unsplit:
+            raise ConfigurationError(
+                f"ring and ulysses can't split {name}: {plan.unsplit}; cfg and tensor can"
+            )
         check_sequence(model, plan, config[plan.heads])
     return plan
 

@@ -24,6 +24,7 @@ class Plan:
     itself, to a multiple of `grain`. `mask` is the argument under which text may be padded. `heads`
     is the config's name for the number of attention heads, `split` makes a plan for diffusers'
     context parallelism where its own has none, and `whole` names blocks that it does not split.
+    `unsplit` says why tokens can't be split over ranks at all; rows and weights still can.
     """
 
     rows: tuple[str, ...]
@@ -34,6 +35,7 @@ class Plan:
     grain: int = 1
     split: Callable[[Any], Mapping[str, Any]] | None = None
     whole: tuple[str, ...] = ()
+    unsplit: str | None = None
 
 
 def _z_image_split(transformer: Any) -> Mapping[str, Any]:
@@ -55,6 +57,10 @@ def _z_image_split(transformer: Any) -> Mapping[str, Any]:
 
 
 PLANS: dict[str, Plan] = {
+    "ChromaTransformer2DModel": Plan(
+        rows=("hidden_states", "encoder_hidden_states", "timestep", "attention_mask"),
+        unsplit="its attention mask scores pairs of tokens, and diffusers has no plan to split it",
+    ),
     "FluxTransformer2DModel": Plan(
         rows=(
             "hidden_states",

@@ -1,8 +1,8 @@
 """Tensor parallelism: every rank holds a slice of the transformer's weights, and reads no more.
 
-diffusers splits Flux, Flux2 and QwenImage; the plan for Z-Image is ours. Each rank reads its
-slices from the checkpoint, so that a model too large for one device can be loaded at all. Knows no
-group; ranks are a mesh's.
+diffusers splits Flux, Flux2 and QwenImage; the plans for Chroma and Z-Image are ours. Each rank
+reads its slices from the checkpoint, so that a model too large for one device can be loaded at all.
+Knows no group; ranks are a mesh's.
 """
 
 from collections.abc import Mapping
@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from diffusers import TensorParallelConfig
-from diffusers.hooks.tensor_parallel import resolve_tp_shard_specs
+from diffusers import FluxTransformer2DModel, TensorParallelConfig
+from diffusers.hooks.tensor_parallel import PackedRowwiseParallel, resolve_tp_shard_specs
 from torch.distributed.device_mesh import DeviceMesh
 
 from jobs.catalog import Model
@@ -28,14 +28,21 @@ _Z_IMAGE_BLOCK = {
     "feed_forward.w3": "colwise",
     "feed_forward.w2": "rowwise",
 }
-OWN_PLANS: dict[str, dict[str, str]] = {
+_CHROMA = {
+    # Its blocks have the names of Flux's. A single block's last layer reads its attention and its
+    # feed-forward layer, 1 and 4 times as wide as a token.
+    **FluxTransformer2DModel._tp_plan,
+    "single_transformer_blocks.*.proj_out": PackedRowwiseParallel([1, 4]),
+}
+OWN_PLANS: dict[str, dict[str, Any]] = {
+    "ChromaTransformer2DModel": _CHROMA,
     "ZImageTransformer2DModel": {
         f"{blocks}.*.{name}": style
         for blocks in ("layers", "noise_refiner", "context_refiner")
         for name, style in _Z_IMAGE_BLOCK.items()
-    }
+    },
 }
-"""Transformer class -> how its weights split, where diffusers does not say."""
+"""Transformer class -> how its weights split, where diffusers doesn't say."""
 
 
 def plan_of(kind: Any) -> Mapping[str, Any] | None:

@@ -10,10 +10,11 @@ from typer.testing import CliRunner
 
 from imagemill import doctor
 from imagemill.cli import app
-from imagemill.doctor import findings
+from imagemill.doctor import Finding, findings
 from imagemill.errors import StartFailed
 from imagemill.up import choose_port, reachable
 from jobs.embedded import EmbeddedServer
+from jobs.errors import ConfigurationError
 from jobs.store import Store
 
 DEMO = Path(__file__).parents[2] / "demo" / "model"
@@ -60,6 +61,46 @@ def test_a_cut_file_is_named(model: Path) -> None:
     weights = model / "transformer" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
     assert f"{weights} is cut short or damaged" in of_models(model)["model here"][1]
+
+
+def test_a_device_that_a_worker_would_refuse_is_named(model: Path) -> None:
+    catalog = model.parent / "models.toml"
+    catalog.write_text('[models.here]\npath = "./model"\ndevices = ["cuda:99"]\n')
+    [(verdict, detail)] = of_models(model).values()
+    assert verdict == "bad" and "cuda:99" in detail
+
+
+NO_DEVICE = {"version": "2.11.0+cpu", "kind": "cpu", "count": 0, "names": []}
+
+
+def test_why_there_is_no_accelerator_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "accelerators", lambda: ["cpu"])
+    monkeypatch.setattr(doctor, "why_none", lambda: "CUDA_VISIBLE_DEVICES='-1' hides every GPU")
+    found = doctor._devices(NO_DEVICE)
+    assert found.verdict == "warning"
+    assert found.detail.startswith("no accelerator (CUDA_VISIBLE_DEVICES='-1' hides every GPU): ")
+
+
+def test_gpus_that_torch_does_not_see_are_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "accelerators", lambda: ["cuda:0", "cuda:1"])
+    monkeypatch.setattr(doctor, "why_none", lambda: "")
+    found = doctor._devices(NO_DEVICE)
+    assert found.verdict == "bad"
+    assert found.detail == (
+        "the driver lists cuda:0, cuda:1, but torch 2.11.0+cpu sees none of them"
+    )
+    seen = NO_DEVICE | {"kind": "cuda", "count": 2, "names": ["H100", "H100"]}
+    assert doctor._devices(seen) == Finding("devices", "ok", "2 cuda: H100, H100")
+
+
+def test_a_mistake_in_cuda_visible_devices_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    def mistaken() -> list[str]:
+        raise ConfigurationError("CUDA_VISIBLE_DEVICES='0,0' names 0 twice")
+
+    monkeypatch.setattr(doctor, "accelerators", mistaken)
+    found = doctor._devices(NO_DEVICE)
+    assert (found.verdict, found.detail) == ("bad", "CUDA_VISIBLE_DEVICES='0,0' names 0 twice")
+    assert doctor._counted() == []
 
 
 def test_models_that_cannot_be_looked_over_are_no_fault(

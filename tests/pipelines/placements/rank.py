@@ -27,7 +27,9 @@ from tests.waiting import PATIENCE
 
 FAMILIES = {
     "Flux": Case("Flux", "flux", true_cfg, 16),
+    "Flux2": CASES["Flux2"],
     "Flux2Klein": CASES["Flux2Klein"],
+    "Chroma": CASES["Chroma"],
     "QwenImage": CASES["QwenImage"],
     "ZImage": CASES["ZImage"],
 }

@@ -9,7 +9,7 @@ import torch
 from tests.pipelines.placements.launch import run_cases
 from tests.pipelines.tiny import BUILDERS, stir
 
-FAMILIES = ("Flux", "Flux2Klein", "QwenImage", "ZImage")
+FAMILIES = ("Flux", "Flux2", "Flux2Klein", "QwenImage", "ZImage")
 
 # Guided and unguided, negatives of other lengths; 80x48 has 15 tokens, which nothing divides.
 REQUESTS = [
@@ -59,18 +59,21 @@ TWO = [
     *(odd(family, ring=2) for family in FAMILIES),
     *(odd(family, ulysses=2) for family in FAMILIES),
     *(odd(family, cfg=2) for family in FAMILIES),
-    *(even(family, tensor=2) for family in FAMILIES[:3]),
+    *(even(family, tensor=2) for family in FAMILIES[:4]),
+    odd("Chroma", cfg=2),
+    even("Chroma", tensor=2),
     ("ZImage tensor 2", "ZImage", {"tensor": 2}, REQUESTS),
     ("Flux of 3 heads", "Flux", {"ulysses": 2}, REQUESTS[:1] + ODD[:1]),
 ]
 FOUR = [
     *(even(family, ring=2, ulysses=2) for family in FAMILIES),
-    *(odd(family, ring=4) for family in FAMILIES[:3]),
+    *(odd(family, ring=4) for family in FAMILIES[:4]),
     even("ZImage", ring=4),
-    *(odd(family, ulysses=4) for family in FAMILIES[:3]),
+    *(odd(family, ulysses=4) for family in FAMILIES[:4]),
     even("ZImage", ulysses=4),
     *(odd(family, cfg=2, ulysses=2) for family in ("QwenImage", "ZImage")),
     ("Flux cfg 2 tensor 2", "Flux", {"cfg": 2, "tensor": 2}, REQUESTS[:1]),
+    ("Chroma cfg 2 tensor 2", "Chroma", {"cfg": 2, "tensor": 2}, REQUESTS[:1]),
 ]
 HALF = [
     (name_of(family, degrees) + " in bfloat16", family, degrees | {"dtype": "bfloat16"}, [])
@@ -83,6 +86,9 @@ HALF = [
         {"placement": "pipelined", "stages": 2, "chunks": 2},
     )
     if family != "ZImage" or "tensor" not in degrees
+] + [
+    (name_of("Chroma", degrees) + " in bfloat16", "Chroma", degrees | {"dtype": "bfloat16"}, [])
+    for degrees in ({"cfg": 2}, {"tensor": 2})
 ]
 """Checked at the start, where rounding is thousands of times what it is in float32."""
 
@@ -93,6 +99,12 @@ SABOTAGED = {
 }
 REFUSED = {
     "no plan": ("SD3", {"ulysses": 2}, "no plan to split SD3Transformer2DModel; there is for Flux"),
+    "pairs": (
+        "Chroma",
+        {"ulysses": 2},
+        "ring and ulysses can't split ChromaTransformer2DModel: its attention mask scores pairs",
+    ),
+    "pairs in a ring": ("Chroma", {"ring": 2}, "can't split Chroma.*; cfg and tensor can"),
     "a UNet": ("SD15", {"cfg": 2}, "no plan to split StableDiffusionPipeline"),
     "ranks": ("Flux", {"ring": 3}, r"takes 3 processes \(ring 3\), but WORLD_SIZE is 2"),
     "cache": ("Flux", {"ring": 2, "cache": "first_block"}, "cache 'first_block' cannot go with"),
@@ -225,7 +237,7 @@ def refused(ranks, name, sentence):
 
 
 def test_unified_attention_refuses_an_image_that_it_cannot_split(four):
-    for family in ("Flux", "Flux2Klein", "QwenImage"):
+    for family in ("Flux", "Flux2", "Flux2Klein", "QwenImage"):
         outcome = four[0][name_of(family, {"ring": 2, "ulysses": 2})]
         assert outcome["refused"] == {
             "9": "ImageFailed: 80x48 is 15 tokens, which ring 2 x ulysses 2 "

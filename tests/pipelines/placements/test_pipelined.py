@@ -4,7 +4,6 @@ import json
 import multiprocessing
 import signal
 from itertools import combinations, pairwise
-from types import SimpleNamespace
 
 import diffusers as d
 import pytest
@@ -157,11 +156,8 @@ def test_what_cannot_be_pipelined_is_refused(tiny_folder, monkeypatch, name, fie
 
 
 def test_a_transformer_whose_blocks_know_their_place_is_refused_by_name(tiny_folder):
-    model = entry(tiny_folder("Flux"), placement="pipelined", stages=2)
-    components = {"transformer": "ChromaTransformer2DModel"}
-    checkpoint = SimpleNamespace(folder=tiny_folder("Flux"), components=components)
     with pytest.raises(ConfigurationError, match="ChromaTransformer2DModel is no model whose"):
-        plan_stages(model, checkpoint)
+        planned(tiny_folder("Chroma"), 2)
 
 
 def test_a_weight_that_is_missing_is_named(tmp_path):
@@ -204,7 +200,7 @@ def launch(world, folder, cases, killed=()):
     return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(world)]
 
 
-PAIRED = ("Flux", "Flux2Klein", "QwenImage", "ZImage", "SD3", "PixArtSigma", "Sana")
+PAIRED = ("Flux", "Flux2", "Flux2Klein", "QwenImage", "ZImage", "SD3", "PixArtSigma", "Sana")
 
 
 @pytest.fixture(scope="module")

@@ -49,7 +49,7 @@ def test_on_a_machine_without_accelerators(tiny_folder, tiny_pipe, unload):
     assert set(split.device_map.values()) == {CPU}
 
 
-@pytest.mark.parametrize("name", ["Flux", "SDXL", "QwenImage"])
+@pytest.mark.parametrize("name", ["Flux", "Flux2", "Chroma", "SDXL", "QwenImage"])
 def test_sizes_on_the_meta_device_are_those_of_the_loaded_model(tiny_folder, tiny_pipe, name):
     model = entry(tiny_folder(name))
     pipe = tiny_pipe(name)

@@ -1,0 +1,128 @@
+"""A device that can't be used is refused, and so is a CPU that a large model got by chance."""
+
+import json
+import struct
+
+import pytest
+import torch
+
+from jobs.errors import ConfigurationError
+from pipelines.checkpoint import find_checkpoint
+from pipelines.device import LARGE, check_cuda, check_device, weights_in
+from pipelines.load import load_follower, load_pipeline
+from tests.pipelines.serving import alone, ask, entry
+
+ENOUGH = LARGE // 2 + 1
+"""Weights of which half precision takes more than LARGE bytes."""
+
+
+def write_weights(path, count):
+    """A safetensors file with a header for `count` bfloat16 weights, and a hole for their bytes."""
+    tensor = {"dtype": "BF16", "shape": [count], "data_offsets": [0, 2 * count]}
+    header = json.dumps({"weight": tensor}).encode()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(header)) + header)
+        file.truncate(8 + len(header) + 2 * count)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A pipeline of two components, whose weights together are just too many."""
+
+    def made(first=ENOUGH // 2, second=ENOUGH - ENOUGH // 2):
+        index = {
+            "_class_name": "DDPMPipeline",
+            "unet": ["diffusers", "UNet2DModel"],
+            "vae": ["diffusers", "AutoencoderKL"],
+        }
+        (tmp_path / "model_index.json").write_text(json.dumps(index))
+        for name, count in (("unet", first), ("vae", second)):
+            write_weights(tmp_path / name / "diffusion_pytorch_model.safetensors", count)
+            (tmp_path / name / "config.json").write_text("{}")
+        return tmp_path
+
+    return made
+
+
+def check(folder, device="cpu", **fields):
+    model = entry(folder, **{"dtype": "bfloat16"} | fields)
+    check_device(model, find_checkpoint(model), device)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("devices", [(), ("cuda:0",), ("cpu", "cuda:0")])
+def test_a_large_model_in_half_precision_is_not_served_on_a_cpu_by_chance(folder, dtype, devices):
+    with pytest.raises(ConfigurationError) as caught:
+        check(folder(), dtype=dtype, devices=devices)
+    assert str(caught.value) == (
+        f"no accelerator is visible, and 1.0 GB of {dtype} weights are too slow on a CPU; "
+        'devices = ["cpu"] in the entry serves them there all the same'
+    )
+
+
+@pytest.mark.parametrize(
+    ("weights", "fields"),
+    [
+        (ENOUGH, {"devices": ("cpu",)}),
+        (ENOUGH, {"devices": ("cpu", "cpu")}),
+        (ENOUGH, {"dtype": "float32"}),
+        (ENOUGH - 1, {}),
+    ],
+)
+def test_a_chosen_cpu_a_small_model_and_full_precision_are_served(folder, weights, fields):
+    check(folder(first=weights, second=0), **fields)
+
+
+def test_every_rank_refuses_it_by_the_entrys_name(folder):
+    for load, fields in (
+        (load_pipeline, {}),
+        (load_pipeline, {"placement": "split"}),
+        (load_follower, {"placement": "pipelined", "stages": 2}),
+    ):
+        with pytest.raises(ConfigurationError, match="model 'tiny': no accelerator is visible"):
+            load(entry(folder(), dtype="bfloat16", **fields), "cpu")
+
+
+def test_half_precision_of_a_small_model_is_served_on_the_cpu(tiny_folder):
+    model = entry(tiny_folder("Flux"), dtype="bfloat16", max_sequence_length=48)
+    assert torch.isfinite(alone(load_pipeline(model, "cpu"), ask(steps=1))).all()
+
+
+@pytest.mark.parametrize(
+    ("names", "variant", "count"),
+    [
+        (["model.safetensors"], None, 1),
+        (["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"], None, 2),
+        (["model.safetensors", "model.fp16.safetensors"], None, 1),
+        (["model.safetensors", "model.fp16.safetensors"], "fp16", 1),
+        (
+            ["model.fp16-00001-of-00002.safetensors", "model.fp16-00002-of-00002.safetensors"],
+            "fp16",
+            2,
+        ),
+        (["model.safetensors"], "fp16", 1),
+        (["model.fp16.safetensors"], None, 1),
+        ([], None, 0),
+    ],
+)
+def test_each_weight_counts_once(tmp_path, names, variant, count):
+    for name in names:
+        write_weights(tmp_path / name, 1000)
+    assert weights_in(tmp_path, variant) == 1000 * count
+
+
+@pytest.mark.skipif(torch.backends.cuda.is_built(), reason="this torch is built with CUDA")
+def test_a_torch_without_cuda_says_so(tiny_folder):
+    with pytest.raises(ConfigurationError, match=r"cuda:0 can't be used: torch .* without CUDA"):
+        load_pipeline(entry(tiny_folder("Flux")), "cuda:0")
+
+
+def test_a_cuda_device_that_torch_does_not_see_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    check_cuda("cuda")
+    check_cuda("cuda:1")
+    check_cuda("cpu")
+    with pytest.raises(ConfigurationError, match="there is no cuda:2: torch sees 2 CUDA devices"):
+        check_cuda("cuda:2")
