@@ -80,7 +80,14 @@ class PipelineError(ImagemillError):
 
 
 class ModelUnavailable(PipelineError):
-    """A model cannot be loaded; the message names the catalog entry and the file."""
+    """A model cannot be loaded; the message names the catalog entry and the file.
+
+    `may_pass` tells a trouble that may pass by itself, such as a hub that can't be reached.
+    """
+
+    def __init__(self, message: str, *, may_pass: bool = False) -> None:
+        super().__init__(message)
+        self.may_pass = may_pass
 
 
 class ImageFailed(PipelineError):

@@ -5,6 +5,7 @@ entry and the file. Files are looked over before anything is loaded, so that a t
 found in milliseconds and by name. Knows no family and no placement.
 """
 
+import errno
 import importlib
 import json
 from collections.abc import Iterator, Mapping
@@ -17,10 +18,27 @@ from safetensors import SafetensorError, safe_open
 
 from jobs.catalog import Model
 from jobs.errors import ModelUnavailable
+from pipelines.out_of_memory import is_out_of_memory
 from pipelines.processors import tokenizers_of
 
 INDEX = "model_index.json"
 INDEX_OF_SHARDS = ".safetensors.index.json"
+_PASSING = frozenset(
+    {
+        errno.EAGAIN,
+        errno.EBUSY,
+        errno.EDQUOT,
+        errno.EINTR,
+        errno.EIO,
+        errno.EMFILE,
+        errno.ENETUNREACH,
+        errno.ENFILE,
+        errno.ENOMEM,
+        errno.ENOSPC,
+        errno.ESTALE,
+        errno.ETIMEDOUT,
+    }
+)
 _CONFIG_OF = (
     ("Scheduler", "scheduler_config.json"),
     ("Tokenizer", None),
@@ -68,7 +86,8 @@ class Checkpoint:
             pipe.register_modules(**tokenizers)
         except Exception as error:  # any library's; the checkpoint is at fault or too new
             raise ModelUnavailable(
-                f"model {model.name!r}: {self.folder} cannot be loaded: {_first_line(error)}"
+                f"model {model.name!r}: {self.folder} cannot be loaded: {_first_line(error)}",
+                may_pass=may_pass(error),
             ) from error
         pipe.set_progress_bar_config(disable=True)
         return pipe
@@ -94,6 +113,18 @@ def find_checkpoint(model: Model) -> Checkpoint:
         if isinstance(value, list) and len(value) == 2 and isinstance(value[1], str)
     }
     return Checkpoint(folder, class_name, index, components)
+
+
+def may_pass(error: BaseException | None) -> bool:
+    """Whether an error in reading or loading may be gone at the next try, with the same files.
+
+    That is memory which another process has, and a disk or a connection that fails for a while.
+    """
+    while error is not None:
+        if is_out_of_memory(error) or (isinstance(error, OSError) and error.errno in _PASSING):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def look_over(model: Model, checkpoint: Checkpoint) -> None:
@@ -131,7 +162,9 @@ def _check_weights(model: Model, folder: Path) -> None:
             trouble = f"is cut short or damaged: {_first_line(error)}"
             if _is_lfs_pointer(path):
                 trouble = "is only a Git LFS pointer to the weights; `git lfs pull` fetches them"
-            raise ModelUnavailable(f"model {model.name!r}: {path} {trouble}") from error
+            raise ModelUnavailable(
+                f"model {model.name!r}: {path} {trouble}", may_pass=may_pass(error)
+            ) from error
 
 
 def _is_lfs_pointer(path: Path) -> bool:
@@ -159,7 +192,8 @@ def _read_json(model: Model, path: Path) -> Any:
     except FileNotFoundError:
         raise ModelUnavailable(f"model {model.name!r}: the file {path} is missing") from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ModelUnavailable(f"model {model.name!r}: {path} cannot be read: {error}") from error
+        sentence = f"model {model.name!r}: {path} cannot be read: {error}"
+        raise ModelUnavailable(sentence, may_pass=may_pass(error)) from error
 
 
 def _from_hub(model: Model) -> Path:
@@ -170,7 +204,8 @@ def _from_hub(model: Model) -> Path:
             model.path, revision=model.revision, variant=model.variant
         )
     except Exception as error:  # the hub's client, its HTTP library and diffusers all have theirs
-        raise ModelUnavailable(f"model {model.name!r}: {_hub_trouble(model, error)}") from error
+        sentence = f"model {model.name!r}: {_hub_trouble(model, error)}"
+        raise ModelUnavailable(sentence, may_pass=True) from error
     return Path(folder)
 
 

@@ -15,6 +15,7 @@ from service.openai.shelf import FileShelf
 from service.prompt_length import PromptLengths
 from service.recent import RecentWorkers
 from service.settings import ServiceSettings
+from service.standing import standstill
 from service.views import Links
 
 
@@ -35,6 +36,11 @@ class Mill:
     gate: Gate
     started: int
     """When the service started, in seconds since the epoch."""
+
+    def standstill(self, model: str) -> str | None:
+        """Why nothing is made of a model's jobs; None while it is. Raises StorageUnavailable."""
+        workers, patience = self.workers.all(), self.settings.absent_seconds
+        return standstill(model, workers, self.workers.absent_seconds(model), patience)
 
     @property
     def allows_private_webhooks(self) -> bool:

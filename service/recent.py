@@ -21,6 +21,8 @@ class RecentWorkers:
         self._asking = threading.Lock()
         self._known: list[WorkerInfo] | None = None
         self._until = 0.0
+        self._started = time.monotonic()
+        self._seen: dict[object, float] = {}
 
     def all(self) -> list[WorkerInfo]:
         """The workers, by id. Raises StorageUnavailable."""
@@ -32,7 +34,13 @@ class RecentWorkers:
         try:
             if not waits or self._known is None:
                 self._known = self._store.workers()
-                self._until = time.monotonic() + SECONDS
+                now = time.monotonic()
+                self._seen |= {worker.info.get("model"): now for worker in self._known}
+                self._until = now + SECONDS
             return self._known or []
         finally:
             self._asking.release()
+
+    def absent_seconds(self, model: str) -> float:
+        """How long ago a worker of the model was last seen, or this was made."""
+        return time.monotonic() - self._seen.get(model, self._started)

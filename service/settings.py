@@ -21,7 +21,8 @@ class ServiceSettings(QueueSettings):
     `anonymous` lets callers from other machines in without keys, where there are none.
     `public_url` is how callers reach the service, without a trailing slash; when it is unset,
     URLs in answers are paths. `sync_seconds` is how long a request may wait on the line for its
-    images, on the routes that answer with them.
+    images, on the routes that answer with them. `absent_seconds` is how long a model may be without
+    any worker before its callers hear of it.
     `webhook_secret` signs webhooks (`whsec_` and base64); unset, one is made and kept in the data
     folder. `webhook_private` allows webhooks to addresses that are not public; unset, exactly
     while only this machine can reach the service and there are no API keys.
@@ -35,6 +36,7 @@ class ServiceSettings(QueueSettings):
     max_body_bytes: int = Field(default=16 * 2**20, ge=1)
     max_file_bytes: int = Field(default=200 * 2**20, ge=1)
     sync_seconds: float = Field(default=600, gt=0)
+    absent_seconds: float = Field(default=30, ge=0)
     webhook_secret: SecretStr | None = None
     webhook_private: bool | None = None
     cors_origins: Annotated[tuple[_Origin, ...] | None, NoDecode] = None

@@ -13,7 +13,7 @@ import structlog
 from jobs.errors import NotFound, StorageUnavailable
 from jobs.job import Job
 from service.auth import Caller
-from service.errors import CallerLeft, TookTooLong
+from service.errors import CallerLeft, NotReady, TookTooLong
 from service.mill import Mill
 
 T = TypeVar("T")
@@ -57,7 +57,8 @@ async def finish_or_cancel(
     While the queue is away it is waited for: a caller who is sent off with a 503 comes again, and
     makes another job. When the caller has left, or the settings' patience is at its end, the job
     is cancelled, since nobody would ever fetch it; unless `keep` says that the caller will come
-    again. Raises CallerLeft, TookTooLong.
+    again. The same where the model's workers can't start, however long anyone waits. Raises
+    CallerLeft, TookTooLong, NotReady.
     """
     loop = asyncio.get_running_loop()
     patience = mill.settings.sync_seconds
@@ -66,9 +67,11 @@ async def finish_or_cancel(
         while True:
             trouble = ""
             try:
-                job = await anyio.to_thread.run_sync(mill.store.job, job_id, caller.tenant)
+                job, reason = await anyio.to_thread.run_sync(_look, mill, caller, job_id)
                 if job.state.finished:
                     return await anyio.to_thread.run_sync(answer, job)
+                if reason is not None:
+                    await _refuse(mill, caller, job_id, reason, deadline, keep=keep)
             except StorageUnavailable as error:
                 trouble = f": {error}"
             left = deadline - loop.time()
@@ -84,6 +87,29 @@ async def finish_or_cancel(
                     )
                 )
             await watch.news_within(min(left, RECHECK_SECONDS))
+
+
+async def refuse_to_stream(mill: Mill, caller: Caller, job_id: str, *, keep: bool) -> None:
+    """As `finish_or_cancel` refuses a job that stands still, before a stream has begun."""
+    deadline = asyncio.get_running_loop().time() + mill.settings.sync_seconds
+    _, reason = await anyio.to_thread.run_sync(_look, mill, caller, job_id)
+    if reason is not None:
+        await _refuse(mill, caller, job_id, reason, deadline, keep=keep)
+
+
+def _look(mill: Mill, caller: Caller, job_id: str) -> tuple[Job, str | None]:
+    """The job, and why it stands still if it does."""
+    job = mill.store.job(job_id, caller.tenant)
+    return job, None if job.state.finished else mill.standstill(job.model)
+
+
+async def _refuse(
+    mill: Mill, caller: Caller, job_id: str, reason: str, deadline: float, *, keep: bool
+) -> None:
+    """Raise NotReady with the reason; the job is cancelled before unless `keep`."""
+    if not keep:
+        await cancel_unwanted(mill, caller, job_id, deadline)
+    raise NotReady(reason)
 
 
 async def cancel_unwanted(mill: Mill, caller: Caller, job_id: str, deadline: float) -> None:

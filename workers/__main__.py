@@ -14,15 +14,17 @@ import structlog
 from jobs import logs, tracing
 from jobs.catalog import Catalog, Model, load_catalog
 from jobs.embedded import redis_url
-from jobs.errors import ImagemillError
+from jobs.errors import ImagemillError, StorageUnavailable
 from jobs.store import Store
 from workers.devices import CPU, accelerators, seated, why_none
 from workers.launch import (
     EXIT_CONFIGURATION,
+    EXIT_FAILED,
     Place,
     launched_place,
     supervised_place,
 )
+from workers.refusals import Notices
 from workers.settings import WorkerSettings
 from workers.supervisor import Supervisor, posts
 
@@ -43,12 +45,13 @@ def main() -> int:
             places = posts(catalog, devices, only=args.model, count=args.workers)
             if devices == [CPU]:
                 log.info("no accelerator; workers run on the CPU", reason=why_none())
-            with redis_url(settings):
-                return Supervisor(places, settings).run()
+            with redis_url(settings) as url:
+                notices = Notices(lambda: Store.connect(url, pool=settings.pool))
+                return Supervisor(places, settings, notices).run()
         return _serve(catalog.get(args.model), place, settings)
     except ImagemillError as error:
         sys.stderr.write(f"{error}\n")
-        return EXIT_CONFIGURATION
+        return EXIT_FAILED if isinstance(error, StorageUnavailable) else EXIT_CONFIGURATION
 
 
 def _place(args: argparse.Namespace, catalog: Catalog) -> Place | None:

@@ -19,7 +19,7 @@ from jobs.errors import ConfigurationError, GroupLost, ImagemillError
 from jobs.store import Store
 from pipelines.load import load_follower
 from workers.heartbeat import worker_name
-from workers.launch import EXIT_CONFIGURATION, EXIT_FAILED, EXIT_GROUP_LOST, ORPHANED_SECONDS, Place
+from workers.launch import EXIT_GROUP_LOST, ORPHANED_SECONDS, Place, exit_code
 from workers.settings import WorkerSettings
 from workers.worker import FAILED_SECONDS
 
@@ -45,7 +45,7 @@ def run_follower(model: Model, place: Place, settings: WorkerSettings) -> int:
         return EXIT_GROUP_LOST
     except Exception as error:  # whatever the libraries raise, people are told why
         _tell(model, place, settings, error)
-        return EXIT_CONFIGURATION if isinstance(error, ConfigurationError) else EXIT_FAILED
+        return exit_code(error, model)
     return 0
 
 

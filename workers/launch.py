@@ -14,13 +14,13 @@ from typing import Any
 
 from jobs import lifeline
 from jobs.catalog import Model
-from jobs.errors import ConfigurationError
+from jobs.errors import ConfigurationError, GroupLost, ModelUnavailable
 from workers.devices import accelerators
 from workers.settings import WorkerSettings
 
-EXIT_FAILED, EXIT_CONFIGURATION, EXIT_GROUP_LOST = 1, 2, 71
-"""Exit codes of a process that could not start, that cannot work as it is set up, that lost its
-group."""
+EXIT_FAILED, EXIT_CONFIGURATION, EXIT_UNLOADABLE, EXIT_GROUP_LOST = 1, 2, 66, 71
+"""Exit codes of a process that couldn't start for a reason that may pass, that can't work as it is
+set up, whose model's files would have to change, that lost its group."""
 
 ORPHANED_SECONDS = 3.0
 """How long a worker whose supervisor or launcher was killed goes on with what it runs."""
@@ -33,6 +33,18 @@ WATCH_SECONDS = 0.5
 
 GROUP = "IMAGEMILL_GROUP"
 """Environment variable in which the supervisor tells a leader of its followers: `PID=DEVICE,...`"""
+
+
+def exit_code(error: Exception, model: Model) -> int:
+    """The exit code of a worker or a rank that could not start because of `error`.
+
+    A folder's files don't change by trying again; those of a hub id may be fetched anew.
+    """
+    if isinstance(error, ConfigurationError):
+        return EXIT_CONFIGURATION
+    if isinstance(error, ModelUnavailable) and model.local and not error.may_pass:
+        return EXIT_UNLOADABLE
+    return EXIT_GROUP_LOST if isinstance(error, GroupLost) else EXIT_FAILED
 
 
 @dataclass(frozen=True, slots=True)

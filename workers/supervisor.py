@@ -2,9 +2,10 @@
 
 A worker is one process, or a group of them for a model of several ranks: one worker a device or
 group of devices for each model, or the entry's `workers`. One that ends is started again, after a
-pause that doubles while it keeps failing; when one rank of a group ends, so does the rest. SIGTERM
-passes on and waits; when the supervisor itself is killed, its workers notice through their lifeline
-and drain. Never imports torch.
+pause that doubles while it keeps failing; one that says that it can't start as things are, when its
+folder or its entry has changed. When one rank of a group ends, so does the rest. SIGTERM passes on
+and waits; when the supervisor itself is killed, its workers notice through their lifeline and
+drain. Never imports torch.
 """
 
 import os
@@ -26,6 +27,7 @@ from jobs.catalog import Catalog
 from jobs.errors import ConfigurationError
 from workers.devices import is_slice
 from workers.launch import GROUP
+from workers.refusals import FINAL, LOOK_SECONDS, Ground, Notices, ground_of
 from workers.settings import WorkerSettings
 
 log = structlog.get_logger(__name__)
@@ -62,6 +64,7 @@ class _Kept:
     """A post and who is at it. `ranks` are its processes, the leader first; none between lives.
 
     `lost` is the exit code of the first rank that ended, `patience` when what is left is killed.
+    `ground` is what the last start depended on; `is_refused` that it has to change before the next.
     `port` is held for the group's life, so that nobody else is given its number.
     """
 
@@ -73,6 +76,13 @@ class _Kept:
     started: float = 0.0
     pause: float = FIRST_PAUSE
     due: float = field(default_factory=time.monotonic)
+    ground: Ground | None = None
+    is_refused: bool = False
+
+    @property
+    def key(self) -> str:
+        """A name of the post."""
+        return f"{self.post.model}.{self.post.index}"
 
     @property
     def alive(self) -> list[subprocess.Popen[Any]]:
@@ -139,10 +149,15 @@ class Supervisor:
     """Keeps one worker at every post until told to stop; `command` runs one process of it."""
 
     def __init__(
-        self, places: list[Post], settings: WorkerSettings, command: Sequence[str] = COMMAND
+        self,
+        places: list[Post],
+        settings: WorkerSettings,
+        notices: Notices,
+        command: Sequence[str] = COMMAND,
     ) -> None:
         self._kept = [_Kept(post) for post in places]
         self._settings = settings
+        self._notices = notices
         self._command = command
         self._stop = threading.Event()
 
@@ -156,6 +171,7 @@ class Supervisor:
                 self._tend(kept)
             self._stop.wait(TICK_SECONDS)
         self._end()
+        self._notices.end()
         return 0
 
     def stop(self) -> None:
@@ -171,8 +187,20 @@ class Supervisor:
             if alive:
                 return
             self._note_end(kept, now)
-        if now >= kept.due:
+        if now >= kept.due and self._may_start(kept, now):
             self._start(kept)
+
+    def _may_start(self, kept: _Kept, now: float) -> bool:
+        """Whether another try may end otherwise: after a refusal, only when something changed."""
+        if not kept.is_refused:
+            return True
+        kept.due = now + LOOK_SECONDS
+        if ground_of(self._settings.models, kept.post.model) == kept.ground:
+            return False
+        log.info("changed; starting a worker again", model=kept.post.model, index=kept.post.index)
+        kept.is_refused, kept.pause = False, FIRST_PAUSE
+        self._notices.drop(kept.key)
+        return True
 
     def _end_rest(self, kept: _Kept, now: float) -> None:
         """A rank has ended: a leader that is left gives back what it holds, then nobody is left.
@@ -193,6 +221,21 @@ class Supervisor:
                 process.kill()
 
     def _note_end(self, kept: _Kept, now: float) -> None:
+        codes = {process.returncode for process in kept.ranks}
+        if codes & FINAL:
+            self._refuse(kept, min(codes & FINAL))
+        else:
+            self._pause(kept, now)
+        kept.ranks, kept.lost = [], None
+        kept.give_up_port()
+
+    def _refuse(self, kept: _Kept, code: int) -> None:
+        """The worker said that it can't start as things are. Its notice says so from now on."""
+        kept.is_refused = True
+        pids = [process.pid for process in kept.ranks if process.returncode in FINAL]
+        self._notices.put(kept.key, pids, kept.post.model, kept.post.devices[0], code)
+
+    def _pause(self, kept: _Kept, now: float) -> None:
         lived = now - kept.started
         kept.pause = FIRST_PAUSE if lived > SETTLED_SECONDS else kept.pause
         kept.due = now + kept.pause
@@ -205,12 +248,11 @@ class Supervisor:
             pause=kept.pause,
         )
         kept.pause = min(2 * kept.pause, LONGEST_PAUSE)
-        kept.ranks, kept.lost = [], None
-        kept.give_up_port()
 
     def _start(self, kept: _Kept) -> None:
         """Start every rank of the post, the leader last, since it is told of the others."""
         kept.started, size = time.monotonic(), len(kept.post.devices)
+        kept.ground = ground_of(self._settings.models, kept.post.model)
         if size == 1:
             kept.ranks = [self._spawn(kept.post, 0, {})]
             return

@@ -37,7 +37,7 @@ from workers.engine import Engine
 from workers.flights import Flight, Flights
 from workers.heartbeat import REGISTERED_SECONDS, Heartbeat, worker_name
 from workers.intake import Intake
-from workers.launch import EXIT_CONFIGURATION, EXIT_FAILED, EXIT_GROUP_LOST, ORPHANED_SECONDS, Place
+from workers.launch import EXIT_GROUP_LOST, ORPHANED_SECONDS, Place, exit_code
 from workers.neighbours import REST_SECONDS, idle_neighbours, surplus
 from workers.phases import Phases
 from workers.scheduler import Costs
@@ -149,8 +149,7 @@ class Worker:
         self._register(FAILED_SECONDS)
         if isinstance(error, ConfigurationError):
             sys.stderr.write(f"{error}\n")
-            return EXIT_CONFIGURATION
-        return EXIT_GROUP_LOST if isinstance(error, GroupLost) else EXIT_FAILED
+        return exit_code(error, self._model)
 
     def _publish(self, pipeline: Pipeline, costs: Costs) -> None:
         """Tell the service what the model turned out to be."""

@@ -16,7 +16,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from jobs.catalog import Model
 from jobs.errors import ConfigurationError, ModelUnavailable
-from pipelines.checkpoint import Checkpoint
+from pipelines.checkpoint import Checkpoint, may_pass
 from pipelines.placements import mends
 
 _Z_IMAGE_BLOCK = {
@@ -88,7 +88,7 @@ def load_slices(
             )
     except (OSError, ValueError, KeyError) as error:
         raise ModelUnavailable(
-            f"model {model.name!r}: {folder} cannot be split: {error}"
+            f"model {model.name!r}: {folder} cannot be split: {error}", may_pass=may_pass(error)
         ) from error
     if kind.__name__ in OWN_PLANS:
         _count_heads(transformer, model.tensor)

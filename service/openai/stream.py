@@ -9,6 +9,7 @@ import base64
 import json
 import time
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,7 +22,7 @@ from fastapi.sse import format_sse_event
 from jobs.errors import ImagemillError, StorageUnavailable
 from jobs.job import ImageView
 from service.auth import Caller
-from service.errors import TookTooLong, failure_of, openai_error
+from service.errors import NotReady, TookTooLong, failure_of, openai_error
 from service.mill import Mill
 from service.openai.schemas import GenerateImages
 from service.openai.usage import usage
@@ -63,6 +64,9 @@ async def image_events(
                     yield frame
                 if done:
                     break
+                reason = await anyio.to_thread.run_sync(_standstill, mill, images)
+                if reason is not None:
+                    raise NotReady(reason)
                 if mill.hub.closing or loop.time() > deadline:
                     raise TookTooLong("the images were not made while the caller could wait")
                 if not await watch.news_within(RECHECK_SECONDS):
@@ -77,6 +81,13 @@ async def image_events(
         if not done and not keep:
             with anyio.CancelScope(shield=True):
                 await cancel_unwanted(mill, caller, job_id, deadline)
+
+
+def _standstill(mill: Mill, images: list[ImageView]) -> str | None:
+    """Why the images are not being made; None while they are, or where the queue is away."""
+    with suppress(StorageUnavailable):
+        return mill.standstill(images[0].request.model) if images else None
+    return None
 
 
 def _news(

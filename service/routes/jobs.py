@@ -5,6 +5,7 @@ model), the catalog (what this model allows), the card (what the loaded model tu
 Nothing is queued unless all three agree.
 """
 
+import zlib
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
@@ -151,7 +152,7 @@ def _unless_known(
     """The job, or 304 where the caller has it already; read at one moment."""
     wants = with_images and not known
     job, images, ahead = mill.store.look(job_id, caller.tenant, images=wants)
-    tag = _tag(job, ahead)
+    tag = _tag(job, ahead, _trouble(mill, job))
     if tag in known or known == ["*"]:
         return Response(status_code=304, headers={"ETag": f'W/"{tag}"'})
     if with_images and not wants:
@@ -159,9 +160,15 @@ def _unless_known(
     return _answer(mill, job, images, ahead)
 
 
-def _tag(job: Job, ahead: Ahead | None) -> str:
+def _tag(job: Job, ahead: Ahead | None, trouble: str | None) -> str:
     """What changes with everything that a caller can see of a job."""
-    return f"{job.version}.{ahead.next if ahead else None}"
+    digest = f"-{zlib.crc32(trouble.encode()):08x}" if trouble else ""
+    return f"{job.version}.{ahead.next if ahead else None}{digest}"
+
+
+def _trouble(mill: Mill, job: Job) -> str | None:
+    """Why an unfinished job stands still."""
+    return None if job.state.finished else mill.standstill(job.model)
 
 
 def _answer(
@@ -176,10 +183,12 @@ def _answer(
     work = work_of_images(images) if images else work_of_counts(job)
     eta = eta_seconds(work, ahead, speed(mill.workers.all(), job.model))
     position = ahead.next if ahead else None
+    trouble = _trouble(mill, job)
+    notes = [*notes, trouble] if trouble else notes
     view = job_view(job, images, mill.links, position=position, eta=eta, warnings=notes)
     return Response(
         view.model_dump_json(),
         status_code=status,
         media_type="application/json",
-        headers={"ETag": f'W/"{_tag(job, ahead)}"', "Cache-Control": "no-cache"},
+        headers={"ETag": f'W/"{_tag(job, ahead, trouble)}"', "Cache-Control": "no-cache"},
     )

@@ -25,7 +25,7 @@ from service.openai.usage import usage
 from service.openapi import Responses, event_stream, openai_errors
 from service.results import failure
 from service.views import Links
-from service.waiting import finish_or_cancel
+from service.waiting import finish_or_cancel, refuse_to_stream
 
 router = APIRouter(tags=["openai"])
 
@@ -57,6 +57,7 @@ async def generate_images(
     job_id = await anyio.to_thread.run_sync(_enqueue, mill, caller, body, idempotency_key)
     keep = idempotency_key is not None
     if body.stream:
+        await refuse_to_stream(mill, caller, job_id, keep=keep)
         frames = image_events(mill, caller, job_id, body, keep=keep)
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
         return StreamingResponse(frames, media_type="text/event-stream", headers=headers)

@@ -152,7 +152,7 @@ def deployed(
     pool = str(settings.pop("pool", f"test{next(_numbers)}-{folder.name}"[:60]))
     store = Store.connect(url, pool=pool)
     images = LocalImages(folder / "images")
-    chosen = ServiceSettings(**{"data": folder, **settings})
+    chosen = ServiceSettings(**{"data": folder, "absent_seconds": 1e6, **settings})
     app = create_app(chosen, store, images, CATALOG)
     client = TestClient(app, base_url="http://localhost")
     with client if start else nullcontext():

@@ -13,9 +13,11 @@ import psutil
 import pytest
 
 from jobs.catalog import Catalog, load_catalog
-from jobs.errors import ConfigurationError, UnknownModel
+from jobs.errors import ConfigurationError, StorageUnavailable, UnknownModel
+from jobs.store import Store
 from tests.waiting import PATIENCE, wait_until
 from workers import supervisor
+from workers.refusals import Ground, Notices, ground_of
 from workers.settings import WorkerSettings
 from workers.supervisor import Post, Supervisor, posts
 
@@ -144,6 +146,13 @@ def test_a_group_without_devices_enough_ends_the_process_with_a_sentence(tmp_pat
     )
 
 
+def test_no_group_runs_on_mig_slices(catalog: Catalog) -> None:
+    slices = ["MIG-1", "MIG-2"]
+    assert devices(posts(catalog, slices, only="each"), "each") == [("MIG-1",), ("MIG-2",)]
+    with pytest.raises(ConfigurationError, match="'group': a group of 2 ranks can't run on MIG"):
+        posts(catalog, slices, only="group")
+
+
 RANK = """
 import os, signal, sys
 from pathlib import Path
@@ -155,10 +164,14 @@ signal.signal(signal.SIGTERM, ended if rank == "0" else signal.SIG_IGN)
 facts = [os.environ[n] for n in ("WORLD_SIZE", "MASTER_PORT")] + [os.environ.get("IMAGEMILL_GROUP")]
 (folder / f"{rank}.{os.getpid()}").write_text(repr(facts))
 if (folder / "refuse").exists() and rank == "1":
-    sys.exit(2)
+    sys.exit(int((folder / "refuse").read_text()))
 while True:
     signal.pause()
 """
+
+
+def unreachable() -> Store:
+    raise StorageUnavailable("there is no queue server")
 
 
 @contextmanager
@@ -168,7 +181,9 @@ def group_of_two(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
     monkeypatch.setattr(supervisor.signal, "signal", lambda *_: None)
     (folder / "rank.py").write_text(RANK)
     command = [sys.executable, str(folder / "rank.py"), str(folder)]
-    watched = Supervisor([Post("group", 0, ("cpu", "cpu"))], WorkerSettings(), command)
+    settings = WorkerSettings(models=folder / "models.toml")
+    posts = [Post("group", 0, ("cpu", "cpu"))]
+    watched = Supervisor(posts, settings, Notices(unreachable), command)
     thread = threading.Thread(target=watched.run)
     thread.start()
     try:
@@ -201,9 +216,30 @@ def test_when_a_rank_dies_the_others_end_and_all_start_anew(
         wait_until(lambda: len(pids(tmp_path, 0)) == len(pids(tmp_path, 1)) == 2)
 
 
-def test_a_group_that_refuses_is_tried_again(
+def test_a_group_that_fails_for_a_reason_that_may_pass_is_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "refuse").touch()
+    (tmp_path / "refuse").write_text("1")
     with group_of_two(tmp_path, monkeypatch):
         wait_until(lambda: len(pids(tmp_path, 1)) >= 3)
+
+
+@pytest.mark.parametrize("code", ["2", "66"])
+def test_a_group_that_refuses_is_tried_again_when_its_entry_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str
+) -> None:
+    looks: list[Ground] = []
+
+    def looked(catalog: Path, name: str) -> Ground:
+        looks.append(ground_of(catalog, name))
+        return looks[-1]
+
+    monkeypatch.setattr(supervisor, "ground_of", looked)
+    monkeypatch.setattr(supervisor, "LOOK_SECONDS", 0.01)
+    (tmp_path / "refuse").write_text(code)
+    with group_of_two(tmp_path, monkeypatch):
+        wait_until(lambda: len(looks) >= 6)
+        assert len(pids(tmp_path, 1)) == 1
+        (tmp_path / "refuse").unlink()
+        (tmp_path / "models.toml").write_text('[models.group]\npath = "./m"\n')
+        wait_until(lambda: len(pids(tmp_path, 1)) == 2 and len(pids(tmp_path, 0)) == 2)

@@ -1,0 +1,228 @@
+"""Which failures of a worker are final, what ends them, and where people read of them."""
+
+import errno
+import os
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from structlog.testing import capture_logs
+
+from jobs.catalog import Model
+from jobs.errors import (
+    ConfigurationError,
+    GroupLost,
+    ImageFailed,
+    ModelUnavailable,
+    OutOfMemory,
+    StorageUnavailable,
+)
+from jobs.store import Store
+from jobs.views import WorkerInfo
+from pipelines.checkpoint import find_checkpoint, may_pass
+from tests.waiting import wait_until
+from workers import refusals
+from workers.launch import Place, exit_code
+from workers.refusals import FINAL, Notices, ground_of
+from workers.settings import WorkerSettings
+from workers.worker import Worker
+
+FOLDER = Model("m", "/nowhere", local=True)
+HUB = Model("m", "owner/name")
+
+
+@pytest.mark.parametrize(
+    ("error", "model", "is_final"),
+    [
+        (ConfigurationError("the entry asks for what is not there"), FOLDER, True),
+        (ConfigurationError("the entry asks for what is not there"), HUB, True),
+        (ModelUnavailable("a file is missing"), FOLDER, True),
+        (ModelUnavailable("a file is missing"), HUB, False),
+        (ModelUnavailable("no memory", may_pass=True), FOLDER, False),
+        (OutOfMemory("the device is full"), FOLDER, False),
+        (GroupLost("rank 1 is gone"), FOLDER, False),
+        (ImageFailed("the warm-up's image"), FOLDER, False),
+        (RuntimeError("a library's own"), FOLDER, False),
+    ],
+)
+def test_only_what_stays_as_it_is_ends_the_tries(
+    error: Exception, model: Model, is_final: bool
+) -> None:
+    assert (exit_code(error, model) in FINAL) == is_final
+
+
+def chained(cause: Exception) -> Exception:
+    """As a library raises it over the real one."""
+    try:
+        try:
+            raise cause
+        except Exception as error:
+            raise ValueError("cannot be read") from error
+    except ValueError as error:
+        return error
+
+
+@pytest.mark.parametrize(
+    ("error", "passes"),
+    [
+        (OSError(errno.EIO, "Input/output error"), True),
+        (OSError(errno.ENOSPC, "No space left on device"), True),
+        (OSError(errno.ESTALE, "Stale file handle"), True),
+        (MemoryError(), True),
+        (torch.OutOfMemoryError("CUDA out of memory"), True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), True),
+        (PermissionError(errno.EACCES, "Permission denied"), False),
+        (FileNotFoundError(errno.ENOENT, "No such file"), False),
+        (OSError("no file named config.json"), False),
+        (KeyError("weight_map"), False),
+    ],
+)
+def test_memory_and_disks_may_pass(error: Exception, passes: bool) -> None:
+    assert may_pass(error) == passes
+    assert may_pass(chained(error)) == passes
+
+
+def test_a_hub_that_cannot_be_reached_may_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError("no route to the hub")
+
+    monkeypatch.setattr("diffusers.DiffusionPipeline.download", fail)
+    with pytest.raises(ModelUnavailable) as caught:
+        find_checkpoint(HUB)
+    assert caught.value.may_pass
+
+
+@pytest.fixture
+def catalog(tmp_path: Path) -> Path:
+    """A catalog of two models with folders."""
+    for name in ("a", "b"):
+        (tmp_path / name / "vae").mkdir(parents=True)
+        (tmp_path / name / "vae" / "config.json").write_text("{}")
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "a" / "unet").symlink_to(tmp_path / "linked")
+    (tmp_path / "a" / "itself").symlink_to(tmp_path / "a")
+    path = tmp_path / "models.toml"
+    path.write_text('[models.a]\npath = "./a"\n[models.b]\npath = "./b"\n')
+    return path
+
+
+def write(path: Path, text: str) -> None:
+    """Write a file whose time is another one, whatever the clock of the file system."""
+    before = path.stat().st_mtime_ns if path.exists() else 0
+    path.write_text(text)
+    os.utime(path, ns=(before + 10**9, before + 10**9))
+
+
+CHANGES: dict[str, Callable[[Path], object]] = {
+    "a file": lambda folder: write(folder / "a" / "vae" / "config.json", "{ }"),
+    "a file of the same size": lambda folder: write(folder / "a" / "vae" / "config.json", "[]"),
+    "a new file": lambda folder: write(folder / "a" / "vae" / "model.safetensors", ""),
+    "a file in a linked folder": lambda folder: write(folder / "linked" / "config.json", "{ }"),
+    "a file is gone": lambda folder: (folder / "a" / "vae" / "config.json").unlink(),
+    "the folder is gone": lambda folder: (folder / "a").rename(folder / "c"),
+    "the entry": lambda folder: write(
+        folder / "models.toml", '[models.a]\npath = "./a"\ndtype = "float32"\n'
+    ),
+    "the entry is gone": lambda folder: write(folder / "models.toml", '[models.b]\npath = "./b"\n'),
+    "the catalog is broken": lambda folder: write(folder / "models.toml", "[models"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_makes_another_try_worth_while(catalog: Path, change: str) -> None:
+    before = ground_of(catalog, "a")
+    assert ground_of(catalog, "a") == before
+    CHANGES[change](catalog.parent)
+    after = ground_of(catalog, "a")
+    assert after != before
+    assert ground_of(catalog, "a") == after
+
+
+def test_what_others_do_is_nothing_to_a_model(catalog: Path) -> None:
+    before = ground_of(catalog, "a")
+    write(catalog.parent / "b" / "vae" / "config.json", "{ }")
+    write(catalog, catalog.read_text() + 'dtype = "float32"\n')
+    assert ground_of(catalog, "a") == before
+
+
+def test_a_single_file_and_a_broken_catalog_are_looked_at(catalog: Path) -> None:
+    weights = catalog.parent / "one.safetensors"
+    weights.write_text("x")
+    write(catalog, '[models.a]\npath = "./one.safetensors"\n')
+    before = ground_of(catalog, "a")
+    write(weights, "y")
+    assert ground_of(catalog, "a") != before
+    write(catalog, "[models")
+    broken = ground_of(catalog, "a")
+    write(catalog, "[model")
+    assert ground_of(catalog, "a") != broken
+
+
+@pytest.fixture
+def notices(store: Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[Notices]:
+    """Renewed all the time, in a store that outlives them."""
+    monkeypatch.setattr(store, "close", lambda: None)
+    monkeypatch.setattr(refusals, "RENEW_SECONDS", 0.01)
+    monkeypatch.setattr(refusals, "LOOK_SECONDS", 0.01)
+    made = Notices(lambda: store)
+    yield made
+    made.end(60)
+
+
+def failed(store: Store, folder: Path, tmp_path: Path, local: bool = True) -> WorkerInfo:
+    """What a real worker of a broken folder registers on its way out."""
+    settings = WorkerSettings(data=tmp_path / "data")
+    model = Model("m", str(folder), local=local, dtype="float32")
+    worker = Worker(model=model, place=Place("cpu"), settings=settings, store=store)
+    code = worker._failed(ModelUnavailable(f"model 'm': the file {folder}/x is missing"))
+    assert code in FINAL
+    [info] = store.workers()
+    return info
+
+
+def test_the_workers_own_reason_stays_while_it_is_refused(
+    store: Store, notices: Notices, tmp_path: Path
+) -> None:
+    own = failed(store, tmp_path, tmp_path)
+    store.register(own.id, own.info, 5)
+    with capture_logs() as logs:
+        notices.put("m.0", [os.getpid()], "m", "cpu", 66)
+        wait_until(lambda: store.workers()[0].info["at"] > own.info["at"], 120)
+        notices.put("m.1", [1], "m", "cpu", 66)
+        wait_until(lambda: len(store.workers()) == 2, 120)
+    [kept] = [worker for worker in store.workers() if worker.id == own.id]
+    assert kept.info["error"] == own.info["error"]
+    assert kept.info["state"] == "failed"
+    said = [line["reason"] for line in logs if line["event"].startswith("model can't be served")]
+    assert said.count(own.info["error"]) == 1
+    notices.drop("m.0")
+    notices.drop("m.1")
+    wait_until(lambda: not store.workers(), 120)
+
+
+def test_a_worker_that_could_say_nothing_is_shown_too(store: Store, notices: Notices) -> None:
+    notices.put("m.0", [1], "m", "cuda:0", 2)
+    [shown] = wait_until(store.workers, 120)
+    assert shown.info["error"] == "its worker ended with exit code 2; the workers' log says why"
+    assert (shown.info["model"], shown.info["device"]) == ("m", "cuda:0")
+    assert shown.info["host"] == socket.gethostname()
+    notices.end(120)
+    assert store.workers() == []
+
+
+def test_notices_wait_for_the_queue(
+    store: Store, notices: Notices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries = []
+
+    def away() -> list[WorkerInfo]:
+        tries.append(1)
+        raise StorageUnavailable("starting")
+
+    with monkeypatch.context() as context:
+        context.setattr(store, "workers", away)
+        notices.put("m.0", [1], "m", "cpu", 2)
+        wait_until(lambda: len(tries) > 2, 120)
+    wait_until(store.workers, 120)
