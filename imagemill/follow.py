@@ -209,8 +209,8 @@ def follow(
 ) -> dict[str, Any]:
     """The job at its end, every image that succeeded saved; or as it is when interrupted.
 
-    With `give_up`, raises Hopeless once a worker that started after `since` (seconds since the
-    epoch) could not load the model. `advice` says where to look when no worker shows up.
+    With `give_up`, raises Hopeless once a worker says after `since` (seconds since the epoch) that
+    it could not load the model. `advice` says where to look when no worker shows up.
     `shows_running`: whether the view shows running images.
     """
     with Telling(client, job, shows_running) as telling:

@@ -9,9 +9,10 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from imagemill.children import environment, last_line, module, open_log
 from imagemill.client import Client
@@ -211,7 +212,7 @@ def _until(
 def why_not_ready(client: Client, model: str, since: float) -> tuple[str, bool]:
     """Why a model makes no images yet, as a sentence, and whether it never will.
 
-    It never will when no worker is ready and one that started after `since` (seconds since the
+    It never will when no worker is ready and one that has said so after `since` (seconds since the
     epoch) has failed to load it; older failures may have been mended meanwhile.
     """
     try:
@@ -221,9 +222,14 @@ def why_not_ready(client: Client, model: str, since: float) -> tuple[str, bool]:
     mine = [worker for worker in workers if worker.get("model") == model]
     if any(worker["state"] in ("ready", "draining") for worker in mine):
         return "waiting for its turn", False
-    failed = [w for w in mine if w["state"] == "failed" and w.get("started", 0.0) >= since]
+    failed = [w for w in mine if w["state"] == "failed" and _said(w) >= since]
     if failed:
         return f"the model cannot be loaded: {failed[-1].get('error')}", True
     if any(worker["state"] == "starting" for worker in mine):
         return "loading the model", False
     return NO_WORKER, False
+
+
+def _said(worker: Mapping[str, Any]) -> float:
+    """When a worker last told of itself, in seconds since the epoch."""
+    return float(worker.get("at") or worker.get("started") or 0.0)

@@ -119,6 +119,7 @@ def job_facts(job: Mapping[str, Any]) -> Table:
         rows.append(("in front", f"{job['queue_position']} images"))
     if job.get("eta_seconds"):
         rows.append(("left", f"about {duration(job['eta_seconds'])}"))
+    rows += [("warning", Text(printable(one), style="red")) for one in job.get("warnings", ())]
     for name, value in rows:
         table.add_row(name, value)
     return table

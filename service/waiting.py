@@ -5,6 +5,7 @@ Knows the hub and the store; knows no route.
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import TypeVar
 
 import anyio.to_thread
@@ -90,9 +91,14 @@ async def finish_or_cancel(
 
 
 async def refuse_to_stream(mill: Mill, caller: Caller, job_id: str, *, keep: bool) -> None:
-    """As `finish_or_cancel` refuses a job that stands still, before a stream has begun."""
+    """As `finish_or_cancel` refuses a job that stands still, before a stream has begun.
+
+    A queue that is away is left to the stream, which waits for it.
+    """
     deadline = asyncio.get_running_loop().time() + mill.settings.sync_seconds
-    _, reason = await anyio.to_thread.run_sync(_look, mill, caller, job_id)
+    reason: str | None = None
+    with suppress(StorageUnavailable):
+        _, reason = await anyio.to_thread.run_sync(_look, mill, caller, job_id)
     if reason is not None:
         await _refuse(mill, caller, job_id, reason, deadline, keep=keep)
 

@@ -79,6 +79,7 @@ function paint() {
   say($("job-title"), titleOf({ ...view, images }));
   say($("job-state"), state);
   say($("job-facts"), factsOf(view));
+  say($("job-warnings"), isOver ? "" : (view.warnings ?? []).join("\n"));
   $("job-bar").style.transform = `scaleX(${view.progress})`;
   $("job-progress").setAttribute("aria-valuenow", Math.round(view.progress * 100));
   $("save-all").hidden = counts.succeeded === 0;

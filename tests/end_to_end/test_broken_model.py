@@ -10,6 +10,7 @@ from tests.end_to_end import mill as mills
 from tests.end_to_end.mill import ROOT, processes_of
 from tests.waiting import wait_until
 
+SMALL = "max_sequence_length = 77\ndefaults = { width = 128, height = 128, steps = 2 }\n"
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 
 
@@ -20,7 +21,7 @@ def models(tmp_path: Path) -> Path:
     weights = tmp_path / "model" / WEIGHTS
     weights.write_bytes(weights.read_bytes()[:1000])
     catalog = tmp_path / "models.toml"
-    entry = '[models.{}]\npath = "./{}"\ndtype = "float32"\nworkers = 1\n'
+    entry = '[models.{}]\npath = "./{}"\ndtype = "float32"\nworkers = 1\n' + SMALL
     catalog.write_text(entry.format("broken", "model") + entry.format("missing", "nowhere"))
     return catalog
 
@@ -37,6 +38,37 @@ def test_readyz_names_the_file_and_the_api_is_up(models: Path, tmp_path: Path) -
         assert mill.answers()
         assert web.get(f"{mill.url}/v1/models").json()["data"][0]["ready_workers"] == 0
         wait_until(lambda: "imagemill is up, but no worker is ready" in mill.said())
+
+
+def test_it_is_loaded_once_and_again_when_it_is_mended(models: Path, tmp_path: Path) -> None:
+    weights = tmp_path / "model" / WEIGHTS
+    with mills.up(tmp_path / "data", models) as mill:
+
+        def workers(name: str) -> list[dict[str, object]]:
+            listed = httpx.get(f"{mill.url}/v1/workers").json()["data"]
+            return [worker for worker in listed if worker["model"] == name]
+
+        def log() -> str:
+            return (tmp_path / "data" / "workers.log").read_text()
+
+        wait_until(lambda: log().count("model can't be served") == 2, 300)
+        [broken], [missing] = workers("broken"), workers("missing")
+        assert (broken["state"], missing["state"]) == ("failed", "failed")
+        asked = {"model": "broken", "prompts": ["a circle"]}
+        job = httpx.post(f"{mill.url}/v1/jobs", json=asked)
+        assert job.status_code == 202
+        [warning] = job.json()["warnings"]
+        assert warning.startswith("no worker of model 'broken' can start") and WEIGHTS in warning
+        body = {"model": "broken", "prompt": "a circle", "size": "128x128"}
+        refused = httpx.post(f"{mill.url}/v1/images/generations", json=body)
+        assert refused.status_code == 503 and WEIGHTS in refused.json()["error"]["message"]
+        shutil.copy(ROOT / "demo" / "model" / WEIGHTS, weights)
+        path = f"{mill.url}/v1/jobs/{job.json()['id']}"
+        wait_until(lambda: httpx.get(path).json()["state"] == "succeeded", 300)
+        assert httpx.get(path).json()["warnings"] == []
+        assert [worker["state"] for worker in workers("broken")] == ["ready"]
+        assert workers("missing")[0]["id"] == missing["id"]
+        assert log().count("worker cannot start") == 2
 
 
 def test_generate_gives_up_with_the_reason(models: Path, tmp_path: Path) -> None:

@@ -285,6 +285,16 @@ def test_why_a_model_makes_no_images(
         assert why_not_ready(client, "demo", 5.0) == expected
 
 
+def test_a_failure_that_is_still_told_is_final(server: FakeServer) -> None:
+    """However long ago the worker started, as when the server has been up for a week."""
+    failed = {"id": "1", "model": "demo", "state": "failed", "started": 1, "error": "no file"}
+    with Client(server.url) as client:
+        server.workers = [failed | {"at": 4}]
+        assert why_not_ready(client, "demo", 5.0) == ("waiting for a worker", False)
+        server.workers = [failed | {"at": 6}]
+        assert why_not_ready(client, "demo", 5.0) == ("the model cannot be loaded: no file", True)
+
+
 def test_ctrl_c_cancels_keeps_and_tells_how_to_go_on(
     server: FakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -42,6 +42,14 @@ def said(renderable: Any, width: int = 160) -> str:
     return out.getvalue()
 
 
+def test_a_jobs_warnings_are_shown() -> None:
+    warnings = ["no worker of model 'demo' can start: \x1b[2Jthe file is missing"]
+    text = said(show.job_facts({**JOB, "warnings": warnings}))
+    assert "warning" in text and "can start:" in text and "the file is missing" in text
+    assert "\x1b" not in text
+    assert "warning" not in said(show.job_facts({**JOB, "warnings": []}))
+
+
 def test_the_jobs_table_keeps_to_one_line_a_job() -> None:
     lines = said(show.jobs_table([JOB, {**JOB, "metadata": {}}]), 80).splitlines()
     assert len(lines) == 3 and max(map(len, lines)) <= 80

@@ -24,6 +24,12 @@ workers = 1
 defaults = { width = 256, height = 256, steps = 20, guidance_scale = 2.5 }
 limits = { max_pixels = 262144, max_steps = 200, max_prompts = 2000 }
 """
+ABANDONED = """
+[models.abandoned]
+path = "./model"
+dtype = "float32"
+"""
+"""A model without a worker."""
 INDEX = {"_class_name": "FakePipeline", "options": {"seconds_per_step": 0.05}}
 
 
@@ -35,7 +41,7 @@ def running_mill(folder: Path, worker: str = "workers") -> Iterator[str]:
     """
     (folder / "model").mkdir()
     (folder / "model" / "model_index.json").write_text(json.dumps(INDEX))
-    (folder / "models.toml").write_text(MODELS)
+    (folder / "models.toml").write_text(MODELS + ABANDONED)
     port = _free_port()
     url = f"http://127.0.0.1:{port}"
     processes: list[subprocess.Popen[bytes]] = []
@@ -69,6 +75,7 @@ def _start(folder: Path, module: str, *arguments: str) -> subprocess.Popen[bytes
         "IMAGEMILL_DATA": str(folder / "data"),
         "IMAGEMILL_MODELS": str(folder / "models.toml"),
         "IMAGEMILL_DRAIN_SECONDS": "1",
+        "IMAGEMILL_ABSENT_SECONDS": "0",
         "OMP_NUM_THREADS": "1",
     }
     with (folder / f"{module}.txt").open("wb") as output:

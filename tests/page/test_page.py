@@ -30,6 +30,16 @@ def generate(visitor: Visitor, prompts: str, **fields: int) -> None:
     page.locator("#prompts").press("Control+Enter")
 
 
+def test_a_job_that_stands_still_says_why(visitor: Visitor) -> None:
+    job = submit(visitor.url, model="abandoned", prompts=["a circle"], width=256, height=256)
+    visitor.open_job(job)
+    warnings = visitor.page.locator("#job-warnings")
+    expect(warnings).to_have_text("no worker of model 'abandoned' is running")
+    visitor.page.get_by_role("button", name="Cancel").click()
+    expect(visitor.page.locator("#job-state")).to_have_text("cancelled")
+    expect(warnings).to_be_hidden()
+
+
 def test_from_paste_to_download(visitor: Visitor, hold: Path) -> None:
     page = visitor.page
     visitor.shoot("empty")
