@@ -21,8 +21,9 @@ def models(tmp_path: Path) -> Path:
     weights = tmp_path / "model" / WEIGHTS
     weights.write_bytes(weights.read_bytes()[:1000])
     catalog = tmp_path / "models.toml"
-    entry = '[models.{}]\npath = "./{}"\ndtype = "float32"\nworkers = 1\n' + SMALL
-    catalog.write_text(entry.format("broken", "model") + entry.format("missing", "nowhere"))
+    entry = '[models.{}]\npath = "./{}"\ndtype = "float32"\nworkers = 1\n'
+    named = [("broken", "model"), ("missing", "nowhere")]
+    catalog.write_text("".join(entry.format(*each) + SMALL for each in named))
     return catalog
 
 
