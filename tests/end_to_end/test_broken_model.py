@@ -46,27 +46,27 @@ def test_it_is_loaded_once_and_again_when_it_is_mended(models: Path, tmp_path: P
     with mills.up(tmp_path / "data", models) as mill:
 
         def workers(name: str) -> list[dict[str, object]]:
-            listed = httpx.get(f"{mill.url}/v1/workers").json()["data"]
+            listed = web.get(f"{mill.url}/v1/workers").json()["data"]
             return [worker for worker in listed if worker["model"] == name]
 
         def log() -> str:
             return (tmp_path / "data" / "workers.log").read_text()
 
-        wait_until(lambda: log().count("model can't be served") == 2, 300)
+        wait_until(lambda: log().count("model can't be served") == 2)
         [broken], [missing] = workers("broken"), workers("missing")
         assert (broken["state"], missing["state"]) == ("failed", "failed")
         asked = {"model": "broken", "prompts": ["a circle"]}
-        job = httpx.post(f"{mill.url}/v1/jobs", json=asked)
+        job = web.post(f"{mill.url}/v1/jobs", json=asked)
         assert job.status_code == 202
         [warning] = job.json()["warnings"]
         assert warning.startswith("no worker of model 'broken' can start") and WEIGHTS in warning
         body = {"model": "broken", "prompt": "a circle", "size": "128x128"}
-        refused = httpx.post(f"{mill.url}/v1/images/generations", json=body)
+        refused = web.post(f"{mill.url}/v1/images/generations", json=body)
         assert refused.status_code == 503 and WEIGHTS in refused.json()["error"]["message"]
         shutil.copy(ROOT / "demo" / "model" / WEIGHTS, weights)
         path = f"{mill.url}/v1/jobs/{job.json()['id']}"
-        wait_until(lambda: httpx.get(path).json()["state"] == "succeeded", 300)
-        assert httpx.get(path).json()["warnings"] == []
+        wait_until(lambda: web.get(path).json()["state"] == "succeeded")
+        assert web.get(path).json()["warnings"] == []
         assert [worker["state"] for worker in workers("broken")] == ["ready"]
         assert workers("missing")[0]["id"] == missing["id"]
         assert log().count("worker cannot start") == 2

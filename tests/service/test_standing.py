@@ -57,7 +57,7 @@ def mill(server: EmbeddedServer, tmp_path: Path) -> Iterator[Deployment]:
 def recover(mill: Deployment) -> None:
     """The worker is ready after all, and the service knows."""
     mill.store.register("broken", {"model": "demo", "state": "ready", "error": None}, 600)
-    wait_until(lambda: mill.client.get("/readyz").status_code == 200, 120)
+    wait_until(lambda: mill.client.get("/readyz").status_code == 200)
 
 
 def test_a_job_is_queued_with_a_warning(mill: Deployment) -> None:
@@ -82,7 +82,7 @@ def test_the_tag_changes_with_the_warning(mill: Deployment) -> None:
         answer = mill.client.get(path, headers={"If-None-Match": tag})
         return answer.json() if answer.status_code == 200 else None
 
-    assert wait_until(changed, 120)["warnings"] == []
+    assert wait_until(changed)["warnings"] == []
 
 
 def test_a_model_without_any_worker_is_named(server: EmbeddedServer, tmp_path: Path) -> None:
