@@ -10,8 +10,10 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from jobs.catalog import Model
+from jobs.defaults import with_own_defaults
 from jobs.errors import ConfigurationError
-from pipelines.checkpoint import find_checkpoint
+from pipelines.checkpoint import Checkpoint, find_checkpoint
+from pipelines.defaults import own_defaults
 from pipelines.fake import FakePipeline
 from pipelines.families import make_family
 from pipelines.placements import Follower, following_of, placement_of
@@ -32,9 +34,18 @@ def load_pipeline(model: Model, device: str) -> Pipeline:
     """
     placement = placement_of(model)
     checkpoint = find_checkpoint(model)
+    model = _with_own_defaults(model, checkpoint)
     if checkpoint.class_name == FakePipeline.__name__:
         return FakePipeline(**checkpoint.index.get("options", {}))
     return _named(model, lambda: placement(model, checkpoint, device))
+
+
+def resolve_defaults(model: Model) -> Model:
+    """The model with the defaults that its entry leaves open, from its folder without its weights.
+
+    Raises ModelUnavailable.
+    """
+    return _with_own_defaults(model, find_checkpoint(model)) if model.unset else model
 
 
 def read_card(model: Model) -> tuple[Card, str | None]:
@@ -59,6 +70,7 @@ def load_follower(model: Model, device: str) -> Follower:
     """
     following = following_of(model)
     checkpoint = find_checkpoint(model)
+    model = _with_own_defaults(model, checkpoint)
     return _named(model, lambda: following(model, checkpoint, device))
 
 
@@ -67,6 +79,10 @@ def dismiss(pipeline: Pipeline) -> None:
     end = getattr(pipeline, "dismiss", None)
     if end is not None:
         end()
+
+
+def _with_own_defaults(model: Model, checkpoint: Checkpoint) -> Model:
+    return with_own_defaults(model, own_defaults(model, checkpoint)) if model.unset else model
 
 
 def _named(model: Model, load: Callable[[], T]) -> T:
