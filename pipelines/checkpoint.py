@@ -72,7 +72,7 @@ class Checkpoint:
         return {
             name: None
             for name, value in self.index.items()
-            if name in takes and (value is None or value == [None, None])
+            if name in takes and value == [None, None]
         }
 
     def _versions(self) -> str:
