@@ -160,7 +160,7 @@ def _usual(defaults: Mapping[str, Any]) -> str:
     names = ("width", "height", "steps", "guidance_scale")
     width, height, steps, scale = ("–" if (d := defaults.get(n)) is None else d for n in names)
     scale = f"{scale:g}" if isinstance(scale, int | float) else scale
-    return f"{width}x{height}\n{steps} steps\nguidance {scale}"
+    return f"{width}x{height}\n{steps} step{'' if steps == 1 else 's'}\nguidance {scale}"
 
 
 def measured(card: Mapping[str, Any] | None) -> tuple[str, str]:

@@ -27,9 +27,13 @@ _SIZED_BY_CONFIG = frozenset({"SanaPipeline", "SanaPAGPipeline", "SanaSprintPipe
 
 @dataclass(frozen=True, slots=True)
 class Configs:
-    """A checkpoint's JSON: its index, and the configs of denoiser, decoder and scheduler."""
+    """A checkpoint's JSON: its index, and the configs of denoiser, decoder and scheduler.
+
+    `sampler` is the scheduler's class; `decoder` is None where latents are pixels.
+    """
 
     index: Mapping[str, Any]
+    sampler: str | None
     denoiser: Mapping[str, Any]
     decoder: Mapping[str, Any] | None
     scheduler: Mapping[str, Any]
@@ -56,7 +60,7 @@ def few_steps(configs: Configs) -> tuple[int, float] | None:
     None for any other model.
     """
     index, denoiser, scheduler = configs.index, configs.denoiser, configs.scheduler
-    pipeline, sampler = index.get("_class_name"), index.get("scheduler", [None, None])[1]
+    pipeline, sampler = index.get("_class_name"), configs.sampler
     is_static = not scheduler.get("use_dynamic_shifting")
     if index.get("is_distilled"):  # FLUX.2 klein
         return 4, 1.0
@@ -77,9 +81,9 @@ def _is_turbo(configs: Configs) -> bool:
 
     Models that are trained down to zero signal start there too, and predict velocities.
     """
-    sampler, scheduler = configs.index.get("scheduler", [None, None])[1], configs.scheduler
+    scheduler = configs.scheduler
     return (
-        sampler in ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler")
+        configs.sampler in ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler")
         and scheduler.get("timestep_spacing") == "trailing"
         and scheduler.get("prediction_type", "epsilon") != "v_prediction"
         and not scheduler.get("rescale_betas_zero_snr")
@@ -141,6 +145,7 @@ def _read(model: Model, checkpoint: Checkpoint) -> Configs:
 
     return Configs(
         index=checkpoint.index,
+        sampler=checkpoint.components.get("scheduler"),
         denoiser=config(DENOISERS) or {},
         decoder=config(_DECODERS),
         scheduler=config(("scheduler",), "scheduler_config.json") or {},
