@@ -39,6 +39,11 @@ class Checkpoint:
                 f"model {model.name!r}: diffusers {diffusers.__version__} has no pipeline "
                 f"{self.class_name!r}, which {self.folder / INDEX} names{self._versions()}"
             )
+        if "prompt" not in inspect.signature(kind.__call__).parameters:
+            raise ModelUnavailable(
+                f"model {model.name!r}: {self.class_name}, which {self.folder / INDEX} names, "
+                "takes no prompt; set path to a text-to-image model"
+            )
         return kind
 
     def load(self, model: Model, **arguments: Any) -> Any:
@@ -63,8 +68,20 @@ class Checkpoint:
                 f"model {model.name!r}: {self.folder} cannot be loaded: "
                 f"{first_line(error)}{self._versions()}"
             ) from error
+        self._check_filled(model, {n: c for n, c in pipe.components.items() if n not in arguments})
         pipe.set_progress_bar_config(disable=True)
         return pipe
+
+    def _check_filled(self, model: Model, components: Mapping[str, Any]) -> None:
+        """Refuse modules that diffusers leaves without data, because their files lack a tensor."""
+        for name, module in components.items():
+            tensors = module.named_parameters() if isinstance(module, torch.nn.Module) else ()
+            for key, tensor in tensors:
+                if tensor.is_meta:
+                    raise ModelUnavailable(
+                        f"model {model.name!r}: the weights in {self.folder / name} lack {key}; "
+                        "download the whole model"
+                    )
 
     def _left_out(self, kind: Any) -> dict[str, None]:
         """The components that the index says the model goes without, as SD3 does without T5."""

@@ -99,6 +99,12 @@ def whole_numbers(folder: Path) -> None:
     save_file({name: value.to(torch.int8) for name, value in weights.items()}, folder / TRANSFORMER)
 
 
+def without_a_tensor(folder: Path) -> None:
+    weights = load_file(folder / TRANSFORMER)
+    del weights["proj_out.weight"]
+    save_file(weights, folder / TRANSFORMER)
+
+
 def dangling(folder: Path) -> None:
     (folder / TRANSFORMER).unlink()
     (folder / TRANSFORMER).symlink_to(folder / "blobs" / "abc")
@@ -171,6 +177,14 @@ BROKEN: dict[str, tuple[Callable[[Path], object], list[str]]] = {
         lambda f: index(f, _class_name="UNet2DConditionModel"),
         ["no pipeline 'UNet2DConditionModel'", "model_index.json"],
     ),
+    "a class without prompts": (
+        lambda f: index(f, _class_name="DDPMPipeline"),
+        ["DDPMPipeline", "model_index.json", "takes no prompt", "text-to-image"],
+    ),
+    "a video model": (
+        lambda f: index(f, _class_name="StableVideoDiffusionPipeline"),
+        ["StableVideoDiffusionPipeline", "takes no prompt", "text-to-image"],
+    ),
     "a damaged config": (
         lambda f: write(f / "vae" / "config.json", "{"),
         ["vae/config.json cannot be read", "download it again"],
@@ -206,6 +220,10 @@ BROKEN: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     ),
     "only fp16": (fp16_only, ["'fp16'", 'set variant = "fp16"']),
     "whole numbers": (whole_numbers, [TRANSFORMER, "I8", "no quantization_config", "float16"]),
+    "a tensor too few": (
+        without_a_tensor,
+        ["{folder}/transformer lack proj_out.weight", "download the whole model"],
+    ),
     "a dangling link": (dangling, [TRANSFORMER, "blobs/abc, which is missing", "download"]),
     "a folder for a file": (a_folder_for_a_file, [TRANSFORMER, "is not a file"]),
 }
