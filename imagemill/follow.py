@@ -7,7 +7,7 @@ and every rate and ETA is computed from those.
 
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -16,10 +16,12 @@ from typing import Any, Protocol, Self
 
 from imagemill import wire
 from imagemill.client import Client
+from imagemill.errors import ApiError
 from imagemill.handles import bring
-from imagemill.interrupts import Interrupts
+from imagemill.interrupts import Interrupted, Interrupts
 from imagemill.reach import NO_WORKER, why_not_ready
 from imagemill.stream import Stream
+from jobs.catalog import DERIVED
 from jobs.errors import ImagemillError
 from jobs.job import State
 
@@ -193,6 +195,39 @@ class Telling:
 
 class Hopeless(ImagemillError):
     """The job cannot go on: its model cannot be loaded; the message says why."""
+
+
+def wait_for_defaults(
+    client: Client,
+    model: str,
+    given: Mapping[str, Any],
+    *,
+    say: Callable[[str], None],
+    interrupts: Interrupts,
+    give_up: bool,
+    since: float,
+) -> None:
+    """Wait until a worker has read the model's own defaults, for all that isn't `given`.
+
+    Raises Interrupted; with `give_up`, Hopeless as `follow` does.
+    """
+    told = ""
+    while not interrupts.asked():
+        try:
+            defaults = client.get(f"/v1/models/{model}")["defaults"]
+        except ApiError:
+            return  # the job's own refusal says more
+        needed = [name for name in DERIVED if name not in given]
+        if all(defaults.get(name) is not None for name in needed):
+            return
+        note, hopeless = why_not_ready(client, model, since)
+        if hopeless and give_up:
+            raise Hopeless(note)
+        if note != told:
+            say(f"the defaults of {model} aren't known yet: {note}")
+            told = note
+        interrupts.rest(LOOK_AT_WORKERS)
+    raise Interrupted
 
 
 def follow(

@@ -20,7 +20,7 @@ from rich.console import Console
 from imagemill import show, wire
 from imagemill.client import Client
 from imagemill.errors import ApiError, InvalidInput
-from imagemill.follow import Hopeless, Saved, follow
+from imagemill.follow import Hopeless, Saved, follow, wait_for_defaults
 from imagemill.interrupts import Interrupted, Interrupts
 from imagemill.options import DATA, catalog_path
 from imagemill.painted import Painted
@@ -110,6 +110,8 @@ class Generation:
 
     def _with_server(self, client: Client, is_private: bool, interrupts: Interrupts) -> int:
         saved = Saved(self._options.out)
+        if self._options.resume is None:
+            self._wait_for_defaults(client, is_private, interrupts)
         self._job = job = self._begin(client)
         if isinstance(self._view, Watched):
             self._view.look_at(client, job["id"])
@@ -163,6 +165,19 @@ class Generation:
         for warning in job.raw.get("warnings", ()):
             self._say(f"note: {warning}")
         return job.raw
+
+    def _wait_for_defaults(self, client: Client, is_private: bool, interrupts: Interrupts) -> None:
+        """Wait until the server knows the defaults that the job needs."""
+        model = self._options.model or self._only_model(client)
+        wait_for_defaults(
+            client,
+            model,
+            self._options.fields,
+            say=self._say,
+            interrupts=interrupts,
+            give_up=is_private,
+            since=self._began,
+        )
 
     def _only_model(self, client: Client) -> str:
         """The catalog's first model, for who named none."""

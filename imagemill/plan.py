@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from imagemill.errors import InvalidInput
-from jobs.catalog import Model, load_catalog
+from jobs.catalog import DERIVED, Model, load_catalog
 from jobs.errors import ConfigurationError, ModelUnavailable, UnknownModel
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def model_of(name: str, models: Path) -> Model:
     folder = Path(name)
     if (folder / "model_index.json").is_file():
         plain = _NOT_IN_A_NAME.sub("-", folder.resolve().name).strip("-._")
-        return Model(plain or "model", str(folder.resolve()), local=True)
+        return Model(plain or "model", str(folder.resolve()), local=True, unset=DERIVED)
     try:
         return load_catalog(models).get(name)
     except UnknownModel as error:

@@ -147,13 +147,21 @@ def models_table(models: Sequence[Mapping[str, Any]]) -> Table:
             Text(model["id"], style="bold"),
             model["placement"],
             model["dtype"],
-            f"{usual['width']}x{usual['height']}\n{usual['steps']} steps",
+            _usual(usual),
             f"{sizes}\n{limits['max_steps']} steps",
             *measured(model.get("card")),
             Text(str(ready), style="green" if ready else "red"),
             str(model["queued"]),
         )
     return table
+
+
+def _usual(defaults: Mapping[str, Any]) -> str:
+    """Size, steps and guidance of an image that asks for none; a dash for what isn't known yet."""
+    names = ("width", "height", "steps", "guidance_scale")
+    width, height, steps, scale = ("–" if (d := defaults.get(n)) is None else d for n in names)
+    scale = f"{scale:g}" if isinstance(scale, int | float) else scale
+    return f"{width}x{height}\n{steps} step{'' if steps == 1 else 's'}\nguidance {scale}"
 
 
 def measured(card: Mapping[str, Any] | None) -> tuple[str, str]:

@@ -5,6 +5,7 @@ torch and loads no weights: whether a hub id or a checkpoint is any good, a work
 """
 
 import re
+import sys
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -32,13 +33,20 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 @dataclass(frozen=True, slots=True)
 class Defaults:
-    """What an image gets where the caller says nothing. Sides are pixels."""
+    """What an image gets where the caller says nothing. Sides are pixels.
+
+    These values are for a model that says nothing of its own; see `Model.unset`.
+    """
 
     width: int = 1024
     height: int = 1024
     steps: int = 28
     guidance_scale: float = 3.5
     negative_prompt: str | None = None
+
+
+DERIVED = ("width", "height", "steps", "guidance_scale")
+"""Fields of `Defaults` for which a model has values of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +66,8 @@ class Model:
     """One entry of the catalog. `path` is an absolute folder if `local`, else a hub id.
 
     `workers` None means one per device or device group. `max_memory` maps a device to bytes or to
-    such as "16GB".
+    such as "16GB". `unset` names the fields of `defaults` that the entry doesn't set: the model's
+    own values replace them (`jobs.defaults`), once its folder has been read.
     """
 
     name: str
@@ -86,6 +95,13 @@ class Model:
     cuda_graphs: bool = False
     quantization: str | None = None
     cache: str | None = None
+    unset: tuple[str, ...] = ()
+
+    @property
+    def source(self) -> str:
+        """Which weights they are, on any machine: a hub id or the end of the path; the revision."""
+        place = "/".join(Path(self.path).parts[-2:]) if self.local else self.path
+        return f"{place}@{self.revision}" if self.revision else place
 
     @property
     def ranks(self) -> int:
@@ -176,7 +192,8 @@ def _model(name: str, entry: Entry, folder: Path) -> Model:
     if not _MODEL_NAME.fullmatch(name):
         raise entry.wrong("", "a model's name is letters, digits, '.', '_' and '-', 100 at most")
     path, local = _weights(entry, folder)
-    defaults, limits = _defaults(entry.table("defaults")), _limits(entry.table("limits"))
+    defaults, unset = _defaults(entry.table("defaults"))
+    limits = _limits(entry.table("limits"))
     model = Model(
         name=name,
         path=path,
@@ -187,6 +204,7 @@ def _model(name: str, entry: Entry, folder: Path) -> Model:
         placement=entry.one_of("placement", PLACEMENTS, "replica"),
         workers=entry.whole_or_none("workers"),
         defaults=defaults,
+        unset=unset,
         limits=limits,
         max_sequence_length=entry.whole_or_none("max_sequence_length"),
         devices=entry.texts("devices"),
@@ -221,8 +239,10 @@ def _weights(entry: Entry, folder: Path) -> tuple[str, bool]:
     return text, False
 
 
-def _defaults(entry: Entry) -> Defaults:
+def _defaults(entry: Entry) -> tuple[Defaults, tuple[str, ...]]:
+    """The entry's defaults, and the fields that it doesn't set."""
     known = Defaults()
+    unset = tuple(name for name in DERIVED if name not in entry.names)
     defaults = Defaults(
         width=entry.whole("width", known.width),
         height=entry.whole("height", known.height),
@@ -231,7 +251,7 @@ def _defaults(entry: Entry) -> Defaults:
         negative_prompt=entry.text("negative_prompt"),
     )
     entry.finish()
-    return defaults
+    return defaults, unset
 
 
 def _limits(entry: Entry) -> Limits:
@@ -282,9 +302,12 @@ def _check_placement(entry: Entry, model: Model) -> None:
 
 
 def _check_defaults(entry: Entry, model: Model) -> None:
-    """A caller who says nothing but a prompt must be served."""
+    """Refuse given defaults that the limits don't allow; the model's own are made to fit them."""
+    if {"width", "height"} & set(model.unset):
+        model = replace(model, limits=replace(model.limits, max_pixels=sys.maxsize, sizes=()))
     given = {item.name: getattr(model.defaults, item.name) for item in fields(Defaults)}
     request = ImageRequest(model=model.name, prompt="a prompt", seed=0, **given)
     for problem in problems(model, request, ""):
         name = problem.pointer.removeprefix("/")
-        raise entry.wrong(f"defaults.{name}", problem.detail.removeprefix(f"{name} "))
+        if name not in model.unset:
+            raise entry.wrong(f"defaults.{name}", problem.detail.removeprefix(f"{name} "))

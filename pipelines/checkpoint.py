@@ -1,53 +1,25 @@
 """A diffusers checkpoint on disk: found, looked over, loaded.
 
 Everything that can be wrong with one ends as ModelUnavailable: one sentence that names the catalog
-entry and the file. Files are looked over before anything is loaded, so that a truncated file is
-found in milliseconds and by name. Knows no family and no placement.
+entry and the file. Knows no family and no placement.
 """
 
-import errno
 import importlib
-import json
-from collections.abc import Iterator, Mapping
+import inspect
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from jobs.catalog import Model
 from jobs.errors import ModelUnavailable
-from pipelines.out_of_memory import is_out_of_memory
+from pipelines import examination
+from pipelines.examination import INDEX, first_line, read_object
 from pipelines.processors import tokenizers_of
-
-INDEX = "model_index.json"
-INDEX_OF_SHARDS = ".safetensors.index.json"
-_PASSING = frozenset(
-    {
-        errno.EAGAIN,
-        errno.EBUSY,
-        errno.EDQUOT,
-        errno.EINTR,
-        errno.EIO,
-        errno.EMFILE,
-        errno.ENETUNREACH,
-        errno.ENFILE,
-        errno.ENOMEM,
-        errno.ENOSPC,
-        errno.ESTALE,
-        errno.ETIMEDOUT,
-    }
-)
-_CONFIG_OF = (
-    ("Scheduler", "scheduler_config.json"),
-    ("Tokenizer", None),
-    ("TokenizerFast", None),
-    ("Processor", None),
-    ("FeatureExtractor", None),
-    ("", "config.json"),
-)
-"""Ending of a component's class name -> the file that its folder must have; first match counts."""
+from pipelines.transient import may_pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +31,23 @@ class Checkpoint:
     index: Mapping[str, Any]
     components: Mapping[str, str]
 
+    def pipeline_class(self, model: Model) -> Any:
+        """The diffusers class that the index names. Raises ModelUnavailable."""
+        diffusers = importlib.import_module("diffusers")
+        _hush()
+        kind = getattr(diffusers, self.class_name, None)
+        if not (isinstance(kind, type) and issubclass(kind, diffusers.DiffusionPipeline)):
+            raise ModelUnavailable(
+                f"model {model.name!r}: diffusers {diffusers.__version__} has no pipeline "
+                f"{self.class_name!r}, which {self.folder / INDEX} names{self._versions()}"
+            )
+        if "prompt" not in inspect.signature(kind.__call__).parameters:
+            raise ModelUnavailable(
+                f"model {model.name!r}: {self.class_name}, which {self.folder / INDEX} names, "
+                "takes no prompt; set path to a text-to-image model"
+            )
+        return kind
+
     def load(self, model: Model, **arguments: Any) -> Any:
         """The diffusers pipeline in the model's dtype, on the CPU.
 
@@ -67,30 +56,64 @@ class Checkpoint:
         Raises ModelUnavailable.
         """
         look_over(model, self)
-        diffusers = importlib.import_module("diffusers")
-        _hush(diffusers)
-        if not hasattr(diffusers, self.class_name):
-            raise ModelUnavailable(
-                f"model {model.name!r}: diffusers {diffusers.__version__} has no pipeline "
-                f"{self.class_name!r}, which {self.folder / INDEX} names"
-            )
+        kind = self.pipeline_class(model)
         try:
             tokenizers = tokenizers_of(self.folder, self.components, given=arguments)
-            pipe = getattr(diffusers, self.class_name).from_pretrained(
+            left_out = self._left_out(kind) | dict.fromkeys(tokenizers)
+            pipe = kind.from_pretrained(
                 self.folder,
                 dtype=getattr(torch, model.dtype),
                 variant=model.variant,
-                **dict.fromkeys(tokenizers),
-                **arguments,
+                use_safetensors=True,
+                **{**left_out, **arguments},
             )
             pipe.register_modules(**tokenizers)
         except Exception as error:  # any library's; the checkpoint is at fault or too new
             raise ModelUnavailable(
-                f"model {model.name!r}: {self.folder} cannot be loaded: {_first_line(error)}",
+                f"model {model.name!r}: {self.folder} cannot be loaded: "
+                f"{first_line(error)}{self._versions()}",
                 may_pass=may_pass(error),
             ) from error
+        self._check_filled(model, {n: c for n, c in pipe.components.items() if n not in arguments})
         pipe.set_progress_bar_config(disable=True)
         return pipe
+
+    def _check_filled(self, model: Model, components: Mapping[str, Any]) -> None:
+        """Refuse modules that diffusers leaves without data, because their files lack a tensor."""
+        for name, module in components.items():
+            tensors = module.named_parameters() if isinstance(module, torch.nn.Module) else ()
+            for key, tensor in tensors:
+                if tensor.is_meta:
+                    raise ModelUnavailable(
+                        f"model {model.name!r}: the weights in {self.folder / name} lack {key}; "
+                        "download the whole model"
+                    )
+
+    def _left_out(self, kind: Any) -> dict[str, None]:
+        """The components that the index says the model goes without, as SD3 does without T5."""
+        takes = inspect.signature(kind.__init__).parameters
+        return {
+            name: None
+            for name, value in self.index.items()
+            if name in takes and value == [None, None]
+        }
+
+    def _versions(self) -> str:
+        """Which diffusers wrote the checkpoint, where that may be why it can't be loaded."""
+        from diffusers import __version__ as installed
+        from packaging.version import InvalidVersion, Version
+
+        written = self.index.get("_diffusers_version")
+        try:
+            is_newer = written is not None and Version(str(written)) > Version(installed)
+        except InvalidVersion:
+            return ""
+        return (
+            f"; diffusers {written} wrote the folder, and {installed} is installed: install a "
+            "newer diffusers"
+            if is_newer
+            else ""
+        )
 
 
 def find_checkpoint(model: Model) -> Checkpoint:
@@ -99,9 +122,9 @@ def find_checkpoint(model: Model) -> Checkpoint:
     Raises ModelUnavailable.
     """
     folder = Path(model.path) if model.local else _from_hub(model)
-    if not folder.is_dir():
-        raise ModelUnavailable(f"model {model.name!r}: there is no folder {folder}")
-    index = _read_json(model, folder / INDEX)
+    if not os.path.isfile(folder / INDEX):  # False also where the folder can't be read
+        raise examination.without_index(model, folder)
+    index = read_object(model, folder / INDEX)
     class_name = index.get("_class_name")
     if not isinstance(class_name, str):
         raise ModelUnavailable(
@@ -110,90 +133,18 @@ def find_checkpoint(model: Model) -> Checkpoint:
     components = {
         name: value[1]
         for name, value in index.items()
-        if isinstance(value, list) and len(value) == 2 and isinstance(value[1], str)
+        if isinstance(value, list) and len(value) == 2 and all(isinstance(v, str) for v in value)
     }
     return Checkpoint(folder, class_name, index, components)
 
 
-def may_pass(error: BaseException | None) -> bool:
-    """Whether an error in reading or loading may be gone at the next try, with the same files.
-
-    That is memory which another process has, and a disk or a connection that fails for a while.
-    """
-    while error is not None:
-        if is_out_of_memory(error) or (isinstance(error, OSError) and error.errno in _PASSING):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
-
-
 def look_over(model: Model, checkpoint: Checkpoint) -> None:
-    """Check that every component has its folder, its config and whole weight files.
+    """Check that every component is there and whole, reading headers only.
 
-    Reads headers only. Raises ModelUnavailable for the first thing missing or damaged.
+    Raises ModelUnavailable.
     """
-    shards = f".safetensors.index.{model.variant}.json" if model.variant else INDEX_OF_SHARDS
-    for name, class_name in checkpoint.components.items():
-        folder = checkpoint.folder / name
-        if not folder.is_dir():
-            raise ModelUnavailable(
-                f"model {model.name!r}: the folder {folder} is missing, "
-                f"which {INDEX} lists as {class_name}"
-            )
-        for path in sorted(folder.glob("*.json")):
-            document = _read_json(model, path)
-            if path.name.endswith(shards):
-                _check_shards(model, path, document)
-        config = next(file for ending, file in _CONFIG_OF if class_name.endswith(ending))
-        if config and not (folder / config).is_file():
-            raise ModelUnavailable(f"model {model.name!r}: the file {folder / config} is missing")
-        if config == "config.json":
-            _check_weights(model, folder)
-
-
-def _check_weights(model: Model, folder: Path) -> None:
-    if not any(_weights(folder)):
-        raise ModelUnavailable(f"model {model.name!r}: {folder} holds no weights (*.safetensors)")
-    for path in sorted(folder.glob("*.safetensors")):
-        try:
-            with safe_open(path, framework="pt"):
-                pass
-        except (SafetensorError, OSError) as error:
-            trouble = f"is cut short or damaged: {_first_line(error)}"
-            if _is_lfs_pointer(path):
-                trouble = "is only a Git LFS pointer to the weights; `git lfs pull` fetches them"
-            raise ModelUnavailable(
-                f"model {model.name!r}: {path} {trouble}", may_pass=may_pass(error)
-            ) from error
-
-
-def _is_lfs_pointer(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(32).startswith(b"version https://git-lfs")
-
-
-def _weights(folder: Path) -> Iterator[Path]:
-    for pattern in ("*.safetensors", "*.bin"):
-        yield from folder.glob(pattern)
-
-
-def _check_shards(model: Model, path: Path, index: Mapping[str, Any]) -> None:
-    for shard in sorted(set(index.get("weight_map", {}).values())):
-        if not (path.parent / shard).is_file():
-            raise ModelUnavailable(
-                f"model {model.name!r}: the file {path.parent / shard} is missing, "
-                f"which {path.name} lists"
-            )
-
-
-def _read_json(model: Model, path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ModelUnavailable(f"model {model.name!r}: the file {path} is missing") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        sentence = f"model {model.name!r}: {path} cannot be read: {error}"
-        raise ModelUnavailable(sentence, may_pass=may_pass(error)) from error
+    listed = {name: tuple(checkpoint.index[name]) for name in checkpoint.components}
+    examination.look_over(model, checkpoint.folder, listed)
 
 
 def _from_hub(model: Model) -> Path:
@@ -201,7 +152,7 @@ def _from_hub(model: Model) -> Path:
 
     try:
         folder = DiffusionPipeline.download(
-            model.path, revision=model.revision, variant=model.variant
+            model.path, revision=model.revision, variant=model.variant, use_safetensors=True
         )
     except Exception as error:  # the hub's client, its HTTP library and diffusers all have theirs
         sentence = f"model {model.name!r}: {_hub_trouble(model, error)}"
@@ -218,20 +169,18 @@ def _hub_trouble(model: Model, error: BaseException) -> str:
         link = link.__cause__
     answer = next((each for each in links if isinstance(each, HfHubHTTPError)), None)
     if answer is not None:
-        return f"the hub does not hand out {model.path!r}: {_first_line(answer)}"
+        return f"the hub does not hand out {model.path!r}: {first_line(answer)}"
+    if "safetensors" in str(error):
+        return f"{model.path!r} has no safetensors weights, and pickles aren't loaded"
     return (
         f"{model.path!r} is not in the local cache and the hub cannot be reached: "
-        f"{_first_line(links[-1])}"
+        f"{first_line(links[-1])}"
     )
 
 
-def _hush(diffusers: Any) -> None:
+def _hush() -> None:
     """No progress bars and no advice on standard error: a worker's log is not a terminal."""
-    transformers = importlib.import_module("transformers")
-    for library in (diffusers, transformers):
+    for name in ("diffusers", "transformers"):
+        library = importlib.import_module(name)
         library.utils.logging.disable_progress_bar()
         library.utils.logging.set_verbosity_error()
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -10,9 +10,11 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from jobs.catalog import Model
+from jobs.defaults import with_own_defaults
 from jobs.errors import ConfigurationError
 from pipelines.attention import sets_process_flags
-from pipelines.checkpoint import find_checkpoint
+from pipelines.checkpoint import Checkpoint, find_checkpoint
+from pipelines.defaults import own_defaults
 from pipelines.device import check_device
 from pipelines.fake import FakePipeline
 from pipelines.families import make_family
@@ -34,6 +36,7 @@ def load_pipeline(model: Model, device: str) -> Pipeline:
     """
     placement = placement_of(model)
     checkpoint = find_checkpoint(model)
+    model = _with_own_defaults(model, checkpoint)
     if checkpoint.class_name == FakePipeline.__name__:
         return FakePipeline(**checkpoint.index.get("options", {}))
     _named(model, lambda: check_device(model, checkpoint, device))
@@ -41,6 +44,14 @@ def load_pipeline(model: Model, device: str) -> Pipeline:
     if model.attention_backend is not None and sets_process_flags(model.attention_backend):
         pipeline.run_one_at_a_time()
     return pipeline
+
+
+def resolve_defaults(model: Model) -> Model:
+    """The model with the defaults that its entry leaves open, from its folder without its weights.
+
+    Raises ModelUnavailable.
+    """
+    return _with_own_defaults(model, find_checkpoint(model)) if model.unset else model
 
 
 def read_card(model: Model) -> tuple[Card, str | None]:
@@ -65,6 +76,7 @@ def load_follower(model: Model, device: str) -> Follower:
     """
     following = following_of(model)
     checkpoint = find_checkpoint(model)
+    model = _with_own_defaults(model, checkpoint)
     _named(model, lambda: check_device(model, checkpoint, device))
     return _named(model, lambda: following(model, checkpoint, device))
 
@@ -74,6 +86,10 @@ def dismiss(pipeline: Pipeline) -> None:
     end = getattr(pipeline, "dismiss", None)
     if end is not None:
         end()
+
+
+def _with_own_defaults(model: Model, checkpoint: Checkpoint) -> Model:
+    return with_own_defaults(model, own_defaults(model, checkpoint)) if model.unset else model
 
 
 def _named(model: Model, load: Callable[[], T]) -> T:

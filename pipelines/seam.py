@@ -88,7 +88,9 @@ class Card:
     """What a loaded model turned out to be; the worker publishes it for the service to check by.
 
     `multiple` is the grid of widths and heights in pixels. `guidance` is "embedded",
-    "classifier-free" or "none". `joins` says whether a sample may join others between steps.
+    "classifier-free", "fixed" (classifier-free at a scale that the pipeline sets) or "none";
+    classifier-free guidance runs, and negative prompts count, at a `guidance_scale` above
+    `guides_above`. `joins` says whether a sample may join others between steps.
     `max_prompt_tokens` is where the text encoder cuts, None when unknown. `scheduler` is the
     scheduler's class name, for the recipe. `prompt` says how a prompt's tokens are counted with
     `Pipeline.tokenizer_json`; None where they cannot be counted from outside.
@@ -101,6 +103,7 @@ class Card:
     max_prompt_tokens: int | None
     scheduler: str
     prompt: PromptForm | None = None
+    guides_above: float = 1.0
 
 
 class Pipeline(Protocol):

@@ -7,7 +7,6 @@ constants that were counted: `ALIVE` and `PER_PIXEL` say how. Places nothing.
 
 from collections.abc import Iterable, Iterator, Mapping
 from functools import reduce
-from importlib import import_module
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from jobs.catalog import Model
 from jobs.errors import ModelUnavailable
 from pipelines.acceleration import DENOISERS
 from pipelines.checkpoint import Checkpoint
+from pipelines.examination import component_class
 from pipelines.memory import Part
 
 ENCODE, DENOISE, DECODE = "encode", "denoise", "decode"
@@ -74,14 +74,6 @@ def skeletons(model: Model, checkpoint: Checkpoint) -> dict[str, nn.Module]:
     return made
 
 
-def component_class(library: str, class_name: str) -> Any:
-    """The class that a model_index.json names; None when there is none such."""
-    pipelines = import_module("diffusers").pipelines
-    if hasattr(pipelines, library):
-        return getattr(getattr(pipelines, library), class_name, None)
-    return getattr(import_module(library), class_name, None)
-
-
 def parts(
     modules: Mapping[str, nn.Module], checkpoint: Checkpoint, model: Model
 ) -> dict[str, list[Part]]:
@@ -135,7 +127,7 @@ class Image:
         self.pixels = model.defaults.width * model.defaults.height
         self.text = model.max_sequence_length or TEXT_TOKENS
         vae = modules.get("vae")
-        self.scale = vae_scale(vae)
+        self.scale = vae_scale(getattr(vae, "config", {}))
         denoiser = next((modules[name] for name in DENOISERS if name in modules), None)
         config = getattr(denoiser, "config", {})
         self.patch = self.scale * _patch(config, getattr(vae, "config", {}))
@@ -163,9 +155,8 @@ class Image:
         return int(tokens * (width_of(config) * ALIVE + _logits(module)) * item)
 
 
-def vae_scale(vae: nn.Module | None) -> int:
-    """Pixels of a latent pixel's side."""
-    config: Any = getattr(vae, "config", {})
+def vae_scale(config: Mapping[str, Any]) -> int:
+    """Pixels of a latent pixel's side, from an autoencoder's config."""
     levels = config.get("block_out_channels") or config.get("encoder_block_out_channels")
     levels = levels or config.get("dim_mult") or range(4)
     return int(2 ** (len(levels) - 1))

@@ -43,7 +43,7 @@ def enqueue(
     """Queue the job that `body` asks for, or find the one that the key made before.
 
     Returns its id and its warnings. Raises UnknownModel, InvalidRequest, MalformedHeader,
-    IdempotencyMismatch, QuotaExceeded, StorageUnavailable; nothing is then queued.
+    IdempotencyMismatch, QuotaExceeded, StorageUnavailable, NotReady; nothing is then queued.
     """
     idempotency = None
     if idempotency_key is not None:
@@ -62,7 +62,7 @@ def enqueue(
         idempotency=idempotency,
     )
     count = mill.lengths.counter(model.name, card)
-    return job_id, warnings(body, card, count)
+    return job_id, warnings(body, model, card, count)
 
 
 def submit(

@@ -296,7 +296,13 @@ class ModelView(BaseModel):
     owned_by: str
     dtype: str
     placement: str
-    defaults: dict[str, JsonValue]
+    defaults: Annotated[
+        dict[str, JsonValue],
+        Field(
+            description="The entry's, else the model's own; a null size, steps or guidance_scale "
+            "is not known until a worker has read the model."
+        ),
+    ]
     limits: dict[str, JsonValue]
     card: Annotated[
         dict[str, JsonValue] | None, Field(description="What a worker found when it loaded it.")

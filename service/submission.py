@@ -6,13 +6,15 @@ that a worker published of it, if any.
 
 import json
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 from jobs.catalog import Model, problems
+from jobs.defaults import as_published
 from jobs.errors import FieldProblem, InvalidRequest
 from jobs.request import MAX_SEED, ImageRequest
+from service.errors import NotReady
 from service.schemas import MAX_TEXT_BYTES, ImageSettings, PromptItem, SubmitJob
 
 Card = Mapping[str, Any]
@@ -35,8 +37,10 @@ def image_requests(
     """The images of a job, in order: each prompt's copies stand together.
 
     The k-th copy of a prompt with a given seed gets seed + k, 0 following MAX_SEED; without one
-    each image gets its own. Raises InvalidRequest that names every bad field.
+    each image gets its own. Raises InvalidRequest that names every bad field, and NotReady when
+    the model's defaults are needed and not known yet.
     """
+    model = as_published(model, card)
     entries = [_as_item(entry) for entry in job.prompts]
     copies = [entry.n or job.n or 1 for entry in entries]
     if sum(copies) > model.limits.max_prompts:
@@ -49,7 +53,7 @@ def image_requests(
     requests: list[ImageRequest] = []
     for position, (entry, request) in enumerate(zip(entries, firsts, strict=True)):
         place = _Place(job, position)
-        for one in [*problems(model, request, ""), *_card_problems(request, entry, job, card)]:
+        for one in [*problems(model, request, ""), *_card_problems(request, card)]:
             found[place.of(one)] = None
         seed = job.seed if entry.seed is None else entry.seed
         for copy in range(copies[position]):
@@ -69,26 +73,69 @@ def text_bytes(request: ImageRequest) -> int:
     return sum(len(_ENCODE(text).encode(errors="surrogatepass")) - 2 for text in texts)
 
 
-def warnings(job: SubmitJob, card: Card | None, count: Callable[[str], int]) -> list[str]:
+def warnings(
+    job: SubmitJob, model: Model, card: Card | None, count: Callable[[str], int]
+) -> list[str]:
     """What the model will do that the caller may not expect; `count` gives a text's tokens."""
     if card is None:
         return []
-    found, entries = [], [_as_item(entry) for entry in job.prompts]
+    entries = [_as_item(entry) for entry in job.prompts]
+    usual = as_published(model, card).defaults
+    return [
+        *_cut(job, entries, card, count),
+        *_without_effect(job, entries, card, usual.guidance_scale),
+    ]
+
+
+def _cut(
+    job: SubmitJob, entries: list[PromptItem], card: Card, count: Callable[[str], int]
+) -> Iterator[str]:
+    """Texts that are longer than the model reads."""
     limit = card.get("max_prompt_tokens")
-    if isinstance(limit, int):
-        long = [place for place, entry in enumerate(entries) if count(entry.prompt) > limit]
-        if long:
-            found.append(
-                f"the model reads {limit} tokens of a prompt and cuts the rest: "
-                f"{_listed('/prompts/', long)}"
+    if not isinstance(limit, int):
+        return
+    long = [place for place, entry in enumerate(entries) if count(entry.prompt) > limit]
+    if long:
+        yield (
+            f"the model reads {limit} tokens of a prompt and cuts the rest: "
+            f"{_listed('/prompts/', long)}"
+        )
+    negative = {_first("negative_prompt", entry, job) or "" for entry in entries}
+    if any(count(text) > limit for text in negative):
+        yield f"the model reads {limit} tokens of a negative prompt and cuts the rest"
+
+
+def _without_effect(
+    job: SubmitJob, entries: list[PromptItem], card: Card, usual_scale: float
+) -> Iterator[str]:
+    """Guidance and negative prompts that change nothing in the picture."""
+    guidance, above = card.get("guidance"), card.get("guides_above", 1.0)
+    if any(_gives(settings, "guidance_scale") for settings in (job, *entries)):
+        if guidance == "none":
+            yield "guidance_scale has no effect: the model has no guidance"
+        elif guidance == "fixed":
+            yield "guidance_scale has no effect: the model's pipeline sets its own"
+    negative = [place for place, one in enumerate(entries) if _first("negative_prompt", one, job)]
+    if negative and guidance in ("embedded", "none"):
+        yield "negative_prompt has no effect: the model has no classifier-free guidance"
+    elif guidance == "classifier-free":
+        scales = {place: _first("guidance_scale", entries[place], job) for place in negative}
+        off = [
+            place
+            for place, scale in scales.items()
+            if (usual_scale if scale is None else scale) <= above
+        ]
+        if off:
+            yield (
+                f"negative_prompt has no effect without a guidance_scale above {above:g}: "
+                f"{_listed('/prompts/', off)}"
             )
-        negative = [entry.negative_prompt or job.negative_prompt or "" for entry in entries]
-        if any(count(text) > limit for text in set(negative)):
-            found.append(f"the model reads {limit} tokens of a negative prompt and cuts the rest")
-    guided = any(_gives(settings, "guidance_scale") for settings in (job, *entries))
-    if guided and card.get("guidance") == "none":
-        found.append("guidance_scale has no effect: the model has no guidance")
-    return found
+
+
+def _first(name: str, entry: PromptItem, job: SubmitJob) -> Any:
+    """The prompt's own field, else the job's."""
+    own = getattr(entry, name)
+    return getattr(job, name) if own is None else own
 
 
 def _listed(pointer: str, places: list[int], most: int = 5) -> str:
@@ -127,11 +174,13 @@ def _as_item(entry: str | PromptItem) -> PromptItem:
 
 
 def _request(entry: PromptItem, job: SubmitJob, model: Model) -> ImageRequest:
-    given: dict[str, Any] = {}
-    for name in _INHERITED:
-        sources = (entry, job, model.defaults)
-        given[name] = next(
-            (value for source in sources if (value := getattr(source, name)) is not None), None
+    given = {name: _first(name, entry, job) for name in _INHERITED}
+    open_names = [name for name, value in given.items() if value is None]
+    unknown = [name for name in open_names if name in model.unset]
+    if unknown:
+        raise NotReady(
+            f"no worker has read the model {model.name!r} yet, so its default "
+            f"{', '.join(unknown)} isn't known; set it, or try again later"
         )
     return ImageRequest(
         model=model.name,
@@ -139,13 +188,11 @@ def _request(entry: PromptItem, job: SubmitJob, model: Model) -> ImageRequest:
         seed=0,
         format=job.format,
         reproducible=job.reproducible,
-        **given,
+        **{**given, **{name: getattr(model.defaults, name) for name in open_names}},
     )
 
 
-def _card_problems(
-    request: ImageRequest, entry: PromptItem, job: SubmitJob, card: Card | None
-) -> list[FieldProblem]:
+def _card_problems(request: ImageRequest, card: Card | None) -> list[FieldProblem]:
     """What the loaded model turned out not to take."""
     if card is None:
         return []
@@ -157,10 +204,6 @@ def _card_problems(
             for name in ("width", "height")
             if getattr(request, name) % multiple
         ]
-    guidance = card.get("guidance")
-    if guidance in ("embedded", "none") and (entry.negative_prompt or job.negative_prompt):
-        detail = f"{request.model} takes no negative prompt: its guidance is {guidance}"
-        found.append(FieldProblem("/negative_prompt", detail))
     return found
 
 

@@ -8,9 +8,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from jobs.catalog import Model
+from jobs.defaults import with_own_defaults
 from jobs.errors import ConfigurationError
 from pipelines.acceleration import DENOISERS
 from pipelines.checkpoint import Checkpoint
+from pipelines.defaults import own_defaults
 from pipelines.memory import CPU, DISK, WHOLE, Plan, Spread, in_words
 from pipelines.memory import plan as plan_split
 from pipelines.skeleton import DENOISE, parts, skeletons, width_of
@@ -73,6 +75,8 @@ def survey(model: Model, checkpoint: Checkpoint, devices: Sequence[int], cpu: in
 
     Raises ModelUnavailable, and ConfigurationError when the model fits nowhere.
     """
+    if model.unset:
+        model = with_own_defaults(model, own_defaults(model, checkpoint))
     modules = skeletons(model, checkpoint)
     if not any(name in modules for name in DENOISERS):
         raise ConfigurationError(f"{checkpoint.class_name} has no {' or '.join(DENOISERS)} to plan")

@@ -19,7 +19,6 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict
 from typing import Any
 
 import structlog
@@ -28,9 +27,10 @@ from jobs.catalog import Model
 from jobs.errors import ConfigurationError, GroupLost, ImagemillError, StorageUnavailable
 from jobs.images import LocalImages
 from jobs.store import Store
-from pipelines.load import dismiss, load_pipeline, read_card
-from pipelines.seam import Card, Pipeline
+from pipelines.load import dismiss, load_pipeline
+from pipelines.seam import Pipeline
 from workers import measures, profile
+from workers.cards import Cards
 from workers.collector import Collector
 from workers.delivery import Delivery
 from workers.engine import Engine
@@ -79,6 +79,8 @@ class Worker:
         self._intake: Intake | None = None
         self._flights = Flights()
         self._draining = threading.Event()
+        tokenizer = settings.tokenizer_file(model.name)
+        self._cards = Cards(model, store, tokenizer, self._patiently)
 
     def run(self) -> int:
         """Load, serve until told to stop, give back what is left; the process's exit code."""
@@ -126,7 +128,7 @@ class Worker:
         reporting = threading.Thread(target=report, name="loading", daemon=True)
         reporting.start()
         try:
-            self._introduce()
+            self._model = self._cards.introduce()
             pipeline = load_pipeline(self._model, self._device)
             return pipeline, profile.warm_up(
                 pipeline, self._model, self._device, self._settings.data
@@ -160,33 +162,7 @@ class Worker:
             "largest": costs.largest(tokens),
             "image_tokens_per_pixel": pipeline.tokens(usual) / usual.pixels,
         }
-        self._tell(pipeline.card, pipeline.tokenizer_json(), measured)
-
-    def _introduce(self) -> None:
-        """Tell the service what the model is before it is loaded, unless that is known."""
-        try:
-            card, tokenizer = read_card(self._model)
-            known = self._store.card(self._model.name) or {}
-        except Exception as error:  # loading says whether the model is at fault
-            log.info("not known before it is loaded", model=self._model.name, reason=str(error))
-            return
-        if not asdict(card).items() <= known.items():
-            self._tell(card, tokenizer, {})
-
-    def _tell(self, card: Card, tokenizer: str | None, measured: dict[str, Any]) -> None:
-        """Publish the model's card, and leave its tokenizer for the service."""
-        if tokenizer is not None:
-            self._leave_tokenizer(tokenizer)
-        facts = {**asdict(card), **measured}
-        self._patiently(lambda: self._store.publish_card(self._model.name, facts))
-
-    def _leave_tokenizer(self, text: str) -> None:
-        """Put the tokenizer where the service finds it, whole or not at all."""
-        path = self._settings.tokenizer_file(self._model.name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.name}.{os.getpid()}")
-        partial.write_text(text)
-        partial.replace(path)
+        self._cards.publish(pipeline.card, pipeline.tokenizer_json(), measured)
 
     def _usual_tokens(self, pipeline: Pipeline) -> int:
         request = profile.probe(self._model)

@@ -24,7 +24,7 @@ class Stepped:
 
     def guided(self, request: ImageRequest) -> bool:
         """Whether the request runs with classifier-free guidance."""
-        return request.guidance_scale > 1
+        return request.guidance_scale > self.card.guides_above
 
     def batch_key(self, request: ImageRequest) -> Hashable:
         """Same size, same number of rows."""

@@ -53,6 +53,7 @@ class WholeCall:
             max_prompt_tokens=self.prompts.limit,
             scheduler=type(getattr(pipe, "scheduler", None)).__name__,
             prompt=self.prompts.form,
+            guides_above=0.0,  # from outside only a scale of 0 is certain to turn it off
         )
 
     def tokenizer_json(self) -> str | None:
@@ -209,6 +210,8 @@ class WholeCall:
         if self.true_cfg or {"negative_prompt", "guidance_scale"} <= self.takes:
             embedded = "true_cfg_scale" in self.takes and not self.true_cfg
             return "embedded" if embedded else "classifier-free"
+        if "negative_prompt" in self.takes:
+            return "fixed"
         return "embedded" if "guidance_scale" in self.takes else "none"
 
 

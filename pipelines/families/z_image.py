@@ -38,11 +38,12 @@ class ZImage(Stepped):
             max_prompt_tokens=self.length,
             scheduler=type(pipe.scheduler).__name__,
             prompt=chat_form(self._chat),
+            guides_above=0.0,
         )
 
     def guided(self, request: ImageRequest) -> bool:
         """Whether the request runs with classifier-free guidance."""
-        return request.guidance_scale > 0
+        return request.guidance_scale > self.card.guides_above
 
     def batch_key(self, request: ImageRequest) -> Hashable:
         """Same number of rows; for reproducible requests every length that padding depends on."""

@@ -16,8 +16,9 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from jobs.catalog import Model
 from jobs.errors import ConfigurationError, ModelUnavailable
-from pipelines.checkpoint import Checkpoint, may_pass
+from pipelines.checkpoint import Checkpoint
 from pipelines.placements import mends
+from pipelines.transient import may_pass
 
 _Z_IMAGE_BLOCK = {
     "attention.to_q": "colwise",

@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import APIRouter
 
 from jobs.catalog import Model
+from jobs.defaults import as_published
 from service.mill import Mill, TheMill
 from service.openapi import problems
 from service.schemas import ModelList, ModelView, WorkerList, WorkerView
@@ -47,15 +48,17 @@ def list_workers(mill: TheMill) -> WorkerList:
 
 
 def _view(mill: Mill, model: Model, ready: Counter[str], queued: Counter[str]) -> ModelView:
+    card = mill.store.card(model.name)
+    model = as_published(model, card)
     return ModelView(
         id=model.name,
         created=mill.started,
         owned_by="imagemill",
         dtype=model.dtype,
         placement=model.placement,
-        defaults=asdict(model.defaults),
+        defaults={**asdict(model.defaults), **dict.fromkeys(model.unset)},
         limits=_limits(model),
-        card=mill.store.card(model.name),
+        card=card,
         ready_workers=ready[model.name],
         queued=queued[model.name],
     )

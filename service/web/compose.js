@@ -35,15 +35,18 @@ export class Composer {
     return this.models.find((model) => model.id === $("model").value);
   }
 
-  /** The catalog as it is now; the fields follow the model only when it is another one. */
+  /** The catalog as it is now; the fields follow the model only when it or its defaults are others. */
   setModels(models) {
     const names = (list) => list.map((model) => model.id).join("\n");
     const isNew = names(models) !== names(this.models);
+    const before = JSON.stringify(this.model?.defaults);
     this.models = models;
     if (isNew) {
       const chosen = $("model").value;
       $("model").replaceChildren(...models.map((model) => new Option(model.id, model.id)));
       if (models.some((model) => model.id === chosen)) $("model").value = chosen;
+      this.#useModel();
+    } else if (JSON.stringify(this.model?.defaults) !== before) {
       this.#useModel();
     }
     const isAlone = this.model?.ready_workers === 0;
@@ -82,8 +85,8 @@ export class Composer {
     $("size").replaceChildren(...options);
     for (const side of ["width", "height"]) $(side).step = grid;
     this.#setSize(defaults.width, defaults.height);
-    $("steps").value = defaults.steps;
-    $("guidance").value = defaults.guidance_scale;
+    $("steps").value = defaults.steps ?? "";
+    $("guidance").value = defaults.guidance_scale ?? "";
     this.#count();
   }
 
@@ -92,8 +95,8 @@ export class Composer {
     const isListed = [...$("size").options].some((option) => option.value === size);
     $("size").value = isListed ? size : "custom";
     $("custom-size").hidden = isListed;
-    $("width").value = width;
-    $("height").value = height;
+    $("width").value = width ?? "";
+    $("height").value = height ?? "";
   }
 
   #count() {
@@ -157,8 +160,9 @@ function lines() {
   return $("prompts").value.split("\n").map((text, line) => ({ text: text.trim(), line })).filter(({ text }) => text);
 }
 
-/** Sizes of the usual shapes with about as many pixels as the default. */
+/** Sizes of the usual shapes with about as many pixels as the default; none while that is unknown. */
 function shapes({ width, height }, { max_pixels: most }, grid) {
+  if (!width || !height) return [];
   const area = Math.min(width * height, most);
   const found = new Set([`${width}x${height}`]);
   for (const [across, down] of SHAPES) {

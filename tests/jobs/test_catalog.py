@@ -22,7 +22,8 @@ def entry(folder: Path, fields: str) -> Model:
 
 def test_an_entry_that_says_little_gets_the_defaults(tmp_path: Path) -> None:
     model = entry(tmp_path, "")
-    assert model == Model(name="m", path="owner/model")
+    unset = ("width", "height", "steps", "guidance_scale")
+    assert model == Model(name="m", path="owner/model", unset=unset)
     assert model.defaults == Defaults(1024, 1024, 28, 3.5, None)
     assert model.limits == Limits(4 * 2**20, 200, 10_000, 30.0, 16, ())
     assert (model.dtype, model.placement, model.workers) == ("bfloat16", "replica", None)
@@ -109,7 +110,10 @@ def test_a_folder_beside_the_catalog_is_local(tmp_path: Path) -> None:
         ('limits = { sizes = ["big"] }', r"models\.m\.limits\.sizes 'big' is no size"),
         ("defaults = { steps = 300 }", r"models\.m\.defaults\.steps must be between 1 and 200"),
         ("defaults = { width = 1000 }", r"models\.m\.defaults\.width must be a multiple of 16"),
-        ("limits = { max_pixels = 256 }", r"models\.m\.defaults\.width and height make 1024x1024"),
+        (
+            "limits = { max_pixels = 256 }\ndefaults = { width = 32, height = 32 }",
+            r"models\.m\.defaults\.width and height make 32x32",
+        ),
         ("ring = 2", r"models\.m\.ring belongs to placement 'context_parallel'"),
         ("stages = 2", r"models\.m\.stages belongs to placement 'pipelined'"),
         ('placement = "context_parallel"', r"models\.m\.ring or ulysses, cfg or tensor must be"),

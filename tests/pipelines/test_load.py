@@ -131,8 +131,9 @@ def test_a_hub_model_that_is_neither_cached_nor_reachable(monkeypatch, tmp_path)
 
 
 def test_a_hub_model_from_the_cache(monkeypatch, folder):
-    def download(path, revision, variant):
+    def download(path, revision, variant, use_safetensors):
         assert (path, revision, variant) == ("somebody/flux", "main", None)
+        assert use_safetensors  # no pickles
         return folder
 
     monkeypatch.setattr("diffusers.DiffusionPipeline.download", download)

@@ -146,14 +146,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]
 
 @contextmanager
 def deployed(
-    url: str, folder: Path, *, start: bool = True, **settings: object
+    url: str, folder: Path, *, start: bool = True, catalog: Catalog = CATALOG, **settings: object
 ) -> Iterator[Deployment]:
     """A service with a pool of its own; `start` False leaves its lifespan to a server."""
     pool = str(settings.pop("pool", f"test{next(_numbers)}-{folder.name}"[:60]))
     store = Store.connect(url, pool=pool)
     images = LocalImages(folder / "images")
     chosen = ServiceSettings(**{"data": folder, "absent_seconds": 1e6, **settings})
-    app = create_app(chosen, store, images, CATALOG)
+    app = create_app(chosen, store, images, catalog)
     client = TestClient(app, base_url="http://localhost")
     with client if start else nullcontext():
         yield Deployment(client, store, images, HandWorker(store, images), chosen, pool)

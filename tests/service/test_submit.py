@@ -271,7 +271,7 @@ def test_the_card_of_a_loaded_model_is_obeyed(fresh: Deployment) -> None:
     body = {"model": "distilled", "prompts": [{"prompt": "a", "width": 48}], "negative_prompt": "x"}
     answer = fresh.client.post("/v1/jobs", json=body)
     assert answer.status_code == 422
-    assert pointers(answer) == ["/prompts/0/width", "/negative_prompt"]
+    assert pointers(answer) == ["/prompts/0/width"]
     job = fresh.submit("one two three four", "five", model="distilled", negative_prompt="")
     cut = "the model reads 3 tokens of a prompt and cuts the rest: /prompts/0"
     assert job["warnings"] == [cut]
@@ -296,6 +296,35 @@ def test_guidance_without_effect_is_a_warning(fresh: Deployment) -> None:
     fresh.store.publish_card("distilled", {"guidance": "none"})
     assert fresh.submit(model="distilled")["warnings"] == []
     assert "no effect" in fresh.submit(model="distilled", guidance_scale=3)["warnings"][0]
+    fresh.store.publish_card("distilled", {"guidance": "fixed"})
+    assert "no effect" in fresh.submit(model="distilled", guidance_scale=3)["warnings"][0]
+
+
+@pytest.mark.parametrize("guidance", ["embedded", "none"])
+def test_a_negative_prompt_that_no_guidance_reads_is_a_warning(
+    fresh: Deployment, guidance: str
+) -> None:
+    fresh.store.publish_card("distilled", {"guidance": guidance})
+    [warning] = fresh.submit(model="distilled", negative_prompt="blur")["warnings"]
+    assert warning == "negative_prompt has no effect: the model has no classifier-free guidance"
+    assert fresh.submit(model="distilled", negative_prompt="")["warnings"] == []
+
+
+def test_a_negative_prompt_while_guidance_is_off_is_a_warning(fresh: Deployment) -> None:
+    card = {"guidance": "classifier-free", "guides_above": 1.0}
+    fresh.store.publish_card("idle", card)
+    prompts = [{"prompt": "a"}, {"prompt": "b", "guidance_scale": 1.5}, {"prompt": "c"}]
+    [warning] = fresh.submit(*prompts, model="idle", negative_prompt="blur")["warnings"]
+    assert warning == (
+        "negative_prompt has no effect without a guidance_scale above 1: /prompts/0, /prompts/2"
+    )
+    own = [{"prompt": "a", "negative_prompt": "x"}, {"prompt": "b"}]
+    [warning] = fresh.submit(*own, model="idle")["warnings"]
+    assert warning.endswith("above 1: /prompts/0")
+    guided = {"model": "idle", "negative_prompt": "blur", "guidance_scale": 1.5}
+    assert fresh.submit("a", **guided)["warnings"] == []
+    fresh.store.publish_card("idle", {**card, "guides_above": 0.0})
+    assert fresh.submit("a", model="idle", negative_prompt="blur")["warnings"] == []
 
 
 def test_a_webhook_is_kept(mill: Deployment) -> None:

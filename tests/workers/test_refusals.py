@@ -21,7 +21,8 @@ from jobs.errors import (
 )
 from jobs.store import Store
 from jobs.views import WorkerInfo
-from pipelines.checkpoint import find_checkpoint, may_pass
+from pipelines.checkpoint import find_checkpoint
+from pipelines.transient import may_pass
 from tests.waiting import wait_until
 from workers import refusals
 from workers.launch import Place, exit_code

@@ -1,6 +1,7 @@
 """A worker process: what it tells before its model is loaded, and how its threads go together."""
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,25 @@ def test_the_card_is_there_before_the_weights(
     card = store.card(model.name)
     assert card is not None
     assert FACTS.items() <= card.items()
+
+
+def test_the_models_own_defaults_are_there_before_anything_else(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, store: Store, model: Model
+) -> None:
+    def fail(model: Model) -> None:
+        raise ModelUnavailable("no card")
+
+    entry = replace(model, unset=("steps", "width"))
+    monkeypatch.setattr("workers.cards.read_card", fail)
+    loading(monkeypatch, tmp_path, store, entry)
+    published = {"source": entry.source, "defaults": {"steps": 28, "width": 1024}}
+    assert store.card(model.name) == published
+    monkeypatch.undo()
+    store.publish_card(model.name, {**published, **FACTS, "source": "other", "pinned": 4})
+    loading(monkeypatch, tmp_path, store, entry)
+    card = store.card(model.name) or {}
+    assert card.items() >= {**published, **FACTS}.items()
+    assert "pinned" not in card  # measured with other weights
 
 
 def test_what_was_measured_before_is_kept_while_the_model_is_the_same(
