@@ -232,6 +232,12 @@ class Supervisor:
     def _refuse(self, kept: _Kept, code: int) -> None:
         """The worker said that it can't start as things are. Its notice says so from now on."""
         kept.is_refused = True
+        log.warning(
+            "worker can't start as things are",
+            model=kept.post.model,
+            index=kept.post.index,
+            code=code,
+        )
         pids = [process.pid for process in kept.ranks if process.returncode in FINAL]
         self._notices.put(kept.key, pids, kept.post.model, kept.post.devices[0], code)
 

@@ -288,6 +288,13 @@ def test_prompts_are_counted_by_the_tokenizer_that_a_worker_left(fresh: Deployme
     assert fresh.submit(fits)["warnings"] == []
     [warning] = fresh.submit(fits, unknown_words, negative_prompt="")["warnings"]
     assert warning.endswith(": /prompts/1")
+    fresh.store.publish_card(
+        "demo", {"max_prompt_tokens": 8, "prompt": form | {"removed": "[IMG]"}}
+    )
+    tagged = "[IMG]a red star[IMG] on a blue"
+    assert fresh.submit(tagged)["warnings"] == []
+    fresh.store.publish_card("demo", {"max_prompt_tokens": 8, "prompt": form})
+    assert fresh.submit(tagged)["warnings"] != []
     path.write_text("{")
     assert fresh.submit(unknown_words)["warnings"] == []
 
