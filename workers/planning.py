@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from jobs.catalog import Model
 from jobs.errors import ConfigurationError
-from pipelines.acceleration import DENOISERS
 from pipelines.checkpoint import Checkpoint
+from pipelines.components import DENOISERS
 from pipelines.memory import CPU, DISK, WHOLE, Plan, Spread, in_words
 from pipelines.memory import plan as plan_split
 from pipelines.skeleton import DENOISE, parts, skeletons, width_of
