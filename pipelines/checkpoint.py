@@ -136,7 +136,7 @@ def find_checkpoint(model: Model, *, weights: bool = True) -> Checkpoint:
         assembly.index,
         {name: class_name for name, _, class_name in listed(assembly.index)},
         assembly.sources,
-        assembly.left_out,
+        tuple(name for name, library, _ in listed(assembly.index, null=True) if library is None),
     )
 
 

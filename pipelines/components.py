@@ -240,7 +240,8 @@ def converted(name: str, kind: Any, source: Source, header: Header) -> Mapping[s
         made: Mapping[str, torch.Tensor] = mapping(checkpoint=dict(own), config=config)
     except Exception as error:  # converters look up what a file of another model lacks
         raise ModelUnavailable(
-            f"{source.weights} isn't a {kind.__name__} ({first_line(error)}): {_way_out(source)}"
+            f"{source.weights} isn't a {kind.__name__} with the config {source.config}: "
+            + _way_out(source)
         ) from error
     return made
 

@@ -42,6 +42,8 @@ _DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+_GGUF_DTYPES = {"F32": torch.float32, "F16": torch.float16}
+"""What GGUF stores unquantized; all else are bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +157,7 @@ def _gguf(path: Path) -> Header:
                 f"{path}: {entry.name} is quantized as {kind.name}, which diffusers doesn't read: "
                 f"take a file in one of {known}"
             )
-        dtype = torch.from_numpy(entry.data[:0]).dtype
+        dtype = _GGUF_DTYPES.get(kind.name, torch.uint8)
         tensor = torch.empty(tuple(map(int, entry.data.shape)), dtype=dtype, device="meta")
         is_quantized = kind not in plain
         tensors[entry.name] = GGUFParameter(tensor, quant_type=kind) if is_quantized else tensor

@@ -93,6 +93,8 @@ def with_components(model: Model, assembly: Assembly, weights: bool) -> Assembly
             raise ModelUnavailable(
                 f"components: {index['_class_name']} has no {name!r}; it has {', '.join(names)}"
             )
+        if place is None and name in (*DENOISERS, "vae"):
+            raise ModelUnavailable(f"components: {name} can't be left out")
         if place is None:
             left_out += [name, *_tokenizer_of(name, names, model)]
             continue

@@ -27,6 +27,7 @@ from pipelines.out_of_memory import is_out_of_memory
 from pipelines.placements.placed import Placed
 from pipelines.placements.residence import Residence, give_back
 from pipelines.placements.turns import Turns
+from pipelines.quantization import quantizers, stored_method
 from pipelines.seam import Conditioning, Sample
 from pipelines.skeleton import DECODE, DENOISE, ENCODE, STAGES, parts, skeletons
 from pipelines.verify import compare, record, trials
@@ -56,6 +57,7 @@ def load_split(model: Model, checkpoint: Checkpoint, device: str) -> Placed:
         raise ConfigurationError(
             f"unload: {checkpoint.class_name} is called whole, so that its stages cannot take turns"
         )
+    wanted = quantizers(model, checkpoint, devices[0])
     rooms = rooms_of(model, devices)
     made = plan(parts(modules, checkpoint, model), rooms, first=DENOISE, in_turn=model.unload)
     keep = model.unload and CPU in model.max_memory and _fit_on_cpu(made)
@@ -63,10 +65,11 @@ def load_split(model: Model, checkpoint: Checkpoint, device: str) -> Placed:
         name: Residence(
             modules[name],
             spread,
-            checkpoint.folder / name,
+            partial(checkpoint.read, model, name, quantize=wanted.get(name)),
+            checkpoint.source(name).weights,
             home=str(home),
-            variant=model.variant,
             keep=keep,
+            quantized=name in wanted or stored_method(checkpoint.source(name)) is not None,
         )
         for name, spread in made.spreads.items()
     }
@@ -200,10 +203,6 @@ def _at_home(pipe: Any, home: torch.device) -> Any:
 
 def _refuse(model: Model) -> None:
     """Refuse by name what an entry asks for and a split cannot have. Raises ConfigurationError."""
-    if model.quantization is not None:
-        raise ConfigurationError(
-            f"quantization {model.quantization!r} is not served under placement 'split'"
-        )
     if model.cache is not None:
         raise ConfigurationError(f"cache {model.cache!r} is not served under placement 'split'")
     if model.cuda_graphs:

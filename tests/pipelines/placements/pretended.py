@@ -319,3 +319,51 @@ def test_without_turns_they_are_on_the_first_device(model):
     held = [sample.latents, *sample.conditioning.tensors.values()]
     assert {str(t.device) for t in held} == {DEVICES[0]}
     assert split.preview(sample).shape == (3, 64, 64)
+
+
+@pytest.fixture
+def gguf_model(tiny_folder, tmp_path):
+    """A split entry whose transformer is a GGUF."""
+    from tests.pipelines.test_single_file import transformer_of
+    from tests.pipelines.tiny_files import save_gguf, without_weights
+
+    folder = without_weights(tiny_folder("Flux"), tmp_path / "configs", ["transformer"])
+    path = save_gguf(transformer_of(tiny_folder("Flux")), tmp_path / "model.gguf", "Q8_0")
+    fields = {"placement": "split", "defaults": SMALL, "max_sequence_length": 16, "devices": ONE}
+    return entry(path, config=str(folder), **fields)
+
+
+def test_a_gguf_takes_turns_on_a_device_too_small_for_all(gguf_model):
+    expected = alone(load(replace(gguf_model, devices=("cpu",))), REQUEST)
+    stages = parts_of(gguf_model)
+    room = max(
+        sum(part.size for part in found) + max(part.activations for part in found)
+        for found in stages.values()
+    )
+    split = load(replace(gguf_model, max_memory={ONE[0]: room}, unload=True))
+    assert difference(alone(split, REQUEST), expected) <= TOLERANCE
+    split.turns.unload(DECODE)
+    split.turns.enter(DENOISE)
+    split.turns.unload(ENCODE)
+    assert LEDGER.resident[ONE[0]] == stages[DENOISE][0].size
+
+
+@pytest.mark.parametrize("place", [DEVICES[1], CPU])
+def test_a_ggufs_blocks_may_be_cut_and_wait(gguf_model, weights_only, place):
+    expected = alone(load(replace(gguf_model, devices=("cpu",))), REQUEST)
+    devices = DEVICES if place == DEVICES[1] else ONE
+    [denoiser] = parts_of(gguf_model)[DENOISE]
+    needed = denoiser.rest + max(denoiser.blocks.values())
+    room = max(needed, denoiser.size - 1) if place == DEVICES[1] else needed
+    limits = dict.fromkeys(devices, room) | {CPU: "1GB"}
+    split = load(replace(gguf_model, devices=devices, max_memory=limits, unload=True))
+    assert place in places(split.device_map[denoiser.name])
+    assert difference(alone(split, REQUEST), expected) <= TOLERANCE
+
+
+def test_a_ggufs_blocks_never_wait_on_the_disk(gguf_model, weights_only):
+    [denoiser] = parts_of(gguf_model)[DENOISE]
+    room = max(denoiser.rest + max(denoiser.blocks.values()), max(sizes(gguf_model)) // 2)
+    model = replace(gguf_model, max_memory={ONE[0]: room, CPU: 0}, unload=True)
+    with pytest.raises(ConfigurationError, match="is quantized, so that its blocks cannot be read"):
+        load(model)
