@@ -210,7 +210,7 @@ def _model(name: str, entry: Entry, folder: Path) -> Model:
         cuda_graphs=entry.flag("cuda_graphs"),
         quantization=entry.choices("quantization", QUANTIZATIONS),
         cache=entry.one_of_or_none("cache", CACHES),
-        config=_config(entry, folder),
+        config=_config(entry, path, folder),
         components=_components(entry, folder),
         **{part: entry.whole(part, 1) for part in _GROUP_FIELDS},
     )
@@ -233,8 +233,10 @@ def _weights(entry: Entry, folder: Path) -> tuple[str, bool]:
     return place, Path(place).is_absolute()
 
 
-def _config(entry: Entry, folder: Path) -> str | None:
+def _config(entry: Entry, path: str, folder: Path) -> str | None:
     text = entry.text("config")
+    if text is not None and Path(path).suffix.lower() not in _WEIGHT_FILES:
+        raise entry.wrong("config", "belongs to a path that is a single file")
     return None if text is None else _place(entry, "config", text, folder)
 
 

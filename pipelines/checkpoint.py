@@ -24,7 +24,6 @@ from pipelines.components import (
     naming,
     read_component,
 )
-from pipelines.contents import refuse_others
 from pipelines.headers import first_line, read_header
 from pipelines.sources import Assembly, listed, read_json
 
@@ -140,6 +139,12 @@ def find_checkpoint(model: Model, *, weights: bool = True) -> Checkpoint:
     )
 
 
+def has_weights(checkpoint: Checkpoint) -> bool:
+    """Whether any component has its weights here; a plan needs none."""
+    places = (checkpoint.source(name) for name in checkpoint.components)
+    return any(each.is_file or any(each.weights.glob("*.safetensors")) for each in places)
+
+
 def look_over(model: Model, checkpoint: Checkpoint) -> None:
     """Check that every component has its folder, its config and whole weight files.
 
@@ -150,10 +155,7 @@ def look_over(model: Model, checkpoint: Checkpoint) -> None:
             source = checkpoint.source(name)
             if source.is_file:
                 kind = component_class(*checkpoint.index[name])
-                header = read_header(source.weights)
-                if name not in checkpoint.elsewhere or str(source.weights) == model.path:
-                    refuse_others(header)
-                check_file(name, kind, source, header)
+                check_file(name, kind, source, read_header(source.weights))
             else:
                 _look_over_folder(model, source.weights, class_name)
 

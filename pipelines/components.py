@@ -37,10 +37,11 @@ DENOISERS = ("transformer", "unet")
 """Names of the component that makes the steps; the first that a pipeline has."""
 
 SCALE = ".weight_scale"
-"""Ending of the scales of Black Forest Labs' fp8 and nvfp4 files, which diffusers reads."""
+SCALES = (SCALE, ".weight_scale_2", ".input_scale")
+"""Endings of the scales of Black Forest Labs' fp8 and nvfp4 files, which diffusers reads."""
 
 _FOREIGN_SCALES = (".scale_weight", ".scale_input", "scaled_fp8", ".weight_quant", ".comfy_quant")
-_PACKED = (".absmax", ".quant_map", ".qweight", ".qzeros", ".quant_state.bitsandbytes__nf4")
+_PACKED = (".absmax", ".quant_map", ".quant_state.bitsandbytes__nf4")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +58,14 @@ class Source:
 
 
 def component_class(library: str, class_name: str) -> Any:
-    """The class that a model_index.json names; None when there is none such."""
+    """The class that a model_index.json names; None where its library doesn't have it."""
     pipelines = import_module("diffusers").pipelines
     if hasattr(pipelines, library):
         return getattr(getattr(pipelines, library), class_name, None)
-    return getattr(import_module(library), class_name, None)
+    try:
+        return getattr(import_module(library), class_name, None)
+    except ModuleNotFoundError:
+        return None
 
 
 def read_component(
@@ -230,7 +234,7 @@ def _way_out(source: Source) -> str:
 def converted(name: str, kind: Any, source: Source, header: Header) -> Mapping[str, torch.Tensor]:
     """The header's tensors under the model's names. Raises ModelUnavailable."""
     own = own_tensors(name, kind, header.tensors)
-    own = {key: tensor for key, tensor in own.items() if not key.endswith(_SCALES)}
+    own = {key: tensor for key, tensor in own.items() if not key.endswith(SCALES)}
     expected = _skeleton(kind, source.config).state_dict()
     mapping = _converter(kind)
     if mapping is None or own.keys() >= expected.keys():
@@ -246,15 +250,18 @@ def converted(name: str, kind: Any, source: Source, header: Header) -> Mapping[s
     return made
 
 
-_SCALES = (SCALE, ".weight_scale_2", ".input_scale")
-
-
 def own_tensors(name: str, kind: Any, tensors: Mapping[str, Any]) -> dict[str, Any]:
     """The component's tensors: those of a file by itself, or its part of a whole checkpoint."""
     return of_component(tensors, name, kind.__name__) or dict(tensors)
 
 
 def _check_dtypes(source: Source, header: Header) -> None:
+    if any(name.endswith(".qweight") for name in header.tensors):
+        raise ModelUnavailable(
+            f"{source.weights} is quantized by SVDQuant, GPTQ or AWQ, which diffusers doesn't read "
+            "from a single file: take an SVDQuant model as a diffusers folder (nunchaku_lite; it "
+            "needs the package kernels), or a GGUF"
+        )
     foreign = next((n for n in header.tensors if n.endswith(_FOREIGN_SCALES)), None)
     packed = next((n for n in header.tensors if n.endswith(_PACKED)), None)
     if foreign or packed:

@@ -21,7 +21,7 @@ from torch import nn
 from jobs.catalog import Model
 from jobs.errors import ConfigurationError
 from pipelines.checkpoint import Checkpoint
-from pipelines.components import DENOISERS, SCALE, Source, converted
+from pipelines.components import DENOISERS, SCALE, SCALES, Source, converted
 from pipelines.headers import read_header
 
 FP8_CAPABILITY = (8, 9)
@@ -100,6 +100,26 @@ def check_quantization(model: Model, checkpoint: Checkpoint, device: str | None 
             _need(what.removesuffix(", which") + " and", method)
         if device is not None and method in NEEDS_GPU and torch.device(device).type == "cpu":
             raise ConfigurationError(f"{what} needs an accelerator, not the CPU")
+
+
+def check_plain(model: Model, checkpoint: Checkpoint, placement: str) -> None:
+    """Refuse a denoiser that isn't a folder of plain weights, for a placement that shares it out.
+
+    Its readers take weights by name out of a diffusers folder. Raises ConfigurationError.
+    """
+    if model.quantization:
+        raise ConfigurationError(f"quantization is not served together with {placement}")
+    for name in DENOISERS:
+        source = checkpoint.source(name)
+        if name not in checkpoint.components:
+            continue
+        stored = stored_method(source)
+        if source.is_file or stored:
+            what = f"quantized ({stored})" if stored else "a single file"
+            raise ConfigurationError(
+                f"{source.weights} is {what}, and {placement} reads the {name} from a diffusers "
+                "folder of plain weights: take that, or placement split or replica"
+            )
 
 
 def quantizers(model: Model, checkpoint: Checkpoint, device: str) -> dict[str, Any]:
@@ -188,7 +208,7 @@ def tensor_bytes(
                 for key, tensor in held.items()
                 if key in linear and (isinstance(tensor, GGUFParameter) or _is_byte(tensor))
             }
-            | {k: _bytes(t) for k, t in header.tensors.items() if k.endswith("scale")}
+            | {k: _bytes(t) for k, t in header.tensors.items() if k.endswith(SCALES)}
         )
     return _of_folder(source.weights, module, dense)
 
@@ -213,7 +233,8 @@ def _of_folder(folder: Path, module: nn.Module, dense: Mapping[str, int]) -> dic
 
 
 def _made(module: nn.Module, scheme: str) -> Iterator[tuple[str, int]]:
-    kept = getattr(module, "_keep_in_fp32_modules", None) or ()
+    is_diffusers = hasattr(module, "load_config")  # transformers quantizes those that it keeps
+    kept = (getattr(module, "_keep_in_fp32_modules", None) or ()) if is_diffusers else ()
     for key, weight in linear_weights(module):
         if not any(word in key.split(".") for word in kept):
             yield key, weight.numel() + weight.shape[0] * SCALE_BYTES[scheme]

@@ -65,7 +65,7 @@ def of_file(model: Model, *, weights: bool) -> Assembly:
             sources[name] = Source(path, folder / name)
         elif not _weights_in(folder / name):
             (left_out if name in _OPTIONAL else missing).append(name)
-    if missing and weights:
+    if missing and (weights or Path(config).is_absolute()):
         _complete(model, header, folder, config, missing)
     return with_components(model, Assembly(folder, index, sources, tuple(left_out)), weights)
 

@@ -6,19 +6,20 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from jobs.catalog import Defaults, Model
 from jobs.errors import ConfigurationError
 from pipelines.checkpoint import find_checkpoint
 from pipelines.load import load_pipeline
 from pipelines.memory import CPU
+from pipelines.placements.placed import Placed
 from pipelines.placements.split import load_split
 from pipelines.quantization import quantizers, stored_method
 from pipelines.skeleton import DENOISE, parts, skeletons
 from tests.pipelines.serving import alone, ask, entry
 from tests.pipelines.test_single_file import transformer_of
-from tests.pipelines.tiny_files import save_gguf, without_weights
+from tests.pipelines.tiny_files import save_gguf, save_single, without_weights
 
 REQUEST = ask(steps=2)
 SMALL = Defaults(width=64, height=64, steps=2, guidance_scale=3.5)
@@ -63,6 +64,27 @@ def test_a_gguf_is_counted_as_it_is_held(gguf_model, tiny_folder, dtype):
     assert counted(model)["transformer"] < plain["transformer"]
     assert counted(model)["vae"] == plain["vae"]
     assert stored_method(find_checkpoint(model).source("transformer")) == "Q8_0"
+
+
+def test_a_file_with_scales_is_read_as_stored(tiny_folder, tmp_path):
+    """FLUX.2 in fp8, a scale for each row, under Black Forest Labs' own names."""
+    folder = without_weights(tiny_folder("Flux2Klein"), tmp_path / "configs", ["transformer"])
+    path = save_single("Flux2Klein", tiny_folder("Flux2Klein"), tmp_path / "model.safetensors")
+    stored, dense = {}, {}
+    for name, tensor in load_file(path).items():
+        stored[name] = dense[name] = tensor
+        if "_blocks." in name and tensor.dim() == 2:
+            scale = tensor.abs().amax(dim=1) / 448
+            stored[name] = (tensor / scale[:, None]).to(torch.float8_e4m3fn)
+            stored[f"{name}_scale"] = scale
+            dense[name] = stored[name].float() * scale[:, None]
+    save_file(stored, path)
+    save_file(dense, tmp_path / "dense.safetensors")
+    model = entry(path, config=str(folder), defaults=SMALL)
+    made = alone(check_counted(model), REQUEST)
+    assert stored_method(find_checkpoint(model).source("transformer")) == "fp8"
+    same = replace(model, path=str(tmp_path / "dense.safetensors"))
+    assert (made - alone(load_pipeline(same, CPU), REQUEST)).abs().max() <= 1e-5
 
 
 @pytest.mark.parametrize("scheme", ["int8", "fp8"])
@@ -139,6 +161,24 @@ def test_a_split_quantizes_at_every_load(tiny_folder):
     split = load_split(model, find_checkpoint(model), CPU)
     split.turns.unload(DENOISE)
     assert torch.equal(alone(split, REQUEST), expected)
+
+
+@pytest.mark.parametrize("stored", ["gguf_model", "published"])
+def test_a_copy_on_the_cpu_and_a_streamed_one_compute_the_same(stored, request):
+    """Neither loses what a quantized tensor is beside its bytes."""
+    made = request.getfixturevalue(stored)
+    fields = {"dtype": "bfloat16", "max_sequence_length": 48, "defaults": SMALL}
+    model = made if isinstance(made, Model) else entry(made, **fields)
+    expected = alone(load_pipeline(model, CPU), REQUEST)
+    model = replace(model, placement="split", unload=True, max_memory={CPU: "1GB"})
+    split = load_split(model, find_checkpoint(model), CPU)
+    for _ in range(2):  # the first copy is made while loading, the second from the kept one
+        split.turns.unload(DENOISE)
+        assert torch.equal(alone(split, replace(REQUEST)), expected)
+    split.turns.unload(DENOISE)
+    pipe = split.plain.pipe
+    pipe.transformer = split.turns.streamed("transformer")
+    assert torch.equal(alone(Placed(split.plain, split.cache), REQUEST), expected)
 
 
 def test_no_scheme_means_no_quantizer(tiny_folder):

@@ -172,7 +172,7 @@ FILES: dict[str, tuple[Callable[[Path, Path], Path], str]] = {
     "int8": (stored_as(torch.int8), "as int8: weights are floating point numbers; take"),
     "int64": (stored_as(torch.int64), "as int64: weights are floating point numbers; take"),
     "scaled fp8": (scaled, "quantized in a way that diffusers doesn't read.*take a GGUF"),
-    "SVDQuant": (safetensors(SVDQUANT), "quantized in a way that diffusers doesn't read"),
+    "SVDQuant": (safetensors(SVDQUANT), "quantized by SVDQuant.*needs the package kernels"),
     "LoRA": (safetensors(LORA), "is a LoRA, not a model.*fuse_lora"),
     "PEFT's LoRA": (safetensors(PEFT), "is a LoRA, not a model.*fuse_lora"),
     "ControlNet": (safetensors(CONTROLNET), "is a ControlNet, which steers a model: name the"),
