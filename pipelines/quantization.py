@@ -22,6 +22,7 @@ from jobs.catalog import Model
 from jobs.errors import ConfigurationError
 from pipelines.checkpoint import Checkpoint
 from pipelines.components import DENOISERS, SCALE, SCALES, Source, converted
+from pipelines.contents import of_component
 from pipelines.headers import read_header
 
 FP8_CAPABILITY = (8, 9)
@@ -87,8 +88,9 @@ def check_quantization(model: Model, checkpoint: Checkpoint, device: str | None 
 
     Without a device, only the libraries count.
     """
-    for scheme in schemes(model, checkpoint).values():
+    for name, scheme in schemes(model, checkpoint).items():
         _need(f"quantization {scheme!r}", "torchao")
+        _refuse_part_of_file(checkpoint, name, scheme)
     for name in checkpoint.components:
         source = checkpoint.source(name)
         config = None if source.is_file else stored_config(source.weights)
@@ -100,6 +102,19 @@ def check_quantization(model: Model, checkpoint: Checkpoint, device: str | None 
             _need(what.removesuffix(", which") + " and", method)
         if device is not None and method in NEEDS_GPU and torch.device(device).type == "cpu":
             raise ConfigurationError(f"{what} needs an accelerator, not the CPU")
+
+
+def _refuse_part_of_file(checkpoint: Checkpoint, name: str, scheme: str) -> None:
+    """Only a denoiser's file and a text encoder's own are quantized while they load."""
+    source, (library, class_name) = checkpoint.source(name), checkpoint.index[name]
+    if not source.is_file or name in DENOISERS:
+        return
+    header = read_header(source.weights)
+    if library != "transformers" or of_component(header.tensors, name, class_name):
+        raise ConfigurationError(
+            f"quantization {scheme!r}: the {name} isn't quantized out of {source.weights}: name "
+            f'its folder in components = {{ {name} = "..." }}'
+        )
 
 
 def check_plain(model: Model, checkpoint: Checkpoint, placement: str) -> None:

@@ -19,7 +19,7 @@ from pipelines.skeleton import DECODE, DENOISE, ENCODE, Image
 class Option:
     """One way to place the model. `catalog` are lines for models.toml, None where it cannot be.
 
-    `streams` are bytes of weights that come over a link in every forward pass.
+    `streams` are bytes of weights, text encoders' too, that come over a link in every pass.
     """
 
     name: str

@@ -110,12 +110,12 @@ def survey(model: Model, checkpoint: Checkpoint, devices: Sequence[int], cpu: in
 
 
 def advice(options: Sequence[Option]) -> str:
-    """What to use: the simplest that fits with no, or the fewest, weights over a link in a pass."""
+    """What to use: the simplest that fits with the fewest weights, or none, over a link."""
     best = min((option for option in options if option.fits), key=lambda option: option.streams)
     if best.streams:
         return (
-            f"Use {best.name}: nothing fits without weights that come in every forward pass, and "
-            f"here they are fewest, {in_words(best.streams)}."
+            f"Use {best.name}: nothing fits without weights that come over the link in every pass, "
+            f"and here they are fewest, {in_words(best.streams)}."
         )
     return f"Use {best.name}: {WHY.get(best.name) or WHY[best.name.partition(',')[0]]}."
 
@@ -182,8 +182,8 @@ def _split(case: Case, unload: bool) -> Option:
     ]
     entry = case.entry("split-unload" if unload else "split", lines)
     speed = _turns(case, made) if unload else _at_once(case, made)
-    [spread] = made.stages[DENOISE]
-    return Option(name, True, _places(made, unload), speed, entry, spread.streamed)
+    streams = sum(spread.streamed for spread in made.spreads.values())
+    return Option(name, True, _places(made, unload), speed, entry, streams)
 
 
 def _at_once(case: Case, made: Plan) -> str:

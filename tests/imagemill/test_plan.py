@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
 
@@ -182,7 +183,7 @@ def test_a_mistake_is_one_sentence(arguments, said, monkeypatch):
         ("2x80GB", "Use replica: the model fits a device whole"),
         ("2x24GB", "Use split: "),
         ("32GB", "Use split, unload: the devices hold its stages in turn"),
-        ("16GB", "Use split, unload: nothing fits without weights that come in every forward"),
+        ("16GB", "Use split, unload: nothing fits without weights that come over the link"),
     ],
 )
 def test_the_last_line_says_what_to_use(flux, devices, use):
@@ -221,6 +222,23 @@ def test_what_a_worker_refuses_is_not_planned(flux, tmp_path, monkeypatch):
     catalog.write_text(f'[models.flux]\npath = "{flux}"\ncache = "taylorseer"')
     done = run("flux", "--devices", "80GB", "--models", catalog)
     assert "cache 'taylorseer' is not served under placement 'split'" in done.output
+
+
+def test_a_hub_id_is_planned_from_its_configs_alone(flux, monkeypatch):
+    asked = []
+
+    def snapshot(repository, revision, allow_patterns):
+        asked.append((repository, revision, allow_patterns))
+        return str(flux)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    done = run("labs/FLUX.1-dev", "--devices", "80GB")
+    assert done.exit_code == 0, done.output
+    assert 'path = "labs/FLUX.1-dev"' in done.stdout
+    [(repository, revision, patterns)] = asked
+    assert (repository, revision) == ("labs/FLUX.1-dev", None)
+    weights = ("model.safetensors", "vae/model.bin", "flux1-dev.gguf")
+    assert not any(fnmatch(name, pattern) for name in weights for pattern in patterns)
 
 
 @pytest.fixture

@@ -110,6 +110,22 @@ def test_components_are_quantized_by_name(tiny_folder):
         load_pipeline(model, "cpu")
 
 
+def test_a_text_encoder_is_quantized_from_its_own_file(tiny_folder, tmp_path):
+    pytest.importorskip("torchao")
+    whole = tiny_folder("SD3")
+    file = str(whole / "text_encoder_3" / "model.safetensors")
+    fields = {"dtype": "bfloat16", "max_sequence_length": 48}
+    wanted = {"text_encoder_3": "int8"}
+    model = entry(whole, quantization=wanted, components={"text_encoder_3": file}, **fields)
+    expected = load_pipeline(entry(whole, quantization=wanted, **fields), "cpu")
+    assert torch.equal(alone(check_counted(model), REQUEST), alone(expected, REQUEST))
+    folder = without_weights(whole, tmp_path / "configs", ["transformer", "text_encoder_3"])
+    path = save_single("SD3", whole, tmp_path / "model.safetensors")
+    model = entry(path, config=str(folder), quantization=wanted, **fields)
+    with pytest.raises(ConfigurationError, match="text_encoder_3 isn't quantized out of"):
+        load_pipeline(model, "cpu")
+
+
 @pytest.fixture
 def published(tiny_folder, tmp_path) -> Path:
     """A folder whose transformer is stored as int8 by torchao, and which says so in its config."""
@@ -128,6 +144,17 @@ def test_a_folder_is_loaded_as_it_was_published(tiny_folder, published):
     assert torch.equal(alone(pipeline, REQUEST), alone(again, REQUEST))
     with pytest.raises(ConfigurationError, match=r"is stored quantized \(torchao\); leave"):
         load_pipeline(entry(published, quantization="int8", **fields), "cpu")
+
+
+def test_a_quantized_text_encoder_is_loaded_as_it_was_published(tiny_folder, tmp_path):
+    pytest.importorskip("torchao")
+    fields = {"dtype": "bfloat16", "max_sequence_length": 48}
+    model = entry(tiny_folder("Flux"), quantization={"text_encoder_2": "int8"}, **fields)
+    made = load_pipeline(model, CPU)
+    folder = without_weights(tiny_folder("Flux"), tmp_path / "model", ["text_encoder_2"])
+    made.family.pipe.text_encoder_2.save_pretrained(folder / "text_encoder_2")
+    again = check_counted(entry(folder, **fields))
+    assert torch.equal(alone(again, REQUEST), alone(made, REQUEST))
 
 
 @pytest.mark.parametrize("unload", [True, False])
