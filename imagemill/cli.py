@@ -173,7 +173,10 @@ def generate(
 
 @app.command()
 def plan(
-    model: Annotated[str, typer.Argument(help="A model of the catalog, or a diffusers folder.")],
+    model: Annotated[
+        str,
+        typer.Argument(help="A catalog's model, a diffusers folder, a weight file or a hub id."),
+    ],
     devices: Annotated[
         str | None,
         typer.Option(help="Such as 2x24GB or 1x24GB+1x80GB; default: this machine's."),
@@ -182,7 +185,11 @@ def plan(
     models: Models = None,
     as_json: AsJson = False,
 ) -> None:
-    """Which placements of a model fit which devices, and the catalog lines to paste."""
+    """Which placements of a model fit which devices, the catalog lines to paste, and which to use.
+
+    Counts quantized weights as they are held, and refuses what a worker would refuse. Of a hub id
+    it fetches the configs alone.
+    """
     from imagemill.plan import run_plan
 
     run_plan(model, devices, cpu, catalog_path(models), as_json, Console())

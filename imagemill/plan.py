@@ -5,7 +5,7 @@ Reads the model, the devices as they are written and the catalog; `workers.plann
 
 import json
 import re
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 MOST_DEVICES = 64
 _DEVICES = re.compile(r"(?:(\d+)\s?x\s?)?(\d+(?:\.\d+)?\s?[MGT]i?B)", re.IGNORECASE)
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _NOT_IN_A_NAME = re.compile(r"[^A-Za-z0-9._-]+")
 
 
@@ -71,33 +72,41 @@ def devices_here() -> list[int]:
 
 
 def model_of(name: str, models: Path) -> Model:
-    """The catalog's model of that name, or a diffusers folder. Raises ConfigurationError."""
-    folder = Path(name)
-    if (folder / "model_index.json").is_file():
-        plain = _NOT_IN_A_NAME.sub("-", folder.resolve().name).strip("-._")
-        return Model(plain or "model", str(folder.resolve()), local=True, unset=DERIVED)
+    """The catalog's model of that name, a diffusers folder, a weight file or a hub id.
+
+    Raises ConfigurationError.
+    """
+    place = Path(name)
+    if (place / "model_index.json").is_file() or place.is_file():
+        plain = place.resolve()
+        return Model(
+            _plain_name(plain.stem if place.is_file() else plain.name),
+            str(plain),
+            True,
+            unset=DERIVED,
+        )
     try:
         return load_catalog(models).get(name)
     except UnknownModel as error:
-        raise ConfigurationError(f"{error}; nor is {name!r} a diffusers folder") from error
+        if _HUB_ID.fullmatch(name):
+            return Model(_plain_name(name.rpartition("/")[2]), name, unset=DERIVED)
+        raise ConfigurationError(
+            f"{error}; nor is {name!r} a diffusers folder, a weight file or a hub id"
+        ) from error
+
+
+def _plain_name(text: str) -> str:
+    return _NOT_IN_A_NAME.sub("-", text).strip("-._") or "model"
 
 
 def _checkpoint(model: Model) -> "Checkpoint":
     """The model's folder; of a hub id the configs alone, weights are not fetched for a plan."""
-    from pipelines.checkpoint import find_checkpoint
+    from pipelines.checkpoint import find_checkpoint, has_weights, look_over
 
-    if model.local:
-        return find_checkpoint(model)
-    from huggingface_hub import snapshot_download
-
-    try:
-        folder = snapshot_download(model.path, revision=model.revision, allow_patterns="*.json")
-    except Exception as error:  # the hub's client and its HTTP library have theirs
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ConfigurationError(
-            f"{model.path!r}: its configs are not to be had: {reason}"
-        ) from error
-    return find_checkpoint(replace(model, path=folder, local=True))
+    checkpoint = find_checkpoint(model, weights=False)
+    if has_weights(checkpoint) and model.local:
+        look_over(model, checkpoint)
+    return checkpoint
 
 
 def show(found: "Survey", console: Console) -> None:
@@ -113,22 +122,23 @@ def show(found: "Survey", console: Console) -> None:
     console.print("\n[bold]For models.toml:[/bold]")
     for lines in fitting:
         console.print(f"\n{escape(lines)}", highlight=False, soft_wrap=True)
+    console.print(f"\n[bold]{escape(found.use)}[/bold]", highlight=False, soft_wrap=True)
 
 
 def _components(found: "Survey") -> Table:
     from pipelines.memory import in_words
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("stage", "component"):
+    for name in ("stage", "component", "as"):
         table.add_column(name, no_wrap=True)
     for name in ("weights", "for an image"):
         table.add_column(name, justify="right", no_wrap=True)
     for component in found.components:
         sizes = in_words(component.weights), in_words(component.activations)
-        table.add_row(component.stage, component.name, *sizes)
+        table.add_row(component.stage, component.name, component.kind, *sizes)
     total = in_words(sum(c.weights for c in found.components))
     most = in_words(max((c.activations for c in found.components), default=0))
-    table.add_row("[bold]all[/bold]", "", f"[bold]{total}[/bold]", f"at most {most}")
+    table.add_row("[bold]all[/bold]", "", "", f"[bold]{total}[/bold]", f"at most {most}")
     return table
 
 

@@ -29,6 +29,9 @@ CACHES = ("taylorseer",)
 _MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_HUB_FOLDER = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9_][\w.-]*)+")
+_HUB_FILE = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9_][\w.-]*){2,}")
+_WEIGHT_FILES = (".safetensors", ".gguf", ".ckpt", ".bin", ".pt", ".pth")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +66,13 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """One entry of the catalog. `path` is an absolute folder if `local`, else a hub id.
+    """One entry of the catalog. `path` is an absolute folder or file if `local`, else a hub id.
 
-    `workers` None means one per device or device group. `max_memory` maps a device to bytes or to
-    such as "16GB". `unset` names the fields of `defaults` that the entry doesn't set: the model's
-    own values replace them (`jobs.defaults`), once its folder has been read.
+    `config` and the values of `components` are absolute paths or hub ids; a component of None is
+    left out. `quantization` is the denoiser's, or maps components to theirs. `workers` None means
+    one per device or device group. `max_memory` maps a device to bytes or to such as "16GB".
+    `unset` names the fields of `defaults` that the entry doesn't set: the model's own values
+    replace them (`jobs.defaults`), once its folder has been read.
     """
 
     name: str
@@ -93,15 +98,24 @@ class Model:
     attention_backend: str | None = None
     compile: bool = False
     cuda_graphs: bool = False
-    quantization: str | None = None
+    quantization: str | Mapping[str, str] | None = field(default=None, hash=False)
     cache: str | None = None
     unset: tuple[str, ...] = ()
+    config: str | None = None
+    components: Mapping[str, str | None] = field(default_factory=dict, hash=False)
 
     @property
     def source(self) -> str:
         """Which weights they are, on any machine: a hub id or the end of the path; the revision."""
         place = "/".join(Path(self.path).parts[-2:]) if self.local else self.path
         return f"{place}@{self.revision}" if self.revision else place
+
+    @property
+    def quantization_text(self) -> str | None:
+        """`quantization` on one line, such as `transformer=fp8, text_encoder_2=int8`."""
+        if isinstance(self.quantization, Mapping):
+            return ", ".join(f"{name}={scheme}" for name, scheme in self.quantization.items())
+        return self.quantization
 
     @property
     def ranks(self) -> int:
@@ -213,8 +227,10 @@ def _model(name: str, entry: Entry, folder: Path) -> Model:
         attention_backend=entry.text("attention_backend"),
         compile=entry.flag("compile"),
         cuda_graphs=entry.flag("cuda_graphs"),
-        quantization=entry.one_of_or_none("quantization", QUANTIZATIONS),
+        quantization=entry.choices("quantization", QUANTIZATIONS),
         cache=entry.one_of_or_none("cache", CACHES),
+        config=_config(entry, path, folder),
+        components=_components(entry, folder),
         **{part: entry.whole(part, 1) for part in _GROUP_FIELDS},
     )
     entry.finish()
@@ -228,15 +244,39 @@ _GROUP_FIELDS = ("ring", "ulysses", "cfg", "tensor", "stages", "chunks")
 
 
 def _weights(entry: Entry, folder: Path) -> tuple[str, bool]:
-    """The absolute folder and True, or the hub id and False."""
+    """The absolute folder or file and True, or the hub id and False."""
     text = entry.text("path")
     if text is None:
-        raise entry.wrong("path", "is missing: a diffusers folder or a hub id")
+        raise entry.wrong("path", "is missing: a diffusers folder, a weight file or a hub id")
+    place = _place(entry, "path", text, folder)
+    return place, Path(place).is_absolute()
+
+
+def _config(entry: Entry, path: str, folder: Path) -> str | None:
+    text = entry.text("config")
+    if text is not None and Path(path).suffix.lower() not in _WEIGHT_FILES:
+        raise entry.wrong("config", "belongs to a path that is a single file")
+    return None if text is None else _place(entry, "config", text, folder)
+
+
+def _components(entry: Entry, folder: Path) -> dict[str, str | None]:
+    places = entry.places("components").items()
+    return {
+        name: text and _place(entry, f"components.{name}", text, folder) for name, text in places
+    }
+
+
+def _place(entry: Entry, field_name: str, text: str, folder: Path) -> str:
+    """An absolute path, relative to the catalog's folder, or a hub id."""
     if text.startswith(("/", "./", "../")) or (folder / text).exists():
-        return str((folder / text).resolve()), True
-    if not _HUB_ID.fullmatch(text):
-        raise entry.wrong("path", f"{text!r} is no folder beside the catalog, and no hub id")
-    return text, False
+        return str((folder / text).resolve())
+    is_file = Path(text).suffix.lower() in _WEIGHT_FILES
+    in_folder = _HUB_FOLDER if field_name.startswith("components") else _HUB_ID
+    pattern = _HUB_FILE if is_file else in_folder
+    if not pattern.fullmatch(text):
+        kind = "file" if is_file else "folder"
+        raise entry.wrong(field_name, f"{text!r} is no {kind} beside the catalog, and no hub id")
+    return text
 
 
 def _defaults(entry: Entry) -> tuple[Defaults, tuple[str, ...]]:

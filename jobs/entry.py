@@ -119,3 +119,24 @@ class Entry:
             if not (in_words or in_bytes):
                 raise self.wrong(f"{name}.{device}", "must be bytes or such as '16GB'")
         return value
+
+    def places(self, name: str) -> dict[str, str | None]:
+        """A table of a name to a text, or to false for none; an absent one is empty."""
+        value = self._take(name, {})
+        if not isinstance(value, dict):
+            raise self.wrong(name, 'must be a table such as { vae = "..." }')
+        for key, place in value.items():
+            if place is not False and (not isinstance(place, str) or not place.strip()):
+                raise self.wrong(f"{name}.{key}", "must be a text, or false to leave it out")
+        return {key: place or None for key, place in value.items()}
+
+    def choices(self, name: str, allowed: Sequence[str]) -> str | dict[str, str] | None:
+        """One of the allowed strings, or a table of names to them, or None."""
+        value = self._left.get(name)
+        if not isinstance(value, dict):
+            return self.one_of_or_none(name, allowed)
+        self._take(name, None)
+        for key, choice in value.items():
+            if choice not in allowed:
+                raise self.wrong(f"{name}.{key}", f"must be one of {', '.join(allowed)}")
+        return dict(value) or None

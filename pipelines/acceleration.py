@@ -1,8 +1,8 @@
-"""What a catalog entry may ask for to make steps faster: quantization, compilation, a cache.
+"""What a catalog entry may ask for to make steps faster: compilation, a cache.
 
-Each is off unless asked for, and changes pictures: quantization and the caches visibly,
-compilation in the last bits. Whatever cannot be had is a ConfigurationError, never a silent step
-down, but for fp8 arithmetic on a device that has none. Knows no family's mathematics.
+Each is off unless asked for, and changes pictures: the caches visibly, compilation in the last
+bits. Whatever cannot be had is a ConfigurationError, never a silent step down. Quantization has a
+module of its own. Knows no family's mathematics.
 """
 
 from collections.abc import Callable
@@ -10,21 +10,15 @@ from importlib import import_module
 from typing import Any
 
 import structlog
-import torch
-from diffusers import PipelineQuantizationConfig, TaylorSeerCacheConfig, TorchAoConfig
+from diffusers import TaylorSeerCacheConfig
 
 from jobs.catalog import Model
 from jobs.errors import ConfigurationError, OutOfMemory
 from jobs.request import ImageRequest
 from pipelines.checkpoint import Checkpoint
+from pipelines.components import DENOISERS
 from pipelines.families import FAMILIES
 from pipelines.seam import Pipeline
-
-DENOISERS = ("transformer", "unet")
-"""Names of the component that makes the steps; the first that a pipeline has."""
-
-FP8_CAPABILITY = (8, 9)
-"""CUDA compute capability from which there is fp8 arithmetic: Ada and Hopper."""
 
 COMPILATIONS = 4096
 """How many shapes of a block are compiled. Past torch's own limit of 8 a forward pass would raise,
@@ -37,44 +31,6 @@ def denoiser_of(pipe: Any) -> Any:
     """The module that makes the steps, None in a pipeline that has none by a known name."""
     found = (getattr(pipe, name, None) for name in DENOISERS)
     return next((module for module in found if module is not None), None)
-
-
-def quantized(model: Model, checkpoint: Checkpoint, device: str) -> dict[str, Any]:
-    """Arguments by which the checkpoint loads with its denoiser quantized, if the entry says so.
-
-    Raises ConfigurationError.
-    """
-    if model.quantization is None:
-        return {}
-    try:
-        torchao = import_module("torchao.quantization")
-    except ImportError as error:
-        raise ConfigurationError(
-            f"quantization {model.quantization!r} needs the package torchao: pip install torchao"
-        ) from error
-    name = next((name for name in DENOISERS if name in checkpoint.components), None)
-    if name is None:
-        raise ConfigurationError(
-            f"quantization: {checkpoint.class_name} has no {' or '.join(DENOISERS)}"
-        )
-    scheme = _scheme(torchao, model, torch.device(device))
-    log.info("quantized", model=model.name, component=name, scheme=type(scheme).__name__)
-    mapping = {name: TorchAoConfig(scheme)}
-    return {"quantization_config": PipelineQuantizationConfig(quant_mapping=mapping)}
-
-
-def _scheme(torchao: Any, model: Model, device: torch.device) -> Any:
-    """torchao's config: int8 weights, or fp8 arithmetic where the device has it.
-
-    Activations are scaled row by row, so that no image depends on its neighbours.
-    """
-    if model.quantization == "int8":
-        return torchao.Int8WeightOnlyConfig()
-    has_fp8 = device.type == "cuda" and torch.cuda.get_device_capability(device) >= FP8_CAPABILITY
-    if has_fp8 and model.dtype == "bfloat16":
-        return torchao.Float8DynamicActivationFloat8WeightConfig(granularity=torchao.PerRow())
-    log.warning("fp8 weights only", model=model.name, device=str(device), dtype=model.dtype)
-    return torchao.Float8WeightOnlyConfig()
 
 
 def check_cache(model: Model, checkpoint: Checkpoint) -> None:

@@ -1,14 +1,15 @@
-"""A diffusers checkpoint on disk: found, looked over, loaded.
+"""A checkpoint on disk, a diffusers folder or a single file: found, looked over, loaded.
 
 Everything that can be wrong with one ends as ModelUnavailable: one sentence that names the catalog
-entry and the file. Knows no family and no placement.
+entry and the file. Files are looked over before anything is loaded, so that a truncated file is
+found in milliseconds and by name. Knows no family and no placement.
 """
 
 import importlib
 import inspect
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +17,50 @@ import torch
 
 from jobs.catalog import Model
 from jobs.errors import ModelUnavailable
-from pipelines import examination
-from pipelines.examination import INDEX, first_line, read_object
+from pipelines import examination, hub, sources
+from pipelines.components import Source, check_file, component_class, naming, read_component
+from pipelines.examination import INDEX
+from pipelines.headers import first_line, read_header
 from pipelines.processors import tokenizers_of
+from pipelines.sources import Assembly, listed
 from pipelines.transient import may_pass
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A folder whose index has been read. `components` maps a name to its class's name."""
+    """A folder whose index has been read. `components` maps a name to its class's name.
+
+    `elsewhere` are components whose weights aren't in the folder, such as those of a single file;
+    the folder then has the configs. Those of `left_out` are None in the pipeline.
+    """
 
     folder: Path
     class_name: str
     index: Mapping[str, Any]
     components: Mapping[str, str]
+    elsewhere: Mapping[str, Source] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
+
+    def source(self, name: str) -> Source:
+        """Where a component's weights and config are."""
+        return self.elsewhere.get(name, Source(self.folder / name, self.folder / name))
+
+    def read(self, model: Model, name: str, device: str = "cpu", quantize: Any = None) -> Any:
+        """One component in the model's dtype, on `device`; see `read_component`.
+
+        Raises ModelUnavailable.
+        """
+        library, class_name = self.index[name]
+        with naming(model.name):
+            return read_component(
+                name,
+                component_class(library, class_name),
+                self.source(name),
+                getattr(torch, model.dtype),
+                device=device,
+                variant=None if name in self.elsewhere else model.variant,
+                quantize=quantize,
+            )
 
     def pipeline_class(self, model: Model) -> Any:
         """The diffusers class that the index names. Raises ModelUnavailable."""
@@ -48,18 +79,28 @@ class Checkpoint:
             )
         return kind
 
-    def load(self, model: Model, **arguments: Any) -> Any:
+    def load(self, model: Model, quantize: Any = None, **arguments: Any) -> Any:
         """The diffusers pipeline in the model's dtype, on the CPU.
 
-        `arguments` go to `from_pretrained`: components to take, or how to quantize.
-
-        Raises ModelUnavailable.
+        `quantize` maps a component to its quantizer's config. `arguments` go to `from_pretrained`:
+        components to take. Raises ModelUnavailable.
         """
         look_over(model, self)
         kind = self.pipeline_class(model)
+        wanted = dict(quantize or {})
+        for name in self.elsewhere:
+            if name not in arguments:
+                arguments[name] = self.read(model, name, quantize=wanted.pop(name, None))
+        if wanted:
+            diffusers = importlib.import_module("diffusers")
+            arguments["quantization_config"] = diffusers.PipelineQuantizationConfig(
+                quant_mapping=wanted
+            )
+        takes = inspect.signature(kind.__init__).parameters
+        left_out: dict[str, Any] = {name: None for name in self.left_out if name in takes}
         try:
             tokenizers = tokenizers_of(self.folder, self.components, given=arguments)
-            left_out = self._left_out(kind) | dict.fromkeys(tokenizers)
+            left_out |= dict.fromkeys(tokenizers)
             pipe = kind.from_pretrained(
                 self.folder,
                 dtype=getattr(torch, model.dtype),
@@ -89,15 +130,6 @@ class Checkpoint:
                         "download the whole model"
                     )
 
-    def _left_out(self, kind: Any) -> dict[str, None]:
-        """The components that the index says the model goes without, as SD3 does without T5."""
-        takes = inspect.signature(kind.__init__).parameters
-        return {
-            name: None
-            for name, value in self.index.items()
-            if name in takes and value == [None, None]
-        }
-
     def _versions(self) -> str:
         """Which diffusers wrote the checkpoint, where that may be why it can't be loaded."""
         from diffusers import __version__ as installed
@@ -116,26 +148,34 @@ class Checkpoint:
         )
 
 
-def find_checkpoint(model: Model) -> Checkpoint:
-    """The model's folder, downloaded or taken from the hub's cache if the entry has a hub id.
+def find_checkpoint(model: Model, *, weights: bool = True) -> Checkpoint:
+    """The model's folder or file, downloaded or taken from the hub's cache if it has a hub id.
 
-    Raises ModelUnavailable.
+    Without `weights`, only the configs of hub ids are fetched. Raises ModelUnavailable.
     """
-    folder = Path(model.path) if model.local else _from_hub(model)
-    if not os.path.isfile(folder / INDEX):  # False also where the folder can't be read
-        raise examination.without_index(model, folder)
-    index = read_object(model, folder / INDEX)
-    class_name = index.get("_class_name")
-    if not isinstance(class_name, str):
-        raise ModelUnavailable(
-            f"model {model.name!r}: {folder / INDEX} names no diffusers pipeline in _class_name"
-        )
-    components = {
-        name: value[1]
-        for name, value in index.items()
-        if isinstance(value, list) and len(value) == 2 and all(isinstance(v, str) for v in value)
-    }
-    return Checkpoint(folder, class_name, index, components)
+    with naming(model.name):
+        if sources.is_file(model.path):
+            assembly = sources.of_file(model, weights=weights)
+        else:
+            folder = Path(model.path) if model.local else _from_hub(model, weights)
+            if not os.path.isfile(folder / INDEX):  # False also where it can't be read
+                raise examination.without_index(folder)
+            assembly = Assembly(folder, sources.read_index(folder), {}, ())
+            assembly = sources.with_components(model, assembly, weights)
+    return Checkpoint(
+        assembly.folder,
+        assembly.index["_class_name"],
+        assembly.index,
+        {name: class_name for name, _, class_name in listed(assembly.index)},
+        assembly.sources,
+        tuple(name for name, library, _ in listed(assembly.index, null=True) if library is None),
+    )
+
+
+def has_weights(checkpoint: Checkpoint) -> bool:
+    """Whether any component has its weights here; a plan needs none."""
+    places = (checkpoint.source(name) for name in checkpoint.components)
+    return any(each.is_file or any(each.weights.glob("*.safetensors")) for each in places)
 
 
 def look_over(model: Model, checkpoint: Checkpoint) -> None:
@@ -143,39 +183,33 @@ def look_over(model: Model, checkpoint: Checkpoint) -> None:
 
     Raises ModelUnavailable.
     """
-    listed = {name: tuple(checkpoint.index[name]) for name in checkpoint.components}
-    examination.look_over(model, checkpoint.folder, listed)
+    parts: dict[str, examination.Part] = {}
+    with naming(model.name):
+        for name in checkpoint.components:
+            library, class_name = checkpoint.index[name]
+            source = checkpoint.source(name)
+            if source.is_file:
+                kind = component_class(library, class_name)
+                check_file(name, kind, source, read_header(source.weights))
+            elif name in checkpoint.elsewhere:
+                examination.look_over({name: (source.weights, library, class_name)}, None)
+            else:
+                parts[name] = (source.weights, library, class_name)
+        examination.look_over(parts, model.variant)
 
 
-def _from_hub(model: Model) -> Path:
+def _from_hub(model: Model, weights: bool) -> Path:
     from diffusers import DiffusionPipeline
 
+    if not weights:
+        return hub.fetch(model.path, hub.CONFIGS, model.revision)
     try:
         folder = DiffusionPipeline.download(
             model.path, revision=model.revision, variant=model.variant, use_safetensors=True
         )
     except Exception as error:  # the hub's client, its HTTP library and diffusers all have theirs
-        sentence = f"model {model.name!r}: {_hub_trouble(model, error)}"
-        raise ModelUnavailable(sentence, may_pass=True) from error
+        raise ModelUnavailable(hub.hub_trouble(model.path, error), may_pass=True) from error
     return Path(folder)
-
-
-def _hub_trouble(model: Model, error: BaseException) -> str:
-    from huggingface_hub.errors import HfHubHTTPError
-
-    links, link = [error], error.__cause__
-    while link is not None:
-        links.append(link)
-        link = link.__cause__
-    answer = next((each for each in links if isinstance(each, HfHubHTTPError)), None)
-    if answer is not None:
-        return f"the hub does not hand out {model.path!r}: {first_line(answer)}"
-    if "safetensors" in str(error):
-        return f"{model.path!r} has no safetensors weights, and pickles aren't loaded"
-    return (
-        f"{model.path!r} is not in the local cache and the hub cannot be reached: "
-        f"{first_line(links[-1])}"
-    )
 
 
 def _hush() -> None:

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from jobs.catalog import Defaults, Model
-from pipelines.acceleration import DENOISERS, denoiser_of
+from pipelines.acceleration import denoiser_of
 from pipelines.checkpoint import Checkpoint
+from pipelines.components import DENOISERS, naming
 from pipelines.examination import read_object
 from pipelines.fake import FakePipeline
 from pipelines.skeleton import skeletons, vae_scale
@@ -46,7 +47,8 @@ def own_defaults(model: Model, checkpoint: Checkpoint) -> Defaults:
     """
     if checkpoint.class_name == FakePipeline.__name__:
         return _GENERIC
-    configs = _read(model, checkpoint)
+    with naming(model.name):
+        configs = _read(checkpoint)
     signature = inspect.signature(checkpoint.pipeline_class(model).__call__)
     usual = {name: parameter.default for name, parameter in signature.parameters.items()}
     width, height = _size(model, checkpoint, configs, usual)
@@ -137,11 +139,11 @@ def _latent_size(model: Model, checkpoint: Checkpoint, configs: Configs) -> tupl
     return getattr(pipe, "default_sample_size", own), getattr(pipe, "vae_scale_factor", scale)
 
 
-def _read(model: Model, checkpoint: Checkpoint) -> Configs:
+def _read(checkpoint: Checkpoint) -> Configs:
     def config(names: tuple[str, ...], file: str = "config.json") -> Mapping[str, Any] | None:
         name = next((name for name in names if name in checkpoint.components), None)
-        path = checkpoint.folder / str(name) / file
-        return read_object(model, path) if name is not None and path.is_file() else None
+        path = checkpoint.source(str(name)).config / file
+        return read_object(path) if name is not None and path.is_file() else None
 
     return Configs(
         index=checkpoint.index,

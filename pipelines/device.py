@@ -14,6 +14,8 @@ from safetensors import safe_open
 from jobs.catalog import Model
 from jobs.errors import ConfigurationError
 from pipelines.checkpoint import Checkpoint, look_over
+from pipelines.components import Source
+from pipelines.headers import read_header
 
 LARGE = 10**9
 """Bytes of half-precision weights from which a model isn't served on a CPU unless asked to."""
@@ -54,13 +56,21 @@ def check_device(model: Model, checkpoint: Checkpoint, device: str) -> None:
     if device != "cpu" or model.dtype not in HALF or set(model.devices) == {"cpu"}:
         return
     look_over(model, checkpoint)
-    folders = (checkpoint.folder / name for name in checkpoint.components)
-    size = sum(2 * weights_in(folder, model.variant) for folder in folders)
+    places = (checkpoint.source(name) for name in checkpoint.components)
+    size = sum(2 * _weights_at(place, model.variant) for place in places)
     if size > LARGE:
         raise ConfigurationError(
             f"no accelerator is visible, and {size / 1e9:.1f} GB of {model.dtype} weights are too "
             'slow on a CPU; devices = ["cpu"] in the entry serves them there all the same'
         )
+
+
+def _weights_at(place: Source, variant: str | None) -> int:
+    """How many weights a component has, wherever they are."""
+    if not place.is_file:
+        return weights_in(place.weights, variant)
+    tensors = read_header(place.weights).tensors.values()
+    return sum(math.prod(getattr(each, "quant_shape", each.shape)) for each in tensors)
 
 
 def weights_in(folder: Path, variant: str | None) -> int:

@@ -14,10 +14,10 @@ from torch import nn
 
 from jobs.catalog import Model
 from jobs.errors import ModelUnavailable
-from pipelines.acceleration import DENOISERS
 from pipelines.checkpoint import Checkpoint
-from pipelines.examination import component_class
+from pipelines.components import DENOISERS, component_class
 from pipelines.memory import Part
+from pipelines.quantization import tensor_bytes
 
 ENCODE, DENOISE, DECODE = "encode", "denoise", "decode"
 STAGES = (ENCODE, DENOISE, DECODE)
@@ -67,7 +67,7 @@ def skeletons(model: Model, checkpoint: Checkpoint) -> dict[str, nn.Module]:
                 module = _from_config(kind, checkpoint, name)
         except Exception as error:  # any library's; the config is at fault or too new
             raise ModelUnavailable(
-                f"model {model.name!r}: {checkpoint.folder / name} cannot be read: "
+                f"model {model.name!r}: {checkpoint.source(name).config} cannot be read: "
                 f"{(str(error) or type(error).__name__).splitlines()[0]}"
             ) from error
         made[name] = _cast(module, getattr(torch, model.dtype)).eval()
@@ -81,20 +81,30 @@ def parts(
     image = Image(modules, checkpoint, model)
     found: dict[str, list[Part]] = {stage: [] for stage in STAGES}
     for name, module in modules.items():
-        blocks, rest = blocks_of(module)
+        blocks, rest = blocks_of(module, tensor_bytes(model, checkpoint, name, module))
         stage = stage_of(name)
         part = Part(name, blocks, rest, image.activations(name, module), stage != DECODE)
         found[stage].append(part)
     return found
 
 
-def blocks_of(module: nn.Module) -> tuple[dict[str, int], int]:
+def blocks_of(
+    module: nn.Module, sizes: Mapping[str, int] | None = None
+) -> tuple[dict[str, int], int]:
     """Bytes of each block that a model may be cut between, in order; and of all the rest.
+
+    `sizes` are bytes by tensor's name where the weights are quantized, else the module's own count.
 
     Blocks are the items of the outermost lists of modules. They hand tensors to each other through
     the model's own forward; inside one of them residuals meet, and a cut there would add tensors
     of two devices.
     """
+    if sizes is not None:
+        blocks = {
+            name: sum(size for key, size in sizes.items() if key.startswith(f"{name}."))
+            for name, _ in _items("", module)
+        }
+        return blocks, sum(sizes.values()) - sum(blocks.values())
     seen: set[int] = set()
     blocks = {name: sum(_sizes(item, seen)) for name, item in _items("", module)}
     return blocks, sum(_sizes(module, seen))
@@ -210,7 +220,7 @@ def _listed(checkpoint: Checkpoint) -> Iterable[tuple[str, tuple[str, str]]]:
 
 
 def _from_config(kind: Any, checkpoint: Checkpoint, name: str) -> nn.Module:
-    folder = checkpoint.folder / name
+    folder = checkpoint.source(name).config
     if hasattr(kind, "load_config"):  # diffusers
         made: nn.Module = kind.from_config(kind.load_config(folder))
         return made

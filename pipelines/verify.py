@@ -21,7 +21,7 @@ import torch
 from jobs.catalog import Model
 from jobs.errors import ConfigurationError
 from jobs.request import ImageRequest
-from pipelines.acceleration import DENOISERS
+from pipelines.components import DENOISERS
 from pipelines.placements.lead import Facade
 from pipelines.placements.placed import Placed
 

@@ -3,7 +3,7 @@
 Sizes are bytes, counted from configs; places nothing and loads no weights.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,13 +17,17 @@ from pipelines.skeleton import DECODE, DENOISE, ENCODE, Image
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One way to place the model. `catalog` are lines for models.toml, None where it cannot be."""
+    """One way to place the model. `catalog` are lines for models.toml, None where it cannot be.
+
+    `streams` are bytes of weights, text encoders' too, that come over a link in every pass.
+    """
 
     name: str
     fits: bool
     arithmetic: str
     speed: str = ""
     catalog: str | None = None
+    streams: int = 0
 
 
 class Case:
@@ -38,7 +42,7 @@ class Case:
         devices: Sequence[int],
         cpu: int,
     ) -> None:
-        self.model, self.stages = model, stages
+        self.model, self.stages, self.checkpoint = model, stages, checkpoint
         self.sizes, self.cpu = list(devices), cpu
         self.image = Image(modules, checkpoint, model)
         self.denoiser = stages[DENOISE][0]
@@ -74,9 +78,15 @@ class Case:
         """The table for models.toml, with what the model's own entry says."""
         model, defaults = self.model, self.model.defaults
         kept = [f"path = {text(model.path)}", f"dtype = {text(model.dtype)}"]
-        for field in ("revision", "variant", "attention_backend"):
+        for field in ("revision", "variant", "attention_backend", "config"):
             if getattr(model, field):
                 kept.append(f"{field} = {text(getattr(model, field))}")
+        if model.components:
+            kept.append(f"components = {table(model.components)}")
+        if isinstance(model.quantization, str):
+            kept.append(f"quantization = {text(model.quantization)}")
+        elif model.quantization:
+            kept.append(f"quantization = {table(model.quantization)}")
         if model.max_sequence_length:
             kept.append(f"max_sequence_length = {model.max_sequence_length}")
         kept.append(
@@ -92,6 +102,12 @@ def text(value: str) -> str:
     """A TOML basic string."""
     escaped = value.replace("\\", "\\\\").replace('"', '\\"')
     return f'"{escaped}"'
+
+
+def table(values: Mapping[str, str | None]) -> str:
+    """A TOML inline table of strings; false for None."""
+    pairs = (f"{k} = {'false' if value is None else text(value)}" for k, value in values.items())
+    return f"{{ {', '.join(pairs)} }}"
 
 
 def texts(values: Sequence[str]) -> str:

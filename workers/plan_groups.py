@@ -16,7 +16,13 @@ from jobs.errors import ConfigurationError, ImageFailed
 from jobs.request import ImageRequest
 from pipelines.attention import CUDNN, check_parallel, takes_backends
 from pipelines.memory import in_words
-from pipelines.placements.context_parallel import ROOM, SizeCheck, check_sequence
+from pipelines.placements.context_parallel import (
+    ROOM,
+    SizeCheck,
+    check_extras,
+    check_sequence,
+)
+from pipelines.placements.pipelined import check_extras as check_pipelined
 from pipelines.placements.plans import PLANS, Plan
 from pipelines.placements.stages import CHAINS, chain_of, split_points
 from pipelines.placements.tensor_parallel import check_tensor, plan_of
@@ -76,6 +82,7 @@ def _with_kernel(case: Case, model: Model) -> Model:
 
 def _check(case: Case, plan: Plan, model: Model) -> None:
     """Raise what the leader would refuse the entry with, on CUDA devices."""
+    check_extras(model, case.checkpoint)
     config, split = case.module.config, model.ring * model.ulysses > 1
     check_parallel(model.attention_backend, model.ring, split, torch.device("cuda"))
     if model.tensor > 1:
@@ -172,6 +179,11 @@ def pipelined_options(case: Case) -> Iterator[Option]:
         return
     if case.kind not in CHAINS:
         yield Option("pipelined", False, f"{case.kind} cannot be cut into stages")
+        return
+    try:
+        check_pipelined(case.model, case.checkpoint)
+    except ConfigurationError as error:
+        yield Option("pipelined", False, str(error))
         return
     for stages in case.degrees():
         if stages <= len(chain_of(case.module)[1]):

@@ -5,16 +5,19 @@ and floating point operations, never measurements: `LEFT_OUT` says what they do 
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from jobs.catalog import Model
 from jobs.defaults import with_own_defaults
 from jobs.errors import ConfigurationError
-from pipelines.acceleration import DENOISERS
 from pipelines.checkpoint import Checkpoint
+from pipelines.components import DENOISERS
 from pipelines.defaults import own_defaults
 from pipelines.memory import CPU, DISK, WHOLE, Plan, Spread, in_words
 from pipelines.memory import plan as plan_split
+from pipelines.placements.replica import check_replica
+from pipelines.placements.split import check_split
+from pipelines.quantization import check_quantization, schemes, stored_method
 from pipelines.skeleton import DENOISE, parts, skeletons, width_of
 from workers.phases import ROUND
 from workers.plan_case import Case, Option, texts
@@ -50,17 +53,21 @@ ESTIMATE = (
 
 @dataclass(frozen=True, slots=True)
 class Component:
-    """One component's bytes, in the stage that it takes part in."""
+    """One component's bytes, in the stage that it takes part in.
+
+    `kind` is how its weights are held: the entry's dtype, or such as `int8`, `Q4_0` and `nf4`.
+    """
 
     stage: str
     name: str
+    kind: str
     weights: int
     activations: int
 
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """All that is to say about a model on some devices."""
+    """All that is to say about a model on some devices. `use` is the advice, in one line."""
 
     model: str
     image: str
@@ -68,15 +75,18 @@ class Survey:
     components: tuple[Component, ...]
     options: tuple[Option, ...]
     notes: tuple[str, ...]
+    use: str
 
 
 def survey(model: Model, checkpoint: Checkpoint, devices: Sequence[int], cpu: int) -> Survey:
     """Every placement of the model on devices of so many bytes, `cpu` bytes of memory beside them.
 
-    Raises ModelUnavailable, and ConfigurationError when the model fits nowhere.
+    Raises what a worker would refuse the model with, ModelUnavailable or ConfigurationError, and
+    ConfigurationError when the model fits nowhere.
     """
     if model.unset:
         model = with_own_defaults(model, own_defaults(model, checkpoint))
+    check_quantization(model, checkpoint)
     modules = skeletons(model, checkpoint)
     if not any(name in modules for name in DENOISERS):
         raise ConfigurationError(f"{checkpoint.class_name} has no {' or '.join(DENOISERS)} to plan")
@@ -85,6 +95,7 @@ def survey(model: Model, checkpoint: Checkpoint, devices: Sequence[int], cpu: in
     if not any(option.fits for option in options):
         reason = next(option.arithmetic for option in reversed(options) if option.arithmetic)
         raise ConfigurationError(f"{model.name!r} fits nowhere on these devices: {reason}")
+    kinds = kinds_of(model, checkpoint)
     size = f"{model.defaults.width}x{model.defaults.height}"
     rows = " under guidance (2 rows)" if case.image.rows == 2 else ""
     return Survey(
@@ -92,13 +103,41 @@ def survey(model: Model, checkpoint: Checkpoint, devices: Sequence[int], cpu: in
         image=f"{size} in {model.dtype}{rows}, {case.image.tokens} image tokens",
         devices=tuple(devices),
         components=tuple(
-            Component(stage, p.name, p.size, p.activations)
+            Component(stage, p.name, kinds.get(p.name, model.dtype), p.size, p.activations)
             for stage, found in case.stages.items()
             for p in found
         ),
         options=options,
         notes=(ESTIMATE, LEFT_OUT),
+        use=advice(options),
     )
+
+
+def advice(options: Sequence[Option]) -> str:
+    """What to use: the simplest that fits with the fewest weights, or none, over a link."""
+    best = min((option for option in options if option.fits), key=lambda option: option.streams)
+    if best.streams:
+        return (
+            f"Use {best.name}: nothing fits without weights that come over the link in every pass, "
+            f"and here they are fewest, {in_words(best.streams)}."
+        )
+    return f"Use {best.name}: {WHY.get(best.name) or WHY[best.name.partition(',')[0]]}."
+
+
+WHY = {
+    "replica": "the model fits a device whole, and each device makes images of its own",
+    "split": "the devices hold all of it together",
+    "split, unload": "the devices hold its stages in turn",
+    "context_parallel": "it fits only where the devices share each image out",
+    "pipelined": "it fits only where the devices share its blocks out",
+}
+"""Placement -> the reason to use it where those before it don't fit."""
+
+
+def kinds_of(model: Model, checkpoint: Checkpoint) -> dict[str, str]:
+    """How the weights of quantized components are held, by name."""
+    stored = {name: stored_method(checkpoint.source(name)) for name in checkpoint.components}
+    return {name: kind for name, kind in stored.items() if kind} | schemes(model, checkpoint)
 
 
 def _options(case: Case) -> Iterator[Option]:
@@ -111,6 +150,10 @@ def _options(case: Case) -> Iterator[Option]:
 
 
 def _replica(case: Case) -> Option:
+    try:
+        check_replica(case.model, case.checkpoint)
+    except ConfigurationError as error:
+        return Option("replica", False, str(error))
     need = case.total + max(case.peak.values())
     able = [name for name, size in zip(case.names, case.sizes, strict=True) if need <= size]
     arithmetic = (
@@ -129,6 +172,8 @@ def _split(case: Case, unload: bool) -> Option:
     name = "split, unload" if unload else "split"
     rooms = dict(zip(case.names, case.sizes, strict=True)) | {CPU: case.cpu, DISK: 2**62}
     try:
+        entry_model = replace(case.model, placement="split", unload=unload)
+        check_split(entry_model, case.checkpoint)
         made = plan_split(case.stages, rooms, first=DENOISE, in_turn=unload)
     except ConfigurationError as error:
         return Option(name, False, str(error))
@@ -141,7 +186,8 @@ def _split(case: Case, unload: bool) -> Option:
     ]
     entry = case.entry("split-unload" if unload else "split", lines)
     speed = _turns(case, made) if unload else _at_once(case, made)
-    return Option(name, True, _places(made, unload), speed, entry)
+    streams = sum(spread.streamed for spread in made.spreads.values())
+    return Option(name, True, _places(made, unload), speed, entry, streams)
 
 
 def _at_once(case: Case, made: Plan) -> str:

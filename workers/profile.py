@@ -46,7 +46,10 @@ DEADLY = 2
 """So many workers that ended in the same trial are its fault: it is not run again."""
 
 _DEGREES = ("ring", "ulysses", "cfg", "tensor", "stages", "chunks")
-_SPEEDS = ("compile", "cuda_graphs", "quantization", "attention_backend", "cache")
+_SPEEDS = (
+    *("compile", "cuda_graphs", "quantization", "attention_backend", "cache"),
+    *("config", "components"),
+)
 
 
 class Trials:

@@ -116,7 +116,7 @@ def recipe(sample: Sample, model: Model, card: Card, bucket: int) -> Recipe:
         attention_backend=model.attention_backend,
         compile=model.compile,
         cuda_graphs=model.cuda_graphs,
-        quantization=model.quantization,
+        quantization=model.quantization_text,
         cache=model.cache,
         tiled=bool(sample.extra.get("tiled")),
     )

@@ -52,7 +52,9 @@ def ground_of(catalog: Path, name: str) -> Ground:
         entry = load_catalog(catalog).get(name)
     except ImagemillError:
         return Ground(None, stamp, ())
-    return Ground(entry, None, _files(Path(entry.path)) if entry.local else ())
+    places = [entry.path if entry.local else None, entry.config, *entry.components.values()]
+    here = sorted({place for place in places if place is not None and Path(place).is_absolute()})
+    return Ground(entry, None, tuple(file for place in here for file in _files(Path(place))))
 
 
 def _files(path: Path) -> tuple[tuple[str, int, int], ...]:

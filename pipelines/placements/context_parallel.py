@@ -44,6 +44,7 @@ from pipelines.placements.lead import FORWARD, Lead, Led, leading
 from pipelines.placements.placed import Placed
 from pipelines.placements.plans import PLANS, Plan, by_name, some_rows
 from pipelines.placements.tensor_parallel import check_tensor, load_slices
+from pipelines.quantization import check_plain
 from pipelines.verify import compare, record
 
 SHARD = "shard"
@@ -295,13 +296,13 @@ def check_entry(model: Model, checkpoint: Checkpoint, device: str) -> Plan:
             f"context_parallel: there is no plan to split {name}; there is for {', '.join(PLANS)}"
         )
     plan = PLANS[name]
-    _check_extras(model)
+    check_extras(model, checkpoint)
     if model.attention_backend is not None:
         check_backend(model.attention_backend)
         split = model.ring * model.ulysses > 1
         check_parallel(model.attention_backend, model.ring, split, torch.device(device))
     transformer: Any = getattr(import_module("diffusers"), name)
-    config: Mapping[str, Any] = transformer.load_config(checkpoint.folder / "transformer")
+    config: Mapping[str, Any] = transformer.load_config(checkpoint.source("transformer").config)
     if model.tensor > 1:
         check_tensor(model.tensor, transformer, config, config[plan.heads])
     elif model.ring * model.ulysses > 1:
@@ -313,13 +314,15 @@ def check_entry(model: Model, checkpoint: Checkpoint, device: str) -> Plan:
     return plan
 
 
-def _check_extras(model: Model) -> None:
+def check_extras(model: Model, checkpoint: Checkpoint) -> None:
+    """Refuse what a group can't serve. Raises ConfigurationError."""
+    check_plain(model, checkpoint, "context_parallel")
     if model.cache is not None:
         raise ConfigurationError(
             f"cache {model.cache!r} cannot go with context_parallel: each rank would decide for "
             "itself which blocks to skip, and the others would wait for it for ever"
         )
-    for name in ("quantization", "compile", "cuda_graphs"):
+    for name in ("compile", "cuda_graphs"):
         if getattr(model, name):
             raise ConfigurationError(f"{name} is not served together with context_parallel")
     if model.tensor > 1 and model.ring * model.ulysses > 1:

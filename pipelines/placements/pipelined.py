@@ -42,6 +42,7 @@ from pipelines.placements.lead import FORWARD, Facade, Led, leading
 from pipelines.placements.parcel import Parcel, empty, pack, unpack
 from pipelines.placements.placed import Placed
 from pipelines.placements.stages import Plan, Stage, State, load_stage, load_streamed, plan_stages
+from pipelines.quantization import check_plain
 from pipelines.verify import compare, record
 
 BACKEND, STEADY = "backend", "steady"
@@ -365,12 +366,18 @@ def follow_pipelined(model: Model, checkpoint: Checkpoint, device: str) -> Hand:
 
 def _plan(model: Model, checkpoint: Checkpoint, device: str) -> Plan:
     """What can be known before anything is loaded or joined; the same verdict on every rank."""
-    for name in ("cache", "compile", "cuda_graphs", "quantization"):
-        if getattr(model, name):
-            raise ConfigurationError(f"{name} is not served together with pipelined")
+    check_extras(model, checkpoint)
     if model.attention_backend is not None:
         check_backend(model.attention_backend)
     check_devices(torch.device(device))
     plan = plan_stages(model, checkpoint)
     check_world(model)
     return plan
+
+
+def check_extras(model: Model, checkpoint: Checkpoint) -> None:
+    """Refuse what stages can't serve. Raises ConfigurationError."""
+    check_plain(model, checkpoint, "pipelined")
+    for name in ("cache", "compile", "cuda_graphs"):
+        if getattr(model, name):
+            raise ConfigurationError(f"{name} is not served together with pipelined")

@@ -10,7 +10,6 @@ from pipelines.acceleration import (
     compile_blocks,
     denoiser_of,
     enable_cache,
-    quantized,
     run_once,
 )
 from pipelines.attention import choose_attention
@@ -20,13 +19,14 @@ from pipelines.families import make_family
 from pipelines.graphs import check_graphs, enable_graphs
 from pipelines.out_of_memory import reports_out_of_memory
 from pipelines.placements.placed import Placed
+from pipelines.quantization import check_quantization, quantizers
 
 
 def load_replica(model: Model, checkpoint: Checkpoint, device: str) -> Placed:
     """Load everything onto `device`. Raises ModelUnavailable, ConfigurationError, OutOfMemory."""
-    check_cache(model, checkpoint)
+    check_replica(model, checkpoint)
     use_device(torch.device(device))
-    pipe = checkpoint.load(model, **quantized(model, checkpoint, device))
+    pipe = checkpoint.load(model, quantizers(model, checkpoint, device))
     move = reports_out_of_memory(pipe.to)
     family = make_family(move(device), model.max_sequence_length)
     placed = Placed(family, device=torch.device(device))
@@ -39,3 +39,9 @@ def load_replica(model: Model, checkpoint: Checkpoint, device: str) -> Placed:
         check_graphs(placed, torch.device(device))
         enable_graphs(denoiser)
     return placed
+
+
+def check_replica(model: Model, checkpoint: Checkpoint) -> None:
+    """Refuse by name what can be known before loading. Raises ConfigurationError."""
+    check_cache(model, checkpoint)
+    check_quantization(model, checkpoint)

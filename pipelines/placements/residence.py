@@ -20,6 +20,7 @@ from safetensors import safe_open
 from torch import nn
 
 from jobs.errors import ConfigurationError
+from pipelines.headers import SAFETENSORS
 from pipelines.memory import CPU, DISK, WHOLE, Spread
 from pipelines.skeleton import inner_module
 
@@ -30,22 +31,26 @@ Source = Callable[[], Tensors]
 class Residence:
     """Where one component lives while it is loaded.
 
-    `skeleton` tells class and dtype, `folder` has the weights. Outputs go to the device `home`.
-    With `keep`, the first load leaves a copy on the CPU, and later ones read nothing.
+    `skeleton` has its class and dtypes. `read` loads it from the checkpoint to a device, and
+    `weights` is the folder or file that it reads; `quantized` says that tensors there aren't the
+    module's own. Outputs go to the device `home`. With `keep`, the first load leaves a copy on the
+    CPU, and later ones read nothing.
     """
 
     def __init__(
         self,
         skeleton: nn.Module,
         spread: Spread,
-        folder: Path,
+        read: Callable[[str], nn.Module],
+        weights: Path,
         *,
         home: str,
-        variant: str | None = None,
         keep: bool = False,
+        quantized: bool = False,
     ) -> None:
-        self.skeleton, self.spread, self.folder = skeleton, spread, folder
-        self.home, self.variant, self.keep = home, variant, keep
+        self.skeleton, self.spread, self.weights = skeleton, spread, weights
+        self.home, self.keep, self.quantized = home, keep, quantized
+        self._from_checkpoint = read
         self._kept: nn.Module | None = None
 
     @property
@@ -69,10 +74,13 @@ class Residence:
         Slow, and small; and by other hooks than `load`'s, so that the two can be compared.
         """
         with torch.inference_mode(False), torch.no_grad():
-            source = self._kept or self._read(CPU)
-            module = cpu_offload(_copied(source, lambda _: CPU), torch.device(self.spread.main))
+            module = _copied(self._kept or self._read(CPU), lambda _: CPU)
+            if self.quantized:  # accelerate's hooks make each tensor anew, and lose its scales
+                _bring_each(module, self.spread.main)
+            else:
+                module = cpu_offload(module, torch.device(self.spread.main))
         _same_attention(module, self.skeleton)
-        return cast(nn.Module, module)
+        return module
 
     def _placed(self) -> nn.Module:
         where = self.spread.where
@@ -85,15 +93,7 @@ class Residence:
 
     def _read(self, device: str) -> nn.Module:
         """The component as its library loads it, straight to one device."""
-        kind: Any = type(self.skeleton)
-        dtype: Any = self.skeleton.dtype
-        name = "torch_dtype" if hasattr(kind, "load_config") else "dtype"
-        options = {} if device == CPU else {"device_map": {"": device}}
-        made: nn.Module = kind.from_pretrained(
-            self.folder, variant=self.variant, **{name: dtype}, **options
-        )
-        made.__dict__.pop("hf_device_map", None)
-        return made.eval()
+        return self._from_checkpoint(device)
 
     def _device_of(self, name: str) -> str:
         """The device that a tensor rests on; blocks on the disk are nowhere."""
@@ -115,15 +115,21 @@ class Residence:
 
     def _on_disk(self, block: str) -> Source:
         """A reader of one block from the checkpoint's own file; nothing is written anywhere."""
+        if self.quantized:
+            raise ConfigurationError(
+                f"{self.weights} is quantized, so that its blocks cannot be read by themselves and "
+                "wait on the disk: give the CPU more max_memory"
+            )
         wanted = dict(_tensors(inner_module(self.skeleton, block)))
         files = {}
-        for path in sorted(self.folder.glob("*.safetensors")):
+        single = [self.weights] if self.weights.suffix == SAFETENSORS else None
+        for path in single or sorted(self.weights.glob("*.safetensors")):
             with safe_open(path, framework="pt") as file:
                 files.update(dict.fromkeys(file.keys(), path))
         missing = next((name for name in wanted if f"{block}.{name}" not in files), None)
         if missing is not None:
             raise ConfigurationError(
-                f"{self.folder} names its weights otherwise than the model does, so that "
+                f"{self.weights} names its weights otherwise than the model does, so that "
                 f"{block}.{missing} cannot be read from it by itself: give the CPU more max_memory"
             )
 
@@ -176,6 +182,33 @@ class _Wait(_Bring):
         """Take the weights off the device."""
         for name, tensor in self.away.items():
             _assign(self.block, name, tensor)
+
+
+class _BringOwn(_Bring):
+    """Carries a module's own tensors, without its children's, to the device while it runs."""
+
+    def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        self.away = dict(_own_tensors(module))
+        for name, tensor in self.away.items():
+            _assign(module, name, tensor.to(self.execution_device))
+        return super().pre_forward(module, *args, **kwargs)
+
+    def post_forward(self, module: nn.Module, output: Any) -> Any:
+        for name, tensor in self.away.items():
+            _assign(module, name, tensor)
+        return super().post_forward(module, output)
+
+
+def _bring_each(module: nn.Module, device: str) -> None:
+    """Have each module's own tensors come to the device while it runs, one module at a time."""
+    for inner in module.modules():
+        if inner is module or any(True for _ in _own_tensors(inner)):
+            add_hook_to_module(inner, _BringOwn(device))
+
+
+def _own_tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    yield from module.named_parameters(recurse=False)
+    yield from module.named_buffers(recurse=False)
 
 
 class _Door(_Bring):
@@ -234,8 +267,9 @@ def _copied(source: nn.Module, device_of: Callable[[str], str]) -> nn.Module:
     for name, tensor in _tensors(source):
         if id(tensor) not in memo:
             moved = tensor.to(device_of(name))
-            is_weight = isinstance(tensor, nn.Parameter)
-            memo[id(tensor)] = nn.Parameter(moved, requires_grad=False) if is_weight else moved
+            if isinstance(tensor, nn.Parameter) and not isinstance(moved, nn.Parameter):
+                moved = nn.Parameter(moved, requires_grad=False)
+            memo[id(tensor)] = moved
     return copy.deepcopy(source, memo)
 
 

@@ -19,7 +19,7 @@ from pipelines.acceleration import compile_blocks, denoiser_of, run_once
 from pipelines.attention import choose_attention
 from pipelines.checkpoint import Checkpoint
 from pipelines.device import use_device
-from pipelines.families import make_family
+from pipelines.families import FAMILIES, make_family
 from pipelines.families.family import Family, Role
 from pipelines.free import free_memory
 from pipelines.memory import CPU, DISK, WHOLE, Plan, bytes_of, in_words, plan
@@ -27,6 +27,7 @@ from pipelines.out_of_memory import is_out_of_memory
 from pipelines.placements.placed import Placed
 from pipelines.placements.residence import Residence, give_back
 from pipelines.placements.turns import Turns
+from pipelines.quantization import check_quantization, quantizers, stored_method
 from pipelines.seam import Conditioning, Sample
 from pipelines.skeleton import DECODE, DENOISE, ENCODE, STAGES, parts, skeletons
 from pipelines.verify import compare, record, trials
@@ -44,7 +45,7 @@ def load_split(model: Model, checkpoint: Checkpoint, device: str) -> Placed:
 
     Raises ModelUnavailable, ConfigurationError, OutOfMemory.
     """
-    _refuse(model)
+    check_split(model, checkpoint)
     modules = skeletons(model, checkpoint)
     devices = devices_of(model, device)
     use_device(torch.device(devices[0]))
@@ -52,10 +53,7 @@ def load_split(model: Model, checkpoint: Checkpoint, device: str) -> Placed:
     # The state of a whole backlog takes no device memory; without turns it stays on the device.
     home = torch.device(CPU if model.unload else devices[0])
     family = make_family(_at_home(pipe, home), model.max_sequence_length)
-    if model.unload and not family.card.joins:
-        raise ConfigurationError(
-            f"unload: {checkpoint.class_name} is called whole, so that its stages cannot take turns"
-        )
+    wanted = quantizers(model, checkpoint, devices[0])
     rooms = rooms_of(model, devices)
     made = plan(parts(modules, checkpoint, model), rooms, first=DENOISE, in_turn=model.unload)
     keep = model.unload and CPU in model.max_memory and _fit_on_cpu(made)
@@ -63,10 +61,11 @@ def load_split(model: Model, checkpoint: Checkpoint, device: str) -> Placed:
         name: Residence(
             modules[name],
             spread,
-            checkpoint.folder / name,
+            partial(checkpoint.read, model, name, quantize=wanted.get(name)),
+            checkpoint.source(name).weights,
             home=str(home),
-            variant=model.variant,
             keep=keep,
+            quantized=name in wanted or stored_method(checkpoint.source(name)) is not None,
         )
         for name, spread in made.spreads.items()
     }
@@ -198,11 +197,12 @@ def _at_home(pipe: Any, home: torch.device) -> Any:
     return pipe
 
 
-def _refuse(model: Model) -> None:
+def check_split(model: Model, checkpoint: Checkpoint) -> None:
     """Refuse by name what an entry asks for and a split cannot have. Raises ConfigurationError."""
-    if model.quantization is not None:
+    check_quantization(model, checkpoint)
+    if model.unload and checkpoint.class_name not in FAMILIES:
         raise ConfigurationError(
-            f"quantization {model.quantization!r} is not served under placement 'split'"
+            f"unload: {checkpoint.class_name} is called whole, so that its stages cannot take turns"
         )
     if model.cache is not None:
         raise ConfigurationError(f"cache {model.cache!r} is not served under placement 'split'")

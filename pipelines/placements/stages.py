@@ -204,7 +204,7 @@ def plan_stages(model: Model, checkpoint: Checkpoint) -> Plan:
     name = checkpoint.components.get("transformer")
     if name is None:
         raise ConfigurationError(f"pipelined: {checkpoint.class_name} has no transformer")
-    folder = checkpoint.folder / "transformer"
+    folder = checkpoint.source("transformer").weights
     dtype = getattr(torch, model.dtype)
     module = _empty(_known(name), folder, dtype)
     chain, blocks = chain_of(module)

@@ -75,7 +75,7 @@ def load_slices(
 
     Raises ModelUnavailable.
     """
-    folder = checkpoint.folder / "transformer"
+    folder = checkpoint.source("transformer").weights
     kind._tp_plan = plan_of(kind)  # which from_pretrained takes from the class
     config = _Here(tp_degree=model.tensor, mesh=mesh["tensor"])
     config.place = device

@@ -1,10 +1,16 @@
 """`imagemill plan`: what it tells of real configurations without weights, and of our model."""
 
 import json
+import math
+import shutil
+from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
 
 import pytest
+import torch
+from diffusers import FluxTransformer2DModel
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from imagemill.cli import app
@@ -160,16 +166,155 @@ def test_the_tables_keep_within_the_terminal(flux, columns):
     ("arguments", "said"),
     [
         (["nothing", "--devices", "24GB"], "unknown model 'nothing'"),
+        (["no/where", "--devices", "24GB"], "'no/where' is not in the local cache and the hub"),
         (["demo", "--devices", "two"], "--devices 'two' is none such as 2x24GB"),
         (["demo", "--devices", "0x24GB"], "--devices '0x24GB' is none such as"),
         (["demo", "--devices", "24GB", "--cpu", "much"], "'much' is no size such as '16GB'"),
     ],
 )
-def test_a_mistake_is_one_sentence(arguments, said):
+def test_a_mistake_is_one_sentence(arguments, said, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     done = run(*arguments)
     assert done.exit_code == 2
     assert said in done.output
     assert "Traceback" not in done.output
+
+
+@pytest.mark.parametrize(
+    ("devices", "use"),
+    [
+        ("2x80GB", "Use replica: the model fits a device whole"),
+        ("2x24GB", "Use split: "),
+        ("32GB", "Use split, unload: the devices hold its stages in turn"),
+        ("16GB", "Use split, unload: nothing fits without weights that come over the link"),
+    ],
+)
+def test_the_last_line_says_what_to_use(flux, devices, use):
+    done = run(flux, "--devices", devices)
+    assert done.stdout.splitlines()[-1].startswith(use)
+
+
+@pytest.mark.parametrize(("scheme", "rows"), [("int8", 5), ("fp8", 4)])
+def test_quantization_is_counted_and_printed(flux, tmp_path, monkeypatch, scheme, rows):
+    monkeypatch.setattr("pipelines.quantization.find_spec", lambda name: name)
+    catalog = tmp_path / "models.toml"
+    lines = (f'path = "{flux}"', f'quantization = "{scheme}"', 'attention_backend = "native"')
+    catalog.write_text("\n".join(["[models.flux]", *lines]))
+    told = json.loads(run("flux", "--devices", "24GB", "--models", catalog, "--json").stdout)
+    [denoiser] = [c for c in told["components"] if c["name"] == "transformer"]
+    with torch.device("meta"):
+        config = FluxTransformer2DModel.load_config(flux / "transformer")
+        module = FluxTransformer2DModel.from_config(config)
+    linear = [m.weight for m in module.modules() if isinstance(m, torch.nn.Linear)]
+    whole = 2 * 11_901_408_320
+    expected = whole - sum(w.numel() - rows * w.shape[0] for w in linear)
+    assert (denoiser["kind"], denoiser["weights"]) == (scheme, expected)
+    printed = run("flux", "--devices", "24GB", "--models", catalog).stdout
+    assert f"transformer     {scheme}" in printed
+    assert f'quantization = "{scheme}"' in printed
+
+
+def test_what_a_worker_refuses_is_not_planned(flux, tmp_path, monkeypatch):
+    monkeypatch.setattr("pipelines.quantization.find_spec", lambda name: None)
+    catalog = tmp_path / "models.toml"
+    catalog.write_text(f'[models.flux]\npath = "{flux}"\nquantization = "int8"')
+    done = run("flux", "--devices", "80GB", "--models", catalog)
+    assert done.exit_code == 2
+    assert "quantization 'int8' needs the package torchao: pip install torchao" in done.output
+    catalog = tmp_path / "cache.toml"
+    catalog.write_text(f'[models.flux]\npath = "{flux}"\ncache = "taylorseer"')
+    done = run("flux", "--devices", "80GB", "--models", catalog)
+    assert "cache 'taylorseer' is not served under placement 'split'" in done.output
+
+
+def test_a_hub_id_is_planned_from_its_configs_alone(flux, monkeypatch):
+    asked = []
+
+    def snapshot(repository, revision, allow_patterns):
+        asked.append((repository, revision, allow_patterns))
+        return str(flux)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    done = run("labs/FLUX.1-dev", "--devices", "80GB")
+    assert done.exit_code == 0, done.output
+    assert 'path = "labs/FLUX.1-dev"' in done.stdout
+    [(repository, revision, patterns)] = asked
+    assert (repository, revision) == ("labs/FLUX.1-dev", None)
+    weights = ("model.safetensors", "vae/model.bin", "flux1-dev.gguf")
+    assert not any(fnmatch(name, pattern) for name in weights for pattern in patterns)
+
+
+@pytest.fixture
+def flux_file(flux, tmp_path):
+    """FLUX.1-dev's transformer as its authors' file, all sizes and no bytes, and its configs."""
+    folder = Path(shutil.copytree(flux, tmp_path / "configs"))
+    for name in ("text_encoder", "text_encoder_2", "vae"):
+        save_file({"weight": torch.zeros(1)}, folder / name / "model.safetensors")
+    return folder, sparse(flux_names(), tmp_path / "flux1-dev.safetensors")
+
+
+def flux_names() -> dict[str, list[int]]:
+    """Names and shapes of the file that Black Forest Labs publish, from their flux/model.py."""
+    hidden, mlp = 3072, 12288
+    shapes = {"img_in": [hidden, 64], "txt_in": [hidden, 4096], "final_layer.linear": [64, hidden]}
+    shapes["final_layer.adaLN_modulation.1"] = [2 * hidden, hidden]
+    for name, width in (("time_in", 256), ("guidance_in", 256), ("vector_in", 768)):
+        shapes |= {f"{name}.in_layer": [hidden, width], f"{name}.out_layer": [hidden, hidden]}
+    scales = {}
+    for block in range(19):
+        for side in ("img", "txt"):
+            at = f"double_blocks.{block}.{side}"
+            shapes |= {f"{at}_mod.lin": [6 * hidden, hidden]}
+            shapes |= {f"{at}_attn.qkv": [3 * hidden, hidden], f"{at}_attn.proj": [hidden, hidden]}
+            shapes |= {f"{at}_mlp.0": [mlp, hidden], f"{at}_mlp.2": [hidden, mlp]}
+            scales |= {f"{at}_attn.norm.{each}_norm.scale": [128] for each in ("query", "key")}
+    for block in range(38):
+        at = f"single_blocks.{block}"
+        shapes |= {f"{at}.linear1": [3 * hidden + mlp, hidden]}
+        shapes |= {f"{at}.linear2": [hidden, hidden + mlp], f"{at}.modulation.lin": [9216, hidden]}
+        scales |= {f"{at}.norm.{each}_norm.scale": [128] for each in ("query", "key")}
+    weights = {f"{name}.weight": shape for name, shape in shapes.items()}
+    return weights | {f"{name}.bias": shape[:1] for name, shape in shapes.items()} | scales
+
+
+def sparse(shapes: dict[str, list[int]], path: Path) -> Path:
+    """A safetensors file in bfloat16 whose tensors are holes: it takes no room on the disk."""
+    document, end = {}, 0
+    for name, shape in shapes.items():
+        start, end = end, end + 2 * math.prod(shape)
+        document[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [start, end]}
+    header = json.dumps(document).encode()
+    with path.open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.truncate(8 + len(header) + end)
+    return path
+
+
+def test_a_single_file_is_planned_from_its_header(flux_file, tmp_path):
+    folder, file = flux_file
+    catalog = tmp_path / "models.toml"
+    catalog.write_text(f'[models.f]\npath = "{file.name}"\nconfig = "configs"\n')
+    done = run("f", "--devices", "80GB", "--models", catalog, "--json")
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout)
+    assert {c["name"]: c["weights"] for c in told["components"]}[
+        "transformer"
+    ] == 2 * 11_901_408_320
+    refused = {o["name"]: o["arithmetic"] for o in told["options"] if not o["fits"]}
+    assert refused == {}
+    replica = next(o["catalog"] for o in told["options"] if o["name"] == "replica")
+    assert f'config = "{folder}"' in replica
+    told = json.loads(run("f", "--devices", "2x80GB", "--models", catalog, "--json").stdout)
+    refused = {o["name"]: o["arithmetic"] for o in told["options"] if not o["fits"]}
+    assert "is a single file, and pipelined reads" in refused["pipelined"]
+
+
+def test_a_file_by_itself_names_the_field_for_its_configs(flux_file, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    done = run(flux_file[1], "--devices", "80GB")
+    assert done.exit_code == 2
+    assert "those of black-forest-labs/FLUX.1-dev, which it seems to be" in done.output
+    assert 'config = "..."' in done.output
 
 
 def test_a_model_that_fits_nowhere_is_one_sentence(flux):

@@ -87,6 +87,37 @@ def test_a_folder_beside_the_catalog_is_local(tmp_path: Path) -> None:
     assert (catalog.get("b").path, catalog.get("b").local) == ("demo/other", False)
 
 
+def test_files_configs_and_components_are_paths_or_hub_ids(tmp_path: Path) -> None:
+    (tmp_path / "flux").mkdir()
+    (tmp_path / "ae.safetensors").touch()
+    catalog = load(
+        tmp_path,
+        """
+[models.a]
+path = "./flux.gguf"
+config = "flux"
+components = { vae = "ae.safetensors", text_encoder = "a/b/sub", text_encoder_2 = false }
+quantization = { text_encoder = "int8", transformer = "fp8" }
+
+[models.b]
+path = "city/flux-gguf/flux-Q8_0.gguf"
+config = "city/flux"
+""",
+    )
+    a, b = catalog
+    assert (a.path, a.local, a.config) == (f"{tmp_path}/flux.gguf", True, f"{tmp_path}/flux")
+    assert a.components == {
+        "vae": f"{tmp_path}/ae.safetensors",
+        "text_encoder": "a/b/sub",
+        "text_encoder_2": None,
+    }
+    assert a.quantization == {"text_encoder": "int8", "transformer": "fp8"}
+    assert a.quantization_text == "text_encoder=int8, transformer=fp8"
+    assert (b.path, b.local, b.config) == ("city/flux-gguf/flux-Q8_0.gguf", False, "city/flux")
+    assert b.quantization_text is None
+    assert len({a, b}) == 2  # models are keys
+
+
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
@@ -96,6 +127,12 @@ def test_a_folder_beside_the_catalog_is_local(tmp_path: Path) -> None:
         ('dtype = "int8"', r"models\.m\.dtype must be one of float32, bfloat16, float16"),
         ('compile = "yes"', r"models\.m\.compile must be true or false"),
         ('quantization = "int4"', r"models\.m\.quantization must be one of fp8, int8"),
+        ('quantization = { vae = "int4" }', r"models\.m\.quantization\.vae must be one of fp8"),
+        ('config = "a/b"', r"models\.m\.config belongs to a path that is a single file"),
+        ("components = 1", r"models\.m\.components must be a table such as"),
+        ("components = { vae = true }", r"models\.m\.components\.vae must be a text, or false"),
+        ('components = { vae = "vae" }', r"models\.m\.components\.vae 'vae' is no folder beside"),
+        ('components = { vae = "a.gguf" }', r"models\.m\.components\.vae 'a.gguf' is no file"),
         ('cache = "first_block"', r"models\.m\.cache must be one of taylorseer$"),
         ('placement = "cloud"', r"models\.m\.placement must be one of replica"),
         ("workers = 0", r"models\.m\.workers must be a whole number of at least 1"),

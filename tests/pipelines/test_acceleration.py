@@ -10,7 +10,7 @@ from structlog.testing import capture_logs
 
 from jobs.catalog import CACHES, Defaults
 from jobs.errors import ConfigurationError
-from pipelines import acceleration
+from pipelines import acceleration, quantization
 from pipelines.acceleration import enable_cache
 from pipelines.families.whole_call import WholeCall
 from pipelines.load import load_pipeline
@@ -115,7 +115,7 @@ def test_fp8_arithmetic_only_where_there_is_some(monkeypatch, device, capability
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: capability)
     model = entry("x", quantization="fp8", dtype=dtype)
     with capture_logs() as logs:
-        assert acceleration._scheme(torchao, model, torch.device(device)) == scheme
+        assert quantization.scheme_of(torchao, "fp8", model, torch.device(device)) == scheme
     assert bool(logs) == (scheme == "weights")
 
 

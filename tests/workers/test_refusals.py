@@ -190,9 +190,9 @@ def test_the_workers_own_reason_stays_while_it_is_refused(
     store.register(own.id, own.info, 5)
     with capture_logs() as logs:
         notices.put("m.0", [os.getpid()], "m", "cpu", 66)
-        wait_until(lambda: store.workers()[0].info["at"] > own.info["at"], 120)
+        wait_until(lambda: store.workers()[0].info["at"] > own.info["at"])
         notices.put("m.1", [1], "m", "cpu", 66)
-        wait_until(lambda: len(store.workers()) == 2, 120)
+        wait_until(lambda: len(store.workers()) == 2)
     [kept] = [worker for worker in store.workers() if worker.id == own.id]
     assert kept.info["error"] == own.info["error"]
     assert kept.info["state"] == "failed"
@@ -200,12 +200,12 @@ def test_the_workers_own_reason_stays_while_it_is_refused(
     assert said.count(own.info["error"]) == 1
     notices.drop("m.0")
     notices.drop("m.1")
-    wait_until(lambda: not store.workers(), 120)
+    wait_until(lambda: not store.workers())
 
 
 def test_a_worker_that_could_say_nothing_is_shown_too(store: Store, notices: Notices) -> None:
     notices.put("m.0", [1], "m", "cuda:0", 2)
-    [shown] = wait_until(store.workers, 120)
+    [shown] = wait_until(store.workers)
     assert shown.info["error"] == "its worker ended with exit code 2; the workers' log says why"
     assert (shown.info["model"], shown.info["device"]) == ("m", "cuda:0")
     assert shown.info["host"] == socket.gethostname()
@@ -225,5 +225,5 @@ def test_notices_wait_for_the_queue(
     with monkeypatch.context() as context:
         context.setattr(store, "workers", away)
         notices.put("m.0", [1], "m", "cpu", 2)
-        wait_until(lambda: len(tries) > 2, 120)
-    wait_until(store.workers, 120)
+        wait_until(lambda: len(tries) > 2)
+    wait_until(store.workers)

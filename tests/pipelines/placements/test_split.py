@@ -63,7 +63,6 @@ def test_sizes_on_the_meta_device_are_those_of_the_loaded_model(tiny_folder, tin
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"quantization": "int8"}, "quantization 'int8' is not served"),
         ({"cache": "taylorseer"}, "cache 'taylorseer' is not served"),
         ({"compile": True, "unload": True}, "compile: with unload"),
         ({"devices": ("cuda:99",)}, "there is no cuda:99 on this machine"),
