@@ -31,6 +31,7 @@ from torch import nn
 from jobs.errors import ModelUnavailable
 from pipelines.contents import of_component
 from pipelines.headers import SUFFIXES, Header, first_line, read_header
+from pipelines.out_of_memory import is_out_of_memory
 from pipelines.transient import may_pass
 
 DENOISERS = ("transformer", "unet")
@@ -81,7 +82,7 @@ def read_component(
     """The component, its weights on `device`, in `dtype` where they aren't quantized.
 
     `quantize` is the config of diffusers' or transformers' quantizer, to quantize while loading.
-    Raises ModelUnavailable without the model's name.
+    Raises ModelUnavailable without the model's name, and torch's own out-of-memory error.
     """
     try:
         if source.is_file:
@@ -92,6 +93,8 @@ def read_component(
     except ModelUnavailable:
         raise
     except Exception as error:  # any library's; the file is at fault or too new
+        if is_out_of_memory(error):
+            raise
         raise ModelUnavailable(
             f"{source.weights} can't be loaded: {first_line(error)}", may_pass=may_pass(error)
         ) from error
@@ -160,7 +163,7 @@ def _text_encoder(
     if missing or report["mismatched_keys"]:
         lacks = missing[0] if missing else str(next(iter(report["mismatched_keys"])))
         raise ModelUnavailable(
-            f"{source.weights} isn't a {kind.__name__} with the config {source.config}: "
+            f"{source.weights} isn't the {kind.__name__} that {source.config} describes: "
             f"it lacks {lacks}"
         )
     return cast(nn.Module, module)
@@ -179,7 +182,7 @@ def check_file(name: str, kind: Any, source: Source, header: Header) -> None:
     _check_dtypes(source, header)
     expected = _skeleton(kind, source.config).state_dict()
     held = converted(name, kind, source, header)
-    what = f"{source.weights} isn't a {kind.__name__} with the config {source.config}"
+    what = f"{source.weights} isn't the {kind.__name__} that {source.config} describes"
     missing = next((key for key in expected if key not in held), None)
     if missing is not None:
         raise ModelUnavailable(f"{what}: it lacks {missing}; {_way_out(source)}")
@@ -209,7 +212,7 @@ def converted(name: str, kind: Any, source: Source, header: Header) -> Mapping[s
         made: Mapping[str, torch.Tensor] = mapping(checkpoint=dict(own), config=config)
     except Exception as error:  # converters look up what a file of another model lacks
         raise ModelUnavailable(
-            f"{source.weights} isn't a {kind.__name__} with the config {source.config}: "
+            f"{source.weights} isn't the {kind.__name__} that {source.config} describes: "
             + _way_out(source)
         ) from error
     return made
@@ -279,7 +282,7 @@ def _complete(module: nn.Module, source: Source) -> nn.Module:
     missing = next((name for name, tensor in tensors if tensor.is_meta), None)
     if missing is not None:
         raise ModelUnavailable(
-            f"{source.weights} isn't a {type(module).__name__} with the config {source.config}: "
+            f"{source.weights} isn't the {type(module).__name__} that {source.config} describes: "
             f"it lacks {missing}"
         )
     return module

@@ -267,7 +267,8 @@ def _copied(source: nn.Module, device_of: Callable[[str], str]) -> nn.Module:
     for name, tensor in _tensors(source):
         if id(tensor) not in memo:
             moved = tensor.to(device_of(name))
-            if isinstance(tensor, nn.Parameter) and not isinstance(moved, nn.Parameter):
+            is_own = isinstance(moved, nn.Parameter) and type(moved) is not nn.Parameter
+            if isinstance(tensor, nn.Parameter) and not is_own:  # GGUF's keep their own class
                 moved = nn.Parameter(moved, requires_grad=False)
             memo[id(tensor)] = moved
     return copy.deepcopy(source, memo)

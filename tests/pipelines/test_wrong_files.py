@@ -185,9 +185,9 @@ FILES: dict[str, tuple[Callable[[Path, Path], Path], str]] = {
     "HunyuanVideo": (safetensors(HUNYUAN), r"is a video model's file \(hunyuan-video\)"),
     "AnimateDiff": (safetensors(ANIMATEDIFF), r"is a video model's file \(animatediff_v1\)"),
     "language model": (language_model, r"is a language model's GGUF \(architecture 'llama'\)"),
-    "GGUF of another model": (other_gguf, "isn't a FluxTransformer2DModel"),
+    "GGUF of another model": (other_gguf, "isn't the FluxTransformer2DModel"),
     "GGUF of an unknown kind": (unread_gguf, "is quantized as IQ2_XXS, .*take a file in one of"),
-    "part of a model": (without("proj_out"), "isn't a FluxTransformer2DModel"),
+    "part of a model": (without("proj_out"), "isn't the FluxTransformer2DModel"),
     "other shapes": (wider, r"context_embedder.weight has the shape \[64, 48\] instead of"),
     "missing": (lambda folder, good: folder / NAME, "the file .* is missing|no folder or file"),
 }
@@ -224,18 +224,18 @@ def test_a_vae_and_a_text_encoder_of_this_very_model_are_no_model(flux, tiny_pip
 def test_a_file_of_another_family_names_the_config(flux, tiny_folder, tmp_path):
     configs, _ = flux
     path = save_single("ZImage", tiny_folder("ZImage"), tmp_path / NAME)
-    with pytest.raises(ModelUnavailable, match=f"isn't a FluxTransformer2DModel.*{configs}"):
+    with pytest.raises(ModelUnavailable, match=f"isn't the FluxTransformer2DModel.*{configs}"):
         load_pipeline(entry(path, config=str(configs)), "cpu")
 
 
 @pytest.mark.parametrize(
     ("components", "said"),
     [
-        ({"vae": "lora"}, "isn't a AutoencoderKL"),
+        ({"vae": "lora"}, "isn't the AutoencoderKL"),
         ({"vae": "/nowhere"}, "components.vae: there is no file or folder /nowhere"),
         ({"vae": "/nowhere.safetensors"}, "the file /nowhere.safetensors is missing"),
         ({"vae": "pickle"}, "isn't loaded: it is a pickle"),
-        ({"text_encoder": "lora"}, "isn't a CLIPTextModel.*it lacks"),
+        ({"text_encoder": "lora"}, "isn't the CLIPTextModel.*it lacks"),
         ({"text_encoder_2": "gguf"}, "is a GGUF, and a text encoder isn't loaded from one"),
         ({"transformer": None}, "components: transformer can't be left out"),
     ],
