@@ -10,10 +10,10 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from jobs.catalog import Model
-from jobs.errors import ConfigurationError
-from pipelines.checkpoint import find_checkpoint
+from jobs.errors import ConfigurationError, ModelUnavailable
+from pipelines.checkpoint import Checkpoint, find_checkpoint
 from pipelines.fake import FakePipeline
-from pipelines.families import make_family
+from pipelines.families import check_class, make_family
 from pipelines.placements import Follower, following_of, placement_of
 from pipelines.seam import Card, Pipeline
 from pipelines.skeleton import skeletons
@@ -34,6 +34,7 @@ def load_pipeline(model: Model, device: str) -> Pipeline:
     checkpoint = find_checkpoint(model)
     if checkpoint.class_name == FakePipeline.__name__:
         return FakePipeline(**checkpoint.index.get("options", {}))
+    _check_class(model, checkpoint)
     return _named(model, lambda: placement(model, checkpoint, device))
 
 
@@ -47,6 +48,7 @@ def read_card(model: Model) -> tuple[Card, str | None]:
     if checkpoint.class_name == FakePipeline.__name__:
         fake = FakePipeline(**checkpoint.index.get("options", {}))
         return fake.card, fake.tokenizer_json()
+    _check_class(model, checkpoint)
     pipe = checkpoint.load(model, **skeletons(model, checkpoint))
     family = make_family(pipe, model.max_sequence_length)
     return family.card, family.tokenizer_json()
@@ -67,6 +69,13 @@ def dismiss(pipeline: Pipeline) -> None:
     end = getattr(pipeline, "dismiss", None)
     if end is not None:
         end()
+
+
+def _check_class(model: Model, checkpoint: Checkpoint) -> None:
+    try:
+        check_class(checkpoint.class_name)
+    except ModelUnavailable as error:
+        raise ModelUnavailable(f"model {model.name!r}: {error}") from error
 
 
 def _named(model: Model, load: Callable[[], T]) -> T:

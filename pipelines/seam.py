@@ -88,7 +88,9 @@ class Card:
     "classifier-free" or "none". `joins` says whether a sample may join others between steps.
     `max_prompt_tokens` is where the text encoder cuts, None when unknown. `scheduler` is the
     scheduler's class name, for the recipe. `prompt` says how a prompt's tokens are counted with
-    `Pipeline.tokenizer_json`; None where they cannot be counted from outside.
+    `Pipeline.tokenizer_json`; None where they cannot be counted from outside. `sizes` are the
+    widths and heights that it has been seen to make, where it turns others into sizes of its own;
+    None where it makes what it is asked for.
     """
 
     family: str
@@ -98,6 +100,7 @@ class Card:
     max_prompt_tokens: int | None
     scheduler: str
     prompt: PromptForm | None = None
+    sizes: tuple[tuple[int, int], ...] | None = None
 
 
 class Pipeline(Protocol):
@@ -119,7 +122,7 @@ class Pipeline(Protocol):
 
     @property
     def card(self) -> Card:
-        """What the model is; constant after loading."""
+        """What the model is; constant after warm-up."""
 
     def tokenizer_json(self) -> str | None:
         """The tokenizer that `card.max_prompt_tokens` counts by, as a `tokenizer.json`.

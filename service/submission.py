@@ -157,6 +157,11 @@ def _card_problems(
             for name in ("width", "height")
             if getattr(request, name) % multiple
         ]
+    sizes = card.get("sizes")
+    if sizes and [request.width, request.height] not in [list(size) for size in sizes]:
+        known = ", ".join(f"{width}x{height}" for width, height in sizes)
+        detail = f"{request.model} makes only {known}: its pipeline changes other sizes"
+        found.append(FieldProblem("/width", detail))
     guidance = card.get("guidance")
     if guidance in ("embedded", "none") and (entry.negative_prompt or job.negative_prompt):
         detail = f"{request.model} takes no negative prompt: its guidance is {guidance}"
