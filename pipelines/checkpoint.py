@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 
 from jobs.catalog import Model
 from jobs.errors import ModelUnavailable
+from pipelines.packages import missing_packages
 
 INDEX = "model_index.json"
 INDEX_OF_SHARDS = ".safetensors.index.json"
@@ -64,7 +65,8 @@ class Checkpoint:
             )
         except Exception as error:  # any library's; the checkpoint is at fault or too new
             raise ModelUnavailable(
-                f"model {model.name!r}: {self.folder} cannot be loaded: {_first_line(error)}"
+                f"model {model.name!r}: {self.folder} cannot be loaded: "
+                f"{missing_packages(error) or _first_line(error)}"
             ) from error
         pipe.set_progress_bar_config(disable=True)
         return pipe

@@ -21,7 +21,7 @@ import structlog
 import torch
 
 from jobs.catalog import Model
-from jobs.errors import GroupLost, ImageFailed, ModelUnavailable
+from jobs.errors import GroupLost, ImageFailed, ModelUnavailable, OutOfMemory
 from jobs.request import ImageRequest
 from pipelines.seam import Conditioning, Pipeline
 from workers.scheduler import BUCKETS, WORTH_WAITING, WORTHWHILE, Costs
@@ -107,7 +107,15 @@ def _count(note: Path) -> int:
 def warm_up(pipeline: Pipeline, model: Model, device: str, data: Path) -> Costs:
     """Run the path that requests take; the costs from disk, or measured now and written there."""
     request = probe(model)
-    _once(pipeline, request)
+    try:
+        _once(pipeline, request)
+    except (torch.AcceleratorError, GroupLost, OutOfMemory, ModelUnavailable):
+        raise
+    except Exception:
+        if pipeline.card.joins or request.steps == model.defaults.steps:
+            raise
+        request = replace(request, steps=model.defaults.steps)  # it may make no fewer
+        _once(pipeline, request)
     path = data / "profiles" / f"{_fingerprint(pipeline, model, device)}.json"
     trials = Trials(path)
     if not pipeline.card.joins:  # a pipeline that is called whole may turn sizes into others

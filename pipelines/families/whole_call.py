@@ -27,10 +27,16 @@ from jobs.request import ImageRequest
 from pipelines import batch
 from pipelines.draws import Draws, global_states
 from pipelines.families.family import REFUSED, Role
-from pipelines.families.whole_classes import frames_argument, refusal
+from pipelines.families.whole_classes import (
+    MISCALLING,
+    NEGATIVE_NEEDED,
+    frames_argument,
+    refusal,
+)
 from pipelines.families.whole_output import pictures, refused
 from pipelines.families.whole_text import PromptTexts
 from pipelines.out_of_memory import is_out_of_memory
+from pipelines.packages import missing_packages
 from pipelines.pixels import check_pixels
 from pipelines.seam import Card, Conditioning, Sample
 
@@ -228,6 +234,10 @@ class WholeCall:
                 return self.pipe(**arguments)
             except FloatingPointError as error:
                 raise ImageFailed("the pixels are NaN or infinite") from error
+            except (NameError, ImportError) as error:
+                if sentence := missing_packages(error):
+                    raise ModelUnavailable(f"{self.name}: {sentence}") from error
+                raise
 
     def decode(self, sample: Sample) -> torch.Tensor:
         """The pixels that the call has made."""
@@ -246,7 +256,9 @@ class WholeCall:
             # Every class converts "np" as it does for its pictures, not so "pt"; only those with a
             # watermarker add to the pictures what arrays don't get.
             "output_type": "np" if getattr(self.pipe, "watermarker", None) is None else "pil",
+            # Two ways to ask for the very size.
             "use_resolution_binning": False,
+            "max_area": first.width * first.height,
             **self._generator(requests),
         }
         asked["true_cfg_scale" if self.true_cfg else "guidance_scale"] = first.guidance_scale
@@ -254,7 +266,8 @@ class WholeCall:
             asked[self.frames] = 1
         if self.length is not None:
             asked["max_sequence_length"] = self.length
-        if self.true_cfg or first.negative_prompt is not None:
+        needs_negative = self.true_cfg or self.name in NEGATIVE_NEEDED
+        if needs_negative or first.negative_prompt is not None:
             asked["negative_prompt"] = _one_or_list([r.negative_prompt or "" for r in requests])
         return {name: value for name, value in asked.items() if name in self.takes}
 
@@ -274,6 +287,8 @@ class WholeCall:
         def on_step(index: int, timestep: Any, latents: Any) -> None:
             self._tell(samples, index)
 
+        if self.name in MISCALLING:
+            return {}
         if "callback_on_step_end" in self.takes:
             return {"callback_on_step_end": on_step_end}
         if {"callback", "callback_steps"} <= self.takes:

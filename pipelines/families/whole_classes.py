@@ -31,7 +31,6 @@ PICTURES = (
 
 WITHOUT_PICTURES = frozenset(
     {
-        "AnyFlowFARPipeline",
         "AnyFlowPipeline",
         "BriaFibo2Pipeline",
         "Cosmos2_5_PredictBasePipeline",
@@ -43,20 +42,45 @@ WITHOUT_PICTURES = frozenset(
         "Flux2Pipeline",
         "FluxKontextPipeline",
         "GlmImagePipeline",
-        "HeliosPipeline",
-        "HeliosPyramidPipeline",
         "LTXConditionPipeline",
         "OmniGenPipeline",
         "QwenImage21Pipeline",
         "StableCascadeCombinedPipeline",
         "StableDiffusionGLIGENPipeline",
         "UniDiffuserPipeline",
+        "WanVACEPipeline",
         "ZImageOmniPipeline",
     }
 )
 """Classes that take pictures and make images without them as well."""
 
-FRAMES = ("num_frames", "video_length")
+ALSO_NEEDED = {
+    "StableDiffusionGLIGENPipeline": ("gligen_phrases", "gligen_boxes"),
+    "StableDiffusionGLIGENTextImagePipeline": ("gligen_phrases", "gligen_boxes"),
+    "StableDiffusionPix2PixZeroPipeline": ("source_embeds", "target_embeds"),
+}
+"""Arguments with a default that their class refuses."""
+
+NEGATIVE_NEEDED = frozenset({"EasyAnimatePipeline"})
+"""Classes that fail without a negative prompt, so that they get an empty one."""
+
+MISCALLING = frozenset({"StableDiffusionParadigmsPipeline"})
+"""Classes that call a step callback wrongly and fail, so that it isn't passed to them."""
+
+PRIORS = frozenset({"StableCascadePriorPipeline", "WuerstchenPriorPipeline"})
+"""Classes that make embeddings for another pipeline."""
+
+NO_SINGLE_FRAME = frozenset(
+    {
+        "AllegroPipeline",
+        "AnyFlowFARPipeline",
+        "HeliosPipeline",
+        "HeliosPyramidPipeline",
+    }
+)
+"""Classes that make videos and can't make one of a single frame."""
+
+FRAMES = ("num_frames", "video_length", "frames")
 """Arguments that say how long a video is."""
 
 
@@ -68,6 +92,10 @@ def frames_argument(pipeline: type) -> str | None:
 def refusal(pipeline: type) -> str | None:
     """The sentence that says why images can't be made with a class; None if they can."""
     taken = _parameters(pipeline)
+    if pipeline.__name__ in NO_SINGLE_FRAME:
+        return f"{pipeline.__name__} makes videos, and can't make a single frame"
+    if pipeline.__name__ in PRIORS:
+        return f"{pipeline.__name__} makes embeddings for another pipeline, not images"
     lacking = [name for name in ("prompt", "width", "height") if name not in taken]
     needed = _needed(pipeline.__name__, taken)
     if not lacking and not needed:
@@ -87,7 +115,11 @@ def _needed(name: str, taken: dict[str, inspect.Parameter]) -> list[str]:
         for argument, parameter in taken.items()
         if argument != "prompt"
         and parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
-        and (parameter.default is parameter.empty or (argument in PICTURES and not optional))
+        and (
+            parameter.default is parameter.empty
+            or argument in ALSO_NEEDED.get(name, ())
+            or (argument in PICTURES and not optional)
+        )
     ]
 
 
