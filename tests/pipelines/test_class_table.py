@@ -5,7 +5,7 @@ import pytest
 
 from pipelines.families import check_class
 from pipelines.families.whole_classes import refusal
-from tests.pipelines.classes import catalogue
+from tests.pipelines.classes import catalogue, table
 from tests.pipelines.classes.catalogue import UNBUILT, built, pipelines
 
 # diffusers warns of some classes while it imports them.
@@ -42,3 +42,9 @@ def test_every_refused_class_is_refused_before_its_weights_are_loaded():
 def test_the_tables_name_classes_that_diffusers_has():
     for names in catalogue.tables():
         assert set(names) <= set(pipelines()), names
+
+
+def test_the_table_in_the_docs_is_up_to_date():
+    assert table.PATH.read_text(encoding="utf-8") == table.table(), (
+        "run `python -m tests.pipelines.classes.table`"
+    )

@@ -57,9 +57,16 @@ def pipelines() -> dict[str, Any]:
 
 def built() -> set[str]:
     """Classes of which a tiny pipeline is compared with what is served."""
-    from tests.pipelines.classes import transformers, unets, videos
+    from tests.pipelines.classes import (
+        more_transformers,
+        more_videos,
+        transformers,
+        unets,
+        videos,
+    )
 
-    return {*unets.BUILDERS, *transformers.BUILDERS, *videos.BUILDERS}
+    modules = (unets, transformers, more_transformers, videos, more_videos)
+    return {name for module in modules for name in module.BUILDERS}
 
 
 def tables() -> list[Iterable[str]]:
