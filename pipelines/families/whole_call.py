@@ -261,6 +261,7 @@ class WholeCall:
             "max_area": first.width * first.height,
             **self._generator(requests),
         }
+        asked["guidance_schedule"] = None  # its default excludes a scale
         asked["true_cfg_scale" if self.true_cfg else "guidance_scale"] = first.guidance_scale
         if self.frames:
             asked[self.frames] = 1

@@ -9,7 +9,7 @@ import diffusers
 
 from pipelines.families import whole_classes
 
-_PROCESSOR = "its prompt goes through a processor of pictures, which is not made here"
+_PROCESSOR = "its processor needs torchvision"
 _SOUND = "it makes sound beside its frames, with a vocoder, which is not made here"
 _FILE = "its tokenizer reads a file of ChatGLM's, which is not made here"
 
@@ -19,10 +19,8 @@ UNBUILT = {
     "Cosmos3OmniPipeline": "it needs torchvision",
     "DreamLiteMobilePipeline": _PROCESSOR,
     "DreamLitePipeline": _PROCESSOR,
-    "ErnieImagePipeline": "its text encoder is a Mistral 3 with vision, which is not made here",
     "Flux2Pipeline": "its text encoder is a Mistral 3 with vision, which is not made here",
-    "GlmImagePipeline": _PROCESSOR,
-    "Ideogram4Pipeline": "it has two transformers and a prompt enhancer, which are not made here",
+    "GlmImagePipeline": "its prior and its processor are not made here",
     "Kandinsky5T2IPipeline": _PROCESSOR,
     "Kandinsky5T2VPipeline": _PROCESSOR,
     "KolorsPAGPipeline": _FILE,
@@ -37,7 +35,6 @@ UNBUILT = {
     "NucleusMoEImagePipeline": _PROCESSOR,
     "QwenImage21Pipeline": _PROCESSOR,
     "UniDiffuserPipeline": "its nine components are not made here",
-    "VersatileDiffusionTextToImagePipeline": "its two joined UNets are not made here",
 }
 """Classes that are served and have no tiny pipeline here, and why."""
 

@@ -46,6 +46,7 @@ def own(pipe: Any, request: ImageRequest, **arguments: Any) -> np.ndarray:
         "use_resolution_binning": False,
         "max_area": request.width * request.height,
         "guidance_scale": request.guidance_scale,
+        "guidance_schedule": None,
         **({frames: 1} if (frames := frames_argument(type(pipe))) else {}),
     }
     if "true_cfg_scale" in taken:

@@ -11,6 +11,7 @@ from tests.pipelines.classes.assemble import (
     assemble,
     flow,
     projected,
+    qwen3_vl,
     wan_vae,
 )
 from tests.pipelines.tiny import save_tiny
@@ -221,6 +222,56 @@ class CosmosChecker:
         return video
 
 
+def ernie() -> Any:
+    pixtral = {
+        "model_type": "pixtral",
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+        "intermediate_size": 40,
+        "image_size": 30,
+        "patch_size": 6,
+    }
+    mistral = {"model_type": "mistral", **TEXT, "max_position_embeddings": 512, "head_dim": 8}
+    config = t.Mistral3Config(text_config=mistral, vision_config=pixtral)
+    return assemble(
+        d.ErnieImagePipeline,
+        transformer={
+            "hidden_size": 32,
+            "num_attention_heads": 2,
+            "num_layers": 1,
+            "ffn_hidden_size": 32,
+            "in_channels": 16,
+            "out_channels": 16,
+            "text_in_dim": 16,
+            "rope_axes_dim": (4, 4, 8),
+        },
+        text_encoder=t.Mistral3Model(config),
+        tokenizer=chat_tokenizer(),
+    )
+
+
+def ideogram() -> Any:
+    """Its prompt is read at 13 of 36 layers."""
+    transformer = {
+        "in_channels": 16,
+        "num_layers": 1,
+        "attention_head_dim": 16,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "adaln_dim": 16,
+        "llm_features_dim": 13 * 16,
+        "mrope_section": (4, 2, 2),
+    }
+    return assemble(
+        d.Ideogram4Pipeline,
+        transformer=transformer,
+        unconditional_transformer=transformer,
+        text_encoder=qwen3_vl(t.Qwen3VLModel, num_hidden_layers=36),
+        tokenizer=chat_tokenizer(),
+    )
+
+
 BUILDERS: dict[str, Callable[[], Any]] = {
     "AuraFlowPipeline": aura_flow,
     "BriaFiboPipeline": bria_fibo,
@@ -229,9 +280,11 @@ BUILDERS: dict[str, Callable[[], Any]] = {
     "CogView3PlusPipeline": cogview3,
     "CogView4Pipeline": cogview4,
     "Cosmos2TextToImagePipeline": cosmos2,
+    "ErnieImagePipeline": ernie,
     "Flux2KleinKVPipeline": lambda: flux2("Flux2KleinKVPipeline"),
     "Flux2KleinPipeline": lambda: stepped("Flux2Klein"),
     "FluxKontextPipeline": flux_kontext,
+    "Ideogram4Pipeline": ideogram,
     "FluxPipeline": lambda: stepped("FluxGuidance"),
     "HiDreamImagePipeline": hidream,
     "PixArtSigmaPipeline": lambda: stepped("PixArtSigma"),

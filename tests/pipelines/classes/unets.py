@@ -319,6 +319,22 @@ def kolors(name: str) -> Any:
     return assemble(getattr(d, name), unet=XL, text_encoder=glm, tokenizer=None)
 
 
+def versatile() -> Any:
+    from diffusers.pipelines.deprecated.versatile_diffusion.modeling_text_unet import (
+        UNetFlatConditionModel,
+    )
+
+    flat = UNET | {
+        "down_block_types": ("DownBlockFlat", "CrossAttnDownBlockFlat"),
+        "up_block_types": ("CrossAttnUpBlockFlat", "UpBlockFlat"),
+    }
+    return assemble(
+        d.VersatileDiffusionTextToImagePipeline,
+        image_unet=UNET,
+        text_unet=UNetFlatConditionModel(**flat),
+    )
+
+
 BUILDERS: dict[str, Callable[[], Any]] = {
     "AltDiffusionPipeline": alt_diffusion,
     "AmusedPipeline": amused,
@@ -355,6 +371,7 @@ BUILDERS: dict[str, Callable[[], Any]] = {
         d.StableDiffusionXLPipeline, unet=XL, scheduler=karras()
     ),
     "StableUnCLIPPipeline": stable_unclip,
+    "VersatileDiffusionTextToImagePipeline": versatile,
     "WuerstchenCombinedPipeline": wuerstchen,
 }
 
