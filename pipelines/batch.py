@@ -108,12 +108,16 @@ def pixels(pipe: Any, image: torch.Tensor) -> torch.Tensor:
     return processed[0]
 
 
-def advance(samples: Sequence[Sample], predicted: Sequence[torch.Tensor]) -> None:
+def advance(
+    samples: Sequence[Sample], predicted: Sequence[torch.Tensor], eta: float | None = None
+) -> None:
     """Step every sample by its own scheduler; `predicted` may go on with the padding's rows.
 
-    A sample whose latents are no longer finite gets its `error` and stays where it was.
+    `eta` goes to schedulers that take it, as diffusers' `prepare_extra_step_kwargs` passes it;
+    None leaves them at their own default, as pipelines without that method do. A sample whose
+    latents are no longer finite gets its `error` and stays where it was.
     """
-    stepped = [_step(s, p) for s, p in zip(samples, predicted, strict=False)]
+    stepped = [_step(s, p, eta) for s, p in zip(samples, predicted, strict=False)]
     finite = torch.stack([torch.isfinite(new).all() for new, _, _ in stepped]).tolist()
     for sample, (new, scheduler, generator), good in zip(samples, stepped, finite, strict=True):
         if not good:
@@ -135,25 +139,31 @@ def _model_input(sample: Sample, scaled: bool) -> torch.Tensor:
     return model_input
 
 
-def _step(sample: Sample, predicted: torch.Tensor) -> tuple[torch.Tensor, Any, torch.Generator]:
+def _step(
+    sample: Sample, predicted: torch.Tensor, eta: float | None
+) -> tuple[torch.Tensor, Any, torch.Generator]:
     """The sample's next latents, scheduler and generator; the sample keeps its own."""
     assert sample.latents is not None
     scheduler = _fork(sample.scheduler)
     generator: torch.Generator = sample.extra["generator"].clone_state()
+    options: dict[str, Any] = {"generator": generator, "eta": eta}
+    if eta is None:
+        del options["eta"]
+    taken = _parameters(type(scheduler).step)
     moved: torch.Tensor = scheduler.step(
         predicted,
         current_timestep(sample),
         sample.latents,
         return_dict=False,
-        **({"generator": generator} if _takes_generator(type(scheduler).step) else {}),
+        **{name: value for name, value in options.items() if name in taken},
     )[0]
     return moved.to(sample.latents.dtype), scheduler, generator
 
 
 @functools.cache
-def _takes_generator(step: Callable[..., Any]) -> bool:
-    """Whether a scheduler class's step draws noise. Kept, since asking costs more than a step."""
-    return "generator" in inspect.signature(step).parameters
+def _parameters(step: Callable[..., Any]) -> frozenset[str]:
+    """What a scheduler class's step takes. Kept, since asking costs more than a step."""
+    return frozenset(inspect.signature(step).parameters)
 
 
 def _fork(scheduler: Any) -> Any:

@@ -21,6 +21,7 @@ from pipelines import examination, hub, sources
 from pipelines.components import Source, check_file, component_class, naming, read_component
 from pipelines.examination import INDEX
 from pipelines.headers import first_line, read_header
+from pipelines.packages import missing_packages
 from pipelines.processors import tokenizers_of
 from pipelines.sources import Assembly, listed
 from pipelines.transient import may_pass
@@ -112,7 +113,7 @@ class Checkpoint:
         except Exception as error:  # any library's; the checkpoint is at fault or too new
             raise ModelUnavailable(
                 f"model {model.name!r}: {self.folder} cannot be loaded: "
-                f"{first_line(error)}{self._versions()}",
+                f"{missing_packages(error) or first_line(error)}{self._versions()}",
                 may_pass=may_pass(error),
             ) from error
         self._check_filled(model, {n: c for n, c in pipe.components.items() if n not in arguments})

@@ -14,10 +14,11 @@ from jobs.defaults import with_own_defaults
 from jobs.errors import ConfigurationError
 from pipelines.attention import sets_process_flags
 from pipelines.checkpoint import Checkpoint, find_checkpoint
+from pipelines.components import naming
 from pipelines.defaults import own_defaults
 from pipelines.device import check_device
 from pipelines.fake import FakePipeline
-from pipelines.families import make_family
+from pipelines.families import check_class, make_family
 from pipelines.placements import Follower, following_of, placement_of
 from pipelines.seam import Card, Pipeline
 from pipelines.skeleton import skeletons
@@ -35,7 +36,7 @@ def load_pipeline(model: Model, device: str) -> Pipeline:
     the group ends.
     """
     placement = placement_of(model)
-    checkpoint = find_checkpoint(model)
+    checkpoint = _find(model)
     model = _with_own_defaults(model, checkpoint)
     if checkpoint.class_name == FakePipeline.__name__:
         return FakePipeline(**checkpoint.index.get("options", {}))
@@ -51,7 +52,7 @@ def resolve_defaults(model: Model) -> Model:
 
     Raises ModelUnavailable.
     """
-    return _with_own_defaults(model, find_checkpoint(model)) if model.unset else model
+    return _with_own_defaults(model, _find(model)) if model.unset else model
 
 
 def read_card(model: Model) -> tuple[Card, str | None]:
@@ -60,7 +61,7 @@ def read_card(model: Model) -> tuple[Card, str | None]:
     Takes a second where loading takes minutes. Raises ModelUnavailable, and what the libraries
     raise over a pipeline that cannot be made without weights.
     """
-    checkpoint = find_checkpoint(model)
+    checkpoint = _find(model)
     if checkpoint.class_name == FakePipeline.__name__:
         fake = FakePipeline(**checkpoint.index.get("options", {}))
         return fake.card, fake.tokenizer_json()
@@ -75,7 +76,7 @@ def load_follower(model: Model, device: str) -> Follower:
     Raises as `load_pipeline` does.
     """
     following = following_of(model)
-    checkpoint = find_checkpoint(model)
+    checkpoint = _find(model)
     model = _with_own_defaults(model, checkpoint)
     _named(model, lambda: check_device(model, checkpoint, device))
     return _named(model, lambda: following(model, checkpoint, device))
@@ -86,6 +87,15 @@ def dismiss(pipeline: Pipeline) -> None:
     end = getattr(pipeline, "dismiss", None)
     if end is not None:
         end()
+
+
+def _find(model: Model) -> Checkpoint:
+    """The checkpoint, of a class that can be served. Raises ModelUnavailable."""
+    checkpoint = find_checkpoint(model)
+    if checkpoint.class_name != FakePipeline.__name__:
+        with naming(model.name):
+            check_class(checkpoint.class_name)
+    return checkpoint
 
 
 def _with_own_defaults(model: Model, checkpoint: Checkpoint) -> Model:

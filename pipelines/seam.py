@@ -93,7 +93,9 @@ class Card:
     `guides_above`. `joins` says whether a sample may join others between steps.
     `max_prompt_tokens` is where the text encoder cuts, None when unknown. `scheduler` is the
     scheduler's class name, for the recipe. `prompt` says how a prompt's tokens are counted with
-    `Pipeline.tokenizer_json`; None where they cannot be counted from outside.
+    `Pipeline.tokenizer_json`; None where they cannot be counted from outside. `sizes` are the
+    widths and heights that it has been seen to make, where it turns others into sizes of its own;
+    None where it makes what it is asked for.
     """
 
     family: str
@@ -104,6 +106,7 @@ class Card:
     scheduler: str
     prompt: PromptForm | None = None
     guides_above: float = 1.0
+    sizes: tuple[tuple[int, int], ...] | None = None
 
 
 class Pipeline(Protocol):
@@ -125,7 +128,7 @@ class Pipeline(Protocol):
 
     @property
     def card(self) -> Card:
-        """What the model is; constant after loading."""
+        """What the model is; constant after warm-up."""
 
     def tokenizer_json(self) -> str | None:
         """The tokenizer that `card.max_prompt_tokens` counts by, as a `tokenizer.json`.

@@ -204,6 +204,11 @@ def _card_problems(request: ImageRequest, card: Card | None) -> list[FieldProble
             for name in ("width", "height")
             if getattr(request, name) % multiple
         ]
+    sizes = card.get("sizes")
+    if sizes and [request.width, request.height] not in [list(size) for size in sizes]:
+        known = ", ".join(f"{width}x{height}" for width, height in sizes)
+        detail = f"{request.model} makes only {known}: its pipeline changes other sizes"
+        found.append(FieldProblem("/width", detail))
     return found
 
 

@@ -21,7 +21,7 @@ import structlog
 import torch
 
 from jobs.catalog import Model
-from jobs.errors import GroupLost
+from jobs.errors import GroupLost, ImageFailed, ModelUnavailable, OutOfMemory
 from jobs.request import ImageRequest
 from pipelines.seam import Conditioning, Pipeline
 from workers.scheduler import BUCKETS, WORTH_WAITING, WORTHWHILE, Costs
@@ -110,9 +110,20 @@ def _count(note: Path) -> int:
 def warm_up(pipeline: Pipeline, model: Model, device: str, data: Path) -> Costs:
     """Run the path that requests take; the costs from disk, or measured now and written there."""
     request = probe(model)
-    _once(pipeline, request)
+    try:
+        _once(pipeline, request)
+    except (torch.AcceleratorError, GroupLost, OutOfMemory, ModelUnavailable):
+        raise
+    except Exception:
+        if pipeline.card.joins or request.steps == model.defaults.steps:
+            raise
+        request = replace(request, steps=model.defaults.steps)  # it may make no fewer
+        _once(pipeline, request)
     path = data / "profiles" / f"{_fingerprint(pipeline, model, device)}.json"
     trials = Trials(path)
+    if not pipeline.card.joins:  # a pipeline that is called whole may turn sizes into others
+        for one in _smaller(pipeline, model)[:1]:
+            _seconds(pipeline, one, 1, device, trials, rounds=1)
     if not path.exists():
         smaller = _smaller(pipeline, model)
         _keep(path, model, device, measure(pipeline, request, smaller, device, trials))
@@ -130,7 +141,7 @@ def probe(model: Model) -> ImageRequest:
         seed=0,
         width=d.width,
         height=d.height,
-        steps=max(2, min(4, model.limits.max_steps)),
+        steps=min(d.steps, 4),  # some models can't make more than the entry says
         guidance_scale=d.guidance_scale,
     )
 
@@ -246,6 +257,8 @@ def _time(
         pipeline.step(samples, bucket)
         _synchronise(device)
         times.append(time.perf_counter() - started)
+        if samples[0].error:
+            raise ImageFailed(samples[0].error)
     return min(times) / passes
 
 
@@ -258,6 +271,8 @@ def _once(pipeline: Pipeline, request: ImageRequest) -> None:
     sample = pipeline.start(replace(request), conditioning)
     while not sample.done:
         pipeline.step([sample], 1)
+        if sample.error:
+            raise ModelUnavailable(f"model {request.model!r}: its defaults fail: {sample.error}")
     pipeline.decode([sample])
 
 

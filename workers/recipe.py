@@ -22,6 +22,7 @@ from PIL import ExifTags, Image, PngImagePlugin
 
 from jobs.catalog import Model
 from jobs.request import ImageFormat, ImageRequest
+from pipelines.pixels import check_pixels
 from pipelines.seam import Card, Sample
 from workers import xmp
 
@@ -132,8 +133,13 @@ def thumbnail(pixels: torch.Tensor) -> bytes:
 
 
 def _picture(pixels: torch.Tensor) -> Image.Image:
-    """Quantised as diffusers does: times 255, rounded to the nearest."""
-    return Image.fromarray((pixels.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy())
+    """Quantised as diffusers does: times 255, rounded to the nearest.
+
+    Raises ImageFailed for pixels that are NaN or outside of 0..1, which would wrap around.
+    """
+    check_pixels(pixels)
+    rounded = (pixels.permute(1, 2, 0) * 255).round().clamp(0, 255)
+    return Image.fromarray(rounded.to(torch.uint8).numpy())
 
 
 def encode(pixels: torch.Tensor, made: Recipe) -> bytes:

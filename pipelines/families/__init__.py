@@ -3,7 +3,9 @@
 from importlib import import_module
 from typing import Any
 
+from jobs.errors import ModelUnavailable
 from pipelines.families.family import Family
+from pipelines.families.whole_classes import refusal
 
 FAMILIES = {
     "ChromaPipeline": "chroma:Chroma",
@@ -21,6 +23,18 @@ FAMILIES = {
 """`_class_name` of a model_index.json to its family, as module:class; imported when needed."""
 
 FALLBACK = "whole_call:WholeCall"
+
+
+def check_class(class_name: str) -> None:
+    """Refuse a pipeline class that cannot make images from text, before any weight is loaded.
+
+    A class that diffusers does not have is left for loading to name. Raises ModelUnavailable.
+    """
+    pipeline = getattr(import_module("diffusers"), class_name, None)
+    if class_name in FAMILIES or not isinstance(pipeline, type):
+        return
+    if sentence := refusal(pipeline):
+        raise ModelUnavailable(sentence)
 
 
 def make_family(pipe: Any, max_sequence_length: int | None) -> Family:

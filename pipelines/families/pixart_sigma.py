@@ -76,7 +76,7 @@ class PixArtSigma(Stepped):
             return_dict=False,
         )[0]
         noise = batch.without_variance(output, self.pipe.transformer.config)
-        batch.advance(samples, batch.predictions(noise, rows, guided))
+        batch.advance(samples, batch.predictions(noise, rows, guided), eta=0.0)
 
     def decode(self, sample: Sample) -> torch.Tensor:
         """The VAE's image of the unscaled latents."""

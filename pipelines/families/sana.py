@@ -89,7 +89,7 @@ class Sana(Stepped):
             return_dict=False,
         )[0]
         noise = batch.without_variance(output.float(), transformer.config)
-        batch.advance(samples, batch.predictions(noise, rows, guided))
+        batch.advance(samples, batch.predictions(noise, rows, guided), eta=0.0)
 
     def decode(self, sample: Sample) -> torch.Tensor:
         """The autoencoder's image of the unscaled latents."""

@@ -76,7 +76,7 @@ class StableDiffusion(Stepped):
             timestep_cond=embedded_guidance(self.pipe, rows, latents),
             return_dict=False,
         )[0]
-        batch.advance(samples, batch.predictions(noise, rows, guided))
+        batch.advance(samples, batch.predictions(noise, rows, guided), eta=0.0)
 
     def decode(self, sample: Sample) -> torch.Tensor:
         """The VAE's image. Raises ImageFailed when the safety checker refuses it."""

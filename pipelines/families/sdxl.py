@@ -105,7 +105,7 @@ class StableDiffusionXL(Stepped):
             },
             return_dict=False,
         )[0]
-        batch.advance(samples, batch.predictions(noise, rows, guided))
+        batch.advance(samples, batch.predictions(noise, rows, guided), eta=0.0)
 
     def decode(self, sample: Sample) -> torch.Tensor:
         """The VAE's image, watermarked where the pipeline is."""

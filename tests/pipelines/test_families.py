@@ -117,6 +117,9 @@ CASES = {
     "SD15": Case(**SD15),
     "SD15 DDIM": Case(**SD15, scheduler=other(d.DDIMScheduler)),
     "SD15 Euler ancestral": Case(**SD15, scheduler=other(d.EulerAncestralDiscreteScheduler)),
+    "SD15 TCD": Case(**SD15, scheduler=other(d.TCDScheduler)),
+    "SDXL TCD": Case(**SDXL, scheduler=other(d.TCDScheduler)),
+    "PixArtSigma TCD": Case(**PIXART, scheduler=other(d.TCDScheduler)),
     "SD15 Heun": Case(**SD15, scheduler=other(d.HeunDiscreteScheduler)),
     "SDXL": Case(**SDXL),
     "SDXL DPM++ SDE": Case(

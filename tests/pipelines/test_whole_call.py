@@ -215,7 +215,7 @@ class Stub:
 
 
 def test_a_pipeline_that_makes_no_images_fails_the_image():
-    pipeline = Placed(WholeCall(Stub(SimpleNamespace(frames=[]))))
+    pipeline = Placed(WholeCall(Stub(SimpleNamespace(audios=[]))))
     sample = begin(pipeline, ask())
     with pytest.raises(ImageFailed, match="Stub makes no images"):
         pipeline.step([sample])
@@ -224,7 +224,7 @@ def test_a_pipeline_that_makes_no_images_fails_the_image():
 @pytest.mark.parametrize(
     ("image", "error"),
     [
-        (torch.zeros(3, 64, 32), "made 32x64 pixels"),
+        (torch.zeros(3, 64, 32), "makes 32x64 pixels where 64x64 are asked for"),
         (torch.full((3, 64, 64), torch.nan), "NaN"),
     ],
 )

@@ -277,6 +277,18 @@ def test_the_card_of_a_loaded_model_is_obeyed(fresh: Deployment) -> None:
     assert job["warnings"] == [cut]
 
 
+def test_a_size_that_the_pipeline_rewrites_is_refused_with_those_it_makes(
+    fresh: Deployment,
+) -> None:
+    fresh.store.publish_card("demo", {"multiple": 16, "sizes": [[128, 128], [64, 128]]})
+    body = {"model": "demo", "prompts": [{"prompt": "a", "width": 64, "height": 64}]}
+    answer = fresh.client.post("/v1/jobs", json=body)
+    assert answer.status_code == 422
+    assert pointers(answer) == ["/prompts/0/width"]
+    assert "makes only 128x128, 64x128: its pipeline changes other sizes" in answer.text
+    assert fresh.submit("a")["warnings"] == []
+
+
 def test_prompts_are_counted_by_the_tokenizer_that_a_worker_left(fresh: Deployment) -> None:
     form = {"before": "", "after": "", "lowered": False, "dropped": 0}
     fresh.store.publish_card("demo", {"max_prompt_tokens": 8, "prompt": form})

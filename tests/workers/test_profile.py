@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from jobs.catalog import Defaults, Limits, Model
-from jobs.errors import GroupLost
+from jobs.errors import GroupLost, ModelUnavailable
 from jobs.request import ImageRequest
 from pipelines.fake import FakePipeline
 from pipelines.seam import Sample
@@ -103,6 +103,49 @@ def test_a_pipeline_that_takes_no_batch_serves_one_by_one(tmp_path: Path) -> Non
 
     costs = profile.warm_up(Lone(), MODEL, "cpu", tmp_path)
     assert (costs.pinned(TOKENS), costs.largest(TOKENS)) == (1, 1)
+
+
+class Whole(FakePipeline):
+    """A fake that is called whole; it takes `exactly` so many steps and rewrites small sizes."""
+
+    def __init__(self, exactly: int | None = None, smallest: int = 0) -> None:
+        super().__init__()
+        self.exactly, self.smallest = exactly, smallest
+        self.asked: list[tuple[int, int]] = []
+        self.card = replace(self.card, joins=False)
+
+    def step(self, samples: Sequence[Sample], bucket: int = 0) -> None:
+        request = samples[0].request
+        self.asked.append((request.width, request.steps))
+        if self.exactly not in (None, request.steps):
+            raise ValueError(f"takes exactly {self.exactly} steps")
+        for sample in samples:
+            sample.step = sample.steps
+            if request.width < self.smallest:
+                sample.error = "makes 64x64 pixels"
+                side = self.smallest
+                self.card = replace(self.card, sizes=((side, side),))
+
+
+@pytest.mark.parametrize("steps", [1, 2, 8])
+def test_a_model_that_takes_exactly_its_own_steps_gets_ready(tmp_path: Path, steps: int) -> None:
+    model = replace(MODEL, defaults=replace(MODEL.defaults, steps=steps))
+    pipeline = Whole(exactly=steps)
+    assert profile.warm_up(pipeline, model, "cpu", tmp_path).points
+    assert (64, steps) in pipeline.asked
+
+
+def test_a_pipeline_that_rewrites_sizes_is_found_out_at_every_start(tmp_path: Path) -> None:
+    for _ in range(2):
+        pipeline = Whole(smallest=64)
+        costs = profile.warm_up(pipeline, MODEL, "cpu", tmp_path)
+        assert pipeline.card.sizes == ((64, 64),)
+        assert min(tokens for tokens, _ in costs.points) == TOKENS
+
+
+def test_defaults_that_the_pipeline_rewrites_are_the_reason_not_to_start(tmp_path: Path) -> None:
+    with pytest.raises(ModelUnavailable, match="model 'fake': its defaults fail: makes 64x64"):
+        profile.warm_up(Whole(smallest=128), MODEL, "cpu", tmp_path)
 
 
 class Mortal(FakePipeline):

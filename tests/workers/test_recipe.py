@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import ExifTags, Image
 
+from jobs.errors import ImageFailed
 from jobs.request import ImageFormat, ImageRequest
 from workers import recipe, xmp
 
@@ -118,3 +119,16 @@ def test_a_lossy_picture_holds_the_form_that_a1111_reads() -> None:
     assert comment.startswith(recipe.EXIF_UNICODE)
     said = comment.removeprefix(recipe.EXIF_UNICODE).decode("utf-16-be")
     assert said == made("jpeg").parameters()
+
+
+@pytest.mark.parametrize("value", [-1.0, 1.5, float("nan"), float("inf")])
+@pytest.mark.parametrize("image_format", ["png", "jpeg", "webp"])
+def test_pixels_that_would_wrap_around_are_no_picture(
+    value: float, image_format: ImageFormat
+) -> None:
+    pixels = torch.full((3, 8, 16), 0.5)
+    pixels[1, 2, 3] = value
+    with pytest.raises(ImageFailed):
+        recipe.encode(pixels, made(image_format))
+    with pytest.raises(ImageFailed):
+        recipe.thumbnail(pixels)
