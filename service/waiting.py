@@ -4,24 +4,28 @@ Knows the hub and the store; knows no route.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import anyio.to_thread
 import structlog
+from starlette.types import Receive
 
 from jobs.errors import NotFound, StorageUnavailable
 from jobs.job import Job
 from service.auth import Caller
 from service.errors import CallerLeft, TookTooLong
+from service.events import Watch
 from service.mill import Mill
-
-T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
 
 RECHECK_SECONDS = 2.0
 """A waiting request looks at its job at least this often: the queue thins out progress events."""
+
+_RARELY = 5
+"""A request that waits for the end alone looks this many times less often: an end is always told,
+so a look only guards against a stream that lost it."""
 
 _GATHER_SECONDS = 1e-4
 """News of a job are gathered for so long per image, since telling of a large one is work."""
@@ -47,13 +51,16 @@ async def finish_or_cancel(
     mill: Mill,
     caller: Caller,
     job_id: str,
-    has_left: Callable[[], Awaitable[bool]],
-    answer: Callable[[Job], T],
+    receive: Receive,
+    answer: Callable[[Job], str],
     *,
+    created: bool,
     keep: bool = False,
-) -> T:
+) -> str:
     """What `answer`, on a thread, makes of the finished job, for a caller that waits on the line.
 
+    `receive` is the request's, whose body has been read: the next message says that the caller
+    left. `created` says that this request queued the job, so that the hub knows if it is over.
     While the queue is away it is waited for: a caller who is sent off with a 503 comes again, and
     makes another job. When the caller has left, or the settings' patience is at its end, the job
     is cancelled, since nobody would ever fetch it; unless `keep` says that the caller will come
@@ -62,17 +69,25 @@ async def finish_or_cancel(
     loop = asyncio.get_running_loop()
     patience = mill.settings.sync_seconds
     deadline = loop.time() + patience
-    with mill.hub.watch(job_id) as watch:
+
+    def look() -> str | None:
+        job = mill.store.job(job_id, caller.tenant)
+        return answer(job) if job.state.finished else None
+
+    with mill.hub.watch(job_id, ends_only=True) as watch, _departure(receive, watch) as has_left:
+        trouble, may_be_over = "", not created
         while True:
-            trouble = ""
+            pause = RECHECK_SECONDS * _RARELY
             try:
-                job = await anyio.to_thread.run_sync(mill.store.job, job_id, caller.tenant)
-                if job.state.finished:
-                    return await anyio.to_thread.run_sync(answer, job)
+                if may_be_over:
+                    trouble = ""
+                    made = await anyio.to_thread.run_sync(look)
+                    if made is not None:
+                        return made
             except StorageUnavailable as error:
-                trouble = f": {error}"
+                trouble, pause = f": {error}", RECHECK_SECONDS
             left = deadline - loop.time()
-            gone = await has_left()
+            gone = has_left()
             if gone or left <= 0 or mill.hub.closing:
                 if not keep:
                     await cancel_unwanted(mill, caller, job_id, deadline)
@@ -83,7 +98,24 @@ async def finish_or_cancel(
                         f"the images were not made within {patience:g} seconds{trouble}"
                     )
                 )
-            await watch.news_within(min(left, RECHECK_SECONDS))
+            await watch.news_within(min(left, pause))
+            may_be_over = True
+
+
+@contextmanager
+def _departure(receive: Receive, watch: Watch) -> Iterator[Callable[[], bool]]:
+    """Wakes the watch when the caller leaves; yields whether the caller has."""
+
+    async def wait() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            continue
+        watch.wake()
+
+    waiting = asyncio.create_task(wait())
+    try:
+        yield waiting.done
+    finally:
+        waiting.cancel()
 
 
 async def cancel_unwanted(mill: Mill, caller: Caller, job_id: str, deadline: float) -> None:
