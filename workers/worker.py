@@ -30,7 +30,7 @@ from jobs.images import LocalImages
 from jobs.store import Store
 from pipelines.load import dismiss, load_pipeline, read_card
 from pipelines.seam import Card, Pipeline
-from workers import measures, profile
+from workers import measures, memory, profile
 from workers.collector import Collector
 from workers.delivery import Delivery
 from workers.engine import Engine
@@ -233,6 +233,7 @@ class Worker:
         self._intake, self._engine, self._delivery = intake, engine, delivery
         if self._draining.is_set():
             return
+        memory.settle(self._device)
         self._state = "ready"
         log.info("worker ready", worker=self.name, model=self._model.name, device=self._device)
         beating = _thread("heartbeat", heartbeat.run)
