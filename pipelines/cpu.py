@@ -23,7 +23,9 @@ def tune(pipe: Any, denoiser: Any, device: torch.device) -> None:
         return
     vae = getattr(pipe, "vae", None)
     if isinstance(vae, torch.nn.Module):
-        vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        for weight in vae.parameters():
+            if weight.dim() == 4:
+                weight.data = weight.data.contiguous(memory_format=torch.channels_last)
     if not isinstance(denoiser, torch.nn.Module):
         return
     for module in denoiser.modules():

@@ -62,3 +62,13 @@ def test_other_devices_are_left_alone() -> None:
     module = torch.nn.Sequential(torch.nn.GELU(approximate="tanh"))
     tune(None, module, torch.device("cuda"))
     assert module[0].forward is not gelu_tanh
+
+
+def test_convolutions_over_three_dimensions_keep_their_layout() -> None:
+    class Pipe:
+        vae = torch.nn.Sequential(torch.nn.Conv3d(2, 4, 3), torch.nn.Conv2d(4, 8, 3))
+
+    tune(Pipe, None, torch.device("cpu"))
+    deep, flat = Pipe.vae
+    assert deep.weight.is_contiguous()
+    assert flat.weight.is_contiguous(memory_format=torch.channels_last)
