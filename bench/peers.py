@@ -76,11 +76,13 @@ class Contender:
 
     name: str
     address: str
+    processes: list[psutil.Process]
     reproducible: bool | None = None
     equal: list[float] = field(default_factory=list)
     mixed: list[float] = field(default_factory=list)
     latencies: list[float] = field(default_factory=list)
     jobs: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
 
     def body(self, prompt: str, seed: int, steps: int, model: Model) -> bytes:
         """A request for one image at the model's usual size."""
@@ -119,11 +121,12 @@ def _round(
     service, service_ms = counted
     taking_part = [one for one in contenders if number == 0 or one.name != LIT_1]
     for one in taking_part:
-        before = _cpu(service)
+        before, all_before = _cpu([service]), _cpu(one.processes)
         one.equal.append(asyncio.run(_drain(one, model, [model.defaults.steps] * size.equal))[0])
+        one.cpu.append(1000 * (_cpu(one.processes) - all_before) / size.equal)
         _say(one, "equal steps", one.equal[-1])
         if one.reproducible is not None:
-            service_ms.append(1000 * (_cpu(service) - before) / size.equal)
+            service_ms.append(1000 * (_cpu([service]) - before) / size.equal)
     for one in taking_part:
         steps = [MIXED[place % len(MIXED)] for place in range(size.mixed)]
         one.mixed.append(asyncio.run(_drain(one, model, steps))[0])
@@ -211,6 +214,11 @@ def _told(contenders: Sequence[Contender], solo: float, service_ms: list[float])
             f"all at once, {title}, {THREADS} torch threads (images/s; median, min..max)",
             [(name, figures, statistics.median(figures) / base) for name, figures in rows],
         )
+    base = statistics.median(lit.cpu)
+    table(
+        "all at once, equal steps: CPU of all processes (ms an image; median, min..max)",
+        [(one.name, one.cpu, statistics.median(one.cpu) / base) for one in contenders],
+    )
     loaded = [one for one in contenders if one.latencies]
     print(
         f"\nPoisson arrivals at {LOAD:g} of {LIT_8} (seconds; in good time: {GOOD_TIME:g}x alone)"
@@ -229,6 +237,7 @@ def _told(contenders: Sequence[Contender], solo: float, service_ms: list[float])
             f"{key}_vs_litserve_equal": _ratio(one.equal, lit.equal),
             f"{key}_vs_litserve_mixed": _ratio(one.mixed, lit.mixed),
             f"{key}_p99_vs_litserve": _p99(one) / _p99(lit),
+            f"{key}_cpu_vs_litserve": statistics.median(one.cpu) / base,
             f"{key}_p50_seconds": _quantile(one.latencies, 0.5),
             f"{key}_in_good_time": _attainment(one, solo),
             f"{key}_job_images_per_second": statistics.median(one.jobs),
@@ -269,10 +278,10 @@ def _prompts(count: int) -> list[str]:
     return [lines[place % len(lines)] for place in range(count)]
 
 
-def _cpu(process: psutil.Process) -> float:
-    """Seconds of CPU that a process has used."""
-    times = process.cpu_times()
-    return float(times.user + times.system)
+def _cpu(processes: Sequence[psutil.Process]) -> float:
+    """Seconds of CPU that processes which are alive have used."""
+    times = [one.cpu_times() for one in processes]
+    return float(sum(one.user + one.system for one in times))
 
 
 @contextmanager
@@ -283,19 +292,25 @@ def _contenders(model: Model) -> Iterator[tuple[list[Contender], Client, psutil.
     with ExitStack() as stack:
         data = stack.enter_context(serving.folder())
         plain = [
-            Contender(name, stack.enter_context(_litserve(data, model, size)))
+            Contender(name, *stack.enter_context(_litserve(data, model, size)))
             for name, size in ((LIT_1, 1), (LIT_8, 8))
         ]  # which get ready while ours does
         settings = {"threads": str(THREADS)}
         client = stack.enter_context(serving.service(data, CATALOG, model.name, **settings))
         ours = [
-            Contender(name, client.server, reproducible)
+            Contender(name, client.server, [], reproducible)
             for name, reproducible in ((REPRODUCIBLE, True), (FAST, False))
         ]
         for one in (*plain, *ours):
             serving.until(lambda one=one: _is_healthy(one))  # type: ignore[misc]
             rate, _ = asyncio.run(_drain(one, model, [model.defaults.steps] * 8))
             _say(one, "ready", rate)
+        for one in plain:
+            one.processes += one.processes[0].children(recursive=True)
+        theirs = {process.pid for one in plain for process in one.processes}
+        for one in ours:
+            everything = psutil.Process().children(recursive=True)
+            one.processes += [each for each in everything if each.pid not in theirs]
         yield [*plain, *ours], client, _service()
 
 
@@ -306,8 +321,8 @@ def _service() -> psutil.Process:
 
 
 @contextmanager
-def _litserve(data: Path, model: Model, batch: int) -> Iterator[str]:
-    """The address of a LitServe with batches of that size at most."""
+def _litserve(data: Path, model: Model, batch: int) -> Iterator[tuple[str, list[psutil.Process]]]:
+    """A LitServe with batches of that size at most: its address, and its first process."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
@@ -327,7 +342,7 @@ def _litserve(data: Path, model: Model, batch: int) -> Iterator[str]:
             stderr=subprocess.STDOUT,
         )
     try:
-        yield f"http://127.0.0.1:{port}"
+        yield f"http://127.0.0.1:{port}", [psutil.Process(process.pid)]
     finally:
         process.terminate()
         process.wait()

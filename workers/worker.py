@@ -128,6 +128,7 @@ class Worker:
         try:
             self._introduce()
             pipeline = load_pipeline(self._model, self._device)
+            memory.settle(self._device)  # first, so that what is measured is what requests will get
             return pipeline, profile.warm_up(
                 pipeline, self._model, self._device, self._settings.data
             )
@@ -233,7 +234,6 @@ class Worker:
         self._intake, self._engine, self._delivery = intake, engine, delivery
         if self._draining.is_set():
             return
-        memory.settle(self._device)
         self._state = "ready"
         log.info("worker ready", worker=self.name, model=self._model.name, device=self._device)
         beating = _thread("heartbeat", heartbeat.run)
