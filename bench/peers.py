@@ -44,7 +44,7 @@ from jobs.job import State
 from workers.scheduler import GOOD_TIME
 
 CATALOG = Path("models.toml")
-THREADS = int(os.environ.get("IMAGEMILL_BENCH_THREADS", "1"))
+THREADS = int(os.environ.get("BENCH_THREADS", "1"))
 MIXED = (8, 20, 28)
 LOAD = 0.8
 """Poisson arrivals come at this share of LitServe's rate."""
@@ -66,7 +66,7 @@ class Size:
     job: int
 
 
-FULL = Size(rounds=3, equal=64, mixed=24, arrivals=40, job=48)
+FULL = Size(rounds=3, equal=64, mixed=18, arrivals=30, job=48)
 QUICK = Size(rounds=1, equal=16, mixed=6, arrivals=8, job=8)
 
 
