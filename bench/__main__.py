@@ -1,8 +1,8 @@
-"""`python -m bench [NAME ...]`: run the benchmarks one after the other.
+"""`python -m bench [--quick] [NAME ...]`: run the benchmarks one after the other.
 
 Each prints its table, a line for every figure that has a target, and one JSON line for programs, as
 soon as it is done. At the very end come all JSON lines again. A benchmark that raises is reported
-and the others go on.
+and the others go on. With `--quick`, those that have a short form run in that, and no others.
 """
 
 import sys
@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-from bench import eta, fairness, goodput, makespan, placements, saturated, served, submits
+from bench import eta, fairness, goodput, makespan, peers, placements, saturated, served, submits
 from bench.report import Metrics, json_line
 from bench.targets import verdicts
 
@@ -19,6 +19,7 @@ BENCHES: dict[str, Callable[[], Metrics]] = {
     "saturated": saturated.run,
     "goodput": goodput.run,
     "served": served.run,
+    "peers": peers.run,
     "submits": submits.run,
     "eta": eta.run,
     "fairness": fairness.run,
@@ -26,10 +27,17 @@ BENCHES: dict[str, Callable[[], Metrics]] = {
     "makespan": makespan.run,
 }
 
+SHORT: dict[str, Callable[[], Metrics]] = {"peers": peers.quick}
+"""Short forms, under `--quick`: to see that a benchmark works."""
 
-def main(arguments: Sequence[str], benches: Mapping[str, Callable[[], Metrics]] = BENCHES) -> int:
-    """Run the named benchmarks, or all; 1 if one of them raised, 2 for a name that there is not."""
-    names = list(arguments) or list(benches)
+
+def main(
+    arguments: Sequence[str], benches: Mapping[str, Callable[[], Metrics]] | None = None
+) -> int:
+    """Run the named benchmarks, or all; 1 if one of them raised, 2 for an unknown name."""
+    if benches is None:
+        benches = SHORT if "--quick" in arguments else BENCHES
+    names = [name for name in arguments if name != "--quick"] or list(benches)
     unknown = [name for name in names if name not in benches]
     if unknown:
         sys.stderr.write(f"no benchmark {', '.join(unknown)}; there are {', '.join(benches)}\n")

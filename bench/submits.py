@@ -89,7 +89,7 @@ async def _closed(host: str, request: Request, seconds: float) -> Load:
     load, began = Load(), time.perf_counter()
 
     async def ask() -> None:
-        async with _connection(host) as connection:
+        async with Connection(host) as connection:
             while time.perf_counter() - began < seconds:
                 asked = time.perf_counter()
                 await connection.ask(request())
@@ -108,7 +108,7 @@ async def _open(host: str, request: Request, rate: float, seconds: float) -> Loa
     load, began, turn = Load(), time.perf_counter(), iter(range(round(rate * seconds)))
 
     async def ask() -> None:
-        async with _connection(host) as connection:
+        async with Connection(host) as connection:
             for number in turn:
                 due = began + number / rate
                 await asyncio.sleep(max(0.0, due - time.perf_counter()))
@@ -120,14 +120,14 @@ async def _open(host: str, request: Request, rate: float, seconds: float) -> Loa
     return load
 
 
-class _connection:
+class Connection:
     """One connection that is kept open; answers must have a Content-Length."""
 
     def __init__(self, host: str) -> None:
         name, _, port = host.rpartition(":")
         self._address = name, int(port)
 
-    async def __aenter__(self) -> "_connection":
+    async def __aenter__(self) -> "Connection":
         self._reader, self._writer = await asyncio.open_connection(*self._address)
         return self
 

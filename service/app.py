@@ -27,7 +27,7 @@ from service.mill import Mill
 from service.openai.shelf import FileShelf
 from service.openapi import complete_document, openai_errors, problems
 from service.prompt_length import PromptLengths
-from service.recent import RecentWorkers
+from service.recent import RecentCards, RecentWorkers
 from service.request_id import NameRequests
 from service.routes import (
     docs,
@@ -88,6 +88,7 @@ def create_app(
         links=Links(settings.public_url or ""),
         lengths=PromptLengths(settings.tokenizer_file),
         workers=RecentWorkers(store),
+        cards=RecentCards(store),
         gate=Gate(KeyRing(settings.data / "keys.json"), may_be_open=settings.may_be_open),
         started=int(time.time()),
     )

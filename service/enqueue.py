@@ -16,6 +16,7 @@ from pydantic import WithJsonSchema
 from jobs import tracing
 from jobs.errors import FieldProblem, InvalidRequest
 from jobs.request import ImageRequest
+from jobs.views import Submitted
 from service.auth import Caller
 from service.errors import MalformedHeader
 from service.mill import Mill
@@ -39,10 +40,10 @@ IdempotencyKey = Annotated[
 
 def enqueue(
     mill: Mill, caller: Caller, body: SubmitJob, idempotency_key: str | None = None
-) -> tuple[str, list[str]]:
+) -> tuple[Submitted, list[str]]:
     """Queue the job that `body` asks for, or find the one that the key made before.
 
-    Returns its id and its warnings. Raises UnknownModel, InvalidRequest, MalformedHeader,
+    Returns the job and its warnings. Raises UnknownModel, InvalidRequest, MalformedHeader,
     IdempotencyMismatch, QuotaExceeded, StorageUnavailable, NotReady; nothing is then queued.
     """
     idempotency = None
@@ -51,8 +52,8 @@ def enqueue(
     if body.webhook and not mill.allows_private_webhooks:
         _check_address(body.webhook.url)
     model = mill.catalog.get(body.model)
-    card = mill.store.card(model.name)
-    job_id = submit(
+    card = mill.cards.of(model.name)
+    job = submit(
         mill,
         caller,
         image_requests(body, model, card),
@@ -62,7 +63,7 @@ def enqueue(
         idempotency=idempotency,
     )
     count = mill.lengths.counter(model.name, card)
-    return job_id, warnings(body, model, card, count)
+    return job, warnings(body, model, card, count)
 
 
 def submit(
@@ -74,8 +75,8 @@ def submit(
     metadata: Mapping[str, Any],
     webhook: Webhook | None = None,
     idempotency: tuple[str, str] | None = None,
-) -> str:
-    """Queue requests of one model as a job and return its id. Raises as `enqueue` does.
+) -> Submitted:
+    """Queue requests of one model as a job. Raises as `enqueue` does.
 
     Within a span, which the images' spans in their workers will have for their parent.
     """
@@ -103,7 +104,7 @@ def submit(
         images=len(requests),
         priority=priority,
     )
-    return made.job_id
+    return made
 
 
 def priority_of(caller: Caller, asked: int | None) -> int:

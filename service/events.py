@@ -4,20 +4,22 @@
         ...look at the job...
         await watch.news_within(seconds)
 
-A watch that begins before the look misses nothing. The reader runs on a thread of its own; a
-waiting request holds none. When the store fails, the reader goes on where it was and wakes
-everybody. Knows nothing of HTTP.
+A watch that begins before the look misses nothing. Nor does one that begins after a job was queued
+and waits for its end alone: the hub remembers the jobs that ended lately. The reader runs on a
+thread of its own; a waiting request holds none. When the store fails, the reader goes on where it
+was and wakes everybody. Knows nothing of HTTP.
 """
 
 import asyncio
 import threading
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import structlog
 
 from jobs.errors import StorageUnavailable
+from jobs.job import FINISHED
 from jobs.store import Store
 from jobs.views import Event
 
@@ -27,18 +29,27 @@ RETRY_SECONDS = 1.0
 BLOCK_SECONDS = 0.25
 """One read of the stream waits this long, which bounds how long stopping takes."""
 
-
 GATHER_SECONDS = 0.02
 """After news the reader waits so long for more: under load it reads them together."""
 
+ENDS = frozenset({*FINISHED, "deleted"})
+"""Types of the events after which a job is over."""
+
+RECENT_ENDS = 4096
+"""Jobs that ended lately which the hub remembers: far more than can end while one is queued."""
+
 
 class Watch:
-    """News of one job. It holds up to `keep` events until they are taken."""
+    """News of one job. It holds up to `keep` events until they are taken.
 
-    def __init__(self, keep: int) -> None:
+    With `ends_only`, nothing but the job's end is news.
+    """
+
+    def __init__(self, keep: int, ends_only: bool = False) -> None:
         self._news = asyncio.Event()
         self._events: deque[Event] = deque()
         self._keep = keep
+        self.ends_only = ends_only
         self.overflowed = False
         """Whether events were dropped because nobody took them in time."""
 
@@ -84,6 +95,7 @@ class EventHub:
         self._store = store
         self._block_seconds = block_seconds
         self._watches: dict[str, set[Watch]] = {}
+        self._ended: OrderedDict[str, None] = OrderedDict()
         self._listeners: list[Callable[[Sequence[Event]], None]] = []
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
@@ -95,11 +107,16 @@ class EventHub:
         self._listeners.append(listener)
 
     @contextmanager
-    def watch(self, job_id: str, keep: int = 0) -> Iterator[Watch]:
-        """A watch on the job until the context ends, which holds up to `keep` events."""
-        watch = Watch(keep)
+    def watch(self, job_id: str, keep: int = 0, ends_only: bool = False) -> Iterator[Watch]:
+        """A watch on the job until the context ends, which holds up to `keep` events.
+
+        With `ends_only`, only the job's end wakes it: at once if the job has ended lately.
+        """
+        watch = Watch(keep, ends_only)
         watches = self._watches.setdefault(job_id, set())
         watches.add(watch)
+        if ends_only and job_id in self._ended:  # the reader notes an end before it looks for us
+            watch.wake()
         try:
             yield watch
         finally:
@@ -146,7 +163,9 @@ class EventHub:
                 after = events[-1].id
                 for listener in self._listeners:
                     listener(events)
-                self._on_loop(self._deliver, events)
+                self._remember_ends(events)
+                if any(event.job_id in self._watches for event in events):
+                    self._on_loop(self._deliver, events)
             if failing:
                 self._on_loop(self._wake_all)
                 failing = False
@@ -158,10 +177,19 @@ class EventHub:
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(call, *arguments)
 
+    def _remember_ends(self, events: Sequence[Event]) -> None:
+        """Only the reader's thread changes what is remembered."""
+        for event in events:
+            if event.type in ENDS:
+                self._ended[event.job_id] = None
+        while len(self._ended) > RECENT_ENDS:
+            self._ended.popitem(last=False)
+
     def _deliver(self, events: Sequence[Event]) -> None:
         for event in events:
             for watch in self._watches.get(event.job_id, ()):
-                watch.add(event)
+                if not watch.ends_only or event.type in ENDS:
+                    watch.add(event)
 
     def _wake_all(self) -> None:
         for watches in self._watches.values():

@@ -13,7 +13,7 @@ from service.documents import Documents
 from service.events import EventHub
 from service.openai.shelf import FileShelf
 from service.prompt_length import PromptLengths
-from service.recent import RecentWorkers
+from service.recent import RecentCards, RecentWorkers
 from service.settings import ServiceSettings
 from service.standing import standstill
 from service.views import Links
@@ -33,6 +33,7 @@ class Mill:
     links: Links
     lengths: PromptLengths
     workers: RecentWorkers
+    cards: RecentCards
     gate: Gate
     started: int
     """When the service started, in seconds since the epoch."""

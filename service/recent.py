@@ -1,16 +1,20 @@
-"""The workers as they were a moment ago: every poll tells an ETA, and must not ask for it anew.
+"""What workers say, as it was a moment ago: every request needs it, and must not ask for it anew.
 
 Knows the store; for any thread.
 """
 
 import threading
 import time
+from typing import Any
 
 from jobs.store import Store
 from jobs.views import WorkerInfo
 
 SECONDS = 0.25
-"""How old an answer may be; workers say something new twice a second at most."""
+"""How old the workers may be; they say something new twice a second at most."""
+
+CARD_SECONDS = 1.0
+"""How old a model's card may be; it changes when a worker has started."""
 
 
 class RecentWorkers:
@@ -44,3 +48,21 @@ class RecentWorkers:
     def absent_seconds(self, model: str) -> float:
         """How long ago a worker of the model was last seen, or this was made."""
         return time.monotonic() - self._seen.get(model, self._started)
+
+
+class RecentCards:
+    """The models' cards, each asked for at most once in CARD_SECONDS; a missing one every time."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._known: dict[str, tuple[float, dict[str, Any]]] = {}
+
+    def of(self, model: str) -> dict[str, Any] | None:
+        """What a worker published of the model, if one has. Raises StorageUnavailable."""
+        until, card = self._known.get(model, (0.0, {}))
+        if time.monotonic() < until:
+            return card
+        found = self._store.card(model)
+        if found is not None:
+            self._known[model] = (time.monotonic() + CARD_SECONDS, found)
+        return found

@@ -4,25 +4,28 @@ Knows the hub and the store; knows no route.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
-from typing import TypeVar
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 import anyio.to_thread
 import structlog
+from starlette.types import Receive
 
 from jobs.errors import NotFound, StorageUnavailable
 from jobs.job import Job
 from service.auth import Caller
 from service.errors import CallerLeft, NotReady, TookTooLong
+from service.events import Watch
 from service.mill import Mill
-
-T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
 
 RECHECK_SECONDS = 2.0
 """A waiting request looks at its job at least this often: the queue thins out progress events."""
+
+_RARELY = 5
+"""A request that waits for the end alone looks this many times less often: an end is always told,
+so a look only guards against a stream that lost it."""
 
 _GATHER_SECONDS = 1e-4
 """News of a job are gathered for so long per image, since telling of a large one is work."""
@@ -48,13 +51,17 @@ async def finish_or_cancel(
     mill: Mill,
     caller: Caller,
     job_id: str,
-    has_left: Callable[[], Awaitable[bool]],
-    answer: Callable[[Job], T],
+    receive: Receive,
+    answer: Callable[[Job], str],
     *,
+    model: str,
+    created: bool,
     keep: bool = False,
-) -> T:
+) -> str:
     """What `answer`, on a thread, makes of the finished job, for a caller that waits on the line.
 
+    `receive` is the request's, whose body has been read: the next message says that the caller
+    left. `created` says that this request queued the job, so that the hub knows if it is over.
     While the queue is away it is waited for: a caller who is sent off with a 503 comes again, and
     makes another job. When the caller has left, or the settings' patience is at its end, the job
     is cancelled, since nobody would ever fetch it; unless `keep` says that the caller will come
@@ -64,19 +71,28 @@ async def finish_or_cancel(
     loop = asyncio.get_running_loop()
     patience = mill.settings.sync_seconds
     deadline = loop.time() + patience
-    with mill.hub.watch(job_id) as watch:
+
+    def look() -> str | None:
+        job = mill.store.job(job_id, caller.tenant)
+        return answer(job) if job.state.finished else None
+
+    with mill.hub.watch(job_id, ends_only=True) as watch, _departure(receive, watch) as has_left:
+        trouble, may_be_over = "", not created
         while True:
-            trouble = ""
+            pause = RECHECK_SECONDS * _RARELY
             try:
-                job, reason = await anyio.to_thread.run_sync(_look, mill, caller, job_id)
-                if job.state.finished:
-                    return await anyio.to_thread.run_sync(answer, job)
+                if may_be_over:
+                    trouble = ""
+                    response = await anyio.to_thread.run_sync(look)
+                    if response is not None:
+                        return response
+                reason = await anyio.to_thread.run_sync(mill.standstill, model)
                 if reason is not None:
                     await _refuse(mill, caller, job_id, reason, deadline, keep=keep)
             except StorageUnavailable as error:
-                trouble = f": {error}"
+                trouble, pause = f": {error}", RECHECK_SECONDS
             left = deadline - loop.time()
-            gone = await has_left()
+            gone = has_left()
             if gone or left <= 0 or mill.hub.closing:
                 if not keep:
                     await cancel_unwanted(mill, caller, job_id, deadline)
@@ -87,10 +103,29 @@ async def finish_or_cancel(
                         f"the images were not made within {patience:g} seconds{trouble}"
                     )
                 )
-            await watch.news_within(min(left, RECHECK_SECONDS))
+            await watch.news_within(min(left, pause))
+            may_be_over = True
 
 
-async def refuse_to_stream(mill: Mill, caller: Caller, job_id: str, *, keep: bool) -> None:
+@contextmanager
+def _departure(receive: Receive, watch: Watch) -> Iterator[Callable[[], bool]]:
+    """Wakes the watch when the caller leaves; yields whether the caller has."""
+
+    async def wait() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            continue
+        watch.wake()
+
+    waiting = asyncio.create_task(wait())
+    try:
+        yield waiting.done
+    finally:
+        waiting.cancel()
+
+
+async def refuse_to_stream(
+    mill: Mill, caller: Caller, job_id: str, model: str, *, keep: bool
+) -> None:
     """As `finish_or_cancel` refuses a job that stands still, before a stream has begun.
 
     A queue that is away is left to the stream, which waits for it.
@@ -98,15 +133,9 @@ async def refuse_to_stream(mill: Mill, caller: Caller, job_id: str, *, keep: boo
     deadline = asyncio.get_running_loop().time() + mill.settings.sync_seconds
     reason: str | None = None
     with suppress(StorageUnavailable):
-        _, reason = await anyio.to_thread.run_sync(_look, mill, caller, job_id)
+        reason = await anyio.to_thread.run_sync(mill.standstill, model)
     if reason is not None:
         await _refuse(mill, caller, job_id, reason, deadline, keep=keep)
-
-
-def _look(mill: Mill, caller: Caller, job_id: str) -> tuple[Job, str | None]:
-    """The job, and why it stands still if it does."""
-    job = mill.store.job(job_id, caller.tenant)
-    return job, None if job.state.finished else mill.standstill(job.model)
 
 
 async def _refuse(

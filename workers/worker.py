@@ -29,7 +29,7 @@ from jobs.images import LocalImages
 from jobs.store import Store
 from pipelines.load import dismiss, load_pipeline
 from pipelines.seam import Pipeline
-from workers import measures, profile
+from workers import measures, memory, profile
 from workers.cards import Cards
 from workers.collector import Collector
 from workers.delivery import Delivery
@@ -130,6 +130,7 @@ class Worker:
         try:
             self._model = self._cards.introduce()
             pipeline = load_pipeline(self._model, self._device)
+            memory.settle(self._device)  # first, so that what is measured is what requests will get
             return pipeline, profile.warm_up(
                 pipeline, self._model, self._device, self._settings.data
             )

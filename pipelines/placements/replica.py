@@ -14,6 +14,7 @@ from pipelines.acceleration import (
 )
 from pipelines.attention import choose_attention
 from pipelines.checkpoint import Checkpoint
+from pipelines.cpu import tune
 from pipelines.device import use_device
 from pipelines.families import make_family
 from pipelines.graphs import check_graphs, enable_graphs
@@ -35,6 +36,8 @@ def load_replica(model: Model, checkpoint: Checkpoint, device: str) -> Placed:
     enable_cache(denoiser, model)
     if model.compile:
         compile_blocks(denoiser, trial)
+    else:
+        tune(pipe, denoiser, torch.device(device))
     if model.cuda_graphs:
         check_graphs(placed, torch.device(device))
         enable_graphs(denoiser)

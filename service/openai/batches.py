@@ -125,7 +125,7 @@ def _submit(mill: Mill, caller: Caller, planned: Plan, document: dict[str, Any])
         for job in planned.jobs:
             metadata = {"batch": document["id"]}
             made.append(
-                submit(mill, caller, job.requests, priority=job.priority, metadata=metadata)
+                submit(mill, caller, job.requests, priority=job.priority, metadata=metadata).job_id
             )
     except ImagemillError:
         _delete(mill, caller, made)

@@ -31,7 +31,7 @@ class Usage(BaseModel):
 def usage(mill: Mill, images: Sequence[ImageView]) -> Usage | None:
     """The tokens of one prompt and of its `images`."""
     request = images[0].request
-    card = mill.store.card(request.model)
+    card = mill.cards.of(request.model)
     count = mill.lengths.tokens(request.model, card)
     per_pixel = (card or {}).get("image_tokens_per_pixel")
     if count is None or not isinstance(per_pixel, int | float):

@@ -76,9 +76,9 @@ def submit_job(
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Queue a batch of prompts. Answers at once; nothing is queued unless all of it is right."""
-    job_id, notes = enqueue(mill, caller, body, idempotency_key)
-    response = _answer(mill, *mill.store.look(job_id, caller.tenant, images=True), 202, notes)
-    response.headers["Location"] = mill.links.job(job_id)
+    job, notes = enqueue(mill, caller, body, idempotency_key)
+    response = _answer(mill, *mill.store.look(job.job_id, caller.tenant, images=True), 202, notes)
+    response.headers["Location"] = mill.links.job(job.job_id)
     response.headers["Retry-After"] = "1"
     return response
 

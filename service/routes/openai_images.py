@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from jobs.errors import InvalidRequest, UnknownModel
 from jobs.job import Job
+from jobs.views import Submitted
 from service.auth import AnyCaller, Caller
 from service.body import json_body, json_body_schema
 from service.enqueue import IdempotencyKey, enqueue
@@ -54,30 +55,35 @@ async def generate_images(
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Make images of one prompt and answer with them."""
-    job_id = await anyio.to_thread.run_sync(_enqueue, mill, caller, body, idempotency_key)
+    job, model = await anyio.to_thread.run_sync(_enqueue, mill, caller, body, idempotency_key)
     keep = idempotency_key is not None
     if body.stream:
-        await refuse_to_stream(mill, caller, job_id, keep=keep)
-        frames = image_events(mill, caller, job_id, body, keep=keep)
+        await refuse_to_stream(mill, caller, job.job_id, model, keep=keep)
+        frames = image_events(mill, caller, job.job_id, body, keep=keep)
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
         return StreamingResponse(frames, media_type="text/event-stream", headers=headers)
     links = Links(mill.links.base or str(request.base_url).rstrip("/"))
     answer = await finish_or_cancel(
         mill,
         caller,
-        job_id,
-        request.is_disconnected,
+        job.job_id,
+        request.receive,
         lambda job: _answer(mill, job, body, links),
+        model=model,
+        created=job.created,
         keep=keep,
     )
     return Response(answer, media_type="application/json")
 
 
-def _enqueue(mill: Mill, caller: Caller, body: GenerateImages, key: str | None) -> str:
-    """The job behind the request; its problems are named by the fields of the request."""
+def _enqueue(
+    mill: Mill, caller: Caller, body: GenerateImages, key: str | None
+) -> tuple[Submitted, str]:
+    """The job behind the request, and its model; problems name the fields of the request."""
     first = next(iter(mill.catalog)).name
     try:
-        job_id, _ = enqueue(mill, caller, body.as_job(first), key)
+        asked = body.as_job(first)
+        job, _ = enqueue(mill, caller, asked, key)
     except UnknownModel:
         raise
     except ValidationError as error:
@@ -85,7 +91,7 @@ def _enqueue(mill: Mill, caller: Caller, body: GenerateImages, key: str | None) 
     except InvalidRequest as error:
         refusal = error
     else:
-        return job_id
+        return job, asked.model
     raise InvalidRequest(str(refusal), tuple(map(body.field_of, refusal.problems)))
 
 

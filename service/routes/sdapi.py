@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from jobs.errors import InvalidRequest, UnknownModel
 from jobs.job import ImageView, Job, State
+from jobs.views import Submitted
 from service.auth import Caller, CallerByPassword
 from service.body import json_body, json_body_schema
 from service.enqueue import enqueue
@@ -58,9 +59,15 @@ async def text_to_image(
     caller: CallerByPassword,
 ) -> Response:
     """Make images of one prompt and answer with them; after an interrupt, with those made."""
-    job_id = await anyio.to_thread.run_sync(_enqueue, mill, caller, body)
+    job, model = await anyio.to_thread.run_sync(_enqueue, mill, caller, body)
     answer = await finish_or_cancel(
-        mill, caller, job_id, request.is_disconnected, lambda job: _pictures(mill, job, body)
+        mill,
+        caller,
+        job.job_id,
+        request.receive,
+        lambda job: _pictures(mill, job, body),
+        model=model,
+        created=job.created,
     )
     return Response(answer, media_type="application/json")
 
@@ -117,10 +124,11 @@ def read_png(body: Annotated[PngToRead, Depends(json_body(PngToRead))]) -> PngIn
     return PngInfo(info=info, items=dict(items), parameters=settings(info) if info else {})
 
 
-def _enqueue(mill: Mill, caller: Caller, body: TextToImage) -> str:
-    """The job behind the request; its problems are named by the fields of the request."""
+def _enqueue(mill: Mill, caller: Caller, body: TextToImage) -> tuple[Submitted, str]:
+    """The job behind the request, and its model; problems name the fields of the request."""
     try:
-        job_id, _ = enqueue(mill, caller, body.as_job(next(iter(mill.catalog)).name))
+        asked = body.as_job(next(iter(mill.catalog)).name)
+        job, _ = enqueue(mill, caller, asked)
     except UnknownModel:
         raise
     except ValidationError as error:
@@ -128,7 +136,7 @@ def _enqueue(mill: Mill, caller: Caller, body: TextToImage) -> str:
     except InvalidRequest as error:
         refusal = error
     else:
-        return job_id
+        return job, asked.model
     raise InvalidRequest(str(refusal), tuple(map(body.field_of, refusal.problems)))
 
 

@@ -33,7 +33,7 @@ RETRY_SECONDS = (0, 5, 300, 1800, 7200, 18_000, 36_000, 50_400, 72_000, 86_400)
 """Pause before each attempt, as the Standard Webhooks specification recommends."""
 
 BLOCK_SECONDS = 0.25
-GATHER_SECONDS = 0.05
+GATHER_SECONDS = 0.25
 """After events the next read waits so long, to read many at once."""
 
 TROUBLE_SECONDS = 2.0

@@ -1,0 +1,361 @@
+"""Ours beside LitServe around plain diffusers: the bundled model, single images over HTTP.
+
+Contenders are LitServe without batches, LitServe with dynamic batches of 8, and ours in both
+classes, all on this machine and asked in turn with the same prompts, seeds and number of torch
+threads. Three loads: all requests at once with equal steps, all at once with mixed steps, and
+Poisson arrivals at 0.8 of what LitServe makes of equal steps. Ours also makes the same images as
+one job. LitServe without batches is only asked in the first round: it is there to show what
+batching gains it.
+
+Everybody has THREADS torch threads. One leaves the other core of a small machine to what both need
+beside the forward passes: HTTP, and in ours also decoding, encoding and files.
+"""
+
+import asyncio
+import base64
+import io
+import json
+import os
+import random
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from itertools import accumulate
+from pathlib import Path
+
+import httpx
+import numpy as np
+import psutil
+from PIL import Image
+
+from bench import serving
+from bench.report import Metrics, table
+from bench.submits import Connection
+from imagemill.client import Client
+from jobs import lifeline
+from jobs.catalog import Model, load_catalog
+from jobs.job import State
+from workers.scheduler import GOOD_TIME
+
+CATALOG = Path("models.toml")
+THREADS = int(os.environ.get("BENCH_THREADS", "1"))
+MIXED = (8, 20, 28)
+LOAD = 0.8
+"""Poisson arrivals come at this share of LitServe's rate."""
+
+LIT_1, LIT_8 = "LitServe", "LitServe, batches of 8"
+REPRODUCIBLE, FAST = "ours, reproducible", "ours, fast"
+SAME_PICTURE = 1.0
+"""Mean difference of two pictures of one request, in levels of 255, below which they are equal."""
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How much is asked for."""
+
+    rounds: int
+    equal: int
+    mixed: int
+    arrivals: int
+    job: int
+
+
+FULL = Size(rounds=3, equal=64, mixed=18, arrivals=30, job=48)
+QUICK = Size(rounds=1, equal=16, mixed=6, arrivals=8, job=8)
+
+
+@dataclass(slots=True)
+class Contender:
+    """A server under test, and what came of it in each round."""
+
+    name: str
+    address: str
+    processes: list[psutil.Process]
+    reproducible: bool | None = None
+    equal: list[float] = field(default_factory=list)
+    mixed: list[float] = field(default_factory=list)
+    latencies: list[float] = field(default_factory=list)
+    jobs: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
+
+    def body(self, prompt: str, seed: int, steps: int, model: Model) -> bytes:
+        """A request for one image at the model's usual size."""
+        size = f"{model.defaults.width}x{model.defaults.height}"
+        asked = {"prompt": prompt, "seed": seed, "steps": steps, "size": size}
+        ours = {} if self.reproducible is None else {"reproducible": self.reproducible}
+        return json.dumps({**asked, **ours}).encode()
+
+
+def run(size: Size = FULL) -> Metrics:
+    """All contenders, round by round."""
+    model = load_catalog(CATALOG).get("demo")
+    with _contenders(model) as (contenders, client, service):
+        _check_equal(contenders, model)
+        solo = min(asyncio.run(_drain(contenders[0], model, [8]))[1] for _ in range(2))
+        service_ms: list[float] = []
+        for number in range(size.rounds):
+            _round(contenders, client, model, size, number, (service, service_ms))
+    return _told(contenders, solo, service_ms)
+
+
+def quick() -> Metrics:
+    """One round of a quarter of the requests: to see that it works, not to judge by."""
+    return run(QUICK)
+
+
+def _round(
+    contenders: Sequence[Contender],
+    client: Client,
+    model: Model,
+    size: Size,
+    number: int,
+    counted: tuple[psutil.Process, list[float]],
+) -> None:
+    """One round of all loads; the service's CPU is counted over each drain of ours."""
+    service, service_ms = counted
+    taking_part = [one for one in contenders if number == 0 or one.name != LIT_1]
+    for one in taking_part:
+        before, all_before = _cpu([service]), _cpu(one.processes)
+        one.equal.append(asyncio.run(_drain(one, model, [model.defaults.steps] * size.equal))[0])
+        one.cpu.append(1000 * (_cpu(one.processes) - all_before) / size.equal)
+        _say(one, "equal steps", one.equal[-1])
+        if one.reproducible is not None:
+            service_ms.append(1000 * (_cpu([service]) - before) / size.equal)
+    for one in taking_part:
+        steps = [MIXED[place % len(MIXED)] for place in range(size.mixed)]
+        one.mixed.append(asyncio.run(_drain(one, model, steps))[0])
+        _say(one, "mixed steps", one.mixed[-1])
+    rate = LOAD * _of(contenders, LIT_8).equal[-1]
+    due = _poisson(rate, size.arrivals, seed=number)
+    for one in (one for one in taking_part if one.name != LIT_1):
+        one.latencies += asyncio.run(_arrive(one, model, due))
+        if one.reproducible is not None:
+            one.jobs.append(_as_one_job(client, model, size.job, one.reproducible))
+            _say(one, "one job", one.jobs[-1])
+
+
+async def _drain(one: Contender, model: Model, steps: Sequence[int]) -> tuple[float, float]:
+    """Images per second of requests that come all at once, and seconds to the last."""
+    began = time.perf_counter()
+    prompts = _prompts(len(steps))
+    await asyncio.gather(
+        *(
+            _ask(one, one.body(prompt, seed, count, model))
+            for seed, (prompt, count) in enumerate(zip(prompts, steps, strict=True))
+        )
+    )
+    took = time.perf_counter() - began
+    return len(steps) / took, took
+
+
+async def _arrive(one: Contender, model: Model, due: Sequence[float]) -> list[float]:
+    """Seconds of each request from when it was due to its answer."""
+    began = time.perf_counter()
+
+    async def arrive(seed: int, prompt: str) -> float:
+        await asyncio.sleep(max(0.0, began + due[seed] - time.perf_counter()))
+        await _ask(one, one.body(prompt, seed, model.defaults.steps, model))
+        return time.perf_counter() - began - due[seed]
+
+    prompts = _prompts(len(due))
+    return list(await asyncio.gather(*(arrive(seed, text) for seed, text in enumerate(prompts))))
+
+
+async def _ask(one: Contender, body: bytes) -> bytes:
+    """The picture's bytes; each request has a connection of its own, as from another caller."""
+    host = one.address.removeprefix("http://")
+    head = (
+        f"POST /v1/images/generations HTTP/1.1\r\nhost: {host}\r\n"
+        f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+    )
+    async with Connection(host) as connection:
+        answer = json.loads(await connection.ask(head.encode() + body))
+    return base64.b64decode(answer["data"][0]["b64_json"])
+
+
+def _as_one_job(client: Client, model: Model, count: int, reproducible: bool) -> float:
+    """Images per second of the equal drain's first requests as one job."""
+    prompts = [{"prompt": text, "seed": seed} for seed, text in enumerate(_prompts(count))]
+    began = time.time()
+    job = client.submit(model.name, prompts, reproducible=reproducible)
+    job.wait()
+    if job.state is not State.SUCCEEDED:
+        raise RuntimeError("a benchmark's image failed")
+    finished = float(client.get(f"/v1/jobs/{job.id}", images="none")["finished"])
+    return count / (finished - began)
+
+
+def _check_equal(contenders: Sequence[Contender], model: Model) -> None:
+    """Raise RuntimeError unless all make the same picture of the same request."""
+    body = ("a large red circle on a blue background", 7, model.defaults.steps, model)
+    pictures = [
+        np.asarray(Image.open(io.BytesIO(asyncio.run(_ask(one, one.body(*body))))), dtype=float)
+        for one in contenders
+    ]
+    for one, picture in zip(contenders, pictures, strict=True):
+        difference = float(np.abs(picture - pictures[0]).mean())
+        if difference > SAME_PICTURE:
+            raise RuntimeError(f"{one.name} makes another picture: {difference:.2f} of 255 off")
+
+
+def _told(contenders: Sequence[Contender], solo: float, service_ms: list[float]) -> Metrics:
+    """Print the tables; the figures that have targets, and some that have none."""
+    lit = _of(contenders, LIT_8)
+    for title, rates in (("equal steps", "equal"), ("mixed steps", "mixed")):
+        base = statistics.median(getattr(lit, rates))
+        rows = [(c.name, getattr(c, rates)) for c in contenders]
+        table(
+            f"all at once, {title}, {THREADS} torch threads (images/s; median, min..max)",
+            [(name, figures, statistics.median(figures) / base) for name, figures in rows],
+        )
+    base = statistics.median(lit.cpu)
+    table(
+        "all at once, equal steps: CPU of all processes (ms an image; median, min..max)",
+        [(one.name, one.cpu, statistics.median(one.cpu) / base) for one in contenders],
+    )
+    loaded = [one for one in contenders if one.latencies]
+    print(
+        f"\nPoisson arrivals at {LOAD:g} of {LIT_8} (seconds; in good time: {GOOD_TIME:g}x alone)"
+    )
+    print(f"  {'':<28}{'p50':>8}{'p95':>8}{'p99':>8}{'in good time':>15}")
+    for one in loaded:
+        cells = "".join(f"{_quantile(one.latencies, q):8.2f}" for q in (0.5, 0.95, 0.99))
+        print(f"  {one.name:<28}{cells}{_attainment(one, solo):15.0%}")
+    jobs = [(one.name, one.jobs, 1.0) for one in contenders if one.jobs]
+    table("the same images as one job (images/s; median, min..max)", jobs)
+    print(f"\nservice CPU: {statistics.median(service_ms):.2f} ms a request")
+    metrics = {"service_cpu_ms": statistics.median(service_ms)}
+    for key, name in (("fast", FAST), ("reproducible", REPRODUCIBLE)):
+        one = _of(contenders, name)
+        metrics |= {
+            f"{key}_vs_litserve_equal": _ratio(one.equal, lit.equal),
+            f"{key}_vs_litserve_mixed": _ratio(one.mixed, lit.mixed),
+            f"{key}_p99_vs_litserve": _p99(one) / _p99(lit),
+            f"{key}_cpu_vs_litserve": statistics.median(one.cpu) / base,
+            f"{key}_p50_seconds": _quantile(one.latencies, 0.5),
+            f"{key}_in_good_time": _attainment(one, solo),
+            f"{key}_job_images_per_second": statistics.median(one.jobs),
+        }
+    return {**metrics, "litserve_in_good_time": _attainment(lit, solo)}
+
+
+def _ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    """The median over the rounds of ours over theirs of the same round."""
+    return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
+
+
+def _p99(one: Contender) -> float:
+    return _quantile(one.latencies, 0.99)
+
+
+def _quantile(figures: Sequence[float], share: float) -> float:
+    ordered = sorted(figures)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+def _attainment(one: Contender, solo: float) -> float:
+    """The share of requests within GOOD_TIME times what one takes alone under LitServe."""
+    return sum(seconds <= GOOD_TIME * solo for seconds in one.latencies) / len(one.latencies)
+
+
+def _of(contenders: Sequence[Contender], name: str) -> Contender:
+    return next(one for one in contenders if one.name == name)
+
+
+def _poisson(rate: float, count: int, seed: int) -> list[float]:
+    draw = random.Random(seed)
+    return list(accumulate(draw.expovariate(rate) for _ in range(count)))
+
+
+def _prompts(count: int) -> list[str]:
+    lines = Path("demo/prompts.txt").read_text().splitlines()
+    return [lines[place % len(lines)] for place in range(count)]
+
+
+def _cpu(processes: Sequence[psutil.Process]) -> float:
+    """Seconds of CPU that processes which are alive have used."""
+    times = [one.cpu_times() for one in processes]
+    return float(sum(one.user + one.system for one in times))
+
+
+@contextmanager
+def _contenders(model: Model) -> Iterator[tuple[list[Contender], Client, psutil.Process]]:
+    """All of them, ready, each once asked; the client of ours, and its service's process."""
+    if find_spec("litserve") is None:
+        raise RuntimeError("LitServe is not installed: pip install 'imagemill[bench]'")
+    with ExitStack() as stack:
+        data = stack.enter_context(serving.folder())
+        plain = [
+            Contender(name, *stack.enter_context(_litserve(data, model, size)))
+            for name, size in ((LIT_1, 1), (LIT_8, 8))
+        ]  # which get ready while ours does
+        settings = {"threads": str(THREADS)}
+        client = stack.enter_context(serving.service(data, CATALOG, model.name, **settings))
+        ours = [
+            Contender(name, client.server, [], reproducible)
+            for name, reproducible in ((REPRODUCIBLE, True), (FAST, False))
+        ]
+        for one in (*plain, *ours):
+            serving.until(lambda one=one: _is_healthy(one))  # type: ignore[misc]
+            rate, _ = asyncio.run(_drain(one, model, [model.defaults.steps] * 8))
+            _say(one, "ready", rate)
+        for one in plain:
+            one.processes += one.processes[0].children(recursive=True)
+        theirs = {process.pid for one in plain for process in one.processes}
+        for one in ours:
+            everything = psutil.Process().children(recursive=True)
+            one.processes += [each for each in everything if each.pid not in theirs]
+        yield [*plain, *ours], client, _service()
+
+
+def _service() -> psutil.Process:
+    """The process of ours that speaks HTTP."""
+    children = psutil.Process().children()
+    return next(one for one in children if one.cmdline()[1:3] == ["-m", "service"])
+
+
+@contextmanager
+def _litserve(data: Path, model: Model, batch: int) -> Iterator[tuple[str, list[psutil.Process]]]:
+    """A LitServe with batches of that size at most: its address, and its first process."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    options = {
+        "path": str(Path(model.path).absolute()),
+        "port": port,
+        "batch": batch,
+        "threads": THREADS,
+        "guidance": model.defaults.guidance_scale,
+    }
+    argv = [text for name, value in options.items() for text in (f"--{name}", str(value))]
+    with (data / f"litserve-{batch}.log").open("wb") as log:
+        process = lifeline.spawn(
+            [sys.executable, "-m", "bench.litserver", *argv],
+            env={**os.environ, "OMP_NUM_THREADS": str(THREADS)},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        yield f"http://127.0.0.1:{port}", [psutil.Process(process.pid)]
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _is_healthy(one: Contender) -> bool:
+    path = "health" if one.reproducible is None else "readyz"
+    try:
+        return httpx.get(f"{one.address}/{path}").status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def _say(one: Contender, what: str, rate: float) -> None:
+    """A figure as it comes, since a whole run takes minutes."""
+    print(f"  {one.name:<28}{what:<16}{rate:8.2f} images/s", file=sys.stderr, flush=True)

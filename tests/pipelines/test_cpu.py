@@ -1,0 +1,74 @@
+"""What is computed otherwise than by torch's own kernels on a CPU, against double precision."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipelines.cpu import gelu_tanh, tune
+from pipelines.load import load_pipeline
+from tests.pipelines.serving import entry
+
+
+def _exact(x: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.gelu(x.double(), approximate="tanh")
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(-1e4, 1e4, width=32), min_size=1, max_size=64))
+def test_gelu_is_as_near_to_the_exact_one_as_torchs(values: list[float]) -> None:
+    x = torch.tensor(values, dtype=torch.float32)
+    exact = _exact(x)
+    with torch.inference_mode():
+        ours = (gelu_tanh(x) - exact).abs()
+    theirs = (torch.nn.functional.gelu(x, approximate="tanh") - exact).abs()
+    rounding = torch.finfo(torch.float32).eps * x.abs().double()
+    assert (ours <= torch.maximum(2 * theirs, 2 * rounding)).all()
+
+
+@pytest.mark.parametrize("x", [float("inf"), -float("inf"), float("nan"), -1e30, 1e30, 0.0])
+def test_gelu_of_extremes_is_torchs(x: float) -> None:
+    value = torch.tensor([x] * 9)
+    with torch.inference_mode():
+        ours = gelu_tanh(value)
+    theirs = torch.nn.functional.gelu(value, approximate="tanh")
+    assert torch.equal(ours.nan_to_num(7.0), theirs.nan_to_num(7.0))
+
+
+def test_half_precision_and_gradients_are_left_to_torch() -> None:
+    half = torch.linspace(-3, 3, 33, dtype=torch.bfloat16)
+    theirs = torch.nn.functional.gelu(half, approximate="tanh")
+    with torch.inference_mode():
+        assert torch.equal(gelu_tanh(half), theirs)
+    grown = torch.linspace(-3, 3, 33, requires_grad=True)
+    gelu_tanh(grown).sum().backward()
+    assert grown.grad is not None
+
+
+def test_a_replica_on_the_cpu_is_tuned_and_equals_itself_untuned(tiny_folder) -> None:
+    folder = entry(tiny_folder("Flux"), max_sequence_length=48)
+    pipe = load_pipeline(folder, "cpu").family.pipe
+    block = pipe.transformer.single_transformer_blocks[0]
+    assert block.act_mlp.forward is gelu_tanh
+    x = torch.randn(2, 5, 7, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        assert torch.allclose(block.act_mlp(x), torch.nn.GELU(approximate="tanh")(x), atol=1e-6)
+    kernels = [weight for weight in pipe.vae.parameters() if weight.dim() == 4]
+    assert kernels
+    assert all(one.is_contiguous(memory_format=torch.channels_last) for one in kernels)
+
+
+def test_other_devices_are_left_alone() -> None:
+    module = torch.nn.Sequential(torch.nn.GELU(approximate="tanh"))
+    tune(None, module, torch.device("cuda"))
+    assert module[0].forward is not gelu_tanh
+
+
+def test_convolutions_over_three_dimensions_keep_their_layout() -> None:
+    class Pipe:
+        vae = torch.nn.Sequential(torch.nn.Conv3d(2, 4, 3), torch.nn.Conv2d(4, 8, 3))
+
+    tune(Pipe, None, torch.device("cpu"))
+    deep, flat = Pipe.vae
+    assert deep.weight.is_contiguous()
+    assert flat.weight.is_contiguous(memory_format=torch.channels_last)
