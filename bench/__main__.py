@@ -11,7 +11,18 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-from bench import eta, fairness, goodput, makespan, placements, saturated, served, submits
+from bench import (
+    converge,
+    eta,
+    fairness,
+    goodput,
+    makespan,
+    order,
+    placements,
+    saturated,
+    served,
+    submits,
+)
 from bench.report import Metrics, json_line
 from bench.targets import verdicts
 
@@ -22,6 +33,8 @@ BENCHES: dict[str, Callable[[], Metrics]] = {
     "submits": submits.run,
     "eta": eta.run,
     "fairness": fairness.run,
+    "order": order.run,
+    "converge": converge.run,
     "placements": placements.run,
     "makespan": makespan.run,
 }
