@@ -11,7 +11,19 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-from bench import eta, fairness, goodput, makespan, peers, placements, saturated, served, submits
+from bench import (
+    converge,
+    eta,
+    fairness,
+    goodput,
+    makespan,
+    order,
+    peers,
+    placements,
+    saturated,
+    served,
+    submits,
+)
 from bench.report import Metrics, json_line
 from bench.targets import verdicts
 
@@ -23,6 +35,8 @@ BENCHES: dict[str, Callable[[], Metrics]] = {
     "submits": submits.run,
     "eta": eta.run,
     "fairness": fairness.run,
+    "order": order.run,
+    "converge": converge.run,
     "placements": placements.run,
     "makespan": makespan.run,
 }

@@ -14,8 +14,10 @@ its own, whichever carries more.
 import random
 import statistics
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
+from bench.latency import print_summaries, summary
 from bench.models import LARGE, SMALL, STEPS, Regime, loaded, requests
 from bench.policies import (
     Arrival,
@@ -27,6 +29,7 @@ from bench.policies import (
     whole_calls,
 )
 from bench.report import Metrics, table
+from bench.search import highest
 from jobs.request import ImageRequest
 from pipelines.seam import Pipeline
 from workers.profile import measure, probe
@@ -58,6 +61,10 @@ FIRST, LEAST = 0.5, 0.05
 FIFO, FIFO_ASIDE = "one at a time", "one at a time, decoding aside"
 WHOLE, PINNED, FAST = "whole calls", "ours, reproducible", "ours, fast"
 
+SHOWN = (FIFO, WHOLE, PINNED, FAST)
+LOADS = (0.7, 1.0, 1.3)
+"""Policies and loads whose latencies are shown: below, at and above what one at a time fills."""
+
 POLICIES: dict[str, tuple[Policy, bool]] = {
     FIFO: (one_at_a_time, False),
     FIFO_ASIDE: (decoding_aside, False),
@@ -77,75 +84,73 @@ def arrivals(rate: float, wanted: Sequence[ImageRequest], seed: int) -> list[Arr
     return trace
 
 
-def carries(
-    policy: Policy,
-    pipeline: Pipeline,
-    costs: Costs,
-    wanted: Callable[[int], Sequence[ImageRequest]],
-    solo: Callable[[], dict[int, float]],
-    seed: int,
-    load: float,
-) -> bool:
-    """Whether enough of the requests, coming at this load, finish in time.
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One policy over one model; `solo` times what requests take alone, in seconds by steps.
 
-    `wanted` makes so many requests, the first ones alike for any number; `solo` times what they
-    take alone, in seconds by their steps.
+    `wanted` makes that many requests, the first ones alike for any number.
     """
-    count = max(FEWEST, round(load * TRACE))
-    before = solo()
-    for _ in range(TRIES):
-        trace = arrivals(load / statistics.mean(before.values()), wanted(count), seed)
-        latencies = policy(pipeline, costs, trace)
-        began, before = before, solo()
-        change = sum(before.values()) / sum(began.values())
-        if 1 / STEADY <= change <= STEADY:
-            break
-        print(f"  the machine's pace changed by {change:.2f} during a trace", flush=True)
-    in_time = [
-        latency <= IN_TIME * began[arrival.request.steps]
-        for latency, arrival in zip(latencies, trace, strict=True)
-    ]
-    return sum(in_time) >= SHARE * len(in_time)
 
+    policy: Policy
+    pipeline: Pipeline
+    costs: Costs
+    wanted: Callable[[int], Sequence[ImageRequest]]
+    solo: Callable[[], dict[int, float]]
+    seed: int
 
-def goodput(carried: Callable[[float], bool], guess: float, least: float) -> float:
-    """The highest load carried: bracketed from `guess`, then bisected.
+    def latencies(self, load: float) -> tuple[list[float], list[float]]:
+        """Of the requests of one trace at this load: seconds, and multiples of solo time."""
+        count = max(FEWEST, round(load * TRACE))
+        before = self.solo()
+        for _ in range(TRIES):
+            rate = load / statistics.mean(before.values())
+            trace = arrivals(rate, self.wanted(count), self.seed)
+            seconds = self.policy(self.pipeline, self.costs, trace)
+            began, before = before, self.solo()
+            change = sum(before.values()) / sum(began.values())
+            if 1 / STEADY <= change <= STEADY:
+                break
+            print(f"  the machine's pace changed by {change:.2f} during a trace", flush=True)
+        over_solo = [
+            latency / began[arrival.request.steps]
+            for latency, arrival in zip(seconds, trace, strict=True)
+        ]
+        return seconds, over_solo
 
-    Raises RuntimeError when not even the load `least` is carried.
-    """
-    low = high = guess
-    if carried(guess):
-        while carried(high := high * STRIDE):
-            low = high
-    else:
-        while not carried(low := low / STRIDE):
-            high = low
-            if low < least:
-                raise RuntimeError(f"not even a load of {least:.2g} is carried in good time")
-    while high / low > PRECISION:
-        middle = (low * high) ** 0.5
-        low, high = (middle, high) if carried(middle) else (low, middle)
-    return low
+    def carries(self, load: float) -> bool:
+        """Whether enough of the requests, coming at this load, finish in time."""
+        _, over_solo = self.latencies(load)
+        return sum(one <= IN_TIME for one in over_solo) >= SHARE * len(over_solo)
 
 
 def compare(regime: Regime, seeds: Sequence[int]) -> dict[str, list[float]]:
-    """Goodput of each policy for each seed; the search starts from the last load found."""
+    """Goodput of each policy for each seed; the search starts from the last load found.
+
+    Prints the latencies at a few loads as well, of the first seed.
+    """
     pipeline, model = loaded(regime)
     costs = measure(pipeline, probe(model))
 
     def solo() -> dict[int, float]:
         return {steps: solo_seconds(pipeline, requests(model, 1, 0, [steps])[0]) for steps in STEPS}
 
+    def trial(name: str, seed: int) -> Trial:
+        policy, reproducible = POLICIES[name]
+        wanted = partial(requests, model, seed=seed, reproducible=reproducible)
+        return Trial(policy, pipeline, costs, wanted, solo, seed)
+
     guesses: dict[str, float] = {}
     results: dict[str, list[float]] = {name: [] for name in POLICIES}
     for seed in seeds:
         for name in results:
-            policy, reproducible = POLICIES[name]
-            wanted = partial(requests, model, seed=seed, reproducible=reproducible)
-            run_at = partial(carries, policy, pipeline, costs, wanted, solo, seed)
-            guesses[name] = load = goodput(run_at, guesses.get(name, FIRST), LEAST)
+            carries, guess = trial(name, seed).carries, guesses.get(name, FIRST)
+            load = highest(carries, guess, LEAST, precision=PRECISION, stride=STRIDE)
+            guesses[name] = load
             results[name].append(load)
             print(f"  {regime.name}, seed {seed}: {name} {load:.2f}", flush=True)
+    for load in LOADS:
+        rows = [(name, summary(*trial(name, seeds[0]).latencies(load))) for name in SHOWN]
+        print_summaries(f"latency over solo, {regime.name} regime, load {load:g}", rows)
     return results
 
 

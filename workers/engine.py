@@ -10,7 +10,7 @@ import queue
 import statistics
 import threading
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 
@@ -20,9 +20,19 @@ import torch
 from jobs import tracing
 from jobs.errors import GroupLost, ImageFailed, OutOfMemory
 from pipelines.seam import Pipeline, Sample
+from workers.costs import Learner
 from workers.flights import Flight, Flights
 from workers.phases import ROUND, Phase, Phases
-from workers.scheduler import BUCKETS, Candidate, Costs, Forward, choose, in_order
+from workers.scheduler import (
+    BUCKETS,
+    Candidate,
+    Costs,
+    Forward,
+    choose,
+    in_order,
+    no_trial,
+    overtaken,
+)
 from workers.slots import Slots, first_done
 
 log = structlog.get_logger(__name__)
@@ -36,12 +46,16 @@ ARRIVAL_SECONDS = 0.01
 
 @dataclass(frozen=True, slots=True)
 class _Pass:
-    """A forward pass on its way: its flights, and the step that each was at before it."""
+    """A forward pass on its way: its flights, and the step that each was at before it.
+
+    `candidates` are those that were in flight when it was chosen; none if it wasn't chosen.
+    """
 
     batch: list[Flight]
     before: list[int]
     forward: Forward
     alone: bool
+    candidates: Sequence[Candidate] = ()
     began: float = field(default_factory=time.monotonic)
 
 
@@ -53,6 +67,7 @@ class Engine:
     step boundary, and `run` returns when the rest has finished. `phases` are the worker's, where
     its stages take turns; `round_over` is called when the denoising phase has ended. `surplus` is
     set to have so many samples that have not begun given back, at the next step boundary.
+    `costs` are those of the warm-up; where there is a `learner`, its own count instead.
     GroupLost leaves `run`: no image of this worker can go on then, and `suspects` are those that
     ran when the group was lost.
     """
@@ -71,13 +86,15 @@ class Engine:
         phases: Phases | None = None,
         round_over: Callable[[], None] = lambda: None,
         give_back: Callable[[Flight], None] = lambda _: None,
+        learner: Learner | None = None,
     ) -> None:
         self.stopping = threading.Event()
         self.steps = 0
         self.surplus = 0
         self.suspects: list[Flight] = []
-        self.slots = Slots(pipeline)
-        self._pipeline, self._costs, self._flights = pipeline, costs, flights
+        self.slots = Slots(pipeline, learner)
+        self._pipeline, self._flights = pipeline, flights
+        self._measured, self._learner = costs, learner
         self._usual_tokens = usual_tokens
         self._ready, self._deliver, self._show, self._give_up = ready, deliver, show, give_up
         self._phases = phases or Phases(phased=False)
@@ -94,6 +111,10 @@ class Engine:
         running = [self._tokens(flight) for flight in list(self._running.values())]
         usual = statistics.median_low(running) if running else self._usual_tokens
         return self._costs.held(usual, self.slots.count)
+
+    @property
+    def _costs(self) -> Costs:
+        return self._learner.costs if self._learner else self._measured
 
     @property
     def unstarted(self) -> int:
@@ -124,9 +145,12 @@ class Engine:
         return bool(self._running) or not self.stopping.is_set()
 
     def _advance_one(self) -> None:
-        forward = choose(self._candidates(), self._costs, self._ceilings)
+        candidates = self._candidates()
+        learner = self._learner
+        trial = learner.trial if learner else no_trial
+        forward = choose(candidates, self._costs, self._ceilings, trial=trial)
         if forward:
-            self._advance([self._running[key] for key in forward.keys], forward)
+            self._advance([self._running[key] for key in forward.keys], forward, candidates)
 
     def _advance_many(self) -> None:
         """Fill the free slots, then wait for one of the passes and deal with those that are done.
@@ -147,8 +171,9 @@ class Engine:
         while len(self._passes) < self.slots.count:
             busy = {key for one in self._passes.values() for key in one.forward.keys}
             everybody = self._candidates()
+            idle = [c for c in everybody if c.key not in busy]
             forward = choose(
-                [c for c in everybody if c.key not in busy],
+                idle,
                 self._costs,
                 self._ceilings,
                 slots=self.slots.count,
@@ -158,7 +183,7 @@ class Engine:
             if forward is None:
                 return
             batch = [self._running[key] for key in forward.keys]
-            one = _pass(batch, forward, alone=False)
+            one = _pass(batch, forward, idle, alone=False)
             samples = [flight.sample for flight in one.batch if flight.sample]
             self._passes[self.slots.start(samples, forward.bucket)] = one
 
@@ -232,15 +257,18 @@ class Engine:
                 age=flight.lease.age + now - flight.claimed,
                 waited=now - flight.ready - flight.ran,
                 reproducible=flight.lease.request.reproducible,
+                passed=flight.passed,
             )
             for key, flight in self._running.items()
             if flight.sample
         ]
 
-    def _advance(self, batch: list[Flight], forward: Forward) -> None:
+    def _advance(
+        self, batch: list[Flight], forward: Forward, candidates: Sequence[Candidate] = ()
+    ) -> None:
         """One forward pass on this thread."""
         samples = [flight.sample for flight in batch if flight.sample]
-        one = _pass(batch, forward, alone=not self._passes)
+        one = _pass(batch, forward, candidates, alone=not self._passes)
         self._conclude(one, lambda: self.slots.run(samples, forward.bucket))
 
     def _conclude(self, one: _Pass, outcome: Callable[[], None]) -> None:
@@ -261,9 +289,19 @@ class Engine:
         except Exception as error:
             self._blame(one, error)
             return
+        seconds = time.monotonic() - one.began
         for flight in one.batch:
-            flight.ran += time.monotonic() - one.began
+            flight.ran += seconds
+        self._count_overtaken(one, seconds / self.slots.count)
         self._settle(one.batch, one.forward.bucket)
+
+    def _count_overtaken(self, one: _Pass, seconds: float) -> None:
+        """Charge what newer samples in this pass took to those that waited meanwhile."""
+        members = [c for c in one.candidates if c.key in one.forward.keys]
+        for waiting in one.candidates:
+            flight = self._running.get(waiting.key)
+            if flight is not None and waiting.key not in one.forward.keys:
+                flight.passed = flight.passed.plus(overtaken(waiting, members), seconds)
 
     def _settle(self, batch: list[Flight], bucket: int) -> None:
         """Send on what is finished, fail what went wrong alone, keep the rest."""
@@ -328,6 +366,8 @@ class Engine:
                 self._settle([flight], one.forward.bucket)
 
 
-def _pass(batch: list[Flight], forward: Forward, *, alone: bool) -> _Pass:
+def _pass(
+    batch: list[Flight], forward: Forward, candidates: Sequence[Candidate], *, alone: bool
+) -> _Pass:
     steps = [flight.sample.step for flight in batch if flight.sample]
-    return _Pass(batch, steps, forward, alone)
+    return _Pass(batch, steps, forward, alone, candidates)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from jobs.job import Lease
 from pipelines.seam import Conditioning, Sample
+from workers.scheduler import NOT_PASSED, Passed
 
 
 @dataclass(slots=True, eq=False)
@@ -18,8 +19,8 @@ class Flight:
 
     `dropped` is set when the lease was lost or the image cancelled: whoever holds the flight next
     lets go of it. `ready` is when its prompt was encoded, `ran` the time since then in forward
-    passes. `bucket` is the size of the forward batch that it last ran in. `wished` is set when
-    somebody wants to see a preview.
+    passes, and `passed` the time that newer samples took while it waited. `bucket` is the size of
+    the forward batch that it last ran in. `wished` is set when somebody wants to see a preview.
     """
 
     lease: Lease
@@ -29,6 +30,7 @@ class Flight:
     sample: Sample | None = None
     dropped: bool = False
     ran: float = 0.0
+    passed: Passed = NOT_PASSED
     bucket: int = 0
     wished: bool = False
 

@@ -1,21 +1,25 @@
-"""What a forward pass costs on this device: measured once at warm-up, kept on disk.
+"""What a forward pass costs on this device: measured at the first start, kept on disk.
 
 Warm-up takes the path that requests take (encode, start, step, decode), at the model's default
 size, for growing buckets, and stops where a larger one no longer pays; and one sample at smaller
 sizes, since they cost less than that. The result decides the pinned bucket of reproducible images,
-so it is kept: the same deployment keeps making the same bits. At every start the sizes and buckets
-that requests will take are run once, so that nobody waits for what is made at a first time. What a
-worker does not survive is noted beside the profile, and left out by later ones. Knows no queue.
+so it is kept: the same deployment keeps making the same bits. Only where two starts in a row find
+that bucket clearly wrong is it measured anew. On the CPU, time during which other programs had the
+processor is left out, so that a busy machine comes to the same result as a quiet one. At every
+start the sizes and buckets that requests will take are run once, because a first run of each is
+slow. What real work then teaches (`workers/costs.py`) is kept next to it. Knows no queue.
 """
 
 import hashlib
 import json
+import math
 import os
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import structlog
 import torch
@@ -24,7 +28,9 @@ from jobs.catalog import Model
 from jobs.errors import GroupLost, ImageFailed, ModelUnavailable, OutOfMemory
 from jobs.request import ImageRequest
 from pipelines.seam import Conditioning, Pipeline
-from workers.scheduler import BUCKETS, WORTH_WAITING, WORTHWHILE, Costs
+from workers.costs import Keeper, Learner, Stopwatch, read_learned
+from workers.scheduler import BUCKETS, PINNED_SLOWDOWN, WORTH_WAITING, WORTHWHILE, Costs
+from workers.trials import Trials
 
 log = structlog.get_logger(__name__)
 
@@ -42,8 +48,12 @@ CONVINCING = 2
 """Buckets, one after the other, that must pay less than a smaller one before growing ends: a busy
 moment has not the last word."""
 
-DEADLY = 2
-"""So many workers that ended in the same trial are its fault: it is not run again."""
+TURNS, TURNS_SECONDS = 4, 5.0
+"""Further rounds over all buckets in turn, and the seconds after which there are no more."""
+
+CLEARLY, DOUBTS = 1.25, 2
+"""At a start, a pinned bucket that's off its limit by this factor is doubted; after so many starts
+in a row it's pinned anew."""
 
 _DEGREES = ("ring", "ulysses", "cfg", "tensor", "stages", "chunks")
 _SPEEDS = (
@@ -52,63 +62,11 @@ _SPEEDS = (
 )
 
 
-class Trials:
-    """Notes of what is run at warm-up, each kept while it runs: what is left of one is a death.
-
-    In a group, what does not fit a device ends the group and its processes, and every later start
-    would try it again. A worker may also be killed for another reason while it tries, or beside
-    one that tries the same: so it takes more than one death, counted from start to start, and a
-    success removes the note. A note may cost a bucket, never an image.
-    """
-
-    def __init__(self, profile: Path) -> None:
-        self._profile = profile
-        notes = profile.parent.glob(f"{profile.stem}.*.trial")
-        self._deaths = {note.name: _count(note) for note in notes}
-
-    def is_deadly(self, request: ImageRequest, bucket: int) -> bool:
-        """Whether workers keep ending in it; said to the log."""
-        note = self._note(request, bucket)
-        if self._deaths.get(note.name, 0) < DEADLY:
-            return False
-        log.warning(
-            "warm-up: left out, as workers ended in it; remove the note to try again",
-            bucket=bucket,
-            size=f"{request.width}x{request.height}",
-            note=str(note),
-        )
-        return True
-
-    @contextmanager
-    def trying(self, request: ImageRequest, bucket: int) -> Iterator[None]:
-        """Keep a note while it runs; an error that ends the worker leaves it there.
-
-        Where there is no room for a note, it runs without one.
-        """
-        note = self._note(request, bucket)
-        try:
-            note.parent.mkdir(parents=True, exist_ok=True)
-            note.write_text(str(self._deaths.get(note.name, 0) + 1))
-        except OSError as error:
-            log.warning("warm-up: no note can be kept", note=str(note), reason=str(error))
-        yield
-        note.unlink(missing_ok=True)
-
-    def _note(self, request: ImageRequest, bucket: int) -> Path:
-        trial = f"{request.width}x{request.height}x{bucket}"
-        return self._profile.with_name(f"{self._profile.stem}.{trial}.trial")
-
-
-def _count(note: Path) -> int:
-    """Deaths that a note tells of; none if it is gone again or just being written."""
-    try:
-        return int(note.read_text() or 0)
-    except (OSError, ValueError):
-        return 0
-
-
 def warm_up(pipeline: Pipeline, model: Model, device: str, data: Path) -> Costs:
-    """Run the path that requests take; the costs from disk, or measured now and written there."""
+    """Run the path that requests take; the costs from disk, or measured now and written there.
+
+    Together with what earlier workers learned from real work.
+    """
     request = probe(model)
     try:
         _once(pipeline, request)
@@ -119,17 +77,88 @@ def warm_up(pipeline: Pipeline, model: Model, device: str, data: Path) -> Costs:
             raise
         request = replace(request, steps=model.defaults.steps)  # it may make no fewer
         _once(pipeline, request)
-    path = data / "profiles" / f"{_fingerprint(pipeline, model, device)}.json"
+    path = _profile_file(pipeline, model, device, data)
     trials = Trials(path)
+    timer = _Timer(pipeline, device, trials, computes_here(model, device))
     if not pipeline.card.joins:  # a pipeline that is called whole may turn sizes into others
         for one in _smaller(pipeline, model)[:1]:
-            _seconds(pipeline, one, 1, device, trials, rounds=1)
-    if not path.exists():
+            timer.seconds(one, 1, rounds=1)
+    if path.exists():
+        _look_again(path, model, device, timer, request)
+    else:
         smaller = _smaller(pipeline, model)
-        _keep(path, model, device, measure(pipeline, request, smaller, device, trials))
-    costs = _read(path)
-    _rehearse(pipeline, model, costs, device, trials)
+        costs = measure(pipeline, request, smaller, device, trials, timer.on_cpu)
+        _keep(path, model, device, costs)
+    costs = replace(_read(path), exact=read_learned(_learned_file(path)))
+    _rehearse(model, costs, timer)
     return costs
+
+
+def keeper(pipeline: Pipeline, model: Model, device: str, data: Path, costs: Costs) -> Keeper:
+    """What learns costs from real work, and keeps them next to the profile.
+
+    Under a feature cache nothing is learned, because passes differ in what they skip.
+    """
+    learner = Learner(
+        costs,
+        usual_tokens(pipeline, model),
+        on_cpu=computes_here(model, device),
+        learns=model.cache is None,
+    )
+    return Keeper(learner, _learned_file(_profile_file(pipeline, model, device, data)))
+
+
+def usual_tokens(pipeline: Pipeline, model: Model) -> int:
+    """Tokens of a request of the model's default size, all rows."""
+    return _tokens(pipeline, probe(model))
+
+
+def _learned_file(path: Path) -> Path:
+    return path.with_name(f"{path.stem}.learned.json")
+
+
+def computes_here(model: Model, device: str) -> bool:
+    """Whether the thread that runs a forward pass is the one that computes it."""
+    return device == "cpu" and model.ranks == 1
+
+
+def _profile_file(pipeline: Pipeline, model: Model, device: str, data: Path) -> Path:
+    return data / "profiles" / f"{_fingerprint(pipeline, model, device)}.json"
+
+
+def _look_again(
+    path: Path, model: Model, device: str, timer: "_Timer", request: ImageRequest
+) -> None:
+    """Pin anew where two starts in a row clearly contradict the profile.
+
+    The pinned bucket decides the bits of reproducible images, so one busy moment must not move it.
+    """
+    before = _read(path)
+    tokens = _tokens(timer.pipeline, request)
+    pinned = before.pinned(tokens)
+    if not is_contradicted(pinned, timer.in_turn(request, (1, pinned, 2 * pinned), ROUNDS)):
+        _note_doubts(path, 0)
+    elif _doubts(path) + 1 < DOUBTS:
+        log.warning("warm-up: the pinned batch size doesn't fit what it costs now", pinned=pinned)
+        _note_doubts(path, _doubts(path) + 1)
+    else:
+        smaller = _smaller(timer.pipeline, model)
+        after = measure(timer.pipeline, request, smaller, device, timer.trials, timer.on_cpu)
+        _write(path, _described(model, device, after))
+        log.warning(
+            "warm-up: pinned anew, reproducible images may get other bits than before",
+            before=pinned,
+            after=after.pinned(tokens),
+        )
+
+
+def is_contradicted(pinned: int, seconds: Mapping[int, float]) -> bool:
+    """Whether these seconds, by bucket, clearly speak against this pinned bucket."""
+    alone, own, double = (seconds.get(bucket) for bucket in (1, pinned, 2 * pinned))
+    if alone is None or own is None:
+        return False
+    is_too_large = own > CLEARLY * PINNED_SLOWDOWN * alone
+    return is_too_large or (double is not None and double * CLEARLY < PINNED_SLOWDOWN * alone)
 
 
 def probe(model: Model) -> ImageRequest:
@@ -152,26 +181,35 @@ def measure(
     smaller: Iterable[ImageRequest] = (),
     device: str | None = None,
     trials: Trials | None = None,
+    on_cpu: bool | None = None,
 ) -> Costs:
     """Seconds of a forward pass for growing buckets of `request`, until one no longer pays.
 
     And of one sample for each of the `smaller` requests. The `device` None is torch's current one.
+    `on_cpu` tells that a pass computes on this thread, None that it does if the device is the CPU.
     """
+    if on_cpu is None:
+        on_cpu = device == "cpu" or (device is None and not torch.accelerator.is_available())
+    timer = _Timer(pipeline, device, trials, on_cpu)
     tokens = _tokens(pipeline, request)
     points = {}
     for one in smaller:
-        if (seconds := _seconds(pipeline, one, 1, device, trials)) is not None:
+        if (seconds := timer.seconds(one, 1)) is not None:
             points[_tokens(pipeline, one)] = seconds
     best_rate, poorer = 0.0, 0
+    buckets = []
     for bucket in BUCKETS:
-        seconds = _seconds(pipeline, request, bucket, device, trials)
+        seconds = timer.seconds(request, bucket)
         if seconds is None:
             break
+        buckets.append(bucket)
         points[bucket * tokens] = seconds
         poorer = poorer + 1 if seconds * WORTHWHILE * best_rate > bucket else 0
         if poorer == CONVINCING or seconds > LONGEST_SECONDS:
             break
         best_rate = max(best_rate, bucket / seconds)
+    for bucket, seconds in timer.in_turn(request, buckets, TURNS, TURNS_SECONDS).items():
+        points[bucket * tokens] = min(points[bucket * tokens], seconds)
     return Costs(_without_bumps(sorted(points.items())))
 
 
@@ -194,72 +232,84 @@ def _smaller(pipeline: Pipeline, model: Model) -> list[ImageRequest]:
     return [one for one in found if one.pixels < usual.pixels]
 
 
-def _rehearse(pipeline: Pipeline, model: Model, costs: Costs, device: str, trials: Trials) -> None:
+def _rehearse(model: Model, costs: Costs, timer: "_Timer") -> None:
     """Run each size that is listed, and the default, once in each bucket that it will take."""
     usual = probe(model)
     sizes = {(usual.width, usual.height), *model.limits.sizes}
     for request in [replace(usual, width=width, height=height) for width, height in sorted(sizes)]:
-        tokens = _tokens(pipeline, request)
+        tokens = _tokens(timer.pipeline, request)
         knees = {costs.largest(tokens), costs.largest(tokens, WORTH_WAITING)}
         for bucket in sorted({1, costs.pinned(tokens), *knees}):
-            _seconds(pipeline, request, bucket, device, trials, rounds=1)
+            timer.seconds(request, bucket, rounds=1)
 
 
-def _seconds(
-    pipeline: Pipeline,
-    request: ImageRequest,
-    bucket: int,
-    device: str | None,
-    trials: Trials | None,
-    rounds: int = MOST_ROUNDS,
-) -> float | None:
-    """The fastest of a few forward passes; None where the pipeline cannot, such as for memory.
+@dataclass(frozen=True, slots=True)
+class _Timer:
+    """Times forward passes of one pipeline."""
 
-    A pipeline that refuses even one sample is for the requests to find out, which say so.
-    """
-    if trials is None:
-        return _tried(pipeline, request, bucket, device, rounds)
-    if trials.is_deadly(request, bucket):
-        return None
-    with trials.trying(request, bucket):
-        return _tried(pipeline, request, bucket, device, rounds)
+    pipeline: Pipeline
+    device: str | None
+    trials: Trials | None
+    on_cpu: bool
 
+    def in_turn(
+        self, request: ImageRequest, buckets: Sequence[int], rounds: int, limit: float = math.inf
+    ) -> dict[int, float]:
+        """The fastest pass of each bucket, timed in turn, so that a busy spell hits all alike.
 
-def _tried(
-    pipeline: Pipeline, request: ImageRequest, bucket: int, device: str | None, rounds: int
-) -> float | None:
-    try:
-        [conditioning] = pipeline.encode([request])
-        return _time(pipeline, request, conditioning, bucket, device, rounds)
-    except (torch.AcceleratorError, GroupLost):
-        raise
-    except Exception as error:
-        size = f"{request.width}x{request.height}"
-        log.info("warm-up: not possible", bucket=bucket, size=size, reason=str(error))
-        return None
+        At most `rounds` times each, and no further round after `limit` seconds.
+        """
+        fastest: dict[int, float] = {}
+        began = time.perf_counter()
+        for _ in range(rounds):
+            for bucket in buckets:
+                if bucket > BUCKETS[-1] or time.perf_counter() - began > limit:
+                    continue
+                if (seconds := self.seconds(request, bucket, rounds=1)) is not None:
+                    fastest[bucket] = min(seconds, fastest.get(bucket, seconds))
+        return fastest
 
+    def seconds(
+        self, request: ImageRequest, bucket: int, rounds: int = MOST_ROUNDS
+    ) -> float | None:
+        """The fastest of a few forward passes; None where the pipeline can't, such as for memory.
 
-def _time(
-    pipeline: Pipeline,
-    request: ImageRequest,
-    conditioning: Conditioning,
-    bucket: int,
-    device: str | None,
-    rounds: int,
-) -> float:
-    passes = 1 if pipeline.card.joins else request.steps
-    times: list[float] = []
-    least = min(ROUNDS, rounds)
-    while len(times) < least or (len(times) < rounds and sum(times) < ROUNDS_SECONDS):
-        samples = [pipeline.start(request, conditioning) for _ in range(bucket)]
-        _synchronise(device)
-        started = time.perf_counter()
-        pipeline.step(samples, bucket)
-        _synchronise(device)
-        times.append(time.perf_counter() - started)
-        if samples[0].error:
-            raise ImageFailed(samples[0].error)
-    return min(times) / passes
+        A pipeline that refuses even one sample is for the requests to find out, which say so.
+        """
+        if self.trials is None:
+            return self._tried(request, bucket, rounds)
+        if self.trials.is_deadly(request, bucket):
+            return None
+        with self.trials.trying(request, bucket):
+            return self._tried(request, bucket, rounds)
+
+    def _tried(self, request: ImageRequest, bucket: int, rounds: int) -> float | None:
+        try:
+            [conditioning] = self.pipeline.encode([request])
+            return self._time(request, conditioning, bucket, rounds)
+        except (torch.AcceleratorError, GroupLost):
+            raise
+        except Exception as error:
+            size = f"{request.width}x{request.height}"
+            log.info("warm-up: not possible", bucket=bucket, size=size, reason=str(error))
+            return None
+
+    def _time(
+        self, request: ImageRequest, conditioning: Conditioning, bucket: int, rounds: int
+    ) -> float:
+        passes = 1 if self.pipeline.card.joins else request.steps
+        times: list[float] = []
+        least = min(ROUNDS, rounds)
+        while len(times) < least or (len(times) < rounds and sum(times) < ROUNDS_SECONDS):
+            samples = [self.pipeline.start(request, conditioning) for _ in range(bucket)]
+            _synchronise(self.device)
+            stopwatch = Stopwatch(on_cpu=self.on_cpu)
+            self.pipeline.step(samples, bucket)
+            _synchronise(self.device)
+            times.append(stopwatch.seconds())
+            if samples[0].error:
+                raise ImageFailed(samples[0].error)
+        return min(times) / passes
 
 
 def _tokens(pipeline: Pipeline, request: ImageRequest) -> int:
@@ -304,17 +354,45 @@ def _device_name(device: str) -> str:
     return torch.cuda.get_device_name(device) if device.startswith("cuda") else device
 
 
+def _described(model: Model, device: str, costs: Costs) -> dict[str, Any]:
+    return {"model": model.name, "device": _device_name(device), "points": costs.points}
+
+
 def _keep(path: Path, model: Model, device: str, costs: Costs) -> None:
     """Write it, unless a worker that measured at the same time was first: both then go by that."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}")
-    described = {"model": model.name, "device": _device_name(device), "points": costs.points}
-    partial.write_text(json.dumps(described, indent=1) + "\n")
+    partial = _partial(path, _described(model, device, costs))
     with suppress(FileExistsError):
         os.link(partial, path)
     partial.unlink()
 
 
+def _write(path: Path, described: Mapping[str, Any]) -> None:
+    _partial(path, described).replace(path)
+
+
+def _partial(path: Path, described: Mapping[str, Any]) -> Path:
+    partial = path.with_name(f"{path.name}.{os.getpid()}")
+    partial.write_text(json.dumps(described, indent=1) + "\n")
+    return partial
+
+
+def _doubts(path: Path) -> int:
+    """How many starts in a row have contradicted the profile."""
+    return int(json.loads(path.read_text()).get("doubts", 0))
+
+
+def _note_doubts(path: Path, doubts: int) -> None:
+    """Keep the number; a disk that refuses costs nothing but this."""
+    if doubts == _doubts(path):
+        return
+    try:
+        _write(path, {**json.loads(path.read_text()), "doubts": doubts})
+    except OSError as error:
+        log.warning("warm-up: no note can be kept", note=str(path), reason=str(error))
+
+
 def _read(path: Path) -> Costs:
-    points = json.loads(path.read_text())["points"]
-    return Costs(tuple((int(tokens), float(seconds)) for tokens, seconds in points))
+    described = json.loads(path.read_text())["points"]
+    points = tuple((int(tokens), float(seconds)) for tokens, seconds in described)
+    return Costs(points, pinning=points)

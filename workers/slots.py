@@ -11,13 +11,15 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
 
 from pipelines.seam import Pipeline, Sample
+from workers.costs import Learner, Stopwatch
 from workers.measures import Measures, cache_counts
 
 
 class Slots:
     """As many places for forward passes as the pipeline takes at once; the engine's alone."""
 
-    def __init__(self, pipeline: Pipeline) -> None:
+    def __init__(self, pipeline: Pipeline, learner: Learner | None = None) -> None:
+        self._learner = learner
         self.count = count = pipeline.in_flight
         self.forwards = 0
         self.busy_seconds = 0.0
@@ -37,15 +39,23 @@ class Slots:
     def run(self, samples: Sequence[Sample], bucket: int) -> None:
         """One forward pass, here and now."""
         began = self._enter()
+        stopwatch = Stopwatch(on_cpu=self._learner is not None and self._learner.on_cpu)
         try:
             self._pipeline.step(samples, bucket)
         finally:
             self._leave(began)
         passes = 1 if self._pipeline.card.joins else samples[0].steps
         rows, tokens = self._pipeline.rows, self._pipeline.tokens
-        made = passes * sum(rows(one.request) * tokens(one.request) for one in samples)
+        each = [rows(one.request) * tokens(one.request) for one in samples]
+        self._learn(each, bucket, stopwatch.seconds() / passes)
+        made = passes * sum(each)
         drawn = passes * sum(one.request.pixels for one in samples)
         self.measures.forward(len(samples), made, drawn, time.monotonic() - began)
+
+    def _learn(self, tokens: Sequence[int], bucket: int, seconds: float) -> None:
+        """Note what a pass over samples of one size cost; one beside others says nothing."""
+        if self._learner is not None and self.count == 1 and len(set(tokens)) == 1:
+            self._learner.observe(tokens[0], max(bucket, len(tokens)), seconds)
 
     def start(self, samples: Sequence[Sample], bucket: int) -> "Future[None]":
         """One forward pass on another thread; the caller sees to it that a slot is free."""
@@ -55,7 +65,8 @@ class Slots:
     def describe(self, held: int = 0) -> dict[str, Any]:
         """What the forward passes came to, and the prompts before them; `held` samples are held."""
         counts = self.measures.describe(self.busy_seconds, held)
-        return {**counts, "prompt_cache": cache_counts(self._pipeline)}
+        buckets = self._learner.describe() if self._learner else None
+        return {**counts, "prompt_cache": cache_counts(self._pipeline), "buckets": buckets}
 
     def close(self) -> None:
         """End the threads; none runs a forward pass any more."""

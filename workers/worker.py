@@ -69,6 +69,7 @@ class Worker:
         self._model, self._place, self._settings, self._store = model, place, settings, store
         self._device = place.device
         self._images = LocalImages(settings.data / "images")
+        self._collector = Collector(store, self._images)
         self._state = "starting"
         self._error: str | None = None
         self._started = time.time()
@@ -129,11 +130,9 @@ class Worker:
         reporting.start()
         try:
             self._model = self._cards.introduce()
-            pipeline = load_pipeline(self._model, self._device)
+            pipeline, data = load_pipeline(self._model, self._device), self._settings.data
             memory.settle(self._device)  # first, so that what is measured is what requests will get
-            return pipeline, profile.warm_up(
-                pipeline, self._model, self._device, self._settings.data
-            )
+            return pipeline, profile.warm_up(pipeline, self._model, self._device, data)
         finally:
             loaded.set()
             reporting.join()
@@ -156,7 +155,7 @@ class Worker:
 
     def _publish(self, pipeline: Pipeline, costs: Costs) -> None:
         """Tell the service what the model turned out to be."""
-        tokens, usual = self._usual_tokens(pipeline), profile.probe(self._model)
+        tokens, usual = profile.usual_tokens(pipeline, self._model), profile.probe(self._model)
         measured = {
             "costs": costs.points,
             "pinned": costs.pinned(tokens),
@@ -165,12 +164,9 @@ class Worker:
         }
         self._cards.publish(pipeline.card, pipeline.tokenizer_json(), measured)
 
-    def _usual_tokens(self, pipeline: Pipeline) -> int:
-        request = profile.probe(self._model)
-        return pipeline.rows(request) * pipeline.tokens(request)
-
     def _serve(self, pipeline: Pipeline, costs: Costs) -> None:
         phases = Phases(phased=pipeline.phased)
+        keeper = profile.keeper(pipeline, self._model, self._device, self._settings.data, costs)
         delivery = Delivery(
             model=self._model,
             store=self._store,
@@ -194,7 +190,7 @@ class Worker:
         engine = Engine(
             pipeline=pipeline,
             costs=costs,
-            usual_tokens=self._usual_tokens(pipeline),
+            usual_tokens=profile.usual_tokens(pipeline, self._model),
             flights=self._flights,
             ready=intake.ready,
             deliver=delivery.put,
@@ -203,18 +199,18 @@ class Worker:
             phases=phases,
             round_over=delivery.decode_all,
             give_back=delivery.give_back,
+            learner=keeper.learner,
         )
         heartbeat = self._heartbeat(engine, intake)
-        collector = Collector(self._store, self._images)
         self._intake, self._engine, self._delivery = intake, engine, delivery
         if self._draining.is_set():
             return
         self._state = "ready"
         log.info("worker ready", worker=self.name, model=self._model.name, device=self._device)
         beating = _thread("heartbeat", heartbeat.run)
-        collecting = _thread("collector", collector.run)
-        taking = _thread("intake", intake.run)
-        delivering = _thread("delivery", delivery.run)
+        collecting = _thread("collector", self._collector.run)
+        taking, delivering = _thread("intake", intake.run), _thread("delivery", delivery.run)
+        _thread("costs", keeper.run)
         try:
             engine.run()
         except GroupLost as error:
@@ -222,8 +218,8 @@ class Worker:
         taking.join()
         delivery.close()
         delivering.join()
-        heartbeat.stop()
-        collector.stop()
+        for stop in (heartbeat.stop, self._collector.stop, keeper.stop):
+            stop()
         beating.join()
         collecting.join(LAST_WORDS_SECONDS)
         self._patiently(lambda: self._store.unregister(self.name))

@@ -2,13 +2,14 @@
 
 import pytest
 
-from bench.goodput import PRECISION, arrivals, goodput
+from bench.goodput import PRECISION, STRIDE, arrivals
+from bench.search import highest
 from jobs.request import ImageRequest
 
 
 @pytest.mark.parametrize("guess", [1.0, 7.3, 60.0])
 def test_the_highest_rate_is_found_from_either_side(guess: float) -> None:
-    found = goodput(lambda rate: rate <= 7.3, guess, least=0.1)
+    found = highest(lambda rate: rate <= 7.3, guess, least=0.1, precision=PRECISION, stride=STRIDE)
     assert 7.3 / PRECISION <= found <= 7.3
 
 
@@ -20,7 +21,7 @@ def test_a_policy_that_carries_nothing_is_no_endless_search() -> None:
         return False
 
     with pytest.raises(RuntimeError, match=r"not even a load of 0\.5"):
-        goodput(never, 8.0, least=0.5)
+        highest(never, 8.0, least=0.5, precision=PRECISION, stride=STRIDE)
     assert min(asked) > 0.5 / 2
 
 

@@ -66,7 +66,7 @@ def test_every_image_that_is_asked_for_gets_its_preview(
     line: Line[FakePipeline], tmp_path: Path
 ) -> None:
     """Not only the first of those that run together."""
-    line.engine._costs = BATCHES_PAY
+    line.engine._measured = BATCHES_PAY
     line.submit(*(request(seed=n, steps=LONG) for n in range(6)))
     wait_until(lambda: all(f.step for f in line.flights.all()) and len(line.flights) == 6)
     for flight in line.flights.all():

@@ -1,6 +1,7 @@
 """Warm-up measures what a batch costs, stops where it no longer pays, and keeps the answer."""
 
 import errno
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from pipelines.fake import FakePipeline
 from pipelines.seam import Sample
 from workers import profile
 from workers.scheduler import Costs
+from workers.trials import Trials
 
 TOKENS = 2 * 16
 """Of a guided request of the model's default size, all rows."""
@@ -56,6 +58,98 @@ def test_a_busy_moment_does_not_decide() -> None:
     costs = profile.measure(Disturbed(largest_batch=16), _request())
     assert costs.largest(TOKENS) == 16
     assert costs.seconds(4 * TOKENS) < 0.01
+
+
+@pytest.mark.parametrize(
+    ("seconds", "contradicted"),
+    [
+        ({1: 1.0, 4: 1.4, 8: 2.4}, False),
+        ({1: 1.0, 4: 1.8, 8: 2.4}, False),
+        ({1: 1.0, 4: 1.9, 8: 2.4}, True),
+        ({1: 1.0, 4: 1.1, 8: 1.3}, False),
+        ({1: 1.0, 4: 1.1, 8: 1.1}, True),
+        ({1: 1.0, 4: 1.1}, False),
+        ({4: 9.0, 8: 9.0}, False),
+    ],
+)
+def test_only_what_is_clearly_off_contradicts_a_pinned_bucket(
+    seconds: dict[int, float], contradicted: bool
+) -> None:
+    assert profile.is_contradicted(4, seconds) is contradicted
+
+
+def wrong_profile(tmp_path: Path, pipeline: FakePipeline) -> Path:
+    """A profile that pins 1 though every batch costs what one sample costs, as kept on disk."""
+    profile.warm_up(pipeline, MODEL, "cpu", tmp_path)
+    [path] = (tmp_path / "profiles").glob("*.json")
+    described = json.loads(path.read_text())
+    described["points"] = [[tokens, tokens * 1e-3] for tokens, _ in described["points"]]
+    path.write_text(json.dumps(described))
+    return path
+
+
+def test_a_wrong_pinned_bucket_is_measured_anew_after_two_starts_in_a_row(tmp_path: Path) -> None:
+    pipeline = FakePipeline(seconds_per_step=0.02, largest_batch=8)
+    wrong_profile(tmp_path, pipeline)
+    pinned = [profile.warm_up(pipeline, MODEL, "cpu", tmp_path).pinned(TOKENS) for _ in range(3)]
+    assert pinned == [1, 8, 8]
+
+
+def test_one_contradicting_start_does_not_move_the_pinned_bucket(tmp_path: Path) -> None:
+    good = FakePipeline(seconds_per_step=0.02, largest_batch=8)
+    bad = FakePipeline(seconds_per_sample=0.01, largest_batch=8)
+    wrong_profile(tmp_path, good)
+    pinned = [
+        profile.warm_up(pipeline, MODEL, "cpu", tmp_path).pinned(TOKENS)
+        for pipeline in (good, bad, good, bad, good, good)
+    ]
+    assert pinned == [1, 1, 1, 1, 1, 8]
+
+
+def test_a_profile_that_fits_is_never_touched(tmp_path: Path) -> None:
+    pipeline = FakePipeline(seconds_per_step=0.02, largest_batch=8)
+    profile.warm_up(pipeline, MODEL, "cpu", tmp_path)
+    [path] = (tmp_path / "profiles").glob("*.json")
+    before = path.read_bytes()
+    for _ in range(3):
+        profile.warm_up(pipeline, MODEL, "cpu", tmp_path)
+    assert path.read_bytes() == before
+
+
+def test_what_real_work_taught_is_there_after_a_restart_and_pins_nothing(tmp_path: Path) -> None:
+    pipeline = FakePipeline(seconds_per_step=0.02, largest_batch=8)
+    costs = profile.warm_up(pipeline, MODEL, "cpu", tmp_path)
+    keeper = profile.keeper(pipeline, MODEL, "cpu", tmp_path, costs)
+    for _ in range(8):
+        keeper.learner.observe(TOKENS, 4, 0.001)
+    keeper.stop()
+    again = profile.warm_up(pipeline, MODEL, "cpu", tmp_path)
+    assert again.of(TOKENS, 4) == 0.001
+    assert again.largest(TOKENS) == 4
+    assert again.pinned(TOKENS) == costs.pinned(TOKENS) == 8
+    assert len(list((tmp_path / "profiles").iterdir())) == 2
+
+
+def test_under_a_feature_cache_nothing_is_learned(tmp_path: Path) -> None:
+    model = replace(MODEL, cache="taylorseer")
+    keeper = profile.keeper(FakePipeline(), model, "cpu", tmp_path, Costs(((32, 1.0),)))
+    for _ in range(8):
+        keeper.learner.observe(TOKENS, 1, 0.001)
+    assert keeper.learner.costs.exact == {}
+
+
+def test_a_busy_spell_hits_all_buckets_alike() -> None:
+    """Whatever was measured during it is measured again in turn with the others."""
+
+    class Busy(FakePipeline):
+        def step(self, samples: Sequence[Sample], bucket: int = 0) -> None:
+            self.seconds_per_step = 0.2 if bucket > 2 and len(self.calls) < 34 else 0.01
+            super().step(samples, bucket)
+
+    quiet = FakePipeline(seconds_per_step=0.01, largest_batch=8)
+    busy = Busy(largest_batch=8)
+    assert profile.measure(busy, _request()).pinned(TOKENS) == 8
+    assert profile.measure(quiet, _request()).pinned(TOKENS) == 8
 
 
 def test_of_two_that_measure_at_once_both_go_by_the_first(
@@ -194,10 +288,10 @@ def test_one_death_may_have_had_another_reason(tmp_path: Path) -> None:
 
 def test_many_that_die_at_once_are_one_death(tmp_path: Path) -> None:
     path = tmp_path / "profiles" / "fake.json"
-    for trials in [profile.Trials(path) for _ in range(8)]:
+    for trials in [Trials(path) for _ in range(8)]:
         with pytest.raises(GroupLost), trials.trying(_request(), 4):
             raise GroupLost("the machine went down")
-    assert not profile.Trials(path).is_deadly(_request(), 4)
+    assert not Trials(path).is_deadly(_request(), 4)
 
 
 def test_a_listed_size_that_a_group_does_not_survive_is_left_out(tmp_path: Path) -> None:

@@ -6,7 +6,19 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from workers.scheduler import BUCKETS, Candidate, Costs, Forward, choose
+from workers.scheduler import (
+    BUCKETS,
+    PASSED_BY_ANY,
+    PASSED_BY_EQUALS,
+    Candidate,
+    Costs,
+    Forward,
+    Passed,
+    choose,
+    in_order,
+    is_overdue,
+    overtaken,
+)
 
 FLAT = Costs(tuple((64 * b, 1.0) for b in BUCKETS))
 """A device on which a larger batch costs nothing: every bucket pays."""
@@ -52,6 +64,14 @@ def test_costs_are_linear_between_points_and_proportional_outside() -> None:
     assert [costs.seconds(n) for n in (50, 100, 150, 200, 400)] == [0.5, 1.0, 2.0, 3.0, 6.0]
 
 
+def test_an_exact_cost_goes_before_the_points_but_never_pins() -> None:
+    costs = Costs(STEEP.points, {(64, 4): 1.0}, STEEP.points)
+    assert [costs.of(64, bucket) for bucket in (1, 2, 4)] == [1.0, 2.0, 1.0]
+    assert costs.of(128, 2) == costs.seconds(256) == 4.0
+    assert costs.largest(64) == 4
+    assert costs.pinned(64) == 1
+
+
 def test_a_shape_smaller_than_any_measured_is_not_padded_on_a_guess() -> None:
     assert STEEP.pinned(16) == FLAT.pinned(16) == 1
 
@@ -87,6 +107,29 @@ def test_what_is_too_late_keeps_its_order() -> None:
     assert forward.keys == ("short",)
 
 
+def test_a_larger_bucket_is_tried_with_samples_of_one_size() -> None:
+    crowd = [candidate(f"f{n}", reproducible=False) for n in range(3)]
+    crowd.append(candidate("larger", reproducible=False, tokens=128))
+    asked = []
+
+    def trial(tokens: int, knee: int, most: int) -> int:
+        asked.append((tokens, knee, most))
+        return 2
+
+    assert choose(crowd, STEEP, {}, trial=trial) == Forward(("f0", "f1"), 2)
+    assert asked == [(64, 1, 3)]
+
+
+def test_no_larger_bucket_is_tried_with_reproducible_samples_or_beyond_memory() -> None:
+    def trial(tokens: int, knee: int, most: int) -> int:
+        raise AssertionError("asked for a trial")
+
+    pinned = [candidate(f"r{n}") for n in range(8)]
+    fast = [candidate(f"f{n}", reproducible=False) for n in range(8)]
+    assert choose(pinned, STEEP, {}, trial=trial) is not None
+    assert choose(fast, STEEP, {"64x64": 1}, trial=trial) is not None
+
+
 @pytest.mark.parametrize(("age", "bucket"), [(0.0, 1), (1e3, 4)])
 def test_a_little_more_throughput_is_for_those_who_are_late_anyway(age: float, bucket: int) -> None:
     costs = Costs(((64, 1.0), (128, 1.98), (256, 3.8), (512, 7.6)))
@@ -94,6 +137,59 @@ def test_a_little_more_throughput_is_for_those_who_are_late_anyway(age: float, b
     forward = choose(crowd, costs, {})
     assert forward is not None
     assert forward.bucket == bucket
+
+
+def test_equal_late_samples_go_oldest_first() -> None:
+    crowd = [candidate(f"c{age}", age=float(age)) for age in (100, 300, 200)]
+    assert [c.key for c in in_order(crowd, STEEP)] == ["c300", "c200", "c100"]
+
+
+@pytest.mark.parametrize(
+    ("passed", "first"),
+    [
+        (Passed(PASSED_BY_EQUALS * 100 - 1, 0.0), "new"),
+        (Passed(PASSED_BY_EQUALS * 100 + 1, 0.0), "old"),
+        (Passed(0.0, PASSED_BY_ANY * 100 - 1), "new"),
+        (Passed(0.0, PASSED_BY_ANY * 100 + 1), "old"),
+    ],
+)
+def test_a_late_sample_passed_for_too_long_goes_first(passed: Passed, first: str) -> None:
+    crowd = [candidate("old", age=100.0, passed=passed), candidate("new", remaining=1)]
+    assert in_order(crowd, STEEP)[0].key == first
+
+
+def test_of_those_passed_for_too_long_the_oldest_goes_first() -> None:
+    crowd = [
+        candidate("younger", age=100.0, remaining=1, passed=Passed(90.0, 90.0)),
+        candidate("older", age=101.0, passed=Passed(90.0, 90.0)),
+    ]
+    assert in_order(crowd, STEEP)[0].key == "older"
+
+
+def test_an_on_time_sample_is_not_overdue_however_long_it_was_passed() -> None:
+    assert not is_overdue(candidate("c", age=20.0, passed=Passed(20.0, 20.0)), STEEP)
+
+
+def test_a_large_jobs_overdue_samples_leave_others_their_turn() -> None:
+    passed = Passed(1e3, 1e3)
+    large = [candidate(f"l{n}", job="large", age=1e3, passed=passed) for n in range(8)]
+    order = [c.key for c in in_order([*large, candidate("small")], STEEP)]
+    assert order[:2] == ["l0", "small"]
+
+
+def test_overtaking_counts_newer_samples_of_other_jobs_and_no_higher_priority() -> None:
+    waiting = candidate("w", age=10.0)
+    batch = [
+        candidate("newer and equal", age=9.0),
+        candidate("newer and longer", age=9.0, steps=11),
+        candidate("newer and shorter", age=9.0, steps=9),
+        candidate("older", age=11.0),
+        candidate("urgent", age=9.0, priority=6),
+        candidate("of the same job", age=9.0, job="w"),
+        candidate("newer, less urgent", age=9.0, priority=4),
+        candidate("as old", age=10.0),
+    ]
+    assert overtaken(waiting, batch) == Passed(equals=3 / 8, any=4 / 8)
 
 
 def test_waiting_outweighs_remaining_work_in_the_end() -> None:
