@@ -23,7 +23,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from itertools import accumulate
@@ -344,8 +344,12 @@ def _litserve(data: Path, model: Model, batch: int) -> Iterator[tuple[str, list[
     try:
         yield f"http://127.0.0.1:{port}", [psutil.Process(process.pid)]
     finally:
+        left = psutil.Process(process.pid).children(recursive=True)
         process.terminate()
         process.wait()
+        for one in left:  # LitServe leaves its children behind when it is told to end
+            with suppress(psutil.NoSuchProcess):
+                one.kill()
 
 
 def _is_healthy(one: Contender) -> bool:
