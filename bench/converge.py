@@ -15,7 +15,7 @@ from pathlib import Path
 from bench import serving
 from bench.report import Metrics
 from jobs.catalog import load_catalog
-from jobs.store import Store
+from jobs.queue.store import Store
 from workers.profile import probe
 
 CATALOG = Path("models.toml")

@@ -13,7 +13,7 @@ from typing import Any
 
 from bench import serving
 from bench.report import Metrics
-from imagemill.client import Client
+from imagemill.client.clients import Client
 
 IMAGES = 100
 STEPS = 30

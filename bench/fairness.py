@@ -17,8 +17,8 @@ from bench import serving
 from bench.report import Metrics, table
 from jobs.catalog import load_catalog
 from jobs.job import State
+from jobs.queue.store import Store
 from jobs.request import ImageRequest
-from jobs.store import Store
 from workers.profile import probe
 from workers.scheduler import LEAST_HELD
 

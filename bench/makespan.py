@@ -28,11 +28,11 @@ from typing import Any
 from bench import serving
 from bench.models import LARGE, build
 from bench.report import Metrics, table
-from jobs import lifeline
 from jobs.catalog import Model
+from jobs.queue.store import Store
 from jobs.request import ImageRequest
-from jobs.store import Store
-from workers.supervisor import held_port
+from jobs.runtime import lifeline
+from workers.process.supervisor import held_port
 
 PROCESSES = 2
 SIDES, STEPS, CLUMP = (64, 128, 192), (4, 12, 28), (2, 6)

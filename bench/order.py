@@ -28,8 +28,8 @@ from bench.simulation import (
     whole_calls,
 )
 from jobs.catalog import load_catalog
+from jobs.queue.store import Store
 from jobs.request import ImageRequest
-from jobs.store import Store
 from workers.profile import probe
 from workers.scheduler import Costs
 

@@ -37,10 +37,10 @@ from PIL import Image
 from bench import serving
 from bench.report import Metrics, table
 from bench.submits import Connection
-from imagemill.client import Client
-from jobs import lifeline
+from imagemill.client.clients import Client
 from jobs.catalog import Model, load_catalog
 from jobs.job import State
+from jobs.runtime import lifeline
 from workers.scheduler import GOOD_TIME
 
 CATALOG = Path("models.toml")

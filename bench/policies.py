@@ -19,7 +19,7 @@ from jobs.job import Lease
 from jobs.request import ImageRequest
 from pipelines.seam import Pipeline, Sample
 from workers.engine import Engine
-from workers.flights import Flight, Flights
+from workers.in_flight import Flight, Flights
 from workers.scheduler import BUCKETS, Costs
 
 

@@ -22,7 +22,7 @@ from bench import serving
 from bench.models import device
 from bench.policies import Arrival, stepwise
 from bench.report import Metrics, table
-from imagemill.client import Client, Job
+from imagemill.client.clients import Client, Job
 from jobs.catalog import Model, load_catalog
 from jobs.job import State
 from jobs.request import ImageRequest

@@ -17,11 +17,11 @@ from typing import Any, TypeVar
 
 import httpx
 
-from imagemill.client import Client
-from imagemill.running import running
-from jobs import lifeline
-from jobs.embedded import EmbeddedServer
-from jobs.store import Store
+from imagemill.client.clients import Client
+from imagemill.local.up_lock import running
+from jobs.queue.store import Store
+from jobs.runtime import lifeline
+from jobs.runtime.embedded_queue import EmbeddedServer
 
 T = TypeVar("T")
 

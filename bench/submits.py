@@ -16,7 +16,7 @@ from pathlib import Path
 
 from bench import serving
 from bench.report import Metrics
-from imagemill.client import Client
+from imagemill.client.clients import Client
 
 CATALOG = Path("models.toml")
 MODELS = """

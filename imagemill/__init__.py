@@ -7,10 +7,10 @@ importing the package costs nothing. Knows neither torch nor Redis.
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from imagemill.answers import Image, Model, Progress, Worker
-    from imagemill.client import AsyncClient, Client
-    from imagemill.errors import ApiError, CorruptDownload, NoServer, ServerUnreachable
-    from imagemill.handles import AsyncJob, Job
+    from imagemill.client.clients import AsyncClient, Client
+    from imagemill.client.errors import ApiError, CorruptDownload, NoServer, ServerUnreachable
+    from imagemill.client.jobs import AsyncJob, Job
+    from imagemill.client.models import Image, Model, Progress, Worker
 
 __all__ = [
     "ApiError",
@@ -35,5 +35,5 @@ def __getattr__(name: str) -> object:
         raise AttributeError(f"module 'imagemill' has no attribute {name!r}")
     from importlib import import_module
 
-    module = "imagemill.errors" if name in _ERRORS else "imagemill.client"
+    module = "imagemill.client.errors" if name in _ERRORS else "imagemill.client.clients"
     return getattr(import_module(module), name)

@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.markup import escape
 from typer.core import TyperGroup
 
-from imagemill import access, flags, look, parts, pictures, steer
-from imagemill.options import (
+from imagemill.commands import flags, jobs, keys, pictures, processes, status
+from imagemill.commands.options import (
     DATA,
     HOST,
     PORT,
@@ -28,7 +28,7 @@ from imagemill.options import (
     Server,
     catalog_path,
 )
-from imagemill.terminal import Pictures
+from imagemill.terminal.detect import Pictures
 from jobs.errors import ConfigurationError, ImagemillError
 
 BAD_INPUT, ALREADY_RUNNING = 2, 3
@@ -57,7 +57,7 @@ class Commands(TyperGroup):
 
 
 def _complain(error: ImagemillError) -> int:
-    from imagemill.errors import AlreadyRunning, ApiError, InvalidInput
+    from imagemill.client.errors import AlreadyRunning, ApiError, InvalidInput
 
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     for line in str(error).splitlines() or [type(error).__name__]:
@@ -107,8 +107,8 @@ def up(
     private: Annotated[bool, typer.Option(hidden=True)] = False,
 ) -> None:
     """Run everything on this machine: queue server, API, page, workers."""
-    from imagemill import show
-    from imagemill.up import UpOptions, run_up
+    from imagemill.local.up import UpOptions, run_up
+    from imagemill.terminal import show
 
     console = Console()
     options = UpOptions(host, port, data, catalog_path(models), workers, private)
@@ -150,7 +150,7 @@ def generate(
     as_json: AsJson = False,
 ) -> None:
     """Make images of prompts; start what is needed for it, unless a server is named."""
-    from imagemill.generate import GenerateOptions, Generation
+    from imagemill.commands.generate import GenerateOptions, Generation
 
     flags.check(ctx.params)
     wanted = flags.all_prompts(prompts or [], file, resume)
@@ -190,16 +190,16 @@ def plan(
     Counts quantized weights as they are held, and refuses what a worker would refuse. Of a hub id
     it fetches the configs alone.
     """
-    from imagemill.plan import run_plan
+    from imagemill.commands.plan import run_plan
 
     run_plan(model, devices, cpu, catalog_path(models), as_json, Console())
 
 
-look.register(app)
-steer.register(app)
-parts.register(app)
+status.register(app)
+jobs.register(app)
+processes.register(app)
 pictures.register(app)
-access.register(app)
+keys.register(app)
 
 
 def main() -> None:

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import get_args
 
-from jobs.entry import Entry
 from jobs.errors import ConfigurationError, FieldProblem, UnknownModel
 from jobs.request import MAX_SEED, ImageFormat, ImageRequest
+from jobs.toml_table import Entry
 
 MAX_PROMPT_CHARACTERS = 10_000
 SMALLEST_SIDE = 16

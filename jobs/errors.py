@@ -15,7 +15,7 @@
         ├── OutOfMemory        the forward batch did not fit the device
         └── GroupLost          a rank of the group is gone or out of step; the whole group must end
 
-The module knows nothing of HTTP; `service/errors.py` maps each class to a status in one table.
+The module knows nothing of HTTP; `service/http/errors.py` maps each class to a status in one table.
 """
 
 from dataclasses import dataclass

@@ -6,7 +6,7 @@
                └───lease lost───────┘     queued | running ──cancel──> cancelled ──retry──> queued
 
 A job's state follows from its counts alone (`job_state`), so it can never contradict its images.
-The moves themselves are the Lua scripts in `jobs/lua`; nothing here changes anything.
+The moves themselves are the Lua scripts in `jobs/queue/lua`; nothing here changes anything.
 """
 
 from dataclasses import dataclass, field

@@ -15,9 +15,9 @@ from diffusers import TaylorSeerCacheConfig
 from jobs.catalog import Model
 from jobs.errors import ConfigurationError, OutOfMemory
 from jobs.request import ImageRequest
-from pipelines.checkpoint import Checkpoint
-from pipelines.components import DENOISERS
 from pipelines.families import FAMILIES
+from pipelines.loading.checkpoint import Checkpoint
+from pipelines.loading.components import DENOISERS
 from pipelines.seam import Pipeline
 
 COMPILATIONS = 4096

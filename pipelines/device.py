@@ -13,9 +13,9 @@ from safetensors import safe_open
 
 from jobs.catalog import Model
 from jobs.errors import ConfigurationError
-from pipelines.checkpoint import Checkpoint, look_over
-from pipelines.components import Source
-from pipelines.headers import read_header
+from pipelines.loading.checkpoint import Checkpoint, look_over
+from pipelines.loading.components import Source
+from pipelines.loading.headers import read_header
 
 LARGE = 10**9
 """Bytes of half-precision weights from which a model isn't served on a CPU unless asked to."""

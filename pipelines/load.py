@@ -13,15 +13,15 @@ from jobs.catalog import Model
 from jobs.defaults import with_own_defaults
 from jobs.errors import ConfigurationError
 from pipelines.attention import sets_process_flags
-from pipelines.checkpoint import Checkpoint, find_checkpoint
-from pipelines.components import naming
-from pipelines.defaults import own_defaults
 from pipelines.device import check_device
 from pipelines.fake import FakePipeline
 from pipelines.families import check_class, make_family
+from pipelines.loading.checkpoint import Checkpoint, find_checkpoint
+from pipelines.loading.components import naming
+from pipelines.loading.defaults import own_defaults
 from pipelines.placements import Follower, following_of, placement_of
+from pipelines.planner.skeleton import skeletons
 from pipelines.seam import Card, Pipeline
-from pipelines.skeleton import skeletons
 
 T = TypeVar("T")
 

@@ -20,6 +20,9 @@ import torch
 
 from jobs.request import ImageRequest
 
+ROUND = 64
+"""Images of one round at most: they are held, and their embeddings kept, all at once."""
+
 
 @dataclass(frozen=True, slots=True)
 class Conditioning:

@@ -13,16 +13,16 @@ from collections.abc import Sequence
 
 import uvicorn
 
-from jobs import lifeline, logs, tracing
 from jobs.catalog import load_catalog
-from jobs.embedded import redis_url
 from jobs.errors import ImagemillError
-from jobs.images import LocalImages
-from jobs.store import Store
+from jobs.image_store import LocalImages
+from jobs.queue.store import Store
+from jobs.runtime import lifeline, logs, tracing
+from jobs.runtime.embedded_queue import redis_url
 from service.app import create_app
-from service.auth import check_reach
-from service.events import EventHub
+from service.http.auth import check_reach
 from service.keys import KeyRing
+from service.read.events import EventHub
 from service.settings import ServiceSettings
 
 SWITCH_SECONDS = 0.0005

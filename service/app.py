@@ -15,35 +15,25 @@ from fastapi import Depends, FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
 from jobs.catalog import Catalog
-from jobs.images import LocalImages
-from jobs.store import Store
-from service import handlers
-from service.auth import Gate, caller, caller_by_password
+from jobs.image_store import LocalImages
+from jobs.queue.store import Store
+from service.context import Mill
 from service.documents import Documents
-from service.events import EventHub
+from service.http import exception_handlers
+from service.http.auth import Gate, caller, caller_by_password
+from service.http.openapi import complete_document, openai_errors, problems
+from service.http.request_id import NameRequests
 from service.keys import KeyRing
-from service.metrics import CountRequests, Metrics
-from service.mill import Mill
-from service.openai.shelf import FileShelf
-from service.openapi import complete_document, openai_errors, problems
-from service.prompt_length import PromptLengths
-from service.recent import RecentCards, RecentWorkers
-from service.request_id import NameRequests
-from service.routes import (
-    docs,
-    events,
-    health,
-    images,
-    jobs,
-    models,
-    openai_batches,
-    openai_files,
-    openai_images,
-    page,
-    sdapi,
-)
+from service.metrics.requests import CountRequests, Metrics
+from service.openai import batch_routes, file_routes, image_routes
+from service.openai.files import FileShelf
+from service.read.events import EventHub
+from service.read.views import Links
+from service.read.worker_cache import RecentCards, RecentWorkers
+from service.routes import docs, events, health, images, jobs, models, page
+from service.sdapi import routes
 from service.settings import ServiceSettings
-from service.views import Links
+from service.submit.prompt_length import PromptLengths
 from service.webhooks.notices import Notices
 from service.webhooks.outbox import Outbox, kept_secret
 from service.webhooks.sender import WebhookSender
@@ -52,16 +42,16 @@ _ROUTES = (
     jobs,
     events,
     images,
-    openai_images,
-    openai_files,
-    openai_batches,
-    sdapi,
+    image_routes,
+    file_routes,
+    batch_routes,
+    routes,
     models,
 )
 _EXPOSED = ("ETag", "Location", "Retry-After", "X-Request-ID", "Content-Range")
 """Headers of answers that pages of other sites may read, where they may call at all."""
 
-_OPENAI_ROUTES = (openai_images, openai_files, openai_batches)
+_OPENAI_ROUTES = (image_routes, file_routes, batch_routes)
 
 
 def create_app(
@@ -109,12 +99,12 @@ def _assemble(app: FastAPI, parts: Mill) -> None:
         )
     app.add_middleware(CountRequests, metrics=app.state.metrics)
     app.add_middleware(NameRequests)
-    handlers.install(app)
+    exception_handlers.install(app)
     for module in _ROUTES:
         failures = problems(401, 403, 429)
         if module in _OPENAI_ROUTES:
             failures = openai_errors(401, 403, 429)
-        guard = caller_by_password if module is sdapi else caller
+        guard = caller_by_password if module is routes else caller
         app.include_router(module.router, dependencies=[Depends(guard)], responses=failures)
     app.include_router(health.router)
     app.include_router(docs.router)

@@ -10,7 +10,7 @@ from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import NoDecode
 from standardwebhooks import Webhook
 
-from jobs.settings import QueueSettings
+from jobs.runtime.settings import QueueSettings
 
 _Origin = Annotated[str, Field(pattern=r"^(\*|https?://[^\s/?#,*]+)$")]
 

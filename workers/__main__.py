@@ -11,22 +11,22 @@ from dataclasses import replace
 
 import structlog
 
-from jobs import logs, tracing
 from jobs.catalog import Catalog, Model, load_catalog
-from jobs.embedded import redis_url
 from jobs.errors import ImagemillError, StorageUnavailable
-from jobs.store import Store
-from workers.devices import CPU, accelerators, seated, why_none
-from workers.launch import (
+from jobs.queue.store import Store
+from jobs.runtime import logs, tracing
+from jobs.runtime.embedded_queue import redis_url
+from workers.process.devices import CPU, accelerators, seated, why_none
+from workers.process.launch import (
     EXIT_CONFIGURATION,
     EXIT_FAILED,
     Place,
     launched_place,
     supervised_place,
 )
-from workers.refusals import Notices
+from workers.process.refusals import Notices
+from workers.process.supervisor import Supervisor, posts
 from workers.settings import WorkerSettings
-from workers.supervisor import Supervisor, posts
 
 log = structlog.get_logger(__name__)
 
@@ -78,10 +78,10 @@ def _serve(model: Model, place: Place, settings: WorkerSettings) -> int:
 
 def _run(model: Model, place: Place, settings: WorkerSettings) -> int:
     if place.rank > 0:
-        from workers.follower import run_follower  # imports torch, as below
+        from workers.process.follower import run_follower  # imports torch, as below
 
         return run_follower(model, place, settings)
-    from workers.worker import Worker  # imports torch, which the supervisor does without
+    from workers.process.worker import Worker  # imports torch, which the supervisor does without
 
     with redis_url(settings) as url:
         store = Store.connect(url, pool=settings.pool)

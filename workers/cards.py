@@ -15,7 +15,7 @@ import structlog
 from jobs.catalog import Model
 from jobs.defaults import to_publish
 from jobs.errors import StorageUnavailable
-from jobs.store import Store
+from jobs.queue.store import Store
 from pipelines.load import read_card, resolve_defaults
 from pipelines.seam import Card
 

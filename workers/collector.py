@@ -10,8 +10,8 @@ import threading
 import structlog
 
 from jobs.errors import StorageUnavailable
-from jobs.images import LocalImages
-from jobs.store import Store
+from jobs.image_store import LocalImages
+from jobs.queue.store import Store
 
 log = structlog.get_logger(__name__)
 

@@ -19,15 +19,15 @@ from typing import TypeVar
 import structlog
 import torch
 
-from jobs import tracing
 from jobs.catalog import Model
 from jobs.errors import GroupLost, ImageFailed, OutOfMemory, StorageUnavailable
-from jobs.images import LocalImages
+from jobs.image_store import LocalImages
 from jobs.job import ImageResult
-from jobs.store import Commit, Store
+from jobs.queue.store import Commit, Store
+from jobs.runtime import tracing
 from pipelines.seam import Pipeline, Sample
 from workers import recipe
-from workers.flights import Flight, Flights
+from workers.in_flight import Flight, Flights
 from workers.phases import Phase, Phases
 
 T = TypeVar("T")

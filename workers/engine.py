@@ -17,12 +17,12 @@ from dataclasses import dataclass, field, replace
 import structlog
 import torch
 
-from jobs import tracing
 from jobs.errors import GroupLost, ImageFailed, OutOfMemory
-from pipelines.seam import Pipeline, Sample
+from jobs.runtime import tracing
+from pipelines.seam import ROUND, Pipeline, Sample
 from workers.costs import Learner
-from workers.flights import Flight, Flights
-from workers.phases import ROUND, Phase, Phases
+from workers.in_flight import Flight, Flights
+from workers.phases import Phase, Phases
 from workers.scheduler import (
     BUCKETS,
     Candidate,

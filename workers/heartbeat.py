@@ -17,8 +17,8 @@ from typing import Any
 import structlog
 
 from jobs.errors import StorageUnavailable
-from jobs.store import Store
-from workers.flights import Flights
+from jobs.queue.store import Store
+from workers.in_flight import Flights
 from workers.settings import WorkerSettings
 
 log = structlog.get_logger(__name__)

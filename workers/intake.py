@@ -17,12 +17,12 @@ from contextlib import suppress
 import structlog
 import torch
 
-from jobs import tracing
 from jobs.errors import StorageUnavailable
 from jobs.job import Lease
-from jobs.store import Store
+from jobs.queue.store import Store
+from jobs.runtime import tracing
 from pipelines.seam import Pipeline
-from workers.flights import Flight, Flights
+from workers.in_flight import Flight, Flights
 from workers.phases import Phase, Phases
 from workers.settings import WorkerSettings
 

@@ -28,10 +28,6 @@ class Phase(Enum):
         return Phase((self.value + 1) % len(Phase))
 
 
-ROUND = 64
-"""Images of one round at most: they are held, and their embeddings kept, all at once."""
-
-
 class Phases:
     """The open phase of a `phased` pipeline; of any other one all are open."""
 

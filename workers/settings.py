@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from jobs.settings import MOST_SECONDS, QueueSettings
+from jobs.runtime.settings import MOST_SECONDS, QueueSettings
 
 
 class WorkerSettings(QueueSettings):

@@ -12,7 +12,7 @@ from typing import Any
 
 from pipelines.seam import Pipeline, Sample
 from workers.costs import Learner, Stopwatch
-from workers.measures import Measures, cache_counts
+from workers.metrics import Measures, cache_counts
 
 
 class Slots:

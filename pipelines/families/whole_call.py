@@ -35,8 +35,8 @@ from pipelines.families.whole_classes import (
 )
 from pipelines.families.whole_output import pictures, refused
 from pipelines.families.whole_text import PromptTexts
+from pipelines.loading.packages import missing_packages
 from pipelines.out_of_memory import is_out_of_memory
-from pipelines.packages import missing_packages
 from pipelines.pixels import check_pixels
 from pipelines.seam import Card, Conditioning, Sample
 

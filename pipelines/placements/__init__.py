@@ -9,8 +9,8 @@ from typing import Any, Protocol
 
 from jobs.catalog import Model
 from jobs.errors import ConfigurationError
-from pipelines.checkpoint import Checkpoint
-from pipelines.placements.placed import Placed
+from pipelines.loading.checkpoint import Checkpoint
+from pipelines.placements.family_pipeline import Placed
 
 
 class Follower(Protocol):

@@ -35,17 +35,17 @@ from pipelines.attention import (
     choose_attention,
     set_backend,
 )
-from pipelines.checkpoint import Checkpoint
 from pipelines.families import make_family
+from pipelines.loading.checkpoint import Checkpoint
+from pipelines.loading.quantization import check_plain
 from pipelines.out_of_memory import reports_out_of_memory
-from pipelines.placements import mends
+from pipelines.placements import diffusers_patches
+from pipelines.placements.family_pipeline import Placed
 from pipelines.placements.group import Group, Handler, check_devices, check_world, follow, join
-from pipelines.placements.lead import FORWARD, Lead, Led, leading
-from pipelines.placements.placed import Placed
+from pipelines.placements.leader import FORWARD, Lead, Led, leading
 from pipelines.placements.plans import PLANS, Plan, by_name, some_rows
 from pipelines.placements.tensor_parallel import check_tensor, load_slices
-from pipelines.quantization import check_plain
-from pipelines.verify import compare, record
+from pipelines.placements.verify import compare, record
 
 SHARD = "shard"
 """The order to shard the transformer; its value is the attention backend."""
@@ -172,7 +172,7 @@ def sharded(
     model: Model, checkpoint: Checkpoint, transformer: Any, group: Group, backend: str | None
 ) -> "Share":
     """This rank's share of a whole transformer, or of one to be read in slices; collective."""
-    mends.install()
+    diffusers_patches.install()
     mesh = _mesh(model, group)
     if model.tensor > 1:
         kind = getattr(import_module("diffusers"), checkpoint.components["transformer"])
@@ -201,7 +201,7 @@ class Share:
                 ring_degree=model.ring, ulysses_degree=model.ulysses, mesh=mesh
             )
             split = self.plan.split(transformer) if self.plan.split else None
-            with mends.on_cpu():
+            with diffusers_patches.on_cpu():
                 transformer.enable_parallelism(config=self.config, cp_plan=split)
             _leave_whole(transformer, self.plan)
 

@@ -29,8 +29,8 @@ import torch.distributed as dist
 from jobs.catalog import Model
 from jobs.errors import ConfigurationError, GroupLost, PipelineError
 from pipelines.device import use_device
-from pipelines.placements.meeting import Conn, connect
-from pipelines.placements.parcel import Parcel, empty, pack, unpack
+from pipelines.placements.rendezvous import Conn, connect
+from pipelines.placements.tensor_pickle import Parcel, empty, pack, unpack
 
 GROUP_SECONDS = 60.0
 """How long a rank may be late for a collective once the group is steady."""

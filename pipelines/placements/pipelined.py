@@ -25,11 +25,13 @@ from jobs.catalog import Model
 from jobs.errors import ConfigurationError, GroupLost
 from pipelines.acceleration import run_once
 from pipelines.attention import backend_of, check_backend, choose_attention, set_backend
-from pipelines.checkpoint import Checkpoint
 from pipelines.families import make_family
 from pipelines.families.family import Family
+from pipelines.loading.checkpoint import Checkpoint
+from pipelines.loading.quantization import check_plain
 from pipelines.out_of_memory import reports_out_of_memory
 from pipelines.placements import group as ranks
+from pipelines.placements.family_pipeline import Placed
 from pipelines.placements.group import (
     START_SECONDS,
     Group,
@@ -38,12 +40,10 @@ from pipelines.placements.group import (
     check_world,
     join,
 )
-from pipelines.placements.lead import FORWARD, Facade, Led, leading
-from pipelines.placements.parcel import Parcel, empty, pack, unpack
-from pipelines.placements.placed import Placed
+from pipelines.placements.leader import FORWARD, Facade, Led, leading
 from pipelines.placements.stages import Plan, Stage, State, load_stage, load_streamed, plan_stages
-from pipelines.quantization import check_plain
-from pipelines.verify import compare, record
+from pipelines.placements.tensor_pickle import Parcel, empty, pack, unpack
+from pipelines.placements.verify import compare, record
 
 BACKEND, STEADY = "backend", "steady"
 """Orders: to use an attention backend; to expect all that is sent to come soon from now on."""

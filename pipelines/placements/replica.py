@@ -13,14 +13,14 @@ from pipelines.acceleration import (
     run_once,
 )
 from pipelines.attention import choose_attention
-from pipelines.checkpoint import Checkpoint
 from pipelines.cpu import tune
 from pipelines.device import use_device
 from pipelines.families import make_family
 from pipelines.graphs import check_graphs, enable_graphs
+from pipelines.loading.checkpoint import Checkpoint
+from pipelines.loading.quantization import check_quantization, quantizers
 from pipelines.out_of_memory import reports_out_of_memory
-from pipelines.placements.placed import Placed
-from pipelines.quantization import check_quantization, quantizers
+from pipelines.placements.family_pipeline import Placed
 
 
 def load_replica(model: Model, checkpoint: Checkpoint, device: str) -> Placed:

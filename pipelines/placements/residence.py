@@ -20,9 +20,9 @@ from safetensors import safe_open
 from torch import nn
 
 from jobs.errors import ConfigurationError
-from pipelines.headers import SAFETENSORS
-from pipelines.memory import CPU, DISK, WHOLE, Spread
-from pipelines.skeleton import inner_module
+from pipelines.loading.headers import SAFETENSORS
+from pipelines.planner.memory import CPU, DISK, WHOLE, Spread
+from pipelines.planner.skeleton import inner_module
 
 Tensors = dict[str, torch.Tensor]
 Source = Callable[[], Tensors]

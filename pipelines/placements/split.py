@@ -1,6 +1,6 @@
 """Split: one copy of a model over several devices, or its stages in turn on one that is too small.
 
-The plan (`pipelines.memory`) says where each component is. With `unload` the stages take turns:
+The plan (`pipelines.planner.memory`) says where each component is. With `unload` the stages take turns:
 text encoders, denoiser and VAE are loaded when their verb is first called, the next one in the
 background where both fit, and unloaded when another needs the room. A backlog that is served phase
 by phase pays each load once. Knows no model's mathematics.
@@ -17,20 +17,20 @@ from jobs.catalog import Model
 from jobs.errors import ConfigurationError
 from pipelines.acceleration import compile_blocks, denoiser_of, run_once
 from pipelines.attention import choose_attention
-from pipelines.checkpoint import Checkpoint
 from pipelines.device import use_device
 from pipelines.families import FAMILIES, make_family
 from pipelines.families.family import Family, Role
-from pipelines.free import free_memory
-from pipelines.memory import CPU, DISK, WHOLE, Plan, bytes_of, in_words, plan
+from pipelines.loading.checkpoint import Checkpoint
+from pipelines.loading.quantization import check_quantization, quantizers, stored_method
 from pipelines.out_of_memory import is_out_of_memory
-from pipelines.placements.placed import Placed
+from pipelines.placements.family_pipeline import Placed
 from pipelines.placements.residence import Residence, give_back
-from pipelines.placements.turns import Turns
-from pipelines.quantization import check_quantization, quantizers, stored_method
+from pipelines.placements.stage_loader import Turns
+from pipelines.placements.verify import compare, record, trials
+from pipelines.planner.host_memory import free_memory
+from pipelines.planner.memory import CPU, DISK, WHOLE, Plan, bytes_of, in_words, plan
+from pipelines.planner.skeleton import DECODE, DENOISE, ENCODE, STAGES, parts, skeletons
 from pipelines.seam import Conditioning, Sample
-from pipelines.skeleton import DECODE, DENOISE, ENCODE, STAGES, parts, skeletons
-from pipelines.verify import compare, record, trials
 
 T = TypeVar("T")
 

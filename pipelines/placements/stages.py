@@ -23,7 +23,7 @@ from torch import nn
 
 from jobs.catalog import Model
 from jobs.errors import ConfigurationError, ModelUnavailable
-from pipelines.checkpoint import Checkpoint
+from pipelines.loading.checkpoint import Checkpoint
 
 State = tuple[torch.Tensor, ...]
 """What one block hands to the next."""

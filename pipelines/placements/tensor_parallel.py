@@ -16,9 +16,9 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from jobs.catalog import Model
 from jobs.errors import ConfigurationError, ModelUnavailable
-from pipelines.checkpoint import Checkpoint
-from pipelines.placements import mends
-from pipelines.transient import may_pass
+from pipelines.loading.checkpoint import Checkpoint
+from pipelines.loading.transient import may_pass
+from pipelines.placements import diffusers_patches
 
 _Z_IMAGE_BLOCK = {
     "attention.to_q": "colwise",
@@ -80,7 +80,7 @@ def load_slices(
     config = _Here(tp_degree=model.tensor, mesh=mesh["tensor"])
     config.place = device
     try:
-        with mends.on_cpu():
+        with diffusers_patches.on_cpu():
             transformer = kind.from_pretrained(
                 folder,
                 dtype=getattr(torch, model.dtype),

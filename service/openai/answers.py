@@ -5,11 +5,11 @@ import time
 from collections.abc import Sequence
 from typing import Literal
 
-from jobs.images import LocalImages
+from jobs.image_store import LocalImages
 from jobs.job import ImageView
 from service.openai.schemas import GeneratedImage, GeneratedImages
 from service.openai.usage import Usage
-from service.views import Links
+from service.read.views import Links
 
 Form = Literal["b64_json", "url"]
 

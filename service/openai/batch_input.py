@@ -14,12 +14,12 @@ from pydantic import ValidationError
 from jobs.catalog import Catalog, Model
 from jobs.errors import FieldProblem, InvalidRequest, UnknownModel
 from jobs.request import ImageRequest
-from service.body import parse
-from service.errors import MalformedBody, failure_of, invalid, openai_error
+from service.http.body import parse
+from service.http.errors import MalformedBody, failure_of, invalid, openai_error
 from service.openai.answers import Form
 from service.openai.batch_schemas import BatchErrorView, BatchLine
-from service.schemas import MAX_TEXT_BYTES
-from service.submission import Card, image_requests, text_bytes
+from service.submit.schemas import MAX_TEXT_BYTES
+from service.submit.submission import Card, image_requests, text_bytes
 
 MAX_LINES = 50_000
 MAX_ERRORS = 1000

@@ -13,11 +13,11 @@ from typing import Any
 
 from jobs.errors import ImagemillError, NotFound
 from jobs.job import ImageView, State
-from service.errors import Gone, ImagesFailed, failure_of, openai_error
-from service.mill import Mill
+from service.context import Mill
+from service.http.errors import Gone, ImagesFailed, failure_of, openai_error
 from service.openai.answers import generated
 from service.openai.batch_input import PlannedLine, RefusedLine
-from service.views import Links
+from service.read.views import Links
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,9 +4,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field, field_validator
 
+from service.openai.files import Purpose
 from service.openai.schemas import GenerateImages
-from service.openai.shelf import Purpose
-from service.schemas import Input
+from service.submit.schemas import Input
 
 ENDPOINT = "/v1/images/generations"
 

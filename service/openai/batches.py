@@ -17,13 +17,13 @@ import structlog
 
 from jobs.errors import FieldProblem, ImagemillError, InvalidRequest, NotFound
 from jobs.job import Job
-from service.auth import Caller
-from service.enqueue import priority_of, submit
-from service.mill import Mill
+from service.context import Mill
+from service.http.auth import Caller
 from service.openai.batch_input import Plan, PlannedLine, RefusedLine, Rules, plan
 from service.openai.batch_output import images_of, is_complete, write_outcome
 from service.openai.batch_schemas import ENDPOINT, BatchView, CreateBatch
-from service.views import Links
+from service.read.views import Links
+from service.submit.enqueue import priority_of, submit
 
 log = structlog.get_logger(__name__)
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 from jobs.errors import FieldProblem
 from jobs.request import ImageFormat
 from service.openai.usage import Usage
-from service.schemas import ImageSettings, Prompt, SubmitJob
+from service.submit.schemas import ImageSettings, Prompt, SubmitJob
 
 _SIZE = r"^(auto|[1-9][0-9]{1,4}x[1-9][0-9]{1,4})$"
 

@@ -21,13 +21,13 @@ from fastapi.sse import format_sse_event
 
 from jobs.errors import ImagemillError, StorageUnavailable
 from jobs.job import ImageView
-from service.auth import Caller
-from service.errors import NotReady, TookTooLong, failure_of, openai_error
-from service.mill import Mill
+from service.context import Mill
+from service.http.auth import Caller
+from service.http.errors import NotReady, TookTooLong, failure_of, openai_error
 from service.openai.schemas import GenerateImages
 from service.openai.usage import usage
-from service.results import failure, is_over, preview
-from service.waiting import RECHECK_SECONDS, cancel_unwanted
+from service.read.long_poll import RECHECK_SECONDS, cancel_unwanted
+from service.read.results import failure, is_over, preview
 
 log = structlog.get_logger(__name__)
 

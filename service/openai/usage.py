@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pydantic import BaseModel
 
 from jobs.job import ImageView
-from service.mill import Mill
+from service.context import Mill
 
 
 class InputTokens(BaseModel):

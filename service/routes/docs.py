@@ -13,7 +13,7 @@ from importlib.resources import files
 from fastapi import APIRouter, Request, Response
 from starlette.exceptions import HTTPException
 
-from service.conditional import matches
+from service.http.conditional import matches
 
 router = APIRouter(include_in_schema=False)
 

@@ -8,11 +8,11 @@ from fastapi import APIRouter, Header, Response
 from fastapi.responses import StreamingResponse
 from pydantic import WithJsonSchema
 
-from service.auth import AnyCaller
-from service.errors import MalformedHeader
-from service.following import job_frames
-from service.mill import TheMill
-from service.openapi import Responses, event_stream, problems
+from service.context import TheMill
+from service.http.auth import AnyCaller
+from service.http.errors import MalformedHeader
+from service.http.openapi import Responses, event_stream, problems
+from service.read.job_stream import job_frames
 
 router = APIRouter(tags=["jobs"])
 

@@ -4,11 +4,11 @@ from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from jobs.catalog import Catalog
-from jobs.views import WorkerInfo
-from service.errors import NotReady
-from service.mill import TheMill
-from service.openapi import problems
-from service.schemas import Health, Readiness
+from jobs.queue.decode import WorkerInfo
+from service.context import TheMill
+from service.http.errors import NotReady
+from service.http.openapi import problems
+from service.submit.schemas import Health, Readiness
 
 router = APIRouter(tags=["health"])
 

@@ -20,14 +20,14 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from jobs.errors import Conflict, NotFound
 from jobs.job import ImageResult, ImageView, State
 from jobs.recipe import recipe_of
-from service.auth import AnyCaller, Caller
-from service.conditional import matches, usable_range
-from service.downloads import SHEET_IMAGES, ImageFile, archive, contact_sheet, file_name
-from service.errors import Gone, NoPreview
-from service.mill import Mill, TheMill
-from service.openapi import NOT_MODIFIED, Responses, binary, problems
-from service.results import preview
-from service.thumbnails import THUMBNAIL_TYPE, thumbnail
+from service.context import Mill, TheMill
+from service.http.auth import AnyCaller, Caller
+from service.http.conditional import matches, usable_range
+from service.http.errors import Gone, NoPreview
+from service.http.openapi import NOT_MODIFIED, Responses, binary, problems
+from service.read.downloads import SHEET_IMAGES, ImageFile, archive, contact_sheet, file_name
+from service.read.results import preview
+from service.read.thumbnails import THUMBNAIL_TYPE, thumbnail
 
 router = APIRouter(tags=["images"])
 

@@ -1,6 +1,6 @@
 """Jobs: submit, look (and wait for news), list, cancel, retry, delete.
 
-A POST is validated in three places, in this order: `service/schemas.py` (types and bounds of any
+A POST is validated in three places, in this order: `service/submit/schemas.py` (types and bounds of any
 model), the catalog (what this model allows), the card (what the loaded model turned out to take).
 Nothing is queued unless all three agree.
 """
@@ -14,18 +14,18 @@ from fastapi import APIRouter, Depends, Header, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from jobs.job import ImageView, Job, State
-from jobs.reading import CURSOR
-from jobs.views import Ahead
-from service.auth import AnyCaller, Caller
-from service.body import json_body, json_body_schema
-from service.conditional import tags
-from service.enqueue import IdempotencyKey, enqueue
-from service.eta import eta_seconds, speed, work_of_counts, work_of_images
-from service.mill import Mill, TheMill
-from service.openapi import NOT_MODIFIED, problems
-from service.schemas import JobPage, JobView, SubmitJob
-from service.views import job_summary, job_view
-from service.waiting import wait_for_job
+from jobs.queue.decode import Ahead
+from jobs.queue.reader import CURSOR
+from service.context import Mill, TheMill
+from service.http.auth import AnyCaller, Caller
+from service.http.body import json_body, json_body_schema
+from service.http.conditional import tags
+from service.http.openapi import NOT_MODIFIED, problems
+from service.read.eta import eta_seconds, speed, work_of_counts, work_of_images
+from service.read.long_poll import wait_for_job
+from service.read.views import job_summary, job_view
+from service.submit.enqueue import IdempotencyKey, enqueue
+from service.submit.schemas import JobPage, JobView, SubmitJob
 
 router = APIRouter(tags=["jobs"])
 

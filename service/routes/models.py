@@ -8,9 +8,9 @@ from fastapi import APIRouter
 
 from jobs.catalog import Model
 from jobs.defaults import as_published
-from service.mill import Mill, TheMill
-from service.openapi import problems
-from service.schemas import ModelList, ModelView, WorkerList, WorkerView
+from service.context import Mill, TheMill
+from service.http.openapi import problems
+from service.submit.schemas import ModelList, ModelView, WorkerList, WorkerView
 
 router = APIRouter(tags=["models"])
 

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
 
 from jobs.errors import FieldProblem
 from jobs.request import MAX_SEED
-from service.schemas import MAX_COPIES, NegativePrompt, Prompt, Side, SubmitJob
+from service.submit.schemas import MAX_COPIES, NegativePrompt, Prompt, Side, SubmitJob
 
 _FIELDS = {
     "n": "batch_size",

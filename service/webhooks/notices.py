@@ -7,9 +7,9 @@ from typing import Any
 
 from jobs.errors import NotFound
 from jobs.job import Job
-from jobs.store import Store
-from jobs.views import Event
-from service.views import Links, image_item, job_summary
+from jobs.queue.decode import Event
+from jobs.queue.store import Store
+from service.read.views import Links, image_item, job_summary
 from service.webhooks.outbox import Message
 
 _NAMES = {

@@ -19,13 +19,13 @@ import structlog
 from standardwebhooks import Webhook
 
 from jobs.errors import StorageUnavailable
-from jobs.store import Store
-from jobs.views import Event
-from service.events import place
+from jobs.queue.decode import Event
+from jobs.queue.store import Store
+from service.read.events import place
 from service.webhooks.address import Refused, target_of
 from service.webhooks.notices import Notices
 from service.webhooks.outbox import Message, Outbox
-from service.webhooks.turns import THREADS, chosen
+from service.webhooks.selection import THREADS, chosen
 
 log = structlog.get_logger(__name__)
 

@@ -8,7 +8,7 @@ from bench.saturated import flops
 from jobs.request import ImageRequest
 from pipelines.fake import FakePipeline
 from pipelines.seam import Sample
-from workers.flights import Flight, Flights
+from workers.in_flight import Flight, Flights
 from workers.scheduler import Costs
 
 NO_BATCHES = Costs(((64, 1.0), (128, 2.0)))

@@ -15,14 +15,14 @@ from uuid import uuid4
 
 import redis
 
-from jobs import lifeline
-from jobs.embedded import EmbeddedServer
 from jobs.errors import Conflict, NotFound, StorageUnavailable
-from jobs.images import LocalImages
+from jobs.image_store import LocalImages
 from jobs.job import Job
-from jobs.keys import FOREVER, Keys
+from jobs.queue.keys import FOREVER, Keys
+from jobs.queue.store import Event, Store
 from jobs.request import ImageRequest
-from jobs.store import Event, Store
+from jobs.runtime import lifeline
+from jobs.runtime.embedded_queue import EmbeddedServer
 from tests.waiting import PATIENCE, wait_until
 
 T = TypeVar("T")

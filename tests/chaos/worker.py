@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import TypeVar
 from uuid import uuid4
 
-from jobs import lifeline
 from jobs.errors import StorageUnavailable
-from jobs.images import LocalImages
+from jobs.image_store import LocalImages
 from jobs.job import ImageResult, Lease
-from jobs.store import Store
+from jobs.queue.store import Store
+from jobs.runtime import lifeline
 from tests.waiting import PATIENCE
 
 T = TypeVar("T")

@@ -7,8 +7,8 @@ import pytest
 from fastapi import FastAPI
 
 from jobs.catalog import load_catalog
-from jobs.images import LocalImages
-from jobs.store import Store
+from jobs.image_store import LocalImages
+from jobs.queue.store import Store
 from service.app import create_app
 from service.settings import ServiceSettings
 from tests.docs.pages import ROOT

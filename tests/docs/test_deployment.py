@@ -14,8 +14,8 @@ import yaml
 from imagemill.cli import app as imagemill
 from jobs.catalog import load_catalog
 from tests.docs.pages import DOCKER, ROOT
+from workers.process.supervisor import GRACE_SECONDS
 from workers.settings import WorkerSettings
-from workers.supervisor import GRACE_SECONDS
 
 HERE = ROOT / "docker"
 COMPOSE = yaml.safe_load((HERE / "compose.yaml").read_text())

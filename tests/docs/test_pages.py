@@ -9,12 +9,12 @@ import pytest
 import typer.main
 
 from imagemill.cli import app as imagemill
-from jobs.settings import QueueSettings
-from service.errors import STATUS
+from jobs.runtime.settings import QueueSettings
+from service.http.errors import STATUS
 from service.openai.schemas import GenerateImages
-from service.schemas import ImageItem, JobView, ModelView, SubmitJob, Webhook
 from service.sdapi.schemas import TextToImage
 from service.settings import ServiceSettings
+from service.submit.schemas import ImageItem, JobView, ModelView, SubmitJob, Webhook
 from tests.docs.pages import DOCKER, PAGES, ROOT, anchors, commands, links, variables
 from workers.settings import WorkerSettings
 

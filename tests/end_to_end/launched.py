@@ -15,11 +15,11 @@ from typing import Any
 
 import psutil
 
-from jobs import lifeline
-from jobs.embedded import EmbeddedServer
 from jobs.job import Job
+from jobs.queue.store import Store
 from jobs.request import ImageRequest
-from jobs.store import Store
+from jobs.runtime import lifeline
+from jobs.runtime.embedded_queue import EmbeddedServer
 from tests.end_to_end.mill import ROOT, environment, processes_of
 from tests.jobs.bench import expire_leases
 from tests.waiting import PATIENCE, wait_until

@@ -17,9 +17,9 @@ from typing import Any
 import httpx
 import psutil
 
-from imagemill.client import Client
-from imagemill.handles import Job
-from jobs.embedded import EmbeddedServer
+from imagemill.client.clients import Client
+from imagemill.client.jobs import Job
+from jobs.runtime.embedded_queue import EmbeddedServer
 from tests import web
 from tests.jobs.bench import expire_leases
 from tests.waiting import PATIENCE, wait_until

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from imagemill.client import Client
+from imagemill.client.clients import Client
 from tests import web
 from tests.end_to_end import mill as mills
 from tests.pipelines.published import PUBLISHED, save_published

@@ -8,7 +8,7 @@ import torch
 from diffusers import FluxPipeline
 from PIL import Image
 
-from imagemill.client import Client
+from imagemill.client.clients import Client
 from tests.end_to_end.mill import ROOT, up
 from tests.waiting import PATIENCE, wait_until
 

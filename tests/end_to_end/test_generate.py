@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from imagemill.client import Client
+from imagemill.client.clients import Client
 from tests.end_to_end import mill as mills
 from tests.end_to_end.mill import MODELS, Mill, processes_of, run, start
 from tests.waiting import PATIENCE, wait_until

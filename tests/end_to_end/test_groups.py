@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from imagemill.client import Client
+from imagemill.client.clients import Client
 from jobs.job import State
-from jobs.store import Store, WorkerInfo
+from jobs.queue.store import Store, WorkerInfo
 from tests.end_to_end.launched import catalog, line, ranks
 from tests.end_to_end.mill import Mill, midway, up
 from tests.pipelines.tiny import save_tiny

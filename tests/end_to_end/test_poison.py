@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from imagemill.client import Client
+from imagemill.client.clients import Client
 from jobs.job import State
 from tests.end_to_end.mill import up
 from tests.waiting import PATIENCE, wait_until

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from imagemill import follow
-from imagemill.client import Client
-from imagemill.follow import News, Saved
-from imagemill.interrupts import Interrupts
+from imagemill.client.clients import Client
+from imagemill.commands import follow
+from imagemill.commands.follow import News, Saved
+from imagemill.terminal.interrupts import Interrupts
 from tests.end_to_end.mill import Mill
 from tests.waiting import PATIENCE
 

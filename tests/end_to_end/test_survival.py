@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from imagemill.client import Client
+from imagemill.client.clients import Client
 from tests.end_to_end import mill as mills
 from tests.end_to_end.mill import MODELS, Mill, midway, processes_of
 from tests.waiting import PATIENCE, wait_until

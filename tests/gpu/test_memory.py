@@ -8,7 +8,7 @@ import torch
 from jobs.catalog import Defaults
 from jobs.errors import OutOfMemory
 from pipelines.load import load_pipeline
-from pipelines.skeleton import STAGES
+from pipelines.planner.skeleton import STAGES
 from pipelines.tiling import tiled
 from tests.pipelines.rounding import served_alone
 from tests.pipelines.serving import alone, ask, begin, entry

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from imagemill import children
-from imagemill.children import Kept, Program, environment, last_line, module, open_log
-from imagemill.up import Launcher, UpOptions
+from imagemill.local import children
+from imagemill.local.children import Kept, Program, environment, last_line, module, open_log
+from imagemill.local.up import Launcher, UpOptions
 from jobs.catalog import Catalog
 from jobs.errors import ImagemillError
-from jobs.settings import QueueSettings
+from jobs.runtime.settings import QueueSettings
 from tests.waiting import PATIENCE, wait_until
 
 

@@ -16,7 +16,7 @@ import pytest
 
 import imagemill
 from imagemill import ApiError, AsyncClient, Client, CorruptDownload, ServerUnreachable
-from imagemill.wire import LONGEST_DELAY, backoff, retry_after
+from imagemill.client.protocol import LONGEST_DELAY, backoff, retry_after
 from jobs.errors import NotFound
 from jobs.job import Counts, State
 from tests.waiting import PATIENCE

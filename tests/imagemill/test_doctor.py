@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from imagemill import doctor
 from imagemill.cli import app
-from imagemill.doctor import Finding, findings
-from imagemill.errors import StartFailed
-from imagemill.up import choose_port, reachable
-from jobs.embedded import EmbeddedServer
+from imagemill.client.errors import StartFailed
+from imagemill.commands import doctor
+from imagemill.commands.doctor import Finding, findings
+from imagemill.local.up import choose_port, reachable
 from jobs.errors import ConfigurationError
-from jobs.store import Store
+from jobs.queue.store import Store
+from jobs.runtime.embedded_queue import EmbeddedServer
 
 DEMO = Path(__file__).parents[2] / "demo" / "model"
 

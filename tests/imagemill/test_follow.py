@@ -6,9 +6,9 @@ from itertools import pairwise
 import pytest
 from rich.console import Console
 
-from imagemill.follow import News, Rate
-from imagemill.progress import Bar, Lines
-from imagemill.show import duration, speed
+from imagemill.commands.follow import News, Rate
+from imagemill.terminal.progress import Bar, Lines
+from imagemill.terminal.show import duration, speed
 
 
 @pytest.mark.parametrize(

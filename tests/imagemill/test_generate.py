@@ -12,17 +12,18 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from imagemill import follow, wire
 from imagemill.cli import app
-from imagemill.client import Client
-from imagemill.names import sha256_of
-from imagemill.reach import why_not_ready
+from imagemill.client import protocol
+from imagemill.client.clients import Client
+from imagemill.client.file_names import sha256_of
+from imagemill.commands import follow
+from imagemill.local.find_server import why_not_ready
 from tests.imagemill.fake_server import FakeServer
 
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeServer]:
-    monkeypatch.setattr(wire, "POLL_PAUSE", 0.001)
+    monkeypatch.setattr(protocol, "POLL_PAUSE", 0.001)
     monkeypatch.setenv("COLUMNS", "100")
     with FakeServer() as fake:
         monkeypatch.setenv("IMAGEMILL_SERVER", fake.url)
@@ -220,8 +221,8 @@ def test_an_unknown_job_is_one_sentence(server: FakeServer, tmp_path: Path) -> N
 def test_a_server_that_is_down_is_one_sentence(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(wire, "FIRST_DELAY", 100.0)
-    monkeypatch.setattr(wire, "LONGEST_DELAY", 100.0)
+    monkeypatch.setattr(protocol, "FIRST_DELAY", 100.0)
+    monkeypatch.setattr(protocol, "LONGEST_DELAY", 100.0)
     done = run("models", "--server", "http://127.0.0.1:9")
     assert done.exit_code == 1
     assert "no imagemill server answers at http://127.0.0.1:9" in done.stderr
@@ -235,7 +236,7 @@ def test_a_server_that_is_down_is_one_sentence(
 def test_a_server_that_is_away_for_a_moment_is_told_of_and_waited_for(
     server: FakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    poll = wire.poll
+    poll = protocol.poll
 
     def poll_of_a_busy_server(*arguments: Any, **flags: Any) -> Any:
         monkeypatch.setattr(follow.wire, "poll", poll)
@@ -299,7 +300,7 @@ def test_ctrl_c_cancels_keeps_and_tells_how_to_go_on(
     server: FakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The signal comes after the first image; a second run then finishes the job."""
-    poll = wire.poll
+    poll = protocol.poll
 
     def poll_until_one_is_made(*arguments: Any, **flags: Any) -> Any:
         if server.jobs["job-1"]["counts"]["succeeded"] == 1 and not server.holds:

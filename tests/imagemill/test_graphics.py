@@ -5,8 +5,8 @@ import random
 import pytest
 from PIL import Image, ImageChops, ImageOps, ImageStat
 
-from imagemill.graphics import LARGEST, PAINT, Place, kitty_gone
-from imagemill.terminal import Pictures
+from imagemill.terminal.detect import Pictures
+from imagemill.terminal.graphics import LARGEST, PAINT, Place, kitty_gone
 from tests.imagemill.terminals import Seen, Shown
 
 RAMP = Image.linear_gradient("L").resize((96, 96))

@@ -9,8 +9,8 @@ import httpx
 import pytest
 
 from imagemill import ApiError, AsyncClient, Client, Progress
-from imagemill.errors import InvalidInput
-from imagemill.wire import DOWNLOADS_AT_ONCE
+from imagemill.client.errors import InvalidInput
+from imagemill.client.protocol import DOWNLOADS_AT_ONCE
 from jobs.errors import ImagemillError
 from jobs.job import Counts, State
 from tests.imagemill.test_client import DATA, Script, job

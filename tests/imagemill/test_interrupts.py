@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from imagemill.interrupts import Interrupted, Interrupts, unbroken
+from imagemill.terminal.interrupts import Interrupted, Interrupts, unbroken
 
 
 def test_the_first_is_a_question_and_the_second_an_order() -> None:

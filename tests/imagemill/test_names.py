@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from imagemill.errors import CannotSave
-from imagemill.names import file_name, place_for, slug, write_file
+from imagemill.client.errors import CannotSave
+from imagemill.client.file_names import file_name, place_for, slug, write_file
 
 
 @pytest.mark.parametrize(

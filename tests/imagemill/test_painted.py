@@ -10,9 +10,9 @@ import pytest
 from PIL import Image, ImageChops, ImageOps
 from rich.console import Console
 
-from imagemill.follow import News, Running
-from imagemill.painted import Painted
-from imagemill.terminal import Pictures, Screen
+from imagemill.commands.follow import News, Running
+from imagemill.terminal.detect import Pictures, Screen
+from imagemill.terminal.watch_graphics import Painted
 from tests.imagemill.fake_server import FakeServer
 from tests.imagemill.terminals import CELL, Ran, Seen, in_terminal
 from tests.waiting import PATIENCE

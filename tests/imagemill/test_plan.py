@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from imagemill.cli import app
-from imagemill.errors import InvalidInput
-from imagemill.plan import devices_of
+from imagemill.client.errors import InvalidInput
+from imagemill.commands.plan import devices_of
 from jobs.catalog import load_catalog
 from tests.imagemill.configs import save_configs
 
@@ -196,7 +196,7 @@ def test_the_last_line_says_what_to_use(flux, devices, use):
 
 @pytest.mark.parametrize(("scheme", "rows"), [("int8", 5), ("fp8", 4)])
 def test_quantization_is_counted_and_printed(flux, tmp_path, monkeypatch, scheme, rows):
-    monkeypatch.setattr("pipelines.quantization.find_spec", lambda name: name)
+    monkeypatch.setattr("pipelines.loading.quantization.find_spec", lambda name: name)
     catalog = tmp_path / "models.toml"
     lines = (f'path = "{flux}"', f'quantization = "{scheme}"', 'attention_backend = "native"')
     catalog.write_text("\n".join(["[models.flux]", *lines]))
@@ -215,7 +215,7 @@ def test_quantization_is_counted_and_printed(flux, tmp_path, monkeypatch, scheme
 
 
 def test_what_a_worker_refuses_is_not_planned(flux, tmp_path, monkeypatch):
-    monkeypatch.setattr("pipelines.quantization.find_spec", lambda name: None)
+    monkeypatch.setattr("pipelines.loading.quantization.find_spec", lambda name: None)
     catalog = tmp_path / "models.toml"
     catalog.write_text(f'[models.flux]\npath = "{flux}"\nquantization = "int8"')
     done = run("flux", "--devices", "80GB", "--models", catalog)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from imagemill.errors import InvalidInput
-from imagemill.prompts import Prompt, read_prompts
+from imagemill.client.errors import InvalidInput
+from imagemill.commands.prompts import Prompt, read_prompts
 
 
 def write(folder: Path, name: str, text: str | bytes) -> str:

@@ -8,10 +8,10 @@ from typing import Any, cast
 
 import pytest
 
-from imagemill import reach
-from imagemill.errors import ServerUnreachable, StartFailed
-from imagemill.interrupts import Interrupts
-from imagemill.running import Record, announce, claimed, withdraw
+from imagemill.client.errors import ServerUnreachable, StartFailed
+from imagemill.local import find_server
+from imagemill.local.up_lock import Record, announce, claimed, withdraw
+from imagemill.terminal.interrupts import Interrupts
 from tests.imagemill.fake_server import FakeServer
 
 
@@ -43,10 +43,10 @@ def server() -> Iterator[FakeServer]:
 def test_a_wait_says_what_for_and_ends_in_the_end(
     clock: Clock, monkeypatch: pytest.MonkeyPatch, until: int, ends: bool
 ) -> None:
-    monkeypatch.setattr(reach, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr(find_server, "time", SimpleNamespace(monotonic=lambda: clock.now))
     said: list[str] = []
     with nullcontext() if ends else pytest.raises(StartFailed, match="not yet"):
-        reach._until(
+        find_server._until(
             lambda: clock.now >= until, 1800, "not yet", said.append, cast(Interrupts, clock)
         )
     assert set(said) == {"not yet"}
@@ -61,11 +61,11 @@ def test_a_local_server_is_waited_for_while_its_up_lives(
     where: tuple[Any, ...] = (None, tmp_path, tmp_path / "models.toml", lambda _: None)
     with claimed(tmp_path):
         announce(tmp_path, Record(1, server.url, False))
-        with reach.server_for(*where, notes.append, cast(Interrupts, clock)) as (client, _):
+        with find_server.server_for(*where, notes.append, cast(Interrupts, clock)) as (client, _):
             server.script = [(503, {"Retry-After": "5"})] * 60
             assert client.get("/v1/jobs")["data"] == []
             assert clock.now >= 60 * 5
-            assert set(notes) == {reach.WAITING}
+            assert set(notes) == {find_server.WAITING}
             server.script = [(503, {})] * 60
             withdraw(tmp_path)
             with pytest.raises(ServerUnreachable, match="has ended"):

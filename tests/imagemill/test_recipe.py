@@ -11,8 +11,8 @@ from PIL import Image, PngImagePlugin
 from typer.testing import CliRunner
 
 from imagemill.cli import app
-from imagemill.errors import NoRecipe
-from imagemill.recipe import read_recipe
+from imagemill.client.errors import NoRecipe
+from imagemill.commands.recipe import read_recipe
 from jobs.request import ImageFormat, ImageRequest
 from workers import recipe as written
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from imagemill.recipe import read_recipe
-from imagemill.replay import compare
+from imagemill.commands.recipe import read_recipe
+from imagemill.commands.replay import compare
 from tests.imagemill import test_recipe
 from tests.imagemill.fake_server import FakeServer
 from tests.imagemill.test_generate import run, server

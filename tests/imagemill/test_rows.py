@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from imagemill.follow import Running
-from imagemill.progress import ROWS, image_rows
+from imagemill.commands.follow import Running
+from imagemill.terminal.progress import ROWS, image_rows
 from tests.imagemill.fake_server import FakeServer
 from tests.imagemill.terminals import Seen, in_terminal
 

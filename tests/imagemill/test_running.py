@@ -8,12 +8,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from imagemill.errors import AlreadyRunning, StartFailed
-from imagemill.running import Record, Users, announce, claimed, is_held, is_used, running
+from imagemill.client.errors import AlreadyRunning, StartFailed
+from imagemill.local.up_lock import Record, Users, announce, claimed, is_held, is_used, running
 
 HOLD = """
 import sys, pathlib
-from imagemill.running import Record, announce, claimed
+from imagemill.local.up_lock import Record, announce, claimed
 with claimed(pathlib.Path(sys.argv[1])):
     announce(pathlib.Path(sys.argv[1]), Record(7, "http://127.0.0.1:1", False))
     print("held", flush=True)
@@ -90,7 +90,7 @@ def test_an_up_that_has_not_told_its_address_yet_is_waited_for(
 
     with claimed(tmp_path):
         time = SimpleNamespace(monotonic=lambda: clock[0], sleep=sleep)
-        monkeypatch.setattr("imagemill.running.time", time)
+        monkeypatch.setattr("imagemill.local.up_lock.time", time)
         with pytest.raises(AlreadyRunning, match=r"at http://127\.0\.0\.1:1"), claimed(tmp_path):
             pytest.fail("claimed twice")
 

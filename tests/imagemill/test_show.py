@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from imagemill import show
-from imagemill.up import Ready, UpOptions
+from imagemill.local.up import Ready, UpOptions
+from imagemill.terminal import show
 from jobs.catalog import load_catalog
 from tests.end_to_end.mill import MODELS
 

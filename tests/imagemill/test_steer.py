@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from imagemill.cli import app
-from imagemill.generate import _sentence
+from imagemill.commands.generate import _sentence
 from tests.imagemill.fake_server import FakeServer
 from tests.imagemill.test_generate import run, server
 

@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
-from imagemill import follow, stream
-from imagemill.client import Client
-from imagemill.stream import Frame, Stream, frames
-from imagemill.wire import lines
+from imagemill.client import stream
+from imagemill.client.clients import Client
+from imagemill.client.protocol import lines
+from imagemill.client.stream import Frame, Stream, frames
+from imagemill.commands import follow
 from tests.imagemill.fake_server import FakeServer
 from tests.imagemill.test_generate import run, server
 from tests.waiting import wait_until

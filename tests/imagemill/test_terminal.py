@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from imagemill.terminal import (
+from imagemill.terminal.detect import (
     Pictures,
     by_answer,
     by_environment,

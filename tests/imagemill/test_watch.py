@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from imagemill.follow import News
-from imagemill.watch import GAP, MOST, NARROW, WIDE, Strip, Tile, Watched
+from imagemill.commands.follow import News
+from imagemill.terminal.watch import GAP, MOST, NARROW, WIDE, Strip, Tile, Watched
 from tests.imagemill.fake_server import FakeServer
 from tests.imagemill.terminals import in_terminal
 

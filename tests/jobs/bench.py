@@ -11,10 +11,10 @@ from uuid import uuid4
 import redis
 
 from jobs.job import ImageResult, Lease
-from jobs.keys import Keys
-from jobs.link import _source
+from jobs.queue.connection import _source
+from jobs.queue.keys import Keys
+from jobs.queue.store import Store
 from jobs.request import ImageRequest
-from jobs.store import Store
 
 MODEL = "demo"
 

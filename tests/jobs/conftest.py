@@ -11,8 +11,8 @@ from uuid import uuid4
 import pytest
 import redis
 
-from jobs.embedded import EmbeddedServer
-from jobs.store import Store
+from jobs.queue.store import Store
+from jobs.runtime.embedded_queue import EmbeddedServer
 from tests.jobs.bench import Bench
 from tests.waiting import LONG_PATIENCE
 
@@ -43,7 +43,7 @@ def bench(server: EmbeddedServer, pool: str) -> Iterator[Bench]:
 @pytest.fixture
 def patient(server: EmbeddedServer, pool: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
     """A store of the bench's pool whose blocking reads outlast every wait of a test."""
-    for module in ("jobs.store", "jobs.reading"):
+    for module in ("jobs.queue.store", "jobs.queue.reader"):
         monkeypatch.setattr(f"{module}.LONGEST_BLOCK_SECONDS", LONG_PATIENCE)
     store = Store.connect(server.url, pool=pool, timeout=LONG_PATIENCE)
     yield store

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from jobs.errors import Conflict
-from jobs.store import Commit, Store
+from jobs.queue.store import Commit, Store
 from tests.jobs.bench import Bench, request
 from tests.waiting import LONG_PATIENCE, PATIENCE, wait_until
 
@@ -197,7 +197,7 @@ def test_lingering_ends_when_its_time_is_over_or_the_batch_is_full(
         elif len(naps) == 3:
             bench.submit(3)
 
-    monkeypatch.setattr("jobs.store.time", SimpleNamespace(sleep=nap))
+    monkeypatch.setattr("jobs.queue.store.time", SimpleNamespace(sleep=nap))
     assert len(bench.claim(4, linger_seconds=LONG_PATIENCE)) == claimed
     assert len(naps) == 3
     assert 0 < min(naps) <= max(naps) <= 0.02

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import redis
 
-from jobs.embedded import EmbeddedServer, find_binary
 from jobs.errors import ConfigurationError
-from jobs.store import Commit, Store
+from jobs.queue.store import Commit, Store
+from jobs.runtime.embedded_queue import EmbeddedServer, find_binary
 from tests.jobs.bench import Bench, request
 from tests.waiting import wait_until
 

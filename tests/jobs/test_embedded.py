@@ -16,17 +16,17 @@ import psutil
 import pytest
 import redis
 
-from jobs import embedded
-from jobs.embedded import EmbeddedServer, find_binary, redis_url
 from jobs.errors import ConfigurationError, StorageUnavailable
-from jobs.settings import QueueSettings
+from jobs.runtime import embedded_queue
+from jobs.runtime.embedded_queue import EmbeddedServer, find_binary, redis_url
+from jobs.runtime.settings import QueueSettings
 from tests.waiting import wait_until
 
 LAUNCH = """
 import sys
 from pathlib import Path
 from urllib.parse import unquote
-from jobs.embedded import EmbeddedServer
+from jobs.runtime.embedded_queue import EmbeddedServer
 server = EmbeddedServer.ensure(Path(sys.argv[1]))
 print(server.started, server.pid, server.url, flush=True)
 sys.stdin.read()
@@ -132,7 +132,7 @@ def test_a_server_that_hangs_gets_no_rival(
     os.kill(server.pid, signal.SIGSTOP)
     try:
         with monkeypatch.context() as hasty:
-            hasty.setattr(embedded, "_SILENT_SECONDS", 0.1)
+            hasty.setattr(embedded_queue, "_SILENT_SECONDS", 0.1)
             with pytest.raises(StorageUnavailable, match="running but does not answer"):
                 EmbeddedServer.ensure(data)
     finally:
@@ -149,21 +149,23 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     def sleep(_: float) -> None:
         clock[0] += 30
 
-    monkeypatch.setattr(embedded, "time", SimpleNamespace(monotonic=lambda: clock[0], sleep=sleep))
-    monkeypatch.setattr(embedded, "_ask", lambda *_: answers.pop(0))
+    monkeypatch.setattr(
+        embedded_queue, "time", SimpleNamespace(monotonic=lambda: clock[0], sleep=sleep)
+    )
+    monkeypatch.setattr(embedded_queue, "_ask", lambda *_: answers.pop(0))
     return answers
 
 
 def test_a_server_that_loads_its_data_is_waited_for(data: Path, answers: list[bytes]) -> None:
     answers += [b"", *[b"-LOADING Valkey is loading the dataset in memory"] * 20, b"", b"+PONG"]
-    embedded._wait_until_ready(data, data / "queue.sock", None)
+    embedded_queue._wait_until_ready(data, data / "queue.sock", None)
     assert answers == []
 
 
 def test_a_server_that_says_nothing_is_given_up(data: Path, answers: list[bytes]) -> None:
     answers += [b""] * 20
     with pytest.raises(StorageUnavailable, match="does not get ready"):
-        embedded._wait_until_ready(data, data / "queue.sock", None)
+        embedded_queue._wait_until_ready(data, data / "queue.sock", None)
     assert len(answers) > 10
 
 

@@ -12,9 +12,9 @@ from urllib.parse import unquote
 import pytest
 import redis
 
-from jobs.embedded import EmbeddedServer
 from jobs.errors import StorageUnavailable
-from jobs.store import Store
+from jobs.queue.store import Store
+from jobs.runtime.embedded_queue import EmbeddedServer
 from tests.waiting import wait_until
 
 IDLE = 3

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from jobs.errors import NotFound, StorageUnavailable
-from jobs.images import LocalImages
+from jobs.image_store import LocalImages
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import jobs
-from jobs.keys import FOREVER, LIFETIMES_MS, NAMES, Keys
+from jobs.queue.keys import FOREVER, LIFETIMES_MS, NAMES, Keys
 from tests.jobs.bench import Bench, request
 
 
@@ -76,7 +76,7 @@ def test_all_keys_share_a_slot() -> None:
 
 def test_scripts_name_no_key_that_is_not_listed() -> None:
     used = set()
-    for path in (Path(jobs.__file__).parent / "lua").glob("*.lua"):
+    for path in (Path(jobs.__file__).parent / "queue" / "lua").glob("*.lua"):
         text = path.read_text()
         assert text.startswith("-- "), f"{path.name} does not say what it does"
         used |= set(re.findall(r"\bkey\('(\w+)'", text))

@@ -3,7 +3,7 @@
 import pytest
 
 from jobs.job import Lease
-from jobs.store import Beat, Commit
+from jobs.queue.store import Beat, Commit
 from tests.jobs.bench import Bench, request, result
 from tests.waiting import wait_until
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from jobs import lifeline
+from jobs.runtime import lifeline
 from tests.waiting import PATIENCE, wait_until
 
 CHILD = """

@@ -9,10 +9,10 @@ import pytest
 import redis
 from structlog.testing import capture_logs
 
-from jobs.embedded import EmbeddedServer
 from jobs.errors import ConfigurationError, StorageUnavailable
-from jobs.link import Link
-from jobs.store import Store
+from jobs.queue.connection import Link
+from jobs.queue.store import Store
+from jobs.runtime.embedded_queue import EmbeddedServer
 from tests.jobs.bench import Bench
 from tests.waiting import wait_until
 

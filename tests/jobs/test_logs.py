@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import structlog
 
-from jobs import logs
+from jobs.runtime import logs
 
 
 @pytest.fixture(autouse=True)

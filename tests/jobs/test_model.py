@@ -20,7 +20,7 @@ from hypothesis.stateful import (
 
 from jobs.errors import Conflict, QuotaExceeded
 from jobs.job import Counts, Lease, job_state
-from jobs.store import Commit
+from jobs.queue.store import Commit
 from tests.jobs.bench import Bench
 
 QUOTA = 25

@@ -3,7 +3,7 @@
 import pytest
 
 from jobs.errors import Conflict, NotFound
-from jobs.store import Commit
+from jobs.queue.store import Commit
 from tests.jobs.bench import Bench, request
 
 

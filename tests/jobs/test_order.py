@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobs.store import Ahead
+from jobs.queue.store import Ahead
 from tests.jobs.bench import Bench, request
 
 

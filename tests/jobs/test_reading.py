@@ -5,10 +5,10 @@ from itertools import count
 
 import pytest
 
-from jobs import reading
 from jobs.errors import InvalidRequest, NotFound
 from jobs.job import State
-from jobs.store import Store, WorkerInfo
+from jobs.queue import reader
+from jobs.queue.store import Store, WorkerInfo
 from tests.jobs.bench import Bench, request
 from tests.waiting import LONG_PATIENCE, PATIENCE, wait_until
 
@@ -45,7 +45,7 @@ def test_jobs_by_state_over_many_pages(bench: Bench) -> None:
 def test_a_rare_state_is_searched_a_stretch_at_a_time(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reading, "_LOOKED_AT", 3)
+    monkeypatch.setattr(reader, "_LOOKED_AT", 3)
     done = [bench.submit(1, priority=9)]
     bench.make_all()
     for _ in range(5):

@@ -3,8 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jobs.queue.decode import packed
 from jobs.request import MAX_SEED, ImageRequest
-from jobs.views import packed
 from tests.jobs.bench import request
 
 prompts = st.text(st.characters(exclude_categories=["Cs"]), max_size=50)

@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from jobs.errors import ConfigurationError
-from jobs.settings import QueueSettings
+from jobs.runtime.settings import QueueSettings
 from service.settings import ServiceSettings
 from workers.settings import WorkerSettings
 

@@ -6,8 +6,8 @@ import pytest
 
 from jobs.errors import IdempotencyMismatch, InvalidRequest, QuotaExceeded
 from jobs.job import State
+from jobs.queue.store import Store
 from jobs.request import MAX_SEED
-from jobs.store import Store
 from tests.jobs.bench import Bench, request
 
 

@@ -1,6 +1,6 @@
 """What the queue counts for those who watch it."""
 
-from jobs.keys import WAITS_MS
+from jobs.queue.keys import WAITS_MS
 from tests.jobs.bench import MODEL, Bench, request
 
 

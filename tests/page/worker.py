@@ -12,7 +12,8 @@ from pathlib import Path
 
 from pipelines.fake import FakePipeline
 from pipelines.seam import Sample
-from workers import __main__, worker
+from workers import __main__
+from workers.process import worker
 
 STEP_SECONDS = 0.05
 

@@ -10,11 +10,12 @@ from structlog.testing import capture_logs
 
 from jobs.catalog import CACHES, Defaults
 from jobs.errors import ConfigurationError
-from pipelines import acceleration, quantization
+from pipelines import acceleration
 from pipelines.acceleration import enable_cache
 from pipelines.families.whole_call import WholeCall
 from pipelines.load import load_pipeline
-from pipelines.placements.placed import Placed
+from pipelines.loading import quantization
+from pipelines.placements.family_pipeline import Placed
 from tests.pipelines.rounding import served_alone
 from tests.pipelines.serving import alone, ask, begin, entry
 
@@ -124,7 +125,9 @@ def test_fp8_arithmetic_only_where_there_is_some(monkeypatch, device, capability
 
 @pytest.mark.parametrize("cache", CACHES)
 def test_caches_are_refused_with_step_batching(tiny_folder, monkeypatch, cache):
-    monkeypatch.setattr("pipelines.checkpoint.Checkpoint.load", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr(
+        "pipelines.loading.checkpoint.Checkpoint.load", lambda *_: pytest.fail("loaded")
+    )
     reason = f"'tiny': cache '{cache}' is lossy and wrong under step batching.*FluxPipeline"
     with pytest.raises(ConfigurationError, match=reason):
         load_pipeline(entry(tiny_folder("Flux"), cache=cache), "cpu")

@@ -18,7 +18,7 @@ from pipelines.attention import CUDNN, choose_attention, sets_process_flags
 from pipelines.fair_lock import FairLock
 from pipelines.families import make_family
 from pipelines.load import load_pipeline
-from pipelines.placements.placed import Placed
+from pipelines.placements.family_pipeline import Placed
 from tests.pipelines.rounding import served_alone
 from tests.pipelines.serving import alone, ask, begin, entry
 from tests.waiting import wait_until

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from jobs.errors import ModelUnavailable
-from pipelines.checkpoint import find_checkpoint, look_over
 from pipelines.load import load_pipeline, resolve_defaults
+from pipelines.loading.checkpoint import find_checkpoint, look_over
 from tests.pipelines.serving import ask, begin, entry
 from tests.pipelines.tiny import BUILDERS
 

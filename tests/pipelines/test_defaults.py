@@ -10,11 +10,11 @@ from PIL import Image
 
 from jobs.catalog import load_catalog
 from jobs.defaults import to_publish
-from pipelines.checkpoint import find_checkpoint
-from pipelines.defaults import own_defaults
 from pipelines.load import load_pipeline, resolve_defaults
-from service.schemas import SubmitJob
-from service.submission import image_requests
+from pipelines.loading.checkpoint import find_checkpoint
+from pipelines.loading.defaults import own_defaults
+from service.submit.schemas import SubmitJob
+from service.submit.submission import image_requests
 from tests.pipelines.published import PUBLISHED, save_published
 from tests.pipelines.serving import begin, entry
 from tests.pipelines.tiny import BUILDERS

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from jobs.errors import ConfigurationError
-from pipelines.checkpoint import find_checkpoint
 from pipelines.device import LARGE, check_cuda, check_device, weights_in
 from pipelines.load import load_follower, load_pipeline
+from pipelines.loading.checkpoint import find_checkpoint
 from tests.pipelines.serving import alone, ask, entry
 
 ENOUGH = LARGE // 2 + 1

@@ -9,7 +9,7 @@ import torch
 
 from pipelines.draws import Draws, global_states
 from pipelines.families.whole_call import WholeCall
-from pipelines.placements.placed import Placed
+from pipelines.placements.family_pipeline import Placed
 from tests.pipelines.serving import alone, ask, begin, serve
 from tests.pipelines.tiny_whole import cogview4
 

@@ -13,7 +13,7 @@ from jobs.errors import ConfigurationError, ImageFailed
 from jobs.request import ImageRequest
 from pipelines.families import make_family
 from pipelines.families.family import REFUSED
-from pipelines.placements.placed import Placed
+from pipelines.placements.family_pipeline import Placed
 from tests.pipelines.rounding import Reference, modules_of
 from tests.pipelines.serving import alone, ask, begin, difference, serve
 from tests.pipelines.tiny import load_tiny

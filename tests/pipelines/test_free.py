@@ -2,8 +2,8 @@
 
 import pytest
 
-from pipelines import free
 from pipelines.placements.split import SPARE, rooms_of
+from pipelines.planner import host_memory
 from tests.pipelines.serving import entry
 
 MIB, GIB = 2**20, 2**30
@@ -16,8 +16,8 @@ def machine(tmp_path, monkeypatch):
     sizes = {"MemTotal": 64, "MemFree": 2, "MemAvailable": 40}
     lines = [f"{name}:   {size * MIB} kB\n" for name, size in sizes.items()]
     (tmp_path / "proc/meminfo").write_text("".join(lines) + "HugePages_Total:       0\n")
-    monkeypatch.setattr(free, "PROC", tmp_path / "proc")
-    monkeypatch.setattr(free, "GROUPS", tmp_path / "groups")
+    monkeypatch.setattr(host_memory, "PROC", tmp_path / "proc")
+    monkeypatch.setattr(host_memory, "GROUPS", tmp_path / "groups")
 
     def groups(cgroup, **folders):
         (tmp_path / "proc/self/cgroup").write_text(cgroup)
@@ -47,7 +47,7 @@ def version_1(limit, usage, cached):
 
 
 def test_pages_of_files_are_to_be_had(machine):
-    assert free.free_memory() == 40 * GIB
+    assert host_memory.free_memory() == 40 * GIB
     model = entry("", placement="split")
     assert rooms_of(model, ["cpu"])["cpu"] == int(SPARE * 40 * GIB)
 
@@ -66,4 +66,4 @@ def test_pages_of_files_are_to_be_had(machine):
 )
 def test_a_control_groups_limit_holds(machine, cgroup, folders, expected):
     machine(cgroup, **folders)
-    assert free.free_memory() == expected
+    assert host_memory.free_memory() == expected

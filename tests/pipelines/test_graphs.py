@@ -18,7 +18,7 @@ from pipelines.families import make_family
 from pipelines.families.whole_call import WholeCall
 from pipelines.graphs import Graphs, check_graphs, cuda_capture, enable_graphs
 from pipelines.load import load_pipeline
-from pipelines.placements.placed import Placed
+from pipelines.placements.family_pipeline import Placed
 from tests.pipelines.serving import alone, ask, entry, serve
 from tests.pipelines.tiny import BUILDERS
 

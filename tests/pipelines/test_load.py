@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from jobs.errors import ConfigurationError, ModelUnavailable
-from pipelines.checkpoint import find_checkpoint
 from pipelines.families import make_family
 from pipelines.load import load_pipeline, read_card
+from pipelines.loading.checkpoint import find_checkpoint
 from tests.pipelines.serving import entry
 from tests.pipelines.tiny import BUILDERS
 

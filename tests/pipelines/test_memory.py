@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs.errors import ConfigurationError
-from pipelines.memory import CPU, DISK, Part, bytes_of, in_words, plan
+from pipelines.planner.memory import CPU, DISK, Part, bytes_of, in_words, plan
 
 GB = 10**9
 T5 = Part("text_encoder_2", {f"block.{n}": 390 for n in range(24)}, rest=160, activations=100)

@@ -6,9 +6,9 @@ import shutil
 import pytest
 
 from jobs.errors import ModelUnavailable
-from pipelines.checkpoint import find_checkpoint
 from pipelines.load import load_pipeline, read_card
-from pipelines.processors import tokenizers_of
+from pipelines.loading.checkpoint import find_checkpoint
+from pipelines.loading.processors import tokenizers_of
 from tests.pipelines.serving import entry
 from tests.pipelines.tiny_parts import MISTRAL_TEMPLATE
 

@@ -6,7 +6,7 @@ from tokenizers import Tokenizer
 from pipelines.fake import FakePipeline
 from pipelines.families import make_family
 from pipelines.families.whole_call import WholeCall
-from pipelines.placements.placed import Placed
+from pipelines.placements.family_pipeline import Placed
 from pipelines.text import TokenCounter, chat_form
 from tests.pipelines.serving import ask
 from tests.pipelines.tiny import BUILDERS

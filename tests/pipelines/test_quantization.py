@@ -10,13 +10,13 @@ from safetensors.torch import load_file, save_file
 
 from jobs.catalog import Defaults, Model
 from jobs.errors import ConfigurationError
-from pipelines.checkpoint import find_checkpoint
 from pipelines.load import load_pipeline
-from pipelines.memory import CPU
-from pipelines.placements.placed import Placed
+from pipelines.loading.checkpoint import find_checkpoint
+from pipelines.loading.quantization import quantizers, stored_method
+from pipelines.placements.family_pipeline import Placed
 from pipelines.placements.split import load_split
-from pipelines.quantization import quantizers, stored_method
-from pipelines.skeleton import DENOISE, parts, skeletons
+from pipelines.planner.memory import CPU
+from pipelines.planner.skeleton import DENOISE, parts, skeletons
 from tests.pipelines.serving import alone, ask, entry
 from tests.pipelines.test_single_file import transformer_of
 from tests.pipelines.tiny_files import save_gguf, save_single, without_weights

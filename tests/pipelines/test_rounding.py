@@ -8,7 +8,7 @@ import torch
 
 from pipelines import batch
 from pipelines.families import make_family, qwen_image
-from pipelines.placements.placed import Placed
+from pipelines.placements.family_pipeline import Placed
 from tests.pipelines.rounding import DRAWS, FACTOR, FLOOR, Reference, rounding_once_more
 from tests.pipelines.serving import ask, begin
 from tests.pipelines.test_families import CASES

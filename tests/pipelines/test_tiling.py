@@ -9,7 +9,7 @@ from structlog.testing import capture_logs
 from jobs.errors import OutOfMemory
 from pipelines.families import make_family
 from pipelines.families.whole_call import WholeCall
-from pipelines.placements.placed import Placed
+from pipelines.placements.family_pipeline import Placed
 from pipelines.tiling import tiled
 from tests.pipelines.serving import alone, ask, begin, difference
 

@@ -9,7 +9,7 @@ from diffusers import StableDiffusionImg2ImgPipeline
 from jobs.errors import ImageFailed, ModelUnavailable, OutOfMemory
 from pipelines.families.family import REFUSED
 from pipelines.families.whole_call import WholeCall
-from pipelines.placements.placed import Placed
+from pipelines.placements.family_pipeline import Placed
 from tests.pipelines.rounding import Reference, modules_of
 from tests.pipelines.serving import alone, ask, begin
 

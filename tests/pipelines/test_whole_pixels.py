@@ -10,9 +10,9 @@ from jobs.errors import ImageFailed, ModelUnavailable
 from pipelines.families.family import REFUSED
 from pipelines.families.whole_call import WholeCall
 from pipelines.families.whole_output import pictures, refused
-from pipelines.packages import missing_packages
+from pipelines.loading.packages import missing_packages
 from pipelines.pixels import check_pixels
-from pipelines.placements.placed import Placed
+from pipelines.placements.family_pipeline import Placed
 from tests.pipelines.classes.guard import check, own
 from tests.pipelines.classes.transformers import BUILDERS as TRANSFORMERS
 from tests.pipelines.classes.unets import BUILDERS as UNETS

@@ -7,7 +7,7 @@ from structlog.testing import capture_logs
 from jobs.errors import OutOfMemory
 from pipelines.families.whole_call import WholeCall
 from pipelines.families.whole_text import PromptTexts
-from pipelines.placements.placed import Placed
+from pipelines.placements.family_pipeline import Placed
 from pipelines.seam import PromptForm
 from tests.pipelines.rounding import served_alone
 from tests.pipelines.serving import alone, ask, begin, difference, serve

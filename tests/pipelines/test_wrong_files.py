@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from jobs.errors import ConfigurationError, ModelUnavailable
-from pipelines import headers
-from pipelines.checkpoint import find_checkpoint
 from pipelines.load import load_pipeline, read_card
+from pipelines.loading import headers
+from pipelines.loading.checkpoint import find_checkpoint
 from tests.pipelines.serving import entry
 from tests.pipelines.tiny_files import clip, save_gguf, save_single, vae, without_weights
 
@@ -198,7 +198,9 @@ def test_a_wrong_file_is_one_sentence_before_anything_is_loaded(flux, tmp_path, 
     configs, good = flux
     make, said = FILES[case]
     path = make(tmp_path, good)
-    monkeypatch.setattr("pipelines.components.load_state_dict", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr(
+        "pipelines.loading.components.load_state_dict", lambda *_: pytest.fail("loaded")
+    )
     model = entry(path, config=str(configs))
     for load in (lambda: load_pipeline(model, "cpu"), lambda: read_card(model)):
         with pytest.raises(ModelUnavailable, match=f"(?s)^model 'tiny': .*({said})") as caught:
@@ -287,7 +289,7 @@ def folder(tiny_folder, tmp_path) -> Path:
     ],
 )
 def test_a_quantized_folder_names_the_package_that_reads_it(folder, monkeypatch, config, said):
-    monkeypatch.setattr("pipelines.quantization.find_spec", lambda name: None)
+    monkeypatch.setattr("pipelines.loading.quantization.find_spec", lambda name: None)
     path = folder / "transformer" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": config}))
     for placement in ("replica", "split"):

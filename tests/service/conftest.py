@@ -15,10 +15,10 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from jobs.catalog import Catalog, Defaults, Limits, Model
-from jobs.embedded import EmbeddedServer
-from jobs.images import LocalImages
+from jobs.image_store import LocalImages
 from jobs.job import ImageResult, Lease
-from jobs.store import Store
+from jobs.queue.store import Store
+from jobs.runtime.embedded_queue import EmbeddedServer
 from service.app import create_app
 from service.settings import ServiceSettings
 

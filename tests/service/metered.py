@@ -16,7 +16,8 @@ from types import SimpleNamespace
 
 from pipelines.fake import FakePipeline
 from pipelines.seam import Sample
-from workers import __main__, measures, slots, worker
+from workers import __main__, metrics, slots
+from workers.process import worker
 
 PASS_SECONDS = 0.05
 REAL_SECONDS = 0.02
@@ -50,7 +51,7 @@ class Metered(FakePipeline):
 
 if __name__ == "__main__":
     pipeline = Metered(Path(os.environ["IMAGEMILL_DATA"]))
-    for module in (measures, slots):
+    for module in (metrics, slots):
         module.time = SimpleNamespace(monotonic=lambda: pipeline.now)  # type: ignore[assignment]
     worker.load_pipeline = lambda model, device: pipeline  # type: ignore[assignment]
     sys.exit(__main__.main())

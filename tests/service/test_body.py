@@ -4,8 +4,8 @@ import anyio
 import pytest
 from starlette.requests import Request
 
-from service.body import parse, read_bytes
-from service.errors import BodyTooLarge, MalformedBody
+from service.http.body import parse, read_bytes
+from service.http.errors import BodyTooLarge, MalformedBody
 
 
 def request(*chunks: bytes, **headers: str) -> tuple[Request, list[bytes]]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from jobs.catalog import Catalog, Defaults, Model
-from jobs.embedded import EmbeddedServer
+from jobs.runtime.embedded_queue import EmbeddedServer
 from tests.service.conftest import Deployment, deployed
 
 OWN = {"width": 64, "height": 32, "steps": 4, "guidance_scale": 0.0}

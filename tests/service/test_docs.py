@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import sync_playwright
 
-from jobs.embedded import EmbeddedServer
+from jobs.runtime.embedded_queue import EmbeddedServer
 from tests.page.conftest import ARGUMENTS, ARTIFACTS, chromium
 from tests.service.conftest import Deployment, deployed
 from tests.service.live import listening

@@ -10,7 +10,7 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
-from jobs.embedded import EmbeddedServer
+from jobs.runtime.embedded_queue import EmbeddedServer
 from tests.service.conftest import deployed, working
 from tests.service.live import listening
 

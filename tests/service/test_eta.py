@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 
 from jobs.job import Counts, ImageView, Job, State
+from jobs.queue.decode import Ahead, WorkerInfo
 from jobs.request import ImageRequest
-from jobs.views import Ahead, WorkerInfo
-from service.eta import Speed, Work, eta_seconds, speed, work_of_counts, work_of_images
+from service.read.eta import Speed, Work, eta_seconds, speed, work_of_counts, work_of_images
 
 REQUEST = ImageRequest("demo", "a", 1, 10, 10, 8, 1.0)
 """800 pixel-steps."""

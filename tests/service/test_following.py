@@ -8,10 +8,10 @@ import httpx
 import pytest
 import redis
 
-from jobs.embedded import EmbeddedServer
 from jobs.errors import NotFound
-from jobs.keys import Keys
-from service import following
+from jobs.queue.keys import Keys
+from jobs.runtime.embedded_queue import EmbeddedServer
+from service.read import job_stream
 from tests import web
 from tests.service.conftest import Deployment, deployed
 from tests.service.live import listening
@@ -201,7 +201,7 @@ def test_a_job_that_goes_while_it_is_told_ends_its_stream(
 
 def test_heartbeats_keep_a_quiet_stream_alive(live: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
     mill, client = live
-    monkeypatch.setattr(following, "HEARTBEAT_SECONDS", 0.05)
+    monkeypatch.setattr(job_stream, "HEARTBEAT_SECONDS", 0.05)
     job = mill.submit("a")
     with client.stream("GET", job["urls"]["events"]) as answer:
         kinds = [kind for _, kind, _ in islice(frames(answer), 4)]
@@ -210,7 +210,7 @@ def test_heartbeats_keep_a_quiet_stream_alive(live: tuple, monkeypatch: pytest.M
 
 def test_a_reader_that_goes_away_is_forgotten(live: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
     mill, client = live
-    monkeypatch.setattr(following, "HEARTBEAT_SECONDS", 0.05)
+    monkeypatch.setattr(job_stream, "HEARTBEAT_SECONDS", 0.05)
     job = mill.submit("a")
     with client.stream("GET", job["urls"]["events"]) as answer:
         stream = frames(answer)
@@ -223,7 +223,7 @@ def test_a_slow_reader_is_sent_off_and_can_go_on(
     live: tuple, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mill, client = live
-    monkeypatch.setattr(following, "MAX_UNREAD", 0)
+    monkeypatch.setattr(job_stream, "MAX_UNREAD", 0)
     job = mill.submit("a", n=2)
     seen: list[Frame] = []
     with client.stream("GET", job["urls"]["events"]) as answer:

@@ -5,7 +5,7 @@ import json
 import pytest
 from starlette.testclient import TestClient
 
-from service.errors import STATUS, as_openai, as_problem, failure_of
+from service.http.errors import STATUS, as_openai, as_problem, failure_of
 from tests.service.conftest import Deployment
 
 

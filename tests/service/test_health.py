@@ -5,9 +5,9 @@ from pathlib import Path
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
-from jobs.embedded import EmbeddedServer
-from jobs.images import LocalImages
-from jobs.store import Store
+from jobs.image_store import LocalImages
+from jobs.queue.store import Store
+from jobs.runtime.embedded_queue import EmbeddedServer
 from service.app import create_app
 from service.settings import ServiceSettings
 from tests.service.conftest import CATALOG, Deployment, HandWorker

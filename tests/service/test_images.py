@@ -207,7 +207,7 @@ def test_a_thumbnail_is_drawn_once_and_goes_with_its_job(
     mill.worker.finish_all()
     path = f"/v1/jobs/{job_id}/images/0/thumbnail"
     first = mill.client.get(path)
-    monkeypatch.setattr("service.thumbnails._drawn", None)
+    monkeypatch.setattr("service.read.thumbnails._drawn", None)
     assert mill.client.get(path).content == first.content
     mill.images.remove_job(job_id)
     assert mill.client.get(path).status_code == 410

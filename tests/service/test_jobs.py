@@ -4,8 +4,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from service import waiting
-from service.events import Watch
+from service.read import long_poll
+from service.read.events import Watch
 from tests.service.conftest import Deployment, pointers, working
 from tests.waiting import PATIENCE, wait_until
 
@@ -120,7 +120,7 @@ def woken(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
         return woken[-1]
 
     monkeypatch.setattr(Watch, "news_within", noted)
-    monkeypatch.setattr(waiting, "RECHECK_SECONDS", PATIENCE)
+    monkeypatch.setattr(long_poll, "RECHECK_SECONDS", PATIENCE)
     return woken
 
 
@@ -197,12 +197,12 @@ def test_jobs_are_listed_newest_first_in_pages(fresh: Deployment) -> None:
 def test_the_list_can_be_narrowed_to_a_state(fresh: Deployment) -> None:
     done = fresh.submit("a")["id"]
     fresh.worker.finish_all()
-    waiting = fresh.submit("b")["id"]
+    long_poll = fresh.submit("b")["id"]
 
     def listed(state: str) -> list[str]:
         return [job["id"] for job in fresh.client.get(f"/v1/jobs?state={state}").json()["data"]]
 
-    assert (listed("succeeded"), listed("queued"), listed("failed")) == ([done], [waiting], [])
+    assert (listed("succeeded"), listed("queued"), listed("failed")) == ([done], [long_poll], [])
 
 
 @pytest.mark.parametrize("query", ["state=odd", "limit=0", "limit=201", "limit=x", "page=1"])

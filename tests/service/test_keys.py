@@ -10,10 +10,10 @@ from pathlib import Path
 import openai
 import pytest
 
-from jobs.embedded import EmbeddedServer
 from jobs.errors import ConfigurationError
+from jobs.runtime.embedded_queue import EmbeddedServer
 from service import keys
-from service.auth import check_reach
+from service.http.auth import check_reach
 from service.keys import KeyRing
 from service.settings import ServiceSettings
 from tests import web

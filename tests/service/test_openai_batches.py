@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import openai
 import pytest
 
-from jobs.embedded import EmbeddedServer
+from jobs.runtime.embedded_queue import EmbeddedServer
 from service.openai import batch_input, batches
 from tests import web
 from tests.service.conftest import CATALOG, Deployment, deployed, picture, working

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 
-from jobs.embedded import EmbeddedServer
+from jobs.runtime.embedded_queue import EmbeddedServer
 from tests import web
 from tests.service.conftest import Deployment, deployed, picture, working
 from tests.service.live import leaving, listening

@@ -13,10 +13,10 @@ import httpx
 import pytest
 from structlog.testing import capture_logs
 
-from jobs.embedded import EmbeddedServer
 from jobs.errors import StorageUnavailable
-from service import waiting
+from jobs.runtime.embedded_queue import EmbeddedServer
 from service.openai import stream
+from service.read import long_poll
 from tests import web
 from tests.service.conftest import Deployment, deployed
 from tests.service.live import leaving, listening
@@ -31,7 +31,7 @@ def live(
     server: EmbeddedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Deployment]:
     """A deployment that listens, and looks at its jobs all the time."""
-    for module in (waiting, stream):
+    for module in (long_poll, stream):
         monkeypatch.setattr(module, "RECHECK_SECONDS", 0.02)
     with (
         deployed(server.url, tmp_path, start=False, sync_seconds=PATIENCE) as found,

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from jobs.views import WorkerInfo
-from service import recent
-from service.recent import RecentWorkers
+from jobs.queue.decode import WorkerInfo
+from service.read import worker_cache
+from service.read.worker_cache import RecentWorkers
 from tests.waiting import PATIENCE
 
 
@@ -37,7 +37,7 @@ def names(workers: RecentWorkers) -> list[str]:
 
 
 def test_many_that_ask_first_share_one_answer(store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recent, "SECONDS", PATIENCE)
+    monkeypatch.setattr(worker_cache, "SECONDS", PATIENCE)
     workers = RecentWorkers(store)
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(names, [workers] * 8)) == [["w1"]] * 8
@@ -47,7 +47,7 @@ def test_many_that_ask_first_share_one_answer(store: Any, monkeypatch: pytest.Mo
 def test_while_one_asks_anew_the_others_take_what_is_known(
     store: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(recent, "SECONDS", 0.0)
+    monkeypatch.setattr(worker_cache, "SECONDS", 0.0)
     workers = RecentWorkers(store)
     assert names(workers) == ["w1"]
     store.asking.clear()

@@ -9,7 +9,7 @@ import pytest
 import structlog
 from starlette.testclient import TestClient
 
-from jobs import logs
+from jobs.runtime import logs
 from tests.service.conftest import Deployment
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.embedded import EmbeddedServer
 from jobs.errors import ConfigurationError
+from jobs.runtime.embedded_queue import EmbeddedServer
 from service.keys import KeyRing
 from service.settings import ServiceSettings
 from tests.service.conftest import Deployment, deployed

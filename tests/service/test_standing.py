@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from jobs.embedded import EmbeddedServer
-from jobs.views import WorkerInfo
-from service.standing import standstill
+from jobs.queue.decode import WorkerInfo
+from jobs.runtime.embedded_queue import EmbeddedServer
+from service.read.standing import standstill
 from tests.service.conftest import Deployment, deployed
 from tests.waiting import wait_until
 

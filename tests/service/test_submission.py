@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from jobs.errors import InvalidRequest
 from jobs.request import MAX_SEED
-from service import submission
-from service.schemas import MAX_TEXT_BYTES, SubmitJob
-from service.submission import image_requests
+from service.submit import submission
+from service.submit.schemas import MAX_TEXT_BYTES, SubmitJob
+from service.submit.submission import image_requests
 from tests.service.conftest import CATALOG, Deployment, pointers
 
 DEMO = CATALOG.get("demo")

@@ -13,7 +13,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from jobs import tracing
+from jobs.runtime import tracing
 from tests import web
 from tests.page.mill import running_mill
 from tests.service.conftest import Deployment

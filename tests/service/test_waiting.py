@@ -5,9 +5,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from jobs.views import Event
-from service import waiting
-from service.events import RECENT_ENDS, EventHub, Watch
+from jobs.queue.decode import Event
+from service.read import long_poll
+from service.read.events import RECENT_ENDS, EventHub, Watch
 from tests.service.conftest import Deployment
 from tests.waiting import wait_until
 
@@ -29,7 +29,7 @@ def test_a_request_looks_at_its_job_once_however_often_that_moves(
         return read(job_id, tenant)
 
     monkeypatch.setattr(mill.store, "job", counting)
-    monkeypatch.setattr(waiting, "RECHECK_SECONDS", 1000)
+    monkeypatch.setattr(long_poll, "RECHECK_SECONDS", 1000)
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(mill.client.post, "/v1/images/generations", json=WISH)
         (lease,) = wait_until(mill.worker.claim)
@@ -80,7 +80,7 @@ def test_a_caller_who_leaves_wakes_the_watch() -> None:
             return {"type": "http.disconnect"}
 
         watch = Watch(0, ends_only=True)
-        with waiting._departure(receive, watch) as has_left:
+        with long_poll._departure(receive, watch) as has_left:
             before = has_left()
             left.set()
             return before, await watch.news_within(60), has_left()

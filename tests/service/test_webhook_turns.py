@@ -3,9 +3,9 @@
 import json
 from pathlib import Path
 
-from service.webhooks import turns
+from service.webhooks import selection
 from service.webhooks.outbox import Message, Outbox
-from service.webhooks.turns import chosen
+from service.webhooks.selection import chosen
 
 
 def message(number: int, tenant: str, host: str, due: float = 0.0) -> Message:
@@ -15,7 +15,7 @@ def message(number: int, tenant: str, host: str, due: float = 0.0) -> Message:
 def test_a_tenant_of_dead_receivers_holds_up_no_other() -> None:
     dead = [message(number, "bad", f"10.0.0.1:{number // 9}") for number in range(90)]
     going = chosen(dead, [], now=1.0)
-    assert len(going) == turns.PER_TENANT
+    assert len(going) == selection.PER_TENANT
     late = message(99, "good", "good.test", due=0.5)
     assert chosen([*dead[8:], late], going, now=1.0) == [late]
 
@@ -24,7 +24,7 @@ def test_tenants_take_turns() -> None:
     waiting = [message(n, f"t{n % 6}", f"h{n}", due=n % 6) for n in range(24)]
     tenants = [one.tenant for one in chosen(waiting, [], now=9.0)]
     assert tenants[:12] == [f"t{n % 6}" for n in range(12)]
-    assert len(tenants) == turns.THREADS
+    assert len(tenants) == selection.THREADS
     later = chosen(waiting, [message(50, "t0", "x"), message(51, "t1", "x")], now=9.0)
     assert [one.tenant for one in later[:6]] == ["t2", "t3", "t4", "t5", "t0", "t1"]
 

@@ -14,8 +14,8 @@ from pydantic import ValidationError
 from standardwebhooks import Webhook
 from structlog.testing import capture_logs
 
-from jobs.embedded import EmbeddedServer
-from jobs.keys import Keys
+from jobs.queue.keys import Keys
+from jobs.runtime.embedded_queue import EmbeddedServer
 from service import keys as service_keys
 from service.keys import KeyRing
 from service.settings import ServiceSettings

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from webuiapi import WebUIApi
 
-from jobs.embedded import EmbeddedServer
+from jobs.runtime.embedded_queue import EmbeddedServer
 from service.keys import KeyRing
 from tests.service.conftest import Deployment, deployed, working
 from tests.service.live import listening

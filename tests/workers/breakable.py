@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jobs.errors import GroupLost
-from jobs.store import Store
+from jobs.queue.store import Store
 from pipelines.fake import FakePipeline
 from pipelines.seam import Sample
 from tests.pipelines.serving import entry
-from workers import worker
-from workers.launch import Place
+from workers.process import worker
+from workers.process.launch import Place
 from workers.settings import WorkerSettings
 
 LEASE_SECONDS = 3600

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from jobs.catalog import Model
-from jobs.embedded import EmbeddedServer
 from jobs.job import Lease
+from jobs.queue.store import Store
 from jobs.request import ImageRequest
-from jobs.store import Store
+from jobs.runtime.embedded_queue import EmbeddedServer
 from pipelines.fake import FakePipeline
 from tests.pipelines.serving import entry
 from workers.engine import Engine
-from workers.flights import Flight, Flights
+from workers.in_flight import Flight, Flights
 from workers.scheduler import BUCKETS, Costs
 
 BATCHES_PAY = Costs(tuple((2 * 16 * b, 1.0) for b in BUCKETS))

@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from jobs.catalog import Model
-from jobs.images import LocalImages
+from jobs.image_store import LocalImages
 from jobs.job import Job
+from jobs.queue.store import Store
 from jobs.request import ImageRequest
-from jobs.store import Store
 from pipelines.fake import FakePipeline
 from tests.waiting import PATIENCE, wait_until
 from workers.delivery import Delivery
 from workers.engine import Engine
-from workers.flights import Flights
+from workers.in_flight import Flights
 from workers.intake import Intake
 from workers.phases import Phases
 from workers.scheduler import Costs

@@ -17,12 +17,12 @@ from jobs.errors import ConfigurationError
 from jobs.request import ImageRequest
 from pipelines.cache import EmbeddingCache
 from pipelines.load import load_pipeline
-from pipelines.placements.placed import Placed
+from pipelines.placements.family_pipeline import Placed
 from tests.pipelines.serving import ask, entry
 from tests.pipelines.tiny import save_tiny
 from tests.workers.conftest import Bench
 from tests.workers.test_engine_families import costs_of
-from workers.flights import Flight
+from workers.in_flight import Flight
 
 BACKENDS = sorted(backend.value for backend in AttentionBackendName)
 RUN_ON_CPU = {"native", "_native_math", "_native_flash"}

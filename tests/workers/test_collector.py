@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from jobs.errors import StorageUnavailable
-from jobs.images import LocalImages
-from jobs.store import Store
+from jobs.image_store import LocalImages
+from jobs.queue.store import Store
 from tests.waiting import PATIENCE, wait_until
 from tests.workers.conftest import request
 from workers.collector import Collector

@@ -6,15 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from jobs.embedded import EmbeddedServer
 from jobs.errors import StorageUnavailable
 from jobs.job import ImageResult, Lease
-from jobs.store import Commit, Store
+from jobs.queue.store import Commit, Store
+from jobs.runtime.embedded_queue import EmbeddedServer
 from pipelines.fake import FakePipeline
 from pipelines.seam import Sample
 from tests.workers.conftest import BATCHES_PAY, request
 from tests.workers.line import Line
-from workers.flights import Flight
+from workers.in_flight import Flight
 
 
 @pytest.fixture

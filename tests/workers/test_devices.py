@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from jobs.errors import ConfigurationError
-from workers import devices
-from workers.devices import Gpu, listed_gpus, seated, visible_devices, why_none
+from workers.process import devices
+from workers.process.devices import Gpu, listed_gpus, seated, visible_devices, why_none
 
 PLAIN = """\
 GPU 0: NVIDIA H100 80GB HBM3 (UUID: GPU-aaaa1111-0000-0000-0000-000000000000)

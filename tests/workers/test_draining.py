@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from jobs.embedded import EmbeddedServer
 from jobs.job import Lease
+from jobs.queue.store import Store
 from jobs.request import ImageRequest
-from jobs.store import Store
+from jobs.runtime.embedded_queue import EmbeddedServer
 from pipelines.fake import FakePipeline
 from pipelines.seam import Conditioning, Sample
 from tests.waiting import PATIENCE, wait_until

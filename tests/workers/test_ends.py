@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 
 from jobs.catalog import Model
-from jobs.embedded import EmbeddedServer
 from jobs.job import State
-from jobs.store import Store
+from jobs.queue.store import Store
+from jobs.runtime.embedded_queue import EmbeddedServer
 from tests.jobs.bench import expire_leases
 from tests.waiting import wait_until
 from tests.workers.conftest import request
-from workers.launch import EXIT_GROUP_LOST, Place
+from workers.process.launch import EXIT_GROUP_LOST, Place
+from workers.process.worker import Worker
 from workers.settings import WorkerSettings
-from workers.worker import Worker
 
 
 def test_an_image_that_breaks_every_group_fails_alone_in_the_end(
@@ -59,7 +59,7 @@ def test_whatever_a_library_raises_at_the_start_can_be_read(
     def fail(model: Model, device: str) -> None:
         raise KeyError("to_q")
 
-    monkeypatch.setattr("workers.worker.load_pipeline", fail)
+    monkeypatch.setattr("workers.process.worker.load_pipeline", fail)
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     settings = WorkerSettings(data=tmp_path / "data")
     assert Worker(model=model, place=Place("cpu"), settings=settings, store=store).run() != 0

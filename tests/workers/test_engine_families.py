@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 from jobs.request import ImageRequest
 from pipelines.families.whole_call import WholeCall
 from pipelines.load import load_pipeline
-from pipelines.placements.placed import Placed
+from pipelines.placements.family_pipeline import Placed
 from pipelines.seam import Sample
 from tests.pipelines.rounding import Reference, modules_of
 from tests.pipelines.serving import ask, entry
 from tests.pipelines.tiny import BUILDERS, save_tiny
 from tests.pipelines.tiny_whole import cogview4
 from tests.workers.conftest import Bench
-from workers.flights import Flight
+from workers.in_flight import Flight
 from workers.profile import measure
 from workers.scheduler import BUCKETS, Costs
 

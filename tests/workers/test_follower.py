@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 
 from jobs.catalog import Model
-from jobs.embedded import EmbeddedServer
 from jobs.errors import ConfigurationError, GroupLost
-from jobs.store import Store
-from workers import follower
-from workers.launch import EXIT_CONFIGURATION, EXIT_FAILED, EXIT_GROUP_LOST, Place
+from jobs.queue.store import Store
+from jobs.runtime.embedded_queue import EmbeddedServer
+from workers.process import follower
+from workers.process.launch import EXIT_CONFIGURATION, EXIT_FAILED, EXIT_GROUP_LOST, Place
 from workers.settings import WorkerSettings
 
 MODEL = Model("group", "/nowhere", placement="context_parallel", ulysses=2)

@@ -9,17 +9,17 @@ from typing import Any
 import pytest
 import redis
 
-from jobs.embedded import EmbeddedServer
 from jobs.errors import StorageUnavailable
 from jobs.job import Lease, State
-from jobs.store import Beat, Store
+from jobs.queue.store import Beat, Store
+from jobs.runtime.embedded_queue import EmbeddedServer
 from pipelines.fake import FakePipeline
 from tests.jobs.bench import Bench
 from tests.waiting import PATIENCE, wait_until
 from tests.workers.conftest import request
 from workers import heartbeat
-from workers.flights import Flight, Flights
 from workers.heartbeat import Heartbeat, worker_name
+from workers.in_flight import Flight, Flights
 from workers.settings import WorkerSettings
 
 LEASE_SECONDS = 3600.0

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.embedded import EmbeddedServer
-from jobs.store import Store
+from jobs.queue.store import Store
+from jobs.runtime.embedded_queue import EmbeddedServer
 from pipelines.fake import FakePipeline
 from pipelines.seam import Sample
 from tests.waiting import wait_until

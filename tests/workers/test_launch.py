@@ -4,8 +4,8 @@ import pytest
 
 from jobs.catalog import Model
 from jobs.errors import ConfigurationError
-from workers import launch
-from workers.launch import Place, launched_place, supervised_place
+from workers.process import launch
+from workers.process.launch import Place, launched_place, supervised_place
 
 PLAIN = Model("plain", "/nowhere")
 GROUP = Model("group", "/nowhere", placement="context_parallel", ulysses=2)

@@ -6,7 +6,7 @@ from pipelines.cache import EmbeddingCache
 from pipelines.seam import Conditioning
 from tests.workers.conftest import request
 from tests.workers.test_engine import MakeBench
-from workers.measures import Measures, Pace, cache_counts, device_memory
+from workers.metrics import Measures, Pace, cache_counts, device_memory
 
 
 def test_a_histogram_counts_what_is_at_most_so_large() -> None:

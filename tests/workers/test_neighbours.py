@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.store import WorkerInfo
-from workers.neighbours import idle_neighbours, surplus
+from jobs.queue.store import WorkerInfo
+from workers.rebalance import idle_neighbours, surplus
 
 
 def worker(name: str, **changes: Any) -> WorkerInfo:

@@ -9,9 +9,9 @@ from typing import TypeVar
 import pytest
 import torch
 
-from jobs.embedded import EmbeddedServer
+from jobs.queue.store import Store
 from jobs.request import ImageRequest
-from jobs.store import Store
+from jobs.runtime.embedded_queue import EmbeddedServer
 from pipelines.fake import FakePipeline
 from pipelines.seam import Conditioning, Sample
 from tests.waiting import PATIENCE, wait_until

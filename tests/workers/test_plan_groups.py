@@ -9,12 +9,12 @@ import torch
 from diffusers import ZImageTransformer2DModel
 
 from jobs.catalog import Model
-from pipelines.checkpoint import find_checkpoint
+from pipelines.loading.checkpoint import find_checkpoint
 from pipelines.placements.stages import Stage, plan_stages
-from pipelines.skeleton import parts, skeletons
+from pipelines.planner.case import Case
+from pipelines.planner.groups import cut
+from pipelines.planner.skeleton import parts, skeletons
 from tests.imagemill.configs import save_configs
-from workers.plan_case import Case
-from workers.plan_groups import cut
 
 
 def z_image(folder: Path) -> Path:

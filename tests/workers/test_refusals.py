@@ -19,16 +19,16 @@ from jobs.errors import (
     OutOfMemory,
     StorageUnavailable,
 )
-from jobs.store import Store
-from jobs.views import WorkerInfo
-from pipelines.checkpoint import find_checkpoint
-from pipelines.transient import may_pass
+from jobs.queue.decode import WorkerInfo
+from jobs.queue.store import Store
+from pipelines.loading.checkpoint import find_checkpoint
+from pipelines.loading.transient import may_pass
 from tests.waiting import wait_until
-from workers import refusals
-from workers.launch import Place, exit_code
-from workers.refusals import FINAL, Notices, ground_of
+from workers.process import refusals
+from workers.process.launch import Place, exit_code
+from workers.process.refusals import FINAL, Notices, ground_of
+from workers.process.worker import Worker
 from workers.settings import WorkerSettings
-from workers.worker import Worker
 
 FOLDER = Model("m", "/nowhere", local=True)
 HUB = Model("m", "owner/name")

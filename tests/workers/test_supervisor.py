@@ -14,12 +14,12 @@ import pytest
 
 from jobs.catalog import Catalog, load_catalog
 from jobs.errors import ConfigurationError, StorageUnavailable, UnknownModel
-from jobs.store import Store
+from jobs.queue.store import Store
 from tests.waiting import PATIENCE, wait_until
-from workers import supervisor
-from workers.refusals import Ground, Notices, ground_of
+from workers.process import supervisor
+from workers.process.refusals import Ground, Notices, ground_of
+from workers.process.supervisor import Post, Supervisor, posts
 from workers.settings import WorkerSettings
-from workers.supervisor import Post, Supervisor, posts
 
 GPUS = [f"cuda:{i}" for i in range(4)]
 PAIR = 'placement = "context_parallel"\nulysses = 2\nworkers = 1'

@@ -8,14 +8,14 @@ import pytest
 
 from jobs.catalog import Model
 from jobs.errors import ModelUnavailable
-from jobs.images import LocalImages
-from jobs.store import Store
+from jobs.image_store import LocalImages
+from jobs.queue.store import Store
 from pipelines.fake import FakePipeline
 from tests.waiting import PATIENCE, wait_until
 from tests.workers.conftest import BATCHES_PAY
-from workers.launch import Place
+from workers.process.launch import Place
+from workers.process.worker import Worker
 from workers.settings import WorkerSettings
-from workers.worker import Worker
 
 FACTS = {"family": "fake", "multiple": 16}
 
@@ -26,7 +26,7 @@ def loading(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, store: Store, model
     def fail(model: Model, device: str) -> None:
         raise ModelUnavailable("so far")
 
-    monkeypatch.setattr("workers.worker.load_pipeline", fail)
+    monkeypatch.setattr("workers.process.worker.load_pipeline", fail)
     settings = WorkerSettings(data=tmp_path / "data")
     worker = Worker(model=model, place=Place("cpu"), settings=settings, store=store)
     with pytest.raises(ModelUnavailable, match="so far"):
@@ -94,7 +94,7 @@ def test_files_that_take_long_to_remove_hold_up_neither_the_leases_nor_the_end(
 
     monkeypatch.setattr(LocalImages, "remove_job", remove_slowly)
     monkeypatch.setattr("workers.collector.LOOK_SECONDS", 0.001)
-    monkeypatch.setattr("workers.worker.LAST_WORDS_SECONDS", 0.001)
+    monkeypatch.setattr("workers.process.worker.LAST_WORDS_SECONDS", 0.001)
     monkeypatch.setattr(store, "due", lambda limit: ["gone"])
     settings = WorkerSettings(data=tmp_path / "data")
     worker = Worker(model=model, place=Place("cpu"), settings=settings, store=store)

@@ -13,8 +13,8 @@ from jobs.request import ImageRequest
 from pipelines.draws import Draws
 from pipelines.families.whole_call import WholeCall
 from pipelines.families.whole_classes import frames_argument
-from pipelines.packages import missing_packages
-from pipelines.placements.placed import Placed
+from pipelines.loading.packages import missing_packages
+from pipelines.placements.family_pipeline import Placed
 from tests.pipelines.serving import ask, begin
 
 FLAT = 2.0

@@ -12,13 +12,21 @@ import torch
 from jobs.catalog import Defaults, Model
 from jobs.errors import ConfigurationError, OutOfMemory
 from jobs.request import ImageRequest
-from pipelines.checkpoint import find_checkpoint
-from pipelines.memory import CPU, DISK
+from pipelines.loading.checkpoint import find_checkpoint
 from pipelines.placements import residence
 from pipelines.placements import split as split_module
 from pipelines.placements.split import Split, load_split
-from pipelines.placements.turns import Turns
-from pipelines.skeleton import DECODE, DENOISE, ENCODE, STAGES, inner_module, parts, skeletons
+from pipelines.placements.stage_loader import Turns
+from pipelines.planner.memory import CPU, DISK
+from pipelines.planner.skeleton import (
+    DECODE,
+    DENOISE,
+    ENCODE,
+    STAGES,
+    inner_module,
+    parts,
+    skeletons,
+)
 from tests.pipelines import pretend
 from tests.pipelines.pretend import DEVICES, LEDGER
 from tests.pipelines.rounding import Reference

@@ -17,7 +17,7 @@ import torch
 from jobs.catalog import Defaults
 from jobs.errors import ImagemillError
 from pipelines.load import dismiss, load_follower, load_pipeline
-from pipelines.placements import context_parallel, group, mends
+from pipelines.placements import context_parallel, diffusers_patches, group
 from tests.pipelines.placements.launch import NEVER
 from tests.pipelines.rounding import Reference
 from tests.pipelines.serving import ask, begin, entry, serve
@@ -96,15 +96,15 @@ def lead(case: dict[str, Any], plain: Plain) -> dict[str, Any]:
 @contextmanager
 def sabotaged(case: dict[str, Any]) -> Iterator[None]:
     """Masks lost, or a kernel's package not there, on every rank, if the case says so."""
-    mask, backend = mends.with_mask, context_parallel.set_backend
+    mask, backend = diffusers_patches.with_mask, context_parallel.set_backend
     if case.get("sabotage") == "masks":
-        mends.with_mask = unmasked
+        diffusers_patches.with_mask = unmasked
     if case.get("sabotage") == "kernel":
         context_parallel.set_backend = without_package
     try:
         yield
     finally:
-        mends.with_mask, context_parallel.set_backend = mask, backend
+        diffusers_patches.with_mask, context_parallel.set_backend = mask, backend
 
 
 def without_package(*_: Any) -> None:
@@ -114,7 +114,7 @@ def without_package(*_: Any) -> None:
 
 def unmasked(query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor) -> Any:
     """What a ring makes of a mask when nobody minds it: nothing."""
-    wider = (0, mends.EXTRA)
+    wider = (0, diffusers_patches.EXTRA)
     return torch.nn.functional.pad(query, wider), torch.nn.functional.pad(key, wider)
 
 

@@ -13,10 +13,10 @@ import torch.distributed as dist
 from jobs.catalog import Model
 from jobs.errors import ConfigurationError, GroupLost, ModelUnavailable, OutOfMemory
 from pipelines.placements import group as groups
-from pipelines.placements import meeting
+from pipelines.placements import rendezvous
 from pipelines.placements.group import Group, check_devices, check_world
-from pipelines.placements.lead import leading
-from pipelines.placements.parcel import Parcel, pack, unpack
+from pipelines.placements.leader import leading
+from pipelines.placements.tensor_pickle import Parcel, pack, unpack
 from tests.pipelines.placements.launch import code_of, start
 from tests.waiting import wait_until
 
@@ -60,20 +60,20 @@ def test_a_leader_may_know_itself_by_another_address(launched):
     [("127.0.0.1", False), ("localhost", False), ("127.0.1.1", True), ("node-0", True)],
 )
 def test_orders_leave_the_machine_only_where_a_group_may(address, everywhere):
-    with meeting.listen(address, 1) as server:
+    with rendezvous.listen(address, 1) as server:
         assert (server.getsockname()[0] in ("::", "0.0.0.0")) == everywhere
 
 
 def test_who_does_not_know_the_secret_is_sent_away_and_keeps_nobody_waiting(monkeypatch):
-    monkeypatch.setattr(meeting, "MEET_SECONDS", 0.2)
+    monkeypatch.setattr(rendezvous, "MEET_SECONDS", 0.2)
     secret = bytes(range(32))
-    with meeting.listen("127.0.0.1", 4) as server, ExitStack() as stack:
+    with rendezvous.listen("127.0.0.1", 4) as server, ExitStack() as stack:
         lines = []
         for greeting in (b"", b"hello", bytes(36), secret + (1).to_bytes(4)):
             lines.append(socket.create_connection(server.getsockname()))
             stack.callback(lines[-1].close)
             lines[-1].sendall(greeting)
-        peers = meeting.accept(server, 1, secret)
+        peers = rendezvous.accept(server, 1, secret)
         assert list(peers) == [1]
         peers[1].send_bytes(b"order")
         assert lines[-1].recv(9) == (5).to_bytes(4) + b"order"

@@ -6,7 +6,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from jobs.errors import ConfigurationError
 from pipelines.attention import check_parallel
-from pipelines.placements import mends
+from pipelines.placements import diffusers_patches
 from pipelines.placements.plans import PLANS, by_name, some_rows
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
@@ -28,8 +28,8 @@ def test_a_mask_in_the_keys_is_a_mask(dtype, tolerance, features):
     query, key, value = (torch.randn(2, 12, 3, features).to(dtype) * 3 for _ in range(3))
     mask = torch.arange(12) < torch.tensor([[5], [12]])
     expected = attention(query, key, value, attn_mask=mask[:, None, None])
-    wide_query, wide_key = mends.with_mask(query, key, mask[:, None, None])
-    wide_value = torch.nn.functional.pad(value, (0, mends.EXTRA))
+    wide_query, wide_key = diffusers_patches.with_mask(query, key, mask[:, None, None])
+    wide_value = torch.nn.functional.pad(value, (0, diffusers_patches.EXTRA))
     found = attention(wide_query, wide_key, wide_value, scale=features**-0.5)
     assert (found[..., :features] - expected).abs().max() <= tolerance
     assert torch.equal(found[..., features:], torch.zeros_like(found[..., features:]))
@@ -37,7 +37,7 @@ def test_a_mask_in_the_keys_is_a_mask(dtype, tolerance, features):
 
 def test_keys_that_are_all_masked_weigh_nothing_and_are_finite():
     query, key, value = (torch.randn(1, 4, 2, 16) for _ in range(3))
-    query, key = mends.with_mask(query, key, torch.zeros(1, 4, dtype=torch.bool))
+    query, key = diffusers_patches.with_mask(query, key, torch.zeros(1, 4, dtype=torch.bool))
     scores = torch.einsum("bqhd,bkhd->bhqk", query, key) / 4
     assert torch.isfinite(scores).all()
     assert scores.max() < -10_000
@@ -46,12 +46,16 @@ def test_keys_that_are_all_masked_weigh_nothing_and_are_finite():
 
 def test_a_mask_that_is_not_yes_or_no_is_refused():
     with pytest.raises(TypeError, match=r"torch\.float32"):
-        mends.with_mask(*(torch.randn(1, 4, 2, 16) for _ in range(2)), torch.zeros(1, 4))
+        diffusers_patches.with_mask(
+            *(torch.randn(1, 4, 2, 16) for _ in range(2)), torch.zeros(1, 4)
+        )
 
 
 def test_attention_that_is_not_split_is_left_alone():
     seen = []
-    dispatch = mends._masked(lambda *tensors, **options: seen.append((tensors, options)))
+    dispatch = diffusers_patches._masked(
+        lambda *tensors, **options: seen.append((tensors, options))
+    )
     tensors, mask = [object()] * 3, object()
     dispatch(*tensors, attn_mask=mask, parallel_config=None, scale=None)
     assert seen == [(tuple(tensors), {"attn_mask": mask, "parallel_config": None, "scale": None})]
@@ -60,7 +64,7 @@ def test_attention_that_is_not_split_is_left_alone():
 def test_the_log_sum_exp_on_cpu():
     torch.manual_seed(0)
     query, key, value = (torch.randn(2, 5, 3, 16) for _ in range(3))
-    out, lse = mends._with_lse(None)(None, query, key, value, return_lse=True)
+    out, lse = diffusers_patches._with_lse(None)(None, query, key, value, return_lse=True)
     scores = torch.einsum("bqhd,bkhd->bqhk", query, key) / 4
     assert torch.allclose(lse, torch.logsumexp(scores, -1), atol=1e-5)
     assert torch.allclose(out, attention(query, key, value), atol=1e-6)
@@ -70,7 +74,7 @@ def test_diffusers_is_as_it_was_after_a_config_is_applied():
     from diffusers.hooks import tensor_parallel
 
     before = torch.accelerator.device_count, tensor_parallel._SUPPORTED_TP_DEVICES
-    with pytest.raises(RuntimeError), mends.on_cpu():
+    with pytest.raises(RuntimeError), diffusers_patches.on_cpu():
         raise RuntimeError
     assert (torch.accelerator.device_count, tensor_parallel._SUPPORTED_TP_DEVICES) == before
 

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from jobs.errors import ConfigurationError, ModelUnavailable
-from pipelines.checkpoint import find_checkpoint
 from pipelines.load import load_pipeline
+from pipelines.loading.checkpoint import find_checkpoint
 from pipelines.placements.stages import load_stage, plan_stages, split_points
 from tests.pipelines.placements import stage_rank
 from tests.pipelines.placements.launch import free_port

@@ -11,10 +11,10 @@ import torch
 
 from jobs.catalog import Defaults
 from jobs.errors import ConfigurationError
-from pipelines.checkpoint import find_checkpoint
-from pipelines.memory import CPU, DISK
+from pipelines.loading.checkpoint import find_checkpoint
 from pipelines.placements.split import devices_of, load_split, rooms_of
-from pipelines.skeleton import DECODE, DENOISE, ENCODE, blocks_of, skeletons, stage_of
+from pipelines.planner.memory import CPU, DISK
+from pipelines.planner.skeleton import DECODE, DENOISE, ENCODE, blocks_of, skeletons, stage_of
 from tests.pipelines.serving import alone, ask, begin, entry
 from tests.pipelines.test_families import CASES
 from tests.waiting import LONG_PATIENCE

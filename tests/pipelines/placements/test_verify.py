@@ -7,8 +7,8 @@ from diffusers import attention_backend
 from jobs.catalog import Defaults
 from jobs.errors import ConfigurationError
 from pipelines.families import make_family
-from pipelines.placements.placed import Placed
-from pipelines.verify import compare, record
+from pipelines.placements.family_pipeline import Placed
+from pipelines.placements.verify import compare, record
 from tests.pipelines.serving import entry
 
 SMALL = Defaults(64, 48, 2, 3.5)

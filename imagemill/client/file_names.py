@@ -1,0 +1,86 @@
+"""What a downloaded image is called, and whether it is already there.
+
+A name follows from the image's index and prompt alone, so a resumed download finds what an
+earlier one left without any record of its own. Nothing here talks to a server.
+"""
+
+import hashlib
+import os
+import re
+import unicodedata
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from imagemill.client.errors import CannotSave
+
+SUFFIXES = {"image/png": ".png", "image/jpeg": ".jpg", "image/webp": ".webp"}
+"""File suffix of each media type that an image may have."""
+
+SLUG_CHARACTERS = 48
+SLUG_BYTES = 150
+
+
+def slug(prompt: str) -> str:
+    """A prompt as part of a file name: letters and digits of any script, joined by hyphens.
+
+    At most SLUG_CHARACTERS long, cut between words where there is a place to cut.
+    """
+    text = unicodedata.normalize("NFKC", prompt[:400]).lower()
+    words = "-".join(re.findall(r"[^\W_]+", text))
+    if len(words) > SLUG_CHARACTERS:
+        cut = words[: SLUG_CHARACTERS + 1]
+        words = cut.rpartition("-")[0] if "-" in cut else cut[:-1]
+    while len(words.encode()) > SLUG_BYTES:
+        words = words[:-1]
+    return words.strip("-") or "image"
+
+
+def file_name(index: int, prompt: str, suffix: str, total: int = 0) -> str:
+    """`0007-a-red-circle.png`; the number is as wide as the last of `total` needs, at least 4."""
+    width = max(4, len(str(max(total - 1, 0))))
+    return f"{index:0{width}d}-{slug(prompt)}{suffix}"
+
+
+def sha256_of(path: Path) -> str:
+    """A file's SHA-256, hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _candidates(path: Path) -> Iterator[Path]:
+    """The name itself, then `name-2`, `name-3`, ..."""
+    yield path
+    number = 2
+    while True:
+        yield path.with_name(f"{path.stem}-{number}{path.suffix}")
+        number += 1
+
+
+def place_for(path: Path, sha256: str) -> tuple[Path, bool]:
+    """Where the image of that checksum belongs, and whether it is there already.
+
+    A file with other bytes is never overwritten: it is some other job's image, and the next free
+    name is taken.
+    """
+    for candidate in _candidates(path):
+        if not candidate.exists():
+            return candidate, False
+        if sha256_of(candidate) == sha256:
+            return candidate, True
+    raise AssertionError("names never run out")
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write so that the name appears only with all its bytes: a temporary file, then a rename.
+
+    Raises CannotSave, and leaves nothing, when the disk refuses.
+    """
+    temporary = path.with_name(f".{path.name[:80]}.{os.getpid()}.part")
+    try:
+        temporary.write_bytes(data)
+        temporary.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise CannotSave(f"cannot write {path}: {error.strerror or error}") from error

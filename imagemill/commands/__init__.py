@@ -1,0 +1,1 @@
+"""The commands: what each one reads, asks the server for, and prints."""

@@ -1,0 +1,316 @@
+"""`imagemill generate`: prompts in, image files out, whatever happens in between.
+
+Submits one job (or takes up an old one), follows it, and reports. Ctrl-C cancels what has not
+finished and keeps the rest; the command that goes on from there is always told. Knows no HTTP
+beyond the client and draws nothing itself.
+"""
+
+import json
+import shlex
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from imagemill.client import protocol
+from imagemill.client.clients import Client
+from imagemill.client.errors import ApiError, InvalidInput
+from imagemill.commands.follow import Hopeless, Saved, follow, wait_for_defaults
+from imagemill.commands.options import DATA, catalog_path
+from imagemill.commands.prompts import Prompt
+from imagemill.local.find_server import given_server, server_for
+from imagemill.terminal import show
+from imagemill.terminal.detect import Pictures, screen
+from imagemill.terminal.interrupts import Interrupted, Interrupts
+from imagemill.terminal.progress import Bar, Lines
+from imagemill.terminal.sheet import LARGEST, contact_sheet
+from imagemill.terminal.watch import Watched
+from imagemill.terminal.watch_graphics import Painted
+from jobs.errors import ImagemillError
+from jobs.job import State
+
+INTERRUPTED = 130
+"""The exit code after Ctrl-C, as shells have it: 128 + SIGINT."""
+
+ROWS_SHOWN = 20
+"""A job of more images lists only those that went wrong."""
+
+CANCEL_PATIENCE = 5.0
+
+FLAGS = {"reproducible": "fast"}
+"""Fields whose flags have another name."""
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateOptions:
+    """What `generate` was asked for; `fields` are the job's own and its defaults for prompts."""
+
+    prompts: Sequence[Prompt]
+    fields: Mapping[str, Any]
+    out: Path
+    data: Path
+    models: Path | None = None
+    server: str | None = None
+    model: str | None = None
+    resume: str | None = None
+    key: str | None = None
+    as_json: bool = False
+    pictures: Pictures | None = None
+
+
+class Generation:
+    """One run of the command; `run` returns the exit code."""
+
+    def __init__(self, options: GenerateOptions, stdout: Console, stderr: Console) -> None:
+        self._options = options
+        self._stdout, self._stderr = stdout, stderr
+        self._console = stderr if options.as_json else stdout
+        self._view = _view(self._console, options.pictures)
+        self._job: dict[str, Any] | None = None
+        self._started, self._began = time.monotonic(), time.time()
+
+    def run(self) -> int:
+        """Everything from the prompts to the files."""
+        options = self._options
+        try:
+            options.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InvalidInput(f"--out {options.out}: {error.strerror}") from error
+        models = catalog_path(options.models)
+        with Interrupts() as interrupts:
+            try:
+                where = options.server, options.data, models
+                view = self._view
+                with server_for(*where, view.say, view.note, interrupts) as (client, is_private):
+                    return self._with_server(client, is_private, interrupts)
+            except (Interrupted, KeyboardInterrupt):
+                self._tell_stopped()
+                return INTERRUPTED
+            except ImagemillError:
+                self._tell_resume()
+                raise
+
+    def leave(self) -> int:
+        """Submit the job to a server that runs, tell how to get its images, and go."""
+        options = self._options
+        with Client(given_server(options.server, options.data)) as client:
+            job = self._begin(client)
+        command = self._resume_command(job["id"])
+        if options.as_json:
+            names = ("model", "state", "counts")
+            document = {"job": job["id"], **{name: job[name] for name in names}, "resume": command}
+            self._print_json(document)
+        else:
+            self._say(f"to bring its images: {command}")
+        return 0
+
+    def _with_server(self, client: Client, is_private: bool, interrupts: Interrupts) -> int:
+        saved = Saved(self._options.out)
+        if self._options.resume is None:
+            self._wait_for_defaults(client, is_private, interrupts)
+        self._job = job = self._begin(client)
+        if isinstance(self._view, Watched):
+            self._view.look_at(client, job["id"])
+        log = self._options.data / "workers.log"
+        advice = "start one with `imagemill worker`" if not is_private else f"{log} may tell why"
+        try:
+            with self._view as view, suppress(Interrupted):
+                job = follow(
+                    client,
+                    job,
+                    saved,
+                    view,
+                    interrupts=interrupts,
+                    give_up=is_private,
+                    since=self._began,
+                    advice=advice,
+                    shows_running=isinstance(view, Bar),
+                )
+        except Hopeless:
+            self._cancel(client, job, saved)
+            raise
+        if not State(job["state"]).finished:
+            self._say("cancelling what has not finished (Ctrl-C again to leave at once)")
+            job = self._cancel(client, job, saved)
+        self._job = job
+        self._report(job, saved)
+        if interrupts.asked():
+            self._tell_stopped()
+            return INTERRUPTED
+        self._tell_resume()
+        return 0 if job["state"] == State.SUCCEEDED else 1
+
+    def _begin(self, client: Client) -> dict[str, Any]:
+        """The job to follow: a new one, or an old one with its failed images queued again."""
+        options = self._options
+        if options.resume is not None:
+            job = client.job(options.resume)
+            if job.counts.failed or job.counts.cancelled:
+                job.retry()
+            self._say(f"job {job.id}: {job.counts.succeeded} of {job.counts.total} images are made")
+            return job.raw
+        key = options.key or str(uuid.uuid4())
+        bodies = [prompt.body() for prompt in options.prompts]
+        try:
+            model = options.model or self._only_model(client)
+            job = client.submit(model, bodies, idempotency_key=key, **options.fields)
+        except ApiError as error:
+            raise _for_the_user(error, options.prompts) from error
+        images = job.counts.total
+        self._say(f"job {job.id}: {images} image{'' if images == 1 else 's'} of {model}")
+        for warning in job.raw.get("warnings", ()):
+            self._say(f"note: {warning}")
+        return job.raw
+
+    def _wait_for_defaults(self, client: Client, is_private: bool, interrupts: Interrupts) -> None:
+        """Wait until the server knows the defaults that the job needs."""
+        model = self._options.model or self._only_model(client)
+        wait_for_defaults(
+            client,
+            model,
+            self._options.fields,
+            say=self._say,
+            interrupts=interrupts,
+            give_up=is_private,
+            since=self._began,
+        )
+
+    def _only_model(self, client: Client) -> str:
+        """The catalog's first model, for who named none."""
+        models = [str(model["id"]) for model in client.get("/v1/models")["data"]]
+        if not models:
+            raise InvalidInput("the server has no models")
+        return models[0]
+
+    def _cancel(self, client: Client, job: dict[str, Any], saved: Saved) -> dict[str, Any]:
+        """Cancel, and bring what had finished before that took effect."""
+        with Client(client.server, patience=CANCEL_PATIENCE) as patient:
+            try:
+                job = patient.say(protocol.act(job["id"], "cancel", CANCEL_PATIENCE))
+                saved.save(patient, job)
+            except ImagemillError as error:
+                self._say(f"could not cancel: {error}")
+        return job
+
+    def _report(self, job: dict[str, Any], saved: Saved) -> None:
+        rows = [self._row(image, saved) for image in job["images"]]
+        sheet = self._options.out / "sheet.png" if saved.paths else None
+        if sheet is not None:
+            made = [(r["index"], r["prompt"], saved.paths[r["index"]]) for r in rows if r["file"]]
+            contact_sheet(made, sheet)
+        seconds = time.monotonic() - self._started
+        if self._options.as_json:
+            self._print_json(self._document(job, rows, sheet, seconds))
+            return
+        if len(rows) > ROWS_SHOWN:
+            rows = [row for row in rows if row["state"] == State.FAILED]
+        if rows:
+            self._console.print(show.results_table(rows[:ROWS_SHOWN]))
+        if len(rows) > ROWS_SHOWN:
+            self._say(f"… and {len(rows) - ROWS_SHOWN} more that failed")
+        self._say(self._summary(job, saved, sheet, seconds))
+
+    def _summary(
+        self, job: dict[str, Any], saved: Saved, sheet: Path | None, seconds: float
+    ) -> str:
+        counts = job["counts"]
+        parts = [f"{counts['succeeded']} of {counts['total']} images in {self._options.out}"]
+        if len(saved.paths) > saved.downloaded:
+            parts.append(f"{len(saved.paths) - saved.downloaded} were there already")
+        for state in ("failed", "cancelled"):
+            if counts[state]:
+                parts.append(f"{counts[state]} {state}")
+        parts.append(show.duration(seconds))
+        if sheet is not None:
+            more = f" (the first {LARGEST})" if len(saved.paths) > LARGEST else ""
+            parts.append(f"all on {sheet}{more}")
+        return ", ".join(parts)
+
+    def _row(self, image: dict[str, Any], saved: Saved) -> dict[str, Any]:
+        path = saved.paths.get(image["index"])
+        names = ("index", "prompt", "seed", "state", "sha256", "error")
+        return {**{name: image[name] for name in names}, "file": path.name if path else None}
+
+    def _document(
+        self,
+        job: dict[str, Any],
+        rows: list[dict[str, Any]],
+        sheet: Path | None,
+        seconds: float,
+    ) -> dict[str, Any]:
+        return {
+            "job": job["id"],
+            "model": job["model"],
+            "state": job["state"],
+            "counts": job["counts"],
+            "seconds": round(seconds, 3),
+            "out": str(self._options.out),
+            "sheet": str(sheet) if sheet else None,
+            "images": rows,
+            "resume": None if job["state"] == State.SUCCEEDED else self._resume_command(job["id"]),
+        }
+
+    def _resume_command(self, job_id: str) -> str:
+        options = self._options
+        words = ["imagemill", "generate", "--resume", job_id, "--out", str(options.out)]
+        if options.server:
+            words += ["--server", options.server]
+        else:
+            words += ["--data", str(options.data)] if options.data != DATA else []
+            if options.models is not None:
+                words += ["--models", str(options.models)]
+        return shlex.join(words)
+
+    def _tell_resume(self) -> None:
+        if self._job is not None and self._job["state"] != State.SUCCEEDED:
+            self._say(f"to go on from here: {self._resume_command(self._job['id'])}")
+
+    def _tell_stopped(self) -> None:
+        self._say("stopped" if self._job else "stopped before anything was submitted")
+        self._tell_resume()
+
+    def _print_json(self, document: Mapping[str, Any]) -> None:
+        self._stdout.file.write(json.dumps(document, ensure_ascii=False, indent=2) + "\n")
+
+    def _say(self, message: str) -> None:
+        self._view.say(message)
+
+
+def _view(console: Console, pictures: Pictures | None) -> Bar | Lines:
+    """Where progress is shown; pictures only on a terminal, and where they are wanted."""
+    if not console.is_interactive:
+        return Lines(console)
+    found = screen(console, pictures) if pictures else None
+    if found is None:
+        return Bar(console)
+    return Watched(console) if found.kind is Pictures.BLOCKS else Painted(console, found)
+
+
+def _for_the_user(error: ApiError, prompts: Sequence[Prompt]) -> ImagemillError:
+    """A refusal of what was typed as InvalidInput, against the prompts' own places."""
+    if error.status not in (400, 404, 413, 422):
+        return error
+    if not error.errors:
+        return InvalidInput(error.detail or error.title)
+    return InvalidInput(*(_sentence(p.pointer, p.detail, prompts) for p in error.errors))
+
+
+def _sentence(pointer: str, detail: str, prompts: Sequence[Prompt]) -> str:
+    parts = pointer.split("/")[1:]
+    if len(parts) >= 2 and parts[0] == "prompts" and parts[1].isdecimal():
+        prompt = prompts[int(parts[1])]
+        place = prompt.source or f"prompt {int(parts[1]) + 1} ({prompt.text[:40]!r})"
+    elif parts in (["prompts"], ["model"], []):
+        return detail
+    elif parts[0] == "metadata":
+        return f"--title and --metadata: {detail}"
+    else:
+        place = "--" + FLAGS.get(parts[0], parts[0].replace("_", "-"))
+    named = parts[-1] if not parts[-1].isdecimal() else ""
+    said = detail if not named or named in detail else f"{named} {detail}"
+    return f"{place}: {said}"

@@ -1,0 +1,78 @@
+"""Commands about pictures that are made: `inspect` reads a recipe, `replay` makes it again."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from imagemill.commands.options import DATA, AsJson, Data, Models, Server
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the application."""
+    for command in (inspect, replay):
+        app.command()(command)
+
+
+def inspect(
+    files: Annotated[list[Path], typer.Argument(help="PNG, JPEG or WebP files.")],
+    as_json: AsJson = False,
+) -> None:
+    """Show the recipe inside a picture: prompt, seed, model, versions.
+
+    The exit code is 1 when a file has no recipe or is no image.
+    """
+    from imagemill.client.errors import NoRecipe
+    from imagemill.commands.recipe import read_recipe
+    from imagemill.terminal import show
+
+    console, stderr = Console(), Console(stderr=True, soft_wrap=True, highlight=False)
+    documents: list[dict[str, Any]] = []
+    failed = False
+    for path in files:
+        try:
+            facts = read_recipe(path).facts()
+        except NoRecipe as error:
+            stderr.print(f"[red]error:[/red] {escape(str(error))}")
+            failed = True
+            continue
+        if documents and not as_json:
+            console.print()
+        documents.append({"file": str(path), **facts})
+        if not as_json:
+            console.print(show.recipe_table(path, facts))
+    if as_json:
+        typer.echo(json.dumps(documents, ensure_ascii=False, indent=2))
+    raise typer.Exit(1 if failed else 0)
+
+
+def replay(
+    file: Annotated[Path, typer.Argument(help="A picture with a recipe.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Keep the new picture under this name.")
+    ] = None,
+    server: Server = None,
+    data: Data = DATA,
+    models: Models = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a picture again from its recipe and compare the pixels of both.
+
+    The exit code is 0 when they are bit-equal, 1 when not. Without a server, one is started.
+    """
+    from imagemill.commands.replay import Replay
+
+    console, stderr = Console(), Console(stderr=True)
+    again = Replay(file, out, server, data, models, stderr if as_json else console)
+    verdict = again.run()
+    if verdict is None:
+        raise typer.Exit(130)
+    if as_json:
+        typer.echo(json.dumps(verdict.document(), ensure_ascii=False, indent=2))
+    else:
+        for sentence in verdict.sentences():
+            console.print(escape(sentence), highlight=False, soft_wrap=True)
+    raise typer.Exit(0 if verdict.is_equal else 1)

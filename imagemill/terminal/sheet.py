@@ -1,0 +1,103 @@
+"""The contact sheet: thumbnails of a job's images on a grid, each with its number and prompt.
+
+Works on files; knows no server. Shows at most LARGEST images, as many as a screen can take.
+"""
+
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+from imagemill.client.file_names import write_file
+
+LARGEST = 400
+TILE, GAP, CAPTION = 176, 12, 34
+"""Pixels: longer side of a thumbnail, space between tiles, height of the text below one."""
+
+MOST_COLUMNS = 12
+PAPER, INK, FAINT = "#ffffff", "#222222", "#8a8a8a"
+
+
+def contact_sheet(images: Sequence[tuple[int, str, Path]], target: Path) -> None:
+    """Write `target` as a PNG from (index, prompt, file) triples, in their order."""
+    shown = images[:LARGEST]
+    columns = columns_for(len(shown))
+    rows = math.ceil(len(shown) / columns)
+    size = (GAP + columns * (TILE + GAP), GAP + rows * (TILE + CAPTION + GAP))
+    sheet = Image.new("RGB", size, PAPER)
+    draw = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(12)
+    for position, (index, prompt, path) in enumerate(shown):
+        row, column = divmod(position, columns)
+        left, top = GAP + column * (TILE + GAP), GAP + row * (TILE + CAPTION + GAP)
+        thumbnail = _thumbnail(path)
+        shift = ((TILE - thumbnail.width) // 2, TILE - thumbnail.height)
+        sheet.paste(thumbnail, (left + shift[0], top + shift[1]))
+        _caption(draw, font, (left, top + TILE + 4), index, prompt)
+    data = io.BytesIO()
+    sheet.save(data, "PNG")
+    write_file(target, data.getvalue())
+
+
+def columns_for(count: int) -> int:
+    """A grid somewhat wider than high, at most MOST_COLUMNS across."""
+    return max(1, min(MOST_COLUMNS, count, math.ceil(math.sqrt(count * 1.4))))
+
+
+def _thumbnail(path: Path) -> Image.Image:
+    """The picture fitted into a tile; a small one is enlarged without blur."""
+    with Image.open(path) as picture:
+        picture.draft("RGB", (TILE, TILE))
+        flat = picture.convert("RGB")
+    small = max(flat.size) < TILE
+    method = Image.Resampling.BICUBIC if small else Image.Resampling.LANCZOS
+    return ImageOps.contain(flat, (TILE, TILE), method)
+
+
+def _caption(
+    draw: ImageDraw.ImageDraw,
+    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+    place: tuple[int, int],
+    index: int,
+    prompt: str,
+) -> None:
+    """The number, then as much of the prompt as two lines hold."""
+    number = f"{index:04d}  "
+    draw.text(place, number, FAINT, font)
+    indent = int(draw.textlength(number, font))
+    first, rest = _fit(draw, font, " ".join(prompt.split()), TILE - indent, more=False)
+    second, _ = _fit(draw, font, rest, TILE, more=True)
+    draw.text((place[0] + indent, place[1]), first, INK, font)
+    draw.text((place[0], place[1] + 14), second, INK, font)
+
+
+def _fit(
+    draw: ImageDraw.ImageDraw,
+    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+    text: str,
+    width: int,
+    *,
+    more: bool,
+) -> tuple[str, str]:
+    """The words that fit into so many pixels, and the rest; `more` ends a cut with an ellipsis."""
+    words = text[:200].split(" ")
+    for count in range(len(words), 0, -1):
+        left_out = words[count:]
+        line = " ".join(words[:count]) + ("…" if more and left_out else "")
+        if draw.textlength(line, font) <= width:
+            return line, " ".join(left_out)
+    return _cut(draw, font, words[0], width), " ".join(words[1:])
+
+
+def _cut(
+    draw: ImageDraw.ImageDraw,
+    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+    word: str,
+    width: int,
+) -> str:
+    """As much of one long word as fits."""
+    while word and draw.textlength(word + "…", font) > width:
+        word = word[:-1]
+    return word + "…"

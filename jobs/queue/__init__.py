@@ -1,0 +1,1 @@
+"""The queue in Redis: every key, every atomic move, and the reads."""

@@ -1,0 +1,304 @@
+"""The queue: what is written, in which atomic step, and what each step promises.
+
+Every method that changes anything runs one script of `jobs/queue/lua`, whole or not at all, which checks
+by its token that the caller still owns what it changes, and which may be repeated when its reply
+got lost. All times are the server's. The reading half is `jobs/queue/reader.py`, the key names are in
+`jobs/queue/keys.py`. Knows nothing of models, pixels, files or HTTP.
+"""
+
+import json
+import secrets
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from hashlib import sha256
+from typing import Any, Self
+
+from jobs.errors import (
+    Conflict,
+    IdempotencyMismatch,
+    InvalidRequest,
+    NotFound,
+    QuotaExceeded,
+)
+from jobs.job import ImageResult, Job, Lease
+from jobs.queue.connection import LONGEST_BLOCK_SECONDS, Link
+from jobs.queue.decode import (
+    Ahead,
+    Beat,
+    Commit,
+    Event,
+    Submitted,
+    WorkerInfo,
+    lease_view,
+    packed,
+    result_json,
+)
+from jobs.queue.keys import LIFETIMES_MS
+from jobs.queue.reader import Reader
+from jobs.request import ImageRequest
+
+__all__ = ["Ahead", "Beat", "Commit", "Event", "Store", "Submitted", "WorkerInfo"]
+
+LARGEST_CLAIM = 1000
+"""Images in one claim at most."""
+
+_LINGER_NAP_SECONDS = 0.02
+
+
+class Store(Reader):
+    """One pool of one queue server, for any number of threads."""
+
+    @classmethod
+    def connect(cls, url: str, *, pool: str = "default", timeout: float = 5.0) -> Self:
+        """Connect to `redis://`, `rediss://` or `unix://`; `timeout` is seconds for one answer.
+
+        Raises StorageUnavailable, or ConfigurationError for a server that is too old.
+        """
+        link = Link(url, pool, timeout)
+        try:
+            link.check_server()
+        except BaseException:
+            link.close()
+            raise
+        return cls(link)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._link.close()
+
+    # The caller's moves -----------------------------------------------------------------------
+
+    def submit(
+        self,
+        requests: Sequence[ImageRequest],
+        *,
+        tenant: str,
+        priority: int,
+        weight: float = 1,
+        idempotency: tuple[str, str] | None = None,
+        metadata: Mapping[str, Any],
+        spec: Mapping[str, Any],
+        quota: int,
+        keep_seconds: float,
+        max_attempts: int,
+        max_stalls: int = 3,
+        trace: str = "",
+    ) -> Submitted:
+        """Queue a job, whole or not at all; all requests are of one model.
+
+        `idempotency` is the caller's key and a hash of what it asks for: within 24 hours the same
+        pair finds the same job, unless that is deleted. `quota` is how many images the tenant may
+        have unfinished. `trace` comes back with every lease. Raises QuotaExceeded,
+        IdempotencyMismatch, ValueError.
+        """
+        _check_submission(requests, tenant, priority, weight)
+        key, body = idempotency or (secrets.token_hex(16), "")
+        lifetime = LIFETIMES_MS["once" if idempotency else "once_without_key"]
+        costs = [request.pixels * request.steps for request in requests]
+        outcome, found = self._link.run(
+            "submit",
+            sha256(json.dumps([tenant, key]).encode()).hexdigest(),
+            body,
+            lifetime,
+            secrets.token_hex(5),
+            tenant,
+            requests[0].model,
+            priority,
+            weight,
+            quota,
+            round(keep_seconds * 1000),
+            max_attempts,
+            max_stalls,
+            json.dumps(metadata),
+            json.dumps(spec),
+            sum(request.steps for request in requests),
+            sum(costs) / len(costs),
+            trace,
+            *map(packed, requests),
+        )
+        if outcome == "quota":
+            raise QuotaExceeded(
+                f"{len(requests)} images on top of {found} unfinished ones are more than {quota}"
+            )
+        if outcome == "mismatch":
+            raise IdempotencyMismatch("this Idempotency-Key came before with another body")
+        return Submitted(found, outcome == "created")
+
+    def cancel(self, job_id: str, tenant: str | None) -> Job:
+        """Stop what is not finished; a job that is over is returned as it is. Raises NotFound."""
+        self._move("cancel", job_id, tenant, secrets.token_hex(8))
+        return self.job(job_id, tenant)
+
+    def retry(self, job_id: str, tenant: str | None) -> Job:
+        """Queue the failed and cancelled images again. Raises NotFound, Conflict if none are."""
+        if self._move("retry", job_id, tenant, secrets.token_hex(8)) == "none":
+            raise Conflict(f"job {job_id} has no failed or cancelled images")
+        return self.job(job_id, tenant)
+
+    def delete(self, job_id: str, tenant: str | None) -> None:
+        """Remove the job at once; its files go when `due` names it. Raises NotFound."""
+        self._move("delete", job_id, tenant, secrets.token_hex(16))
+
+    def _move(self, script: str, job_id: str, tenant: str | None, nonce: str) -> str:
+        outcome = self._link.run(script, job_id, tenant or "", nonce)
+        if outcome == "missing":
+            raise NotFound(f"no job {job_id}")
+        return str(outcome)
+
+    # The worker's moves -----------------------------------------------------------------------
+
+    def claim(
+        self,
+        model: str,
+        worker: str,
+        *,
+        limit: int,
+        max_pixels: int = 2**53,
+        lease_seconds: float,
+        prefer: tuple[int, int] | None = None,
+        linger_seconds: float = 0,
+        nonce: str,
+        held: Iterable[str] = (),
+        joins_from: int | None = None,
+    ) -> list[Lease]:
+        """Lease the next images of `model`, at most `limit` of `max_pixels` together.
+
+        The same `nonce` again returns the same leases, so a lost reply costs nothing. `held` are
+        the keys that the worker holds: what the claim before leased and it does not hold goes back.
+        `prefer` is a width and height that may overtake a little. With `linger_seconds`, waits so
+        long after the queue was empty for `limit` images to gather. An image that killed a worker
+        comes alone. An image larger than `max_pixels` comes only to a worker that holds nothing.
+        With `joins_from`, only images of jobs of which nothing is held, at this priority or a
+        higher one: what a worker that is full may let in beside what it has.
+        """
+        width, height = prefer or ("", "")
+        while True:
+            outcome, *found = self._link.run(
+                "claim",
+                model,
+                worker,
+                min(limit, LARGEST_CLAIM),
+                min(max_pixels, 2**53),
+                _milliseconds(lease_seconds),
+                width,
+                height,
+                _milliseconds(linger_seconds),
+                nonce,
+                secrets.token_hex(4),
+                "" if joins_from is None else joins_from,
+                *held,
+            )
+            if outcome == "leases":
+                return [lease_view(lease) for lease in found]
+            time.sleep(min(_LINGER_NAP_SECONDS, int(found[0]) / 1000))
+
+    def wait(self, model: str, seconds: float) -> None:
+        """Block until there may be work for `model`, at most `seconds` or 4.5."""
+        bell = self._keys("bell", model)
+        timeout = max(0.01, min(seconds, LONGEST_BLOCK_SECONDS))  # 0 would be for ever
+        self._link.block(lambda client: client.blpop([bell], timeout))
+
+    def beat(
+        self, worker: str, leases: Mapping[tuple[str, str], int], lease_seconds: float
+    ) -> Beat:
+        """Extend leases, given as (key, token) -> last step done; tells which are over."""
+        args: list[str | int] = []
+        for (key, token), step in leases.items():
+            args += [*_split(key), token, step]
+        answers = self._link.run("beat", _milliseconds(lease_seconds), *args) if args else []
+        keys = [key for key, _ in leases]
+        told = list(zip(keys, answers, strict=True))
+        return Beat(
+            lost=frozenset(key for key, answer in told if answer == "lost"),
+            cancelled=frozenset(key for key, answer in told if answer == "cancelled"),
+            wished=frozenset(key for key, answer in told if answer == "wished"),
+        )
+
+    def want_preview(self, job_id: str, index: int) -> None:
+        """Ask an image's worker for previews for the next 15 seconds; unknown images are fine."""
+        self._link.run("wish", job_id, index)
+
+    def commit(self, finished: Sequence[tuple[Lease, ImageResult]]) -> list[Commit]:
+        """Finish images whose bytes are safe; one answer each. STALE ones are another's now."""
+        args: list[str | int] = []
+        for lease, result in finished:
+            args += [lease.job_id, lease.index, lease.token, result_json(result)]
+        return [Commit(answer) for answer in self._link.run("commit", *args)] if args else []
+
+    def fail(self, lease: Lease, error: str, *, again: bool, delay_seconds: float = 0) -> bool:
+        """Report a failure: the image is queued again after the delay if `again` and attempts
+        are left, and has failed otherwise. False if the lease was not ours any more."""
+        outcome = self._link.run(
+            "fail",
+            lease.job_id,
+            lease.index,
+            lease.token,
+            error.encode("utf-8", "backslashreplace").decode(),
+            int(again),
+            _milliseconds(delay_seconds),
+        )
+        return bool(outcome != "stale")
+
+    def release(self, leases: Iterable[Lease]) -> int:
+        """Give images back at once, burning no attempt. Returns how many were still ours."""
+        args: list[str | int] = []
+        for lease in leases:
+            args += [lease.job_id, lease.index, lease.token]
+        return int(self._link.run("release", *args)) if args else 0
+
+    # Everybody's chores -----------------------------------------------------------------------
+
+    def sweep(self, limit: int = 256) -> int:
+        """Take images from workers whose leases ran out, and wake delayed ones that are due.
+
+        Returns how many moved. Any process may call it at any time, and some process has to every
+        few seconds: the first call after a pause longer than a lease gives expired leases a short
+        grace, so that workers who were away with the queue can beat before their work is taken.
+        """
+        return int(self._link.run("sweep", limit))
+
+    def due(self, limit: int) -> list[str]:
+        """Jobs, deleted or past their time, whose files can go; then `forget` each.
+
+        A job named here can no longer be read. It is named again a minute later, to whoever asks,
+        unless it was forgotten.
+        """
+        return [str(job_id) for job_id in self._link.run("due", limit)]
+
+    def forget(self, job_id: str) -> None:
+        """The files of a job from `due` are gone. A job that can still be read is kept."""
+        self._link.run("forget", job_id)
+
+    def register(self, worker_id: str, info: Mapping[str, Any], ttl_seconds: float) -> None:
+        """Say that a worker is alive, for `ttl_seconds`, and what it does."""
+        self._link.run("register", worker_id, json.dumps(info), _milliseconds(ttl_seconds))
+
+    def unregister(self, worker_id: str) -> None:
+        """Say that a worker is gone."""
+        self._link.ask(lambda client: client.delete(self._keys("worker", worker_id)))
+        self._link.ask(lambda client: client.zrem(self._keys("workers"), worker_id))
+
+    def publish_card(self, model: str, card: Mapping[str, Any]) -> None:
+        """Publish what a worker learnt of a model."""
+        self._link.ask(lambda client: client.hset(self._keys("cards"), model, json.dumps(card)))
+
+
+def _check_submission(
+    requests: Sequence[ImageRequest], tenant: str, priority: int, weight: float
+) -> None:
+    if not requests:
+        raise InvalidRequest("a job needs at least one prompt")
+    if len({request.model for request in requests}) > 1:
+        raise ValueError("the requests of a job are of one model")
+    if not tenant or priority not in range(10) or not 0 < weight < float("inf"):
+        raise ValueError("a job has a tenant, a priority of 0 to 9, and a weight above 0")
+
+
+def _split(key: str) -> tuple[str, int]:
+    """The job id and the index in `job:index`."""
+    job_id, _, index = key.rpartition(":")
+    return job_id, int(index)
+
+
+def _milliseconds(seconds: float) -> int:
+    return max(0, round(seconds * 1000))

@@ -1,0 +1,1 @@
+"""What every process needs: settings, logs, traces, a lifeline to its parent, the embedded server."""

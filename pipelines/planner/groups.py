@@ -1,0 +1,224 @@
+"""Which groups of ranks could serve a model on some devices: context parallelism and stages.
+
+Every way to share a model out is put to the checks of the placement that would load it. Speeds are
+bounds from counted bytes; nothing is measured.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from diffusers.hooks.tensor_parallel import resolve_tp_shard_specs
+
+from jobs.catalog import Model
+from jobs.errors import ConfigurationError, ImageFailed
+from jobs.request import ImageRequest
+from pipelines.attention import CUDNN, check_parallel, takes_backends
+from pipelines.placements.context_parallel import (
+    ROOM,
+    SizeCheck,
+    check_extras,
+    check_sequence,
+)
+from pipelines.placements.pipelined import check_extras as check_pipelined
+from pipelines.placements.plans import PLANS, Plan
+from pipelines.placements.stages import CHAINS, chain_of, split_points
+from pipelines.placements.tensor_parallel import check_tensor, plan_of
+from pipelines.planner.case import Case, Option, text, texts
+from pipelines.planner.memory import in_words
+from pipelines.planner.skeleton import DECODE, DENOISE, ENCODE, width_of
+
+_ALONE: dict[str, Any] = {"ring": 1, "ulysses": 1, "cfg": 1, "tensor": 1, "stages": 1, "chunks": 1}
+
+
+def context_parallel_options(case: Case) -> Iterator[Option]:
+    """A line for each way to share one image out; what is refused for the same reason, once."""
+    plan = PLANS.get(case.kind)
+    if len(case.sizes) < 2:
+        return
+    if plan is None:
+        yield Option("context_parallel", False, f"{case.kind} has no plan for it")
+        return
+    told = set()
+    for degrees in _ways(case):
+        name = " x ".join(f"{part} {degree}" for part, degree in degrees.items())
+        model = _with_kernel(case, replace(case.model, **_ALONE | degrees))
+        try:
+            _check(case, plan, model)
+        except (ConfigurationError, ImageFailed) as error:
+            if str(error) not in told:
+                yield Option(f"context_parallel, {name}", False, str(error))
+            told.add(str(error))
+        else:
+            yield _shared(case, name, degrees, model)
+
+
+def _ways(case: Case) -> Iterator[dict[str, int]]:
+    """Degrees by the entry's names for them."""
+    for count in case.degrees():
+        yield {"ulysses": count}
+        yield {"ring": count}
+        for ring in range(2, count // 2 + 1):
+            if count % ring == 0:
+                yield {"ring": ring, "ulysses": count // ring}
+        yield {"tensor": count}
+        if case.image.rows == 2 and count == 2:
+            yield {"cfg": 2}
+        elif case.image.rows == 2 and count % 2 == 0:
+            yield {"cfg": 2, "ulysses": count // 2}
+
+
+def _with_kernel(case: Case, model: Model) -> Model:
+    """The entry with a kernel that a ring can merge, since torch's own choice is not one on CUDA.
+
+    An entry that names a kernel, or whose denoiser cannot run this one, stays as it is.
+    """
+    is_half = getattr(torch, model.dtype) in (torch.float16, torch.bfloat16)
+    if model.ring == 1 or model.attention_backend or not is_half:
+        return model
+    return replace(model, attention_backend=CUDNN) if takes_backends(case.module) else model
+
+
+def _check(case: Case, plan: Plan, model: Model) -> None:
+    """Raise what the leader would refuse the entry with, on CUDA devices."""
+    check_extras(model, case.checkpoint)
+    config, split = case.module.config, model.ring * model.ulysses > 1
+    check_parallel(model.attention_backend, model.ring, split, torch.device("cuda"))
+    if model.tensor > 1:
+        check_tensor(model.tensor, type(case.module), config, config[plan.heads])
+    elif split:
+        check_sequence(model, plan, config[plan.heads])
+    size: Any = _Size(case.image.tokens)
+    usual = model.defaults
+    SizeCheck(model, plan, size)(
+        ImageRequest(model.name, "", 0, usual.width, usual.height, usual.steps, 0.0)
+    )
+
+
+class _Size:
+    """What a size check asks of a loaded model: the tokens of an image of the default size."""
+
+    def __init__(self, tokens: int) -> None:
+        self._tokens = tokens
+
+    def tokens(self, request: ImageRequest) -> int:
+        """Of the one size there is here."""
+        return self._tokens
+
+
+def _shared(case: Case, name: str, degrees: Mapping[str, int], model: Model) -> Option:
+    order = case.roomiest(model.ranks)
+    rooms = [case.sizes[at] for at in order]
+    weights = case.denoiser.size if model.tensor == 1 else _slice(case, model.tensor)
+    share = case.peak[DENOISE] // (model.ring * model.ulysses * model.cfg)
+    held = case.others + weights
+    if model.tensor > 1 and case.denoiser.size <= ROOM * rooms[0]:
+        held = case.total  # whole at first, to compare the group with
+    leader = held + max(share, case.peak[ENCODE], case.peak[DECODE])
+    follower = weights + share
+    arithmetic = (
+        f"leader {in_words(held)} + {in_words(leader - held)} = {in_words(leader)}, "
+        f"others {in_words(weights)} + {in_words(share)} = {in_words(follower)}; {case.has()}"
+    )
+    title = f"context_parallel, {name}"
+    if leader > rooms[0] or follower > min(rooms):
+        return Option(title, False, arithmetic)
+    lines = [
+        'placement = "context_parallel"',
+        *(f"{part} = {degree}" for part, degree in degrees.items()),
+        f"devices = {texts([case.names[at] for at in order])}",
+    ]
+    if model.attention_backend and not case.model.attention_backend:
+        lines.append(f"attention_backend = {text(model.attention_backend)}")
+    suffix = "-".join(f"{part}-{degree}" for part, degree in degrees.items())
+    return Option(title, True, arithmetic, _speed(case, model, rooms), case.entry(suffix, lines))
+
+
+def _slice(case: Case, degree: int) -> int:
+    """Bytes of the denoiser that a rank of tensor parallelism holds: its slices, and the rest."""
+    specs = resolve_tp_shard_specs(case.module, plan_of(type(case.module)), degree)
+    split = sum(
+        tensor.numel() * tensor.element_size()
+        for name, tensor in case.module.named_parameters()
+        if name in specs and specs[name].dim is not None
+    )
+    return int(case.denoiser.size - split + split // degree)
+
+
+def _speed(case: Case, model: Model, rooms: list[int]) -> str:
+    what = "guided image" if model.cfg > 1 else "image"
+    bound = f"at most {model.ranks}x for one {what}"
+    sent = _sent(case, model)
+    told = f"{bound}: each rank sends {in_words(sent)} a step" if sent else bound
+    return told + (
+        f"; {model.ranks} replicas make more of many" if case.alone <= min(rooms) else ""
+    )
+
+
+def _sent(case: Case, model: Model) -> int:
+    """Bytes that a rank sends inside the blocks of a forward pass for one image.
+
+    Of all tokens' activations, in each block: Ulysses sends 4 times its part, less what it keeps
+    (arXiv:2309.14509, section 3.2); a ring passes its part's keys and values on to all but one
+    (arXiv:2310.01889); tensor parallelism sums twice over all ranks (arXiv:1909.08053, section 3),
+    each time 2 (n - 1) / n of the whole by a ring of n.
+    """
+    item = next(case.module.parameters()).element_size()
+    tokens = case.image.tokens + case.image.text
+    whole = case.image.rows / model.cfg * tokens * width_of(case.module.config) * item
+    part = whole / (model.ring * model.ulysses)
+    sent = 4 * part * (1 - 1 / model.ulysses) + 2 * part * (model.ring - 1)
+    sent += 4 * whole * (1 - 1 / model.tensor)
+    return int(sent * len(case.denoiser.blocks))
+
+
+def pipelined_options(case: Case) -> Iterator[Option]:
+    """A line for each number of stages."""
+    if len(case.sizes) < 2:
+        return
+    if case.kind not in CHAINS:
+        yield Option("pipelined", False, f"{case.kind} cannot be cut into stages")
+        return
+    try:
+        check_pipelined(case.model, case.checkpoint)
+    except ConfigurationError as error:
+        yield Option("pipelined", False, str(error))
+        return
+    for stages in case.degrees():
+        if stages <= len(chain_of(case.module)[1]):
+            yield _stages(case, stages)
+
+
+def cut(case: Case, stages: int) -> tuple[list[int], int]:
+    """The denoiser cut as loading cuts it: bytes of each stage's blocks, and of all the rest.
+
+    The rest every rank holds, but for the lists that stay with the first stage and count there.
+    """
+    chain, blocks = chain_of(case.module)
+    named = case.denoiser.blocks.items()
+    first = sum(size for name, size in named if name.split(".")[0] in chain.first)
+    sizes = [block.size for block in blocks]
+    rest = case.denoiser.size - sum(sizes) - first
+    head, *others = (sum(sizes[i] for i in own) for own in split_points(sizes, stages, first))
+    return [first + head, *others], rest
+
+
+def _stages(case: Case, stages: int) -> Option:
+    shares, rest = cut(case, stages)
+    leader = case.others + rest + shares[0] + max(case.peak.values())
+    needs = [leader, *(rest + share + case.peak[DENOISE] for share in shares[1:])]
+    order = case.roomiest(stages)
+    arithmetic = f"ranks need {', '.join(map(in_words, needs))}; {case.has()}"
+    name = f"pipelined, {stages} stages"
+    if any(need > case.sizes[at] for need, at in zip(needs, order, strict=True)):
+        return Option(name, False, arithmetic)
+    most = sum(shares) / max(shares)
+    speed = f"at most {most:.1f}x with {stages} batches in flight, 1x for a lone image"
+    lines = [
+        'placement = "pipelined"',
+        f"stages = {stages}",
+        f"chunks = {stages}",
+        f"devices = {texts([case.names[at] for at in order])}",
+    ]
+    return Option(name, True, arithmetic, speed, case.entry(f"pipelined-{stages}", lines))

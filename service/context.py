@@ -1,0 +1,62 @@
+"""What the routes work with: the parts that `create_app` was given, in one frozen value."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from jobs.catalog import Catalog
+from jobs.image_store import LocalImages
+from jobs.queue.store import Store
+from service.documents import Documents
+from service.http.auth import Gate
+from service.openai.files import FileShelf
+from service.read.events import EventHub
+from service.read.standing import standstill
+from service.read.views import Links
+from service.read.worker_cache import RecentCards, RecentWorkers
+from service.settings import ServiceSettings
+from service.submit.prompt_length import PromptLengths
+
+
+@dataclass(frozen=True, slots=True)
+class Mill:
+    """The parts of a running service."""
+
+    settings: ServiceSettings
+    store: Store
+    images: LocalImages
+    catalog: Catalog
+    hub: EventHub
+    files: FileShelf
+    batches: Documents
+    links: Links
+    lengths: PromptLengths
+    workers: RecentWorkers
+    cards: RecentCards
+    gate: Gate
+    started: int
+    """When the service started, in seconds since the epoch."""
+
+    def standstill(self, model: str) -> str | None:
+        """Why nothing is made of a model's jobs; None while it is. Raises StorageUnavailable."""
+        workers, patience = self.workers.all(), self.settings.absent_seconds
+        return standstill(model, workers, self.workers.absent_seconds(model), patience)
+
+    @property
+    def allows_private_webhooks(self) -> bool:
+        """Whether a webhook may go to an address that is not public, as of now.
+
+        Unless the settings say so, exactly while all callers are on this machine and trusted.
+        """
+        told = self.settings.webhook_private
+        return self.settings.loopback and self.gate.is_open if told is None else told
+
+
+async def mill(request: Request) -> Mill:
+    """The parts of the service that got the request; async, so that no thread is asked for them."""
+    found: Mill = request.app.state.mill
+    return found
+
+
+TheMill = Annotated[Mill, Depends(mill)]

@@ -1,0 +1,51 @@
+"""HTTP preconditions and ranges, as RFC 9110 has them, where Starlette does otherwise.
+
+Starlette answers a malformed Range with 400 and one unsatisfiable range among several with 416;
+the standard ignores the first and serves the rest of the second. Knows no route.
+"""
+
+import re
+
+from service.http.errors import Unsatisfiable
+
+_TAG = re.compile(r'(?:W/)?"([^"]*)"')
+_RANGES = re.compile(r"bytes\s*=\s*(\d{0,18}-\d{0,18}(?:\s*,\s*\d{0,18}-\d{0,18})*)", re.IGNORECASE)
+_MAX_RANGES = 100
+
+
+def tags(header: str | None) -> list[str]:
+    """The entity tags of an If-None-Match, without quotes and weakness; `*` stands for itself."""
+    if header is None:
+        return []
+    return ["*"] if header.strip() == "*" else _TAG.findall(header)
+
+
+def matches(header: str | None, tag: str) -> bool:
+    """Whether an If-None-Match says that the caller has `tag` already."""
+    found = tags(header)
+    return tag in found or found == ["*"]
+
+
+def usable_range(header: str | None, if_range: str | None, tag: str, size: int) -> str | None:
+    """The Range to serve of `size` bytes, reduced to what exists; None to serve all of them.
+
+    `tag` is the strong entity tag. Raises Unsatisfiable when no asked byte exists.
+    """
+    match = _RANGES.fullmatch(header.strip()) if header else None
+    if match is None or (if_range is not None and if_range.strip() != f'"{tag}"'):
+        return None
+    asked = [part.strip().split("-") for part in match[1].split(",")]
+    if len(asked) > _MAX_RANGES or any(_malformed(first, last) for first, last in asked):
+        return None
+    there = [(first, last) for first, last in asked if _exists(first, last, size)]
+    if not there:
+        raise Unsatisfiable(size)
+    return "bytes=" + ",".join(f"{first}-{last}" for first, last in there)
+
+
+def _malformed(first: str, last: str) -> bool:
+    return not (first or last) or bool(first and last and int(last) < int(first))
+
+
+def _exists(first: str, last: str, size: int) -> bool:
+    return int(first) < size if first else int(last) > 0

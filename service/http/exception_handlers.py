@@ -1,0 +1,89 @@
+"""Starlette's exception handlers: whoever raised it, every failure leaves in one of two forms.
+
+OpenAI's routes answer in OpenAI's envelope, all others with a problem document.
+"""
+
+import structlog
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from jobs.errors import FieldProblem, ImagemillError
+from service.http import request_id
+from service.http.errors import (
+    Failure,
+    as_openai,
+    as_problem,
+    failure_of,
+    pointer,
+    sentence,
+    summary,
+)
+
+OPENAI_PATHS = ("/v1/images/", "/v1/files", "/v1/batches")
+
+log = structlog.get_logger(__name__)
+
+
+def install(app: FastAPI) -> None:
+    """Have every failure of `app` go out in our forms."""
+    app.add_exception_handler(ImagemillError, _on_our_error)
+    app.add_exception_handler(RequestValidationError, _on_bad_parameters)
+    app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(Exception, _on_fault)
+
+
+def _answer(request: Request, failure: Failure) -> Response:
+    speaks_openai = request.url.path.startswith(OPENAI_PATHS)
+    return as_openai(failure) if speaks_openai else as_problem(failure)
+
+
+async def _on_our_error(request: Request, error: Exception) -> Response:
+    """Starlette's handler for ImagemillError."""
+    assert isinstance(error, ImagemillError)
+    if failure_of(error).status >= 500:
+        log.warning("request failed", path=request.url.path, error=str(error))
+    return _answer(request, failure_of(error))
+
+
+async def _on_bad_parameters(request: Request, error: Exception) -> Response:
+    """Starlette's handler for query, path and header values that FastAPI refused."""
+    assert isinstance(error, RequestValidationError)
+    fields = tuple(
+        FieldProblem(pointer(tuple(one["loc"])), sentence(one["type"], one["msg"]))
+        for one in error.errors()
+    )
+    return _answer(request, Failure(422, summary(len(fields)), "invalid-request", fields))
+
+
+async def _on_http_exception(request: Request, error: Exception) -> Response:
+    """Starlette's handler for what the framework itself refuses: no such route, wrong method."""
+    assert isinstance(error, HTTPException)
+    headers = dict(error.headers or {})
+    detail = str(error.detail)
+    if error.status_code == 404:
+        detail = f"nothing is at {request.url.path}"
+    if error.status_code == 405:
+        headers["Allow"] = ", ".join(_methods_of(request))
+        detail = f"{request.url.path} takes {headers['Allow']}"
+    return _answer(request, Failure(error.status_code, detail, headers=headers))
+
+
+async def _on_fault(request: Request, error: Exception) -> Response:
+    """Starlette's handler for a bug; the server logs the traceback itself."""
+    detail = "the service met a fault of its own; its log says which"
+    headers = {request_id.HEADER: request.scope["request_id"]}  # this answer passes no middleware
+    return _answer(request, Failure(500, detail, "internal", headers=headers))
+
+
+def _methods_of(request: Request) -> list[str]:
+    """All methods that some route takes at the request's path."""
+    methods = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+    routes = request.app.router.routes
+    return [
+        method
+        for method in methods
+        if any(route.matches({**request.scope, "method": method})[0].value == 2 for route in routes)
+    ]

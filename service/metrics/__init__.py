@@ -1,0 +1,1 @@
+"""Prometheus metrics: requests as they pass, and the pool at each scrape."""

@@ -1,0 +1,72 @@
+"""OpenAI Batches: a file of image requests in, a file of their outcomes out."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Query, Request
+from pydantic import BaseModel, ConfigDict, Field
+
+from service.context import TheMill
+from service.http.auth import AnyCaller
+from service.http.body import json_body, json_body_schema
+from service.http.openapi import openai_errors
+from service.openai import batches
+from service.openai.batch_schemas import BatchList, BatchView, CreateBatch
+from service.openai.file_routes import page_of
+
+router = APIRouter(tags=["openai"])
+
+
+class BatchPage(BaseModel):
+    """Which batches to list."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    limit: Annotated[int, Field(ge=1, le=100)] = 20
+    after: Annotated[str | None, Field(max_length=80, description="The last id seen.")] = None
+
+
+@router.post(
+    "/v1/batches",
+    response_model=BatchView,
+    responses=openai_errors(400, 404, 413, 415, 429, 503),
+    openapi_extra=json_body_schema(CreateBatch),
+)
+def create_batch(
+    request: Request,
+    body: Annotated[CreateBatch, Depends(json_body(CreateBatch))],
+    mill: TheMill,
+    caller: AnyCaller,
+) -> BatchView:
+    """Queue every line of an uploaded file; a bad one fails alone, and is in the error file."""
+    base = mill.links.base or str(request.base_url).rstrip("/")
+    return batches.begin(mill, caller, body, base)
+
+
+@router.get("/v1/batches", response_model=BatchList, responses=openai_errors(400, 503))
+def list_batches(
+    query: Annotated[BatchPage, Query()], mill: TheMill, caller: AnyCaller
+) -> BatchList:
+    """The caller's batches, newest first, a page at a time."""
+    ids = [found["id"] for found in mill.batches.all(caller.tenant)]
+    page, has_more = page_of(ids, query.after, query.limit)
+    shown = [batches.look(mill, caller, one) for one in ids if one in page]
+    return BatchList(
+        data=shown,
+        has_more=has_more,
+        first_id=shown[0].id if shown else None,
+        last_id=shown[-1].id if shown else None,
+    )
+
+
+@router.get("/v1/batches/{batch_id}", response_model=BatchView, responses=openai_errors(404, 503))
+def get_batch(batch_id: str, mill: TheMill, caller: AnyCaller) -> BatchView:
+    """A batch as it is."""
+    return batches.look(mill, caller, batch_id)
+
+
+@router.post(
+    "/v1/batches/{batch_id}/cancel", response_model=BatchView, responses=openai_errors(404, 503)
+)
+def cancel_batch(batch_id: str, mill: TheMill, caller: AnyCaller) -> BatchView:
+    """Stop what is not finished of a batch."""
+    return batches.cancel(mill, caller, batch_id)

@@ -1,0 +1,163 @@
+"""OpenAI Files: upload a batch's input, fetch a batch's output."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Annotated, Literal
+
+import anyio.to_thread
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import FileResponse
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException
+from starlette.requests import ClientDisconnect
+from starlette.types import Message, Receive
+
+from jobs.errors import FieldProblem, InvalidRequest
+from service.context import Mill, TheMill
+from service.http.auth import AnyCaller, Caller
+from service.http.body import media_type
+from service.http.errors import BodyTooLarge, MalformedBody, UnsupportedBody
+from service.http.openapi import binary, openai_errors
+from service.openai.batch_schemas import FileDeleted, FileList, FileView
+from service.openai.files import Purpose, StoredFile
+
+router = APIRouter(tags=["openai"])
+
+_UPLOAD = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["file", "purpose"],
+                    "additionalProperties": False,
+                    "properties": {
+                        "file": {"type": "string", "format": "binary"},
+                        "purpose": {"type": "string", "enum": ["batch"]},
+                    },
+                }
+            }
+        },
+    }
+}
+_CHUNK = 2**20
+
+
+class FilePage(BaseModel):
+    """Which files to list."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    purpose: Purpose | None = None
+    limit: Annotated[int, Field(ge=1, le=10_000)] = 100
+    after: Annotated[str | None, Field(max_length=80, description="The last id seen.")] = None
+    order: Literal["desc", "asc"] = "desc"
+
+
+@router.post(
+    "/v1/files",
+    response_model=FileView,
+    responses=openai_errors(400, 413, 415, 503),
+    openapi_extra=_UPLOAD,
+)
+async def upload_file(request: Request, mill: TheMill, caller: AnyCaller) -> FileView:
+    """Keep a file of JSON lines as a batch's input."""
+    if media_type(request) != "multipart/form-data":
+        raise UnsupportedBody("the body must be multipart/form-data")
+    limited = Request(request.scope, _limited(request, mill.settings.max_file_bytes))
+    try:
+        async with limited.form(max_files=1, max_fields=8, max_part_size=1000) as form:
+            file, purpose = form.get("file"), form.get("purpose")
+            if not isinstance(file, UploadFile):
+                raise _bad("file", "required")
+            if purpose != "batch":
+                raise _bad("purpose", "must be batch")
+            for name in form.keys() - {"file", "purpose"}:
+                raise _bad(name, "unknown field")
+            return await anyio.to_thread.run_sync(_keep, mill, caller, file)
+    except (MultiPartException, ClientDisconnect, UnicodeError) as error:
+        raise MalformedBody(f"the form cannot be read: {error}") from error
+
+
+@router.get("/v1/files", response_model=FileList, responses=openai_errors(400))
+def list_files(query: Annotated[FilePage, Query()], mill: TheMill, caller: AnyCaller) -> FileList:
+    """The caller's files, a page at a time."""
+    files = [
+        file for file in mill.files.all(caller.tenant) if query.purpose in (None, file.purpose)
+    ]
+    if query.order == "asc":
+        files.reverse()
+    page, has_more = page_of([file.id for file in files], query.after, query.limit)
+    shown = [_view(file) for file in files if file.id in page]
+    return FileList(
+        data=shown,
+        has_more=has_more,
+        first_id=shown[0].id if shown else None,
+        last_id=shown[-1].id if shown else None,
+    )
+
+
+@router.get("/v1/files/{file_id}", response_model=FileView, responses=openai_errors(404))
+def get_file(file_id: str, mill: TheMill, caller: AnyCaller) -> FileView:
+    """What is known of a file."""
+    return _view(mill.files.get(caller.tenant, file_id))
+
+
+@router.get(
+    "/v1/files/{file_id}/content",
+    response_class=Response,
+    responses=binary("application/octet-stream") | openai_errors(404),
+)
+def get_content(file_id: str, mill: TheMill, caller: AnyCaller) -> Response:
+    """A file's bytes."""
+    file = mill.files.get(caller.tenant, file_id)
+    path = mill.files.path(caller.tenant, file_id)
+    return FileResponse(path, media_type="application/octet-stream", filename=file.filename)
+
+
+@router.delete("/v1/files/{file_id}", response_model=FileDeleted, responses=openai_errors(404))
+def delete_file(file_id: str, mill: TheMill, caller: AnyCaller) -> FileDeleted:
+    """Remove a file; a batch that was begun from it goes on."""
+    mill.files.remove(caller.tenant, file_id)
+    return FileDeleted(id=file_id)
+
+
+def page_of(ids: Sequence[str], after: str | None, limit: int) -> tuple[set[str], bool]:
+    """The ids of a page, and whether more follow. Raises InvalidRequest for an unknown `after`."""
+    if after is not None and after not in ids:
+        raise _bad("query/after", "must be an id of the list")
+    first = 0 if after is None else ids.index(after) + 1
+    return set(ids[first : first + limit]), first + limit < len(ids)
+
+
+def _keep(mill: Mill, caller: Caller, file: UploadFile) -> FileView:
+    name = (file.filename or "batch.jsonl")[:255].encode("utf-8", "replace").decode()
+    with mill.files.adding(caller.tenant, name, "batch") as new:
+        while chunk := file.file.read(_CHUNK):
+            new.target.write(chunk)
+    return _view(new.stored)
+
+
+def _limited(request: Request, limit: int) -> Receive:
+    """The request's body, refused when it has come to more than `limit` bytes."""
+    total = 0
+
+    async def receive() -> Message:
+        nonlocal total
+        message = await request.receive()
+        total += len(message.get("body", b""))
+        if total > limit:
+            raise BodyTooLarge(f"the file has more than {limit} bytes")
+        return message
+
+    return receive
+
+
+def _bad(name: str, detail: str) -> InvalidRequest:
+    return InvalidRequest(f"{name} {detail}", (FieldProblem(f"/{name}", detail),))
+
+
+def _view(file: StoredFile) -> FileView:
+    return FileView(**asdict(file))

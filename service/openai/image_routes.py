@@ -1,0 +1,107 @@
+"""OpenAI's Images API: one prompt in, its images in the answer or as a stream of events.
+
+The images run as an ordinary job, which is cancelled when its caller hangs up, unless an
+Idempotency-Key says that the caller will come again.
+"""
+
+from typing import Annotated
+
+import anyio.to_thread
+from fastapi import APIRouter, Depends, Request, Response
+from fastapi.responses import StreamingResponse
+from pydantic import ValidationError
+
+from jobs.errors import InvalidRequest, UnknownModel
+from jobs.job import Job
+from jobs.queue.decode import Submitted
+from service.context import Mill, TheMill
+from service.http.auth import AnyCaller, Caller
+from service.http.body import json_body, json_body_schema
+from service.http.errors import invalid
+from service.http.openapi import Responses, event_stream, openai_errors
+from service.openai.answers import generated
+from service.openai.schemas import GeneratedImages, GenerateImages
+from service.openai.stream import image_events
+from service.openai.usage import usage
+from service.read.long_poll import finish_or_cancel, refuse_to_stream
+from service.read.results import failure
+from service.read.views import Links
+from service.submit.enqueue import IdempotencyKey, enqueue
+
+router = APIRouter(tags=["openai"])
+
+_IMAGES: Responses = {
+    200: {
+        "description": "The images; with `stream`, events image_generation.partial_image and "
+        "image_generation.completed.",
+        "content": event_stream(
+            "image_generation.partial_image", "image_generation.completed", "error"
+        ),
+    }
+}
+
+
+@router.post(
+    "/v1/images/generations",
+    response_model=GeneratedImages,
+    responses=_IMAGES | openai_errors(400, 404, 408, 409, 413, 415, 429, 502, 503, 504),
+    openapi_extra=json_body_schema(GenerateImages),
+)
+async def generate_images(
+    request: Request,
+    body: Annotated[GenerateImages, Depends(json_body(GenerateImages))],
+    mill: TheMill,
+    caller: AnyCaller,
+    idempotency_key: IdempotencyKey = None,
+) -> Response:
+    """Make images of one prompt and answer with them."""
+    job, model = await anyio.to_thread.run_sync(_enqueue, mill, caller, body, idempotency_key)
+    keep = idempotency_key is not None
+    if body.stream:
+        await refuse_to_stream(mill, caller, job.job_id, model, keep=keep)
+        frames = image_events(mill, caller, job.job_id, body, keep=keep)
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        return StreamingResponse(frames, media_type="text/event-stream", headers=headers)
+    links = Links(mill.links.base or str(request.base_url).rstrip("/"))
+    answer = await finish_or_cancel(
+        mill,
+        caller,
+        job.job_id,
+        request.receive,
+        lambda job: _answer(mill, job, body, links),
+        model=model,
+        created=job.created,
+        keep=keep,
+    )
+    return Response(answer, media_type="application/json")
+
+
+def _enqueue(
+    mill: Mill, caller: Caller, body: GenerateImages, key: str | None
+) -> tuple[Submitted, str]:
+    """The job behind the request, and its model; problems name the fields of the request."""
+    first = next(iter(mill.catalog)).name
+    try:
+        asked = body.as_job(first)
+        job, _ = enqueue(mill, caller, asked, key)
+    except UnknownModel:
+        raise
+    except ValidationError as error:
+        refusal = invalid(error)
+    except InvalidRequest as error:
+        refusal = error
+    else:
+        return job, asked.model
+    raise InvalidRequest(str(refusal), tuple(map(body.field_of, refusal.problems)))
+
+
+def _answer(mill: Mill, job: Job, body: GenerateImages, links: Links) -> str:
+    """The finished job in OpenAI's shape. Raises what kept it from succeeding."""
+    images = mill.store.images(job.id)
+    problem = failure(images)
+    if problem is not None:
+        raise problem
+    answer = generated(
+        mill.images, links, job.id, images, body.response_format, usage(mill, images)
+    )
+    return answer.model_dump_json()

@@ -1,0 +1,1 @@
+"""What a job looks like from outside: views, ETA, events, downloads, long polls."""

@@ -1,0 +1,140 @@
+"""A job's events as a Server-Sent Events stream that a reader can leave and take up again.
+
+Every frame's id is its place in the queue's event stream, so `Last-Event-ID` says exactly what a
+reader has seen. What a frame says is as of its sending. The stream of a fresh reader begins with
+the job as it is, then everything that happened to it; the queue keeps the last 100,000 events of
+all jobs, and what is older is only in that first frame. A reader that comes back for what is no
+longer kept begins like a fresh one. The stream ends when the job does, or when
+its reader is too slow, who then takes it up again. Knows the frames, not the route.
+"""
+
+import math
+from collections.abc import AsyncIterator, Sequence
+
+import anyio.to_thread
+import structlog
+from fastapi.sse import format_sse_event
+
+from jobs.errors import NotFound, StorageUnavailable
+from jobs.job import FINISHED, ImageView, Job
+from jobs.queue.decode import Event
+from service.context import Mill
+from service.http.auth import Caller
+from service.read.events import Watch, place
+from service.read.views import image_item, job_summary
+from service.submit.schemas import JobEvent
+
+log = structlog.get_logger(__name__)
+
+HEARTBEAT_SECONDS = 15.0
+HEARTBEAT = format_sse_event(comment="still here")
+MAX_UNREAD = 5000
+"""Events that wait for a slow reader before its stream is ended."""
+
+_IMAGE_EVENTS = ("image", "image_failed")
+_FEW = 50
+"""Up to so many images are read one by one, and more all at once."""
+
+
+async def job_frames(
+    mill: Mill, caller: Caller, job_id: str, after: str | None
+) -> AsyncIterator[bytes]:
+    """The frames after the event id `after`, or all; none if the job is over and all were seen.
+
+    Raises NotFound before the first frame, and nothing afterwards: the stream ends instead.
+    """
+    with mill.hub.watch(job_id, keep=MAX_UNREAD) as watch:
+        job = await anyio.to_thread.run_sync(mill.store.job, job_id, caller.tenant)
+        start, is_fresh = await anyio.to_thread.run_sync(_begin, mill, job, after)
+        if is_fresh:
+            yield await anyio.to_thread.run_sync(_job_frame, mill, job, start)
+        elif not job.state.finished:
+            yield HEARTBEAT
+        try:
+            async for frames in _batches(mill, caller, job, start, watch):
+                for frame in frames:
+                    yield frame
+        except StorageUnavailable as error:
+            log.warning("a stream of events ends early", job=job_id, error=str(error))
+
+
+def _begin(mill: Mill, job: Job, after: str | None) -> tuple[str, bool]:
+    """The event id to read on from, and whether the reader is to have the job as it is first.
+
+    That is so for one who has seen nothing, and for one who may have missed events that the queue
+    no longer keeps. Of a finished job without any events left, the first frame has an id after its
+    end, so that whoever comes back with it has seen all.
+    """
+    kept = mill.store.events("0-0", 0)
+    oldest = place(kept[0].id)[0] if kept else math.inf
+    begun = round(job.created * 1000)
+    ended = math.inf if job.finished is None else round(job.finished * 1000)
+    if after is not None:
+        has_seen_the_end = place(after)[0] > ended
+        if oldest <= begun or (kept and place(after) >= place(kept[0].id)) or has_seen_the_end:
+            return after, False
+    return (f"{ended + 1}-0" if ended < oldest else f"{begun - 1}-0"), True
+
+
+async def _batches(
+    mill: Mill, caller: Caller, job: Job, after: str, watch: Watch
+) -> AsyncIterator[list[bytes]]:
+    """What the queue still has of the job's events after `after`, then what comes, to the end."""
+    is_over = job.state.finished
+    while page := await anyio.to_thread.run_sync(mill.store.events, after, 0):
+        after = page[-1].id
+        own = [event for event in page if event.job_id == job.id]
+        frames, ended = await anyio.to_thread.run_sync(_frames, mill, caller, job.id, own)
+        is_over = is_over or ended
+        yield frames
+    while not (is_over or mill.hub.closing or watch.overflowed):
+        news = [event for event in watch.take() if place(event.id) > place(after)]
+        if news:
+            after = news[-1].id
+            frames, is_over = await anyio.to_thread.run_sync(_frames, mill, caller, job.id, news)
+            yield frames
+        elif not await watch.news_within(HEARTBEAT_SECONDS):
+            yield [HEARTBEAT]
+
+
+def _frames(
+    mill: Mill, caller: Caller, job_id: str, events: Sequence[Event]
+) -> tuple[list[bytes], bool]:
+    """Frames of some events, and whether they tell the job's end.
+
+    Of the events that concern the whole job only the last is sent, since all would say the same.
+    """
+    if not events:
+        return [], False
+    try:
+        job = mill.store.job(job_id, caller.tenant)
+        images = _images(mill, job_id, events)
+    except NotFound:
+        return [_frame("deleted", f'{{"id":"{job_id}"}}', events[-1].id)], True
+    whole = [event for event in events if event.type not in _IMAGE_EVENTS]
+    frames = []
+    for event in events:
+        if event.index is not None and event.type in _IMAGE_EVENTS:
+            item = image_item(job_id, images[event.index], mill.links)
+            frames.append(_frame("image", item.model_dump_json(), event.id))
+        elif event is whole[-1]:
+            frames.append(_job_frame(mill, job, event.id))
+    return frames, job.state.finished and any(event.type in FINISHED for event in whole)
+
+
+def _images(mill: Mill, job_id: str, events: Sequence[Event]) -> dict[int, ImageView]:
+    """The images that the events speak of."""
+    wanted = {event.index for event in events if event.type in _IMAGE_EVENTS}
+    if len(wanted) > _FEW:
+        return {image.index: image for image in mill.store.images(job_id)}
+    return {index: mill.store.image(job_id, index) for index in wanted if index is not None}
+
+
+def _job_frame(mill: Mill, job: Job, event_id: str) -> bytes:
+    summary = job_summary(job, mill.links)
+    event = JobEvent(**dict(summary), queue_position=mill.store.position(job.id))
+    return _frame("job", event.model_dump_json(), event_id)
+
+
+def _frame(kind: str, data: str, event_id: str) -> bytes:
+    return format_sse_event(event=kind, data_str=data, id=event_id)

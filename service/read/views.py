@@ -1,0 +1,101 @@
+"""Jobs and images as the JSON of `service/submit/schemas.py`, with the URLs that lead to them.
+
+Knows the shapes of the answers and the routes' paths; reads no store.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from jobs.job import ImageView, Job, State
+from service.submit.schemas import CountsView, ImageItem, JobSummary, JobUrls, JobView
+
+
+@dataclass(frozen=True, slots=True)
+class Links:
+    """URLs of a deployment: paths, or full URLs when `base` says how callers reach it."""
+
+    base: str = ""
+
+    def job(self, job_id: str) -> str:
+        """The job itself."""
+        return f"{self.base}/v1/jobs/{job_id}"
+
+    def image(self, job_id: str, index: int) -> str:
+        """The bytes of one image."""
+        return f"{self.job(job_id)}/images/{index}"
+
+    def of_job(self, job_id: str) -> JobUrls:
+        """Everything that belongs to a job."""
+        job = self.job(job_id)
+        return JobUrls(
+            self=job,
+            events=f"{job}/events",
+            cancel=f"{job}/cancel",
+            retry=f"{job}/retry",
+            zip=f"{job}/images.zip",
+            sheet=f"{job}/sheet.png",
+        )
+
+
+def job_summary(job: Job, links: Links) -> JobSummary:
+    """A job without its images."""
+    return JobSummary(
+        id=job.id,
+        model=job.model,
+        state=job.state,
+        progress=min(max(job.progress, 0.0), 1.0),
+        priority=job.priority,
+        counts=CountsView(**asdict(job.counts)),
+        created=job.created,
+        started=job.started,
+        finished=job.finished,
+        expires=job.expires,
+        metadata=job.metadata,
+        urls=links.of_job(job.id),
+    )
+
+
+def job_view(
+    job: Job,
+    images: Sequence[ImageView],
+    links: Links,
+    *,
+    position: int | None,
+    eta: float | None,
+    warnings: Sequence[str] = (),
+) -> JobView:
+    """A job with its images."""
+    return JobView(
+        **dict(job_summary(job, links)),
+        queue_position=position,
+        eta_seconds=eta,
+        warnings=list(warnings),
+        images=[image_item(job.id, image, links) for image in images],
+    )
+
+
+def image_item(job_id: str, image: ImageView, links: Links) -> ImageItem:
+    """One image of a job."""
+    request, result = image.request, image.result
+    return ImageItem(
+        index=image.index,
+        state=image.state,
+        prompt=request.prompt,
+        negative_prompt=request.negative_prompt,
+        seed=request.seed,
+        width=request.width,
+        height=request.height,
+        steps=request.steps,
+        guidance_scale=request.guidance_scale,
+        format=request.format,
+        reproducible=request.reproducible,
+        # some schedulers take more forward passes than they are asked for steps
+        step=request.steps if image.state is State.SUCCEEDED else min(image.step, request.steps),
+        attempts=image.attempts,
+        error=image.error,
+        url=links.image(job_id, image.index) if result else None,
+        sha256=result.sha256 if result else None,
+        size=result.size if result else None,
+        media_type=result.media_type if result else None,
+        seconds=result.seconds if result else None,
+    )

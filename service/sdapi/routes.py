@@ -1,0 +1,212 @@
+"""The routes of A1111's API: txt2img, progress, interrupt, sd-models, png-info.
+
+A txt2img is an ordinary job whose caller waits on the line; `progress` and `interrupt` mean the
+caller's own, told by their metadata.
+"""
+
+import base64
+import json
+import time
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+import anyio.to_thread
+from fastapi import APIRouter, Depends, Query, Request, Response
+from pydantic import BaseModel, ValidationError
+
+from jobs.errors import InvalidRequest, UnknownModel
+from jobs.job import ImageView, Job, State
+from jobs.queue.decode import Submitted
+from service.context import Mill, TheMill
+from service.http.auth import Caller, CallerByPassword
+from service.http.body import json_body, json_body_schema
+from service.http.errors import ImagesFailed, invalid
+from service.http.openapi import problems
+from service.read.eta import eta_seconds, speed, work_of_images
+from service.read.long_poll import finish_or_cancel
+from service.read.results import failure, preview
+from service.sdapi.pictures import from_base64, settings, texts
+from service.sdapi.schemas import (
+    Checkpoint,
+    Pictures,
+    PngInfo,
+    PngToRead,
+    Progress,
+    ProgressState,
+    TextToImage,
+)
+from service.submit.enqueue import enqueue
+
+router = APIRouter(prefix="/sdapi/v1", tags=["sdapi"])
+
+
+class ProgressQuery(BaseModel):
+    """Whether the latest preview is wanted."""
+
+    skip_current_image: bool = False
+
+
+@router.post(
+    "/txt2img",
+    response_model=Pictures,
+    responses=problems(400, 404, 408, 413, 415, 422, 429, 502, 503, 504),
+    openapi_extra=json_body_schema(TextToImage),
+)
+async def text_to_image(
+    request: Request,
+    body: Annotated[TextToImage, Depends(json_body(TextToImage))],
+    mill: TheMill,
+    caller: CallerByPassword,
+) -> Response:
+    """Make images of one prompt and answer with them; after an interrupt, with those made."""
+    job, model = await anyio.to_thread.run_sync(_enqueue, mill, caller, body)
+    answer = await finish_or_cancel(
+        mill,
+        caller,
+        job.job_id,
+        request.receive,
+        lambda job: _pictures(mill, job, body),
+        model=model,
+        created=job.created,
+    )
+    return Response(answer, media_type="application/json")
+
+
+@router.get("/progress", response_model=Progress, responses=problems(422, 503))
+def progress(
+    query: Annotated[ProgressQuery, Query()], mill: TheMill, caller: CallerByPassword
+) -> Progress:
+    """How far the caller's oldest unfinished txt2img is."""
+    jobs = _unfinished(mill, caller)
+    if not jobs:
+        return _nothing()
+    job = jobs[-1]
+    images = mill.store.images(job.id)
+    current = next((one for one in images if one.state is State.RUNNING), images[0])
+    rate = speed(mill.workers.all(), job.model)
+    drawn = None if query.skip_current_image else preview(mill, job.id, current)
+    return Progress(
+        progress=job.progress,
+        eta_relative=eta_seconds(work_of_images(images), mill.store.ahead(job.id), rate) or 0.0,
+        state=_state(job, current),
+        current_image=base64.b64encode(drawn).decode("ascii") if drawn else None,
+        textinfo=None,
+    )
+
+
+@router.post("/interrupt", responses=problems(422, 503))
+def interrupt(mill: TheMill, caller: CallerByPassword) -> dict[str, str]:
+    """Stop the caller's unfinished txt2imgs; each answers with the images it has."""
+    for job in _unfinished(mill, caller):
+        mill.store.cancel(job.id, caller.tenant)
+    return {}
+
+
+@router.get("/sd-models", response_model=list[Checkpoint])
+def list_checkpoints(mill: TheMill) -> list[Checkpoint]:
+    """The catalog."""
+    return [
+        Checkpoint(title=model.name, model_name=model.name, filename=model.path)
+        for model in mill.catalog
+    ]
+
+
+@router.post(
+    "/png-info",
+    response_model=PngInfo,
+    responses=problems(400, 413, 415, 422),
+    openapi_extra=json_body_schema(PngToRead),
+)
+def read_png(body: Annotated[PngToRead, Depends(json_body(PngToRead))]) -> PngInfo:
+    """What a picture says of how it was made."""
+    items = texts(from_base64(body.image))
+    info = items.pop("parameters", "")
+    return PngInfo(info=info, items=dict(items), parameters=settings(info) if info else {})
+
+
+def _enqueue(mill: Mill, caller: Caller, body: TextToImage) -> tuple[Submitted, str]:
+    """The job behind the request, and its model; problems name the fields of the request."""
+    try:
+        asked = body.as_job(next(iter(mill.catalog)).name)
+        job, _ = enqueue(mill, caller, asked)
+    except UnknownModel:
+        raise
+    except ValidationError as error:
+        refusal = invalid(error)
+    except InvalidRequest as error:
+        refusal = error
+    else:
+        return job, asked.model
+    raise InvalidRequest(str(refusal), tuple(map(body.field_of, refusal.problems)))
+
+
+def _pictures(mill: Mill, job: Job, body: TextToImage) -> str:
+    images = mill.store.images(job.id)
+    problem = failure(images)
+    if isinstance(problem, ImagesFailed):
+        raise problem
+    made = [image for image in images if image.result]
+    data = [mill.images.read(image.result.uri) for image in made if image.result]
+    return Pictures(
+        images=[base64.b64encode(one).decode("ascii") for one in data] if body.send_images else [],
+        parameters=body.model_dump(mode="json"),
+        info=json.dumps(_info(job, images[0], made, data, body)),
+    ).model_dump_json()
+
+
+def _info(
+    job: Job, first: ImageView, made: list[ImageView], data: list[bytes], body: TextToImage
+) -> dict[str, Any]:
+    request = first.request
+    return {
+        "prompt": request.prompt,
+        "all_prompts": [image.request.prompt for image in made],
+        "negative_prompt": request.negative_prompt or "",
+        "all_negative_prompts": [image.request.negative_prompt or "" for image in made],
+        "seed": request.seed,
+        "all_seeds": [image.request.seed for image in made],
+        "width": request.width,
+        "height": request.height,
+        "steps": request.steps,
+        "cfg_scale": request.guidance_scale,
+        "batch_size": len(made),
+        "sd_model_name": job.model,
+        "job_timestamp": _timestamp(job),
+        "infotexts": [texts(one).get("parameters", "") for one in data],
+        "ignored": body.ignored,
+        "job": job.id,
+    }
+
+
+def _unfinished(mill: Mill, caller: Caller) -> list[Job]:
+    """The caller's txt2imgs that are not finished, newest first."""
+    found = [
+        job
+        for state in (State.QUEUED, State.RUNNING)
+        for job in mill.store.jobs(caller.tenant, state=state, limit=200)[0]
+        if job.metadata.get("api") == "sdapi"
+    ]
+    return sorted(found, key=lambda job: job.created, reverse=True)
+
+
+def _state(job: Job, current: ImageView) -> ProgressState:
+    return ProgressState(
+        job=job.id,
+        job_count=job.counts.total,
+        job_no=current.index,
+        job_timestamp=_timestamp(job),
+        sampling_step=current.step,
+        sampling_steps=current.request.steps,
+    )
+
+
+def _nothing() -> Progress:
+    stamp = time.strftime("%Y%m%d%H%M%S", time.gmtime())
+    state = ProgressState(
+        job="", job_count=0, job_no=0, job_timestamp=stamp, sampling_step=0, sampling_steps=0
+    )
+    return Progress(progress=0.0, eta_relative=0.0, state=state, current_image=None, textinfo=None)
+
+
+def _timestamp(job: Job) -> str:
+    return datetime.fromtimestamp(job.created, UTC).strftime("%Y%m%d%H%M%S")

@@ -1,0 +1,1 @@
+"""From a validated body to a queued job."""

@@ -1,0 +1,366 @@
+"""The JSON that callers send and get: field names, types and bounds that hold for every model.
+
+What one model allows is narrower and is checked by the catalog. Input is strict: a text is no
+number, 8.0 is no integer, an unknown field is refused; null says the same as leaving out. Knows no
+store; `service/read/views.py` fills the answers.
+"""
+
+import json
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    JsonValue,
+    Tag,
+)
+
+from jobs.catalog import MAX_PROMPT_CHARACTERS
+from jobs.job import State
+from jobs.request import MAX_SEED, ImageFormat
+
+MAX_COPIES = 10_000
+"""Copies of one prompt in one job, whatever a model allows."""
+
+MAX_METADATA_BYTES = 16 * 2**10
+
+MAX_TEXT_BYTES = 16 * 2**20
+"""Prompts and negative prompts of all images of a job, in JSON: each copy holds its own."""
+
+WebhookEvent = Literal[
+    "job.succeeded", "job.failed", "job.cancelled", "image.succeeded", "image.failed"
+]
+
+
+def _without_nul(text: str) -> str:
+    if "\0" in text:
+        raise ValueError("must not hold a NUL character")
+    return text
+
+
+_WEB = r"^https?://[A-Za-z0-9]"
+
+
+def _web_address(text: str) -> str:
+    try:
+        parts = urlsplit(text)
+        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable or any(letter.isspace() or not letter.isprintable() for letter in text):
+        raise ValueError("must be an http or https URL")
+    if parts.username is not None or parts.password is not None:
+        raise ValueError("must not hold credentials")
+    return text
+
+
+def _storable(metadata: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    try:
+        size = len(json.dumps(metadata, ensure_ascii=False).encode())
+    except UnicodeEncodeError:
+        raise ValueError("must not hold half of a surrogate pair") from None
+    if size > MAX_METADATA_BYTES:
+        raise ValueError(f"must be at most {MAX_METADATA_BYTES} bytes of JSON, is {size}")
+    return metadata
+
+
+Prompt = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=MAX_PROMPT_CHARACTERS,
+        json_schema_extra={"pattern": r"^[^\u0000]*[^\u0000\s][^\u0000]*$"},  # nor blank
+    ),
+    AfterValidator(_without_nul),
+]
+NegativePrompt = Annotated[
+    str,
+    Field(
+        max_length=MAX_PROMPT_CHARACTERS,
+        description="What the picture should not show.",
+        json_schema_extra={"pattern": r"^[^\u0000]*$"},
+    ),
+    AfterValidator(_without_nul),
+]
+Side = Annotated[int, Field(ge=16, le=65536, description="Pixels.")]
+
+
+class Input(BaseModel):
+    """Base of what callers send."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class ImageSettings(Input):
+    """How to draw an image; what is left out comes from the job, then from the catalog."""
+
+    negative_prompt: NegativePrompt | None = None
+    seed: Annotated[
+        int | None,
+        Field(
+            ge=0,
+            le=MAX_SEED,
+            description="Seed of the first copy, the k-th copy gets seed + k; drawn when left out.",
+        ),
+    ] = None
+    width: Side | None = None
+    height: Side | None = None
+    steps: Annotated[int | None, Field(ge=1, le=100_000, description="Denoising steps.")] = None
+    guidance_scale: Annotated[
+        float | None, Field(ge=0, le=1000, description="How strictly to follow the prompt.")
+    ] = None
+    n: Annotated[
+        int | None, Field(ge=1, le=MAX_COPIES, description="Copies of each prompt; default 1.")
+    ] = None
+
+
+class PromptItem(ImageSettings):
+    """One prompt with settings of its own."""
+
+    prompt: Prompt
+
+
+def _entry_kind(value: Any) -> str | None:
+    if isinstance(value, str):
+        return "<text>"
+    return "<item>" if isinstance(value, dict | PromptItem) else None
+
+
+PromptEntry = Annotated[
+    Annotated[Prompt, Tag("<text>")] | Annotated[PromptItem, Tag("<item>")],
+    Discriminator(
+        _entry_kind,
+        custom_error_type="prompt_entry",
+        custom_error_message="must be a text or an object with a prompt",
+    ),
+]
+
+
+class Webhook(Input):
+    """Where to report to, and what."""
+
+    url: Annotated[
+        str,
+        Field(min_length=8, max_length=2048, json_schema_extra={"format": "uri", "pattern": _WEB}),
+        AfterValidator(_web_address),
+    ]
+    events: Annotated[list[WebhookEvent], Field(min_length=1, max_length=5)] = [
+        "job.succeeded",
+        "job.failed",
+        "job.cancelled",
+    ]
+
+
+class SubmitJob(ImageSettings):
+    """A batch of prompts for one model."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "model": "demo",
+                    "prompts": [
+                        "a large red circle on a white background",
+                        {"prompt": "a blue heart on a red background", "n": 2, "seed": 7},
+                    ],
+                    "steps": 8,
+                }
+            ]
+        }
+    )
+
+    model: Annotated[str, Field(min_length=1, max_length=100)]
+    prompts: Annotated[
+        list[PromptEntry],
+        Field(
+            min_length=1,
+            max_length=100_000,
+            description="Texts, or objects with a prompt. Prompts and negative prompts of all "
+            f"images, each copy counted, have at most {MAX_TEXT_BYTES} bytes of JSON.",
+        ),
+    ]
+    priority: Annotated[
+        int, Field(ge=0, le=9, description="9 goes first; no more than the key's, when not given.")
+    ] = 5
+    format: ImageFormat = "png"
+    reproducible: Annotated[
+        bool, Field(description="The same bits whatever runs beside the image, for some speed.")
+    ] = True
+    webhook: Webhook | None = None
+    metadata: Annotated[
+        dict[str, JsonValue],
+        Field(description=f"Kept and returned as it is; at most {MAX_METADATA_BYTES} bytes."),
+        AfterValidator(_storable),
+    ] = {}
+
+
+class CountsView(BaseModel):
+    """Images of a job by state; the states add up to `total`."""
+
+    total: int
+    queued: int
+    running: int
+    succeeded: int
+    failed: int
+    cancelled: int
+
+
+class ImageItem(BaseModel):
+    """One image of a job. `url` and what follows it are null until it is made."""
+
+    index: int
+    state: State
+    prompt: str
+    negative_prompt: str | None
+    seed: int
+    width: int
+    height: int
+    steps: int
+    guidance_scale: float
+    format: ImageFormat
+    reproducible: bool
+    step: Annotated[int, Field(description="Denoising steps done, as a worker measured them.")]
+    attempts: int
+    error: str | None
+    url: str | None
+    sha256: str | None
+    size: Annotated[int | None, Field(description="Bytes.")]
+    media_type: str | None
+    seconds: Annotated[float | None, Field(description="From claim to commit.")]
+
+
+class JobUrls(BaseModel):
+    """Where a job's other resources are."""
+
+    self: str
+    events: str
+    cancel: str
+    retry: str
+    zip: str
+    sheet: str
+
+
+class JobSummary(BaseModel):
+    """A job without its images. Times are seconds since the epoch."""
+
+    id: str
+    model: str
+    state: State
+    progress: Annotated[float, Field(ge=0, le=1, description="Share of denoising steps done.")]
+    priority: int
+    counts: CountsView
+    created: float
+    started: float | None
+    finished: float | None
+    expires: Annotated[float | None, Field(description="When the job and its files are removed.")]
+    metadata: dict[str, JsonValue]
+    urls: JobUrls
+
+
+class JobView(JobSummary):
+    """A job with its images."""
+
+    queue_position: Annotated[
+        int | None, Field(description="Images that go before this job's next one; null: none waits")
+    ]
+    eta_seconds: Annotated[
+        float | None, Field(description="Until the last image, at the measured rate; null: unknown")
+    ]
+    warnings: Annotated[list[str], Field(description="What was accepted but may surprise.")] = []
+    images: list[ImageItem]
+
+
+class JobEvent(JobSummary):
+    """A job without its images, as the stream of its events tells it."""
+
+    queue_position: int | None
+
+
+class JobPage(BaseModel):
+    """A page of jobs, newest first. `next` is the cursor of the page after, null on the last."""
+
+    data: list[JobSummary]
+    next: str | None
+
+
+class ModelView(BaseModel):
+    """A model of the catalog, in the shape of OpenAI's with our facts beside."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str
+    dtype: str
+    placement: str
+    defaults: Annotated[
+        dict[str, JsonValue],
+        Field(
+            description="The entry's, else the model's own; a null size, steps or guidance_scale "
+            "is not known until a worker has read the model."
+        ),
+    ]
+    limits: dict[str, JsonValue]
+    card: Annotated[
+        dict[str, JsonValue] | None, Field(description="What a worker found when it loaded it.")
+    ]
+    ready_workers: int
+    queued: Annotated[int, Field(description="Images that wait for this model.")]
+
+
+class ModelList(BaseModel):
+    """The catalog, in the file's order."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelView]
+
+
+class WorkerView(BaseModel):
+    """A worker as it last reported; more fields may follow."""
+
+    model_config = ConfigDict(extra="allow")
+
+    id: str
+    model: str | None
+    state: str
+
+
+class WorkerList(BaseModel):
+    """Workers that reported lately."""
+
+    data: list[WorkerView]
+
+
+class Health(BaseModel):
+    """The process answers."""
+
+    status: Literal["ok"] = "ok"
+
+
+class Readiness(BaseModel):
+    """Work can be done: `models` maps a model to its ready workers, those with none included."""
+
+    status: Literal["ready"] = "ready"
+    models: dict[str, int]
+
+
+class FieldProblemView(BaseModel):
+    """One bad field: an RFC 6901 pointer into the body, or /query, /path or /header and a name."""
+
+    pointer: str
+    detail: str
+
+
+class Problem(BaseModel):
+    """An RFC 9457 problem document."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    errors: list[FieldProblemView]

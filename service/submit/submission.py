@@ -1,0 +1,234 @@
+"""What a POST asks for, as image requests: defaults filled in, seeds drawn, every field checked.
+
+Pure: knows neither HTTP nor the store. The caller brings the model of the catalog and the card
+that a worker published of it, if any.
+"""
+
+import json
+import secrets
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from jobs.catalog import Model, problems
+from jobs.defaults import as_published
+from jobs.errors import FieldProblem, InvalidRequest
+from jobs.request import MAX_SEED, ImageRequest
+from service.http.errors import NotReady
+from service.submit.schemas import MAX_TEXT_BYTES, ImageSettings, PromptItem, SubmitJob
+
+Card = Mapping[str, Any]
+
+_ENCODE = json.JSONEncoder(ensure_ascii=False).encode
+_INHERITED = ("width", "height", "steps", "guidance_scale", "negative_prompt")
+
+
+def draw_seed() -> int:
+    """A fresh seed below 2**32, short enough to be typed again."""
+    return secrets.randbelow(2**32)
+
+
+def image_requests(
+    job: SubmitJob,
+    model: Model,
+    card: Card | None,
+    draw: Callable[[], int] = draw_seed,
+) -> list[ImageRequest]:
+    """The images of a job, in order: each prompt's copies stand together.
+
+    The k-th copy of a prompt with a given seed gets seed + k, 0 following MAX_SEED; without one
+    each image gets its own. Raises InvalidRequest that names every bad field, and NotReady when
+    the model's defaults are needed and not known yet.
+    """
+    model = as_published(model, card)
+    entries = [_as_item(entry) for entry in job.prompts]
+    copies = [entry.n or job.n or 1 for entry in entries]
+    if sum(copies) > model.limits.max_prompts:
+        raise _refused([_too_many(sum(copies), model)])
+    firsts = [_request(entry, job, model) for entry in entries]
+    size = sum(text_bytes(one) * count for one, count in zip(firsts, copies, strict=True))
+    if size > MAX_TEXT_BYTES:
+        raise _refused([_too_long(size)])
+    found: dict[FieldProblem, None] = {}
+    requests: list[ImageRequest] = []
+    for position, (entry, request) in enumerate(zip(entries, firsts, strict=True)):
+        place = _Place(job, position)
+        for one in [*problems(model, request, ""), *_card_problems(request, card)]:
+            found[place.of(one)] = None
+        seed = job.seed if entry.seed is None else entry.seed
+        for copy in range(copies[position]):
+            drawn = draw() if seed is None else (seed + copy) % (MAX_SEED + 1)
+            requests.append(replace(request, seed=drawn))
+    if found:
+        raise _refused(list(found))
+    return requests
+
+
+def text_bytes(request: ImageRequest) -> int:
+    """Bytes of an image's texts as they are kept and told: JSON in UTF-8, without the quotes.
+
+    Half of a surrogate pair, which is refused elsewhere, has 3.
+    """
+    texts = (request.prompt, request.negative_prompt or "")
+    return sum(len(_ENCODE(text).encode(errors="surrogatepass")) - 2 for text in texts)
+
+
+def warnings(
+    job: SubmitJob, model: Model, card: Card | None, count: Callable[[str], int]
+) -> list[str]:
+    """What the model will do that the caller may not expect; `count` gives a text's tokens."""
+    if card is None:
+        return []
+    entries = [_as_item(entry) for entry in job.prompts]
+    usual = as_published(model, card).defaults
+    return [
+        *_cut(job, entries, card, count),
+        *_without_effect(job, entries, card, usual.guidance_scale),
+    ]
+
+
+def _cut(
+    job: SubmitJob, entries: list[PromptItem], card: Card, count: Callable[[str], int]
+) -> Iterator[str]:
+    """Texts that are longer than the model reads."""
+    limit = card.get("max_prompt_tokens")
+    if not isinstance(limit, int):
+        return
+    long = [place for place, entry in enumerate(entries) if count(entry.prompt) > limit]
+    if long:
+        yield (
+            f"the model reads {limit} tokens of a prompt and cuts the rest: "
+            f"{_listed('/prompts/', long)}"
+        )
+    negative = {_first("negative_prompt", entry, job) or "" for entry in entries}
+    if any(count(text) > limit for text in negative):
+        yield f"the model reads {limit} tokens of a negative prompt and cuts the rest"
+
+
+def _without_effect(
+    job: SubmitJob, entries: list[PromptItem], card: Card, usual_scale: float
+) -> Iterator[str]:
+    """Guidance and negative prompts that change nothing in the picture."""
+    guidance, above = card.get("guidance"), card.get("guides_above", 1.0)
+    if any(_gives(settings, "guidance_scale") for settings in (job, *entries)):
+        if guidance == "none":
+            yield "guidance_scale has no effect: the model has no guidance"
+        elif guidance == "fixed":
+            yield "guidance_scale has no effect: the model's pipeline sets its own"
+    negative = [place for place, one in enumerate(entries) if _first("negative_prompt", one, job)]
+    if negative and guidance in ("embedded", "none"):
+        yield "negative_prompt has no effect: the model has no classifier-free guidance"
+    elif guidance == "classifier-free":
+        scales = {place: _first("guidance_scale", entries[place], job) for place in negative}
+        off = [
+            place
+            for place, scale in scales.items()
+            if (usual_scale if scale is None else scale) <= above
+        ]
+        if off:
+            yield (
+                f"negative_prompt has no effect without a guidance_scale above {above:g}: "
+                f"{_listed('/prompts/', off)}"
+            )
+
+
+def _first(name: str, entry: PromptItem, job: SubmitJob) -> Any:
+    """The prompt's own field, else the job's."""
+    own = getattr(entry, name)
+    return getattr(job, name) if own is None else own
+
+
+def _listed(pointer: str, places: list[int], most: int = 5) -> str:
+    """The first places by pointer, and how many more there are."""
+    shown = ", ".join(f"{pointer}{place}" for place in places[:most])
+    more = len(places) - most
+    return f"{shown} and {more} more" if more > 0 else shown
+
+
+class _Place:
+    """Leads a problem of an image back to the field that the caller wrote."""
+
+    def __init__(self, job: SubmitJob, position: int) -> None:
+        self._job = job
+        self._entry = job.prompts[position]
+        self._pointer = f"/prompts/{position}"
+
+    def of(self, problem: FieldProblem) -> FieldProblem:
+        """The same problem, with a pointer into the body."""
+        name = problem.pointer.removeprefix("/")
+        if isinstance(self._entry, str) and name == "prompt":
+            return replace(problem, pointer=self._pointer)
+        if isinstance(self._entry, PromptItem) and _gives(self._entry, name):
+            return replace(problem, pointer=f"{self._pointer}/{name}")
+        if _gives(self._job, name):
+            return replace(problem, pointer=f"/{name}")
+        return replace(problem, pointer=self._pointer)
+
+
+def _gives(settings: ImageSettings, name: str) -> bool:
+    return getattr(settings, name, None) is not None
+
+
+def _as_item(entry: str | PromptItem) -> PromptItem:
+    return PromptItem(prompt=entry) if isinstance(entry, str) else entry
+
+
+def _request(entry: PromptItem, job: SubmitJob, model: Model) -> ImageRequest:
+    given = {name: _first(name, entry, job) for name in _INHERITED}
+    open_names = [name for name, value in given.items() if value is None]
+    unknown = [name for name in open_names if name in model.unset]
+    if unknown:
+        raise NotReady(
+            f"no worker has read the model {model.name!r} yet, so its default "
+            f"{', '.join(unknown)} isn't known; set it, or try again later"
+        )
+    return ImageRequest(
+        model=model.name,
+        prompt=entry.prompt,
+        seed=0,
+        format=job.format,
+        reproducible=job.reproducible,
+        **{**given, **{name: getattr(model.defaults, name) for name in open_names}},
+    )
+
+
+def _card_problems(request: ImageRequest, card: Card | None) -> list[FieldProblem]:
+    """What the loaded model turned out not to take."""
+    if card is None:
+        return []
+    found = []
+    multiple = card.get("multiple")
+    if isinstance(multiple, int) and multiple > 1:
+        found += [
+            FieldProblem(f"/{name}", f"{name} must be a multiple of {multiple}")
+            for name in ("width", "height")
+            if getattr(request, name) % multiple
+        ]
+    sizes = card.get("sizes")
+    if sizes and [request.width, request.height] not in [list(size) for size in sizes]:
+        known = ", ".join(f"{width}x{height}" for width, height in sizes)
+        detail = f"{request.model} makes only {known}: its pipeline changes other sizes"
+        found.append(FieldProblem("/width", detail))
+    return found
+
+
+def _too_many(total: int, model: Model) -> FieldProblem:
+    limit = model.limits.max_prompts
+    return FieldProblem(
+        "/prompts", f"ask for {total} images; a job of {model.name} has at most {limit}"
+    )
+
+
+def _too_long(size: int) -> FieldProblem:
+    return FieldProblem(
+        "/prompts",
+        f"prompts and negative prompts of all images, each copy counted, have {size} bytes of "
+        f"JSON; a job has at most {MAX_TEXT_BYTES}",
+    )
+
+
+def _refused(found: list[FieldProblem]) -> InvalidRequest:
+    count = len(found)
+    return InvalidRequest(
+        f"{count} field{'' if count == 1 else 's'} cannot be accepted", tuple(found)
+    )

@@ -1,0 +1,1 @@
+"""Worker processes: where each one runs, how it is wired, who restarts it."""
