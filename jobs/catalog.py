@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import get_args
 
 from jobs.errors import ConfigurationError, FieldProblem, UnknownModel
-from jobs.request import MAX_SEED, ImageFormat, ImageRequest
+from jobs.request import MAX_PROMPT_CHARACTERS, MAX_SEED, ImageFormat, ImageRequest
 from jobs.toml_table import Entry
 
-MAX_PROMPT_CHARACTERS = 10_000
 SMALLEST_SIDE = 16
 """Shortest width or height in pixels."""
 

@@ -13,6 +13,11 @@ ImageFormat = Literal["png", "jpeg", "webp"]
 MAX_SEED = 2**53 - 1
 """The largest seed: the largest integer that every JSON reader keeps exact (RFC 8259, 6)."""
 
+MAX_PROMPT_CHARACTERS = 10_000
+
+MAX_COPIES = 10_000
+"""Copies of one prompt in one job, whatever a model allows."""
+
 
 @dataclass(frozen=True, slots=True)
 class ImageRequest:
@@ -40,11 +45,6 @@ class ImageRequest:
     def pixels(self) -> int:
         """Width times height: what one forward pass over the image costs, in pixels."""
         return self.width * self.height
-
-    @property
-    def cost(self) -> float:
-        """The whole image's work in megapixel-steps; fair shares are counted in it."""
-        return self.pixels * self.steps / 1e6
 
     def to_json(self) -> str:
         """Compact JSON of all fields, as kept in Redis."""

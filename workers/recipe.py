@@ -21,6 +21,7 @@ import torch
 from PIL import ExifTags, Image, PngImagePlugin
 
 from jobs.catalog import Model
+from jobs.fields import FIELDS
 from jobs.request import ImageFormat, ImageRequest
 from pipelines.pixels import check_pixels
 from pipelines.seam import Card, Sample
@@ -89,12 +90,25 @@ class Recipe:
         lines = [r.prompt]
         if r.negative_prompt:
             lines.append(f"Negative prompt: {r.negative_prompt}")
-        lines.append(
-            f"Steps: {r.steps}, Sampler: {self.scheduler}, CFG scale: {r.guidance_scale:g}, "
-            f"Seed: {r.seed}, Size: {r.width}x{r.height}, Model: {r.model}, "
-            f"Version: imagemill {self.versions['imagemill']}"
-        )
+        labelled = {
+            field.label: getattr(r, name)
+            for name, field in FIELDS.items()
+            if field.label and field.kind is not str
+        }
+        settings = {
+            "Steps": labelled.pop("Steps"),  # A1111's readers find the settings by this first word
+            "Sampler": self.scheduler,
+            **labelled,
+            "Size": f"{r.width}x{r.height}",
+            "Model": r.model,
+            "Version": f"imagemill {self.versions['imagemill']}",
+        }
+        lines.append(", ".join(f"{label}: {_short(value)}" for label, value in settings.items()))
         return "\n".join(lines)
+
+
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 @cache  # reading packages' metadata costs two milliseconds

@@ -11,6 +11,7 @@ import typer
 
 from imagemill.commands import complete
 from imagemill.terminal.detect import Pictures
+from jobs.fields import FIELDS
 
 if TYPE_CHECKING:
     from imagemill.commands.prompts import Prompt
@@ -27,15 +28,22 @@ Model = Annotated[
     str | None,
     typer.Option(help="Default: the catalog's first.", autocompletion=complete.models),
 ]
-Width = Annotated[int | None, typer.Option(help="Pixels.")]
-Height = Annotated[int | None, typer.Option(help="Pixels.")]
-Steps = Annotated[int | None, typer.Option(help="Denoising steps.")]
-GuidanceScale = Annotated[float | None, typer.Option(help="How strictly to follow the prompt.")]
-NegativePrompt = Annotated[str | None, typer.Option(help="What the pictures should not show.")]
-Seed = Annotated[int | None, typer.Option(help="Drawn at random when left out.")]
-Copies = Annotated[int | None, typer.Option("--n", "-n", help="Images of each prompt.")]
-Priority = Annotated[int | None, typer.Option(help="0 to 9; 9 goes first.")]
-Format = Annotated[str | None, typer.Option(help="png, jpeg or webp.")]
+
+
+def _option(name: str, *short: str) -> Any:
+    """The flag of a request field, with its help text from the table."""
+    return typer.Option(FIELDS[name].flag, *short, help=FIELDS[name].help)
+
+
+Width = Annotated[int | None, _option("width")]
+Height = Annotated[int | None, _option("height")]
+Steps = Annotated[int | None, _option("steps")]
+GuidanceScale = Annotated[float | None, _option("guidance_scale")]
+NegativePrompt = Annotated[str | None, _option("negative_prompt")]
+Seed = Annotated[int | None, _option("seed")]
+Copies = Annotated[int | None, _option("n", "-n")]
+Priority = Annotated[int | None, _option("priority")]
+Format = Annotated[str | None, _option("format")]
 Fast = Annotated[
     bool, typer.Option("--fast", help="Give up bit-equal pictures from run to run, for speed.")
 ]
@@ -73,18 +81,8 @@ Resume = Annotated[
 TITLE_LENGTH = 80
 """Characters of a title that nobody gave; as on the page."""
 
-SETTINGS = (
-    "width",
-    "height",
-    "steps",
-    "guidance_scale",
-    "negative_prompt",
-    "seed",
-    "n",
-    "priority",
-    "format",
-)
-"""Flags that are called as their fields are."""
+SETTINGS = tuple(name for name, field in FIELDS.items() if field.kind is not bool)
+"""Flags that have the name of their field; `--fast` is `reproducible` turned off."""
 
 OWN = (*SETTINGS, "fast", "webhook", "metadata", "model", "title", "idempotency_key")
 """Flags of that which a resumed job has of its own."""

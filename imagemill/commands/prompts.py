@@ -14,17 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from imagemill.client.errors import InvalidInput
-
-FIELDS: dict[str, type] = {
-    "negative_prompt": str,
-    "seed": int,
-    "width": int,
-    "height": int,
-    "steps": int,
-    "guidance_scale": float,
-    "n": int,
-}
-"""What a prompt may carry beside its text, in a JSONL object or a CSV column."""
+from jobs.fields import FIELDS, PER_PROMPT
 
 SHOWN_PROBLEMS = 20
 
@@ -150,7 +140,7 @@ def _from_json(line: str, source: str) -> Prompt:
 
 
 def _from_value(value: Any, source: str) -> Prompt:
-    """A JSON string, or an object with `prompt` and any of FIELDS; null means not given."""
+    """A JSON string, or an object with `prompt` and any of PER_PROMPT; null means not given."""
     if isinstance(value, str):
         value = {"prompt": value}
     if not isinstance(value, dict):
@@ -231,6 +221,6 @@ _NAMES: dict[type, str] = {str: "a text", int: "a whole number", float: "a numbe
 
 
 def _wanted(key: str) -> type:
-    if key not in FIELDS:
-        raise _Bad(f"unknown field `{key}`; known: prompt, {', '.join(FIELDS)}")
-    return FIELDS[key]
+    if key not in PER_PROMPT:
+        raise _Bad(f"unknown field `{key}`; known: prompt, {', '.join(PER_PROMPT)}")
+    return FIELDS[key].kind

@@ -7,27 +7,14 @@ it is believed before it is checked.
 import json
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
 from imagemill.client.errors import NoRecipe
+from jobs.fields import FIELDS, PROMPT
 from jobs.recipe import description
-from jobs.request import ImageFormat, ImageRequest
-
-_TYPES: dict[str, type | tuple[type, ...]] = {
-    "model": str,
-    "prompt": str,
-    "seed": int,
-    "width": int,
-    "height": int,
-    "steps": int,
-    "guidance_scale": (int, float),
-    "negative_prompt": (str, type(None)),
-    "format": str,
-    "reproducible": bool,
-}
-"""What each field of a request must be in a recipe."""
+from jobs.request import ImageRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +78,6 @@ def _checked(path: Path, value: dict[str, Any]) -> Recipe:
 
 
 def _is_right(name: str, value: Any) -> bool:
-    wanted = _TYPES[name]
-    if name == "format":
-        return value in get_args(ImageFormat)
-    return isinstance(value, wanted) and (wanted is bool or not isinstance(value, bool))
+    if name == "model":
+        return isinstance(value, str)
+    return {"prompt": PROMPT, **FIELDS}[name].accepts(value)

@@ -26,11 +26,10 @@ from imagemill.terminal import show
 from imagemill.terminal.interrupts import Interrupted, Interrupts
 from imagemill.terminal.progress import Bar, Lines
 from jobs.errors import ImageFailed, ImagemillError
+from jobs.fields import PER_JOB
 from jobs.job import State
 
 CANCEL_PATIENCE = 5.0
-JOB_FIELDS = ("model", "format", "reproducible")
-"""The parts of a request that a job says once for all its prompts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,10 +119,10 @@ class Replay:
         where = (self._server, self._data, self._models)
         view = self._view
         with server_for(*where, view.say, view.note, interrupts) as (client, is_private):
-            fields = asdict(recipe.request)
-            own = {name: fields.pop(name) for name in JOB_FIELDS}
-            prompt = {name: value for name, value in fields.items() if value is not None}
-            job = client.submit(own.pop("model"), [prompt], **own).raw
+            fields = {k: v for k, v in asdict(recipe.request).items() if v is not None}
+            model = fields.pop("model")
+            per_job = {name: fields.pop(name) for name in PER_JOB if name in fields}
+            job = client.submit(model, [fields], **per_job).raw
             self._view.say(f"job {job['id']}: {self._file} once more")
             saved = Saved(folder)
             job = self._follow(client, job, saved, interrupts, is_private)

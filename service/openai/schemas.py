@@ -9,9 +9,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field
 
 from jobs.errors import FieldProblem
+from jobs.fields import PER_PROMPT
 from jobs.request import ImageFormat
 from service.openai.usage import Usage
-from service.submit.schemas import ImageSettings, Prompt, SubmitJob
+from service.submit.schemas import ImageSettings, Prompt, SubmitJob, bounds
 
 _SIZE = r"^(auto|[1-9][0-9]{1,4}x[1-9][0-9]{1,4})$"
 
@@ -31,10 +32,8 @@ class GenerateImages(ImageSettings):
     output_format: ImageFormat | None = None
     stream: bool | None = None
     partial_images: Annotated[int | None, Field(ge=0, le=3)] = None
-    priority: Annotated[
-        int | None, Field(ge=0, le=9, description="Default: 5, or the key's highest below.")
-    ] = None
-    reproducible: bool = True
+    priority: Annotated[int | None, bounds("priority")] = None
+    reproducible: Annotated[bool, bounds("reproducible")] = True
     user: Annotated[str | None, Field(max_length=500)] = None
     quality: Literal["auto", "standard"] | None = None
     background: Literal["auto", "opaque"] | None = None
@@ -42,10 +41,7 @@ class GenerateImages(ImageSettings):
 
     def as_job(self, default_model: str) -> SubmitJob:
         """The same as a job of one prompt."""
-        given: dict[str, Any] = {
-            name: getattr(self, name)
-            for name in ("negative_prompt", "seed", "steps", "guidance_scale", "width", "height")
-        }
+        given: dict[str, Any] = {name: getattr(self, name) for name in PER_PROMPT}
         if self.size not in (None, "auto"):
             given["width"], given["height"] = map(int, str(self.size).split("x"))
         if self.priority is not None:  # else it is the caller's own
@@ -53,7 +49,6 @@ class GenerateImages(ImageSettings):
         return SubmitJob(
             model=self.model or default_model,
             prompts=[self.prompt],
-            n=self.n,
             format=self.output_format or "png",
             reproducible=self.reproducible,
             metadata={"user": self.user} if self.user else {},

@@ -15,6 +15,7 @@ from PIL import Image, ImageOps
 from starlette.types import Receive, Scope, Send
 from zipstream import ZIP_STORED, ZipStream
 
+from jobs.fields import PER_IMAGE
 from jobs.job import ImageResult, ImageView, Job
 from jobs.recipe import recipe_of
 
@@ -101,13 +102,7 @@ def _manifest_entry(image: ImageView, path: Path | None) -> dict[str, Any]:
         "index": image.index,
         "file": file_name(image.index, result) if path and result else None,
         "state": image.state,
-        "prompt": request.prompt,
-        "negative_prompt": request.negative_prompt,
-        "seed": request.seed,
-        "width": request.width,
-        "height": request.height,
-        "steps": request.steps,
-        "guidance_scale": request.guidance_scale,
+        **{name: getattr(request, name) for name in PER_IMAGE},
         "sha256": result.sha256 if result else None,
         "error": image.error,
         "recipe": recipe_of(path) if path else None,

@@ -6,6 +6,7 @@ Knows the shapes of the answers and the routes' paths; reads no store.
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
+from jobs.fields import IN_REQUEST
 from jobs.job import ImageView, Job, State
 from service.submit.schemas import CountsView, ImageItem, JobSummary, JobUrls, JobView
 
@@ -80,15 +81,7 @@ def image_item(job_id: str, image: ImageView, links: Links) -> ImageItem:
     return ImageItem(
         index=image.index,
         state=image.state,
-        prompt=request.prompt,
-        negative_prompt=request.negative_prompt,
-        seed=request.seed,
-        width=request.width,
-        height=request.height,
-        steps=request.steps,
-        guidance_scale=request.guidance_scale,
-        format=request.format,
-        reproducible=request.reproducible,
+        **{name: getattr(request, name) for name in IN_REQUEST},
         # some schedulers take more forward passes than they are asked for steps
         step=request.steps if image.state is State.SUCCEEDED else min(image.step, request.steps),
         attempts=image.attempts,

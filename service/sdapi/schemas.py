@@ -10,12 +10,12 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
 
 from jobs.errors import FieldProblem
-from jobs.request import MAX_SEED
-from service.submit.schemas import MAX_COPIES, NegativePrompt, Prompt, Side, SubmitJob
+from jobs.fields import FIELDS, PER_PROMPT
+from jobs.request import MAX_COPIES, MAX_SEED
+from service.submit.schemas import NegativePrompt, Prompt, Side, SubmitJob, bounds
 
-_FIELDS = {
-    "n": "batch_size",
-    "guidance_scale": "cfg_scale",
+_NAMES = {
+    **{field.name: field.a1111 for field in FIELDS.values() if field.a1111},
     "prompts": "prompt",
     "model": "override_settings",
 }
@@ -40,11 +40,11 @@ class TextToImage(BaseModel):
     prompt: Prompt
     negative_prompt: NegativePrompt | None = None
     seed: Annotated[int, Field(ge=-1, le=MAX_SEED)] | None = None
-    steps: Annotated[int, Field(ge=1, le=100_000)] | None = None
-    cfg_scale: Annotated[float, Field(ge=0, le=1000)] | None = None
+    steps: Annotated[int, bounds("steps")] | None = None
+    cfg_scale: Annotated[float, bounds("guidance_scale")] | None = None
     width: Side | None = None
     height: Side | None = None
-    batch_size: Annotated[int, Field(ge=1, le=MAX_COPIES)] | None = None
+    batch_size: Annotated[int, bounds("n")] | None = None
     n_iter: Annotated[int, Field(ge=1, le=MAX_COPIES)] | None = None
     override_settings: dict[str, JsonValue] | None = None
     send_images: bool = True
@@ -68,17 +68,14 @@ class TextToImage(BaseModel):
     def as_job(self, default_model: str) -> SubmitJob:
         """The same as a job of one prompt. Raises ValidationError."""
         checkpoint: Any = (self.override_settings or {}).get("sd_model_checkpoint")
+        given = {name: getattr(self, a1111) for name in PER_PROMPT if (a1111 := FIELDS[name].a1111)}
+        given["seed"] = None if self.seed == -1 else self.seed
+        given["n"] = (self.batch_size or 1) * (self.n_iter or 1)
         return SubmitJob(
             model=default_model if checkpoint is None else checkpoint,
             prompts=[self.prompt],
-            negative_prompt=self.negative_prompt,
-            seed=None if self.seed == -1 else self.seed,
-            steps=self.steps,
-            guidance_scale=self.cfg_scale,
-            width=self.width,
-            height=self.height,
-            n=(self.batch_size or 1) * (self.n_iter or 1),
             metadata={"api": "sdapi"},
+            **given,
         )
 
     def field_of(self, problem: FieldProblem) -> FieldProblem:
@@ -86,7 +83,7 @@ class TextToImage(BaseModel):
         name = problem.pointer.split("/")[1] if problem.pointer else ""
         if problem.pointer == "/prompts":
             name = "n"
-        return FieldProblem(f"/{_FIELDS.get(name, name)}", problem.detail)
+        return FieldProblem(f"/{_NAMES.get(name, name)}", problem.detail)
 
 
 class Pictures(BaseModel):

@@ -19,12 +19,9 @@ from pydantic import (
     Tag,
 )
 
-from jobs.catalog import MAX_PROMPT_CHARACTERS
+from jobs.fields import FIELDS, PROMPT
 from jobs.job import State
-from jobs.request import MAX_SEED, ImageFormat
-
-MAX_COPIES = 10_000
-"""Copies of one prompt in one job, whatever a model allows."""
+from jobs.request import ImageFormat
 
 MAX_METADATA_BYTES = 16 * 2**10
 
@@ -68,11 +65,18 @@ def _storable(metadata: dict[str, JsonValue]) -> dict[str, JsonValue]:
     return metadata
 
 
+def bounds(name: str, **overrides: Any) -> Any:
+    """The pydantic `Field` of a number or a flag: bounds and help text from the table."""
+    field = FIELDS[name]
+    facts = {"ge": field.minimum, "le": field.maximum, "description": field.help}
+    return Field(**facts | overrides)
+
+
 Prompt = Annotated[
     str,
     Field(
-        min_length=1,
-        max_length=MAX_PROMPT_CHARACTERS,
+        min_length=PROMPT.minimum,
+        max_length=PROMPT.maximum,
         json_schema_extra={"pattern": r"^[^\u0000]*[^\u0000\s][^\u0000]*$"},  # nor blank
     ),
     AfterValidator(_without_nul),
@@ -80,13 +84,13 @@ Prompt = Annotated[
 NegativePrompt = Annotated[
     str,
     Field(
-        max_length=MAX_PROMPT_CHARACTERS,
-        description="What the picture should not show.",
+        max_length=FIELDS["negative_prompt"].maximum,
+        description=FIELDS["negative_prompt"].help,
         json_schema_extra={"pattern": r"^[^\u0000]*$"},
     ),
     AfterValidator(_without_nul),
 ]
-Side = Annotated[int, Field(ge=16, le=65536, description="Pixels.")]
+Side = Annotated[int, bounds("width")]
 
 
 class Input(BaseModel):
@@ -99,23 +103,12 @@ class ImageSettings(Input):
     """How to draw an image; what is left out comes from the job, then from the catalog."""
 
     negative_prompt: NegativePrompt | None = None
-    seed: Annotated[
-        int | None,
-        Field(
-            ge=0,
-            le=MAX_SEED,
-            description="Seed of the first copy, the k-th copy gets seed + k; drawn when left out.",
-        ),
-    ] = None
+    seed: Annotated[int | None, bounds("seed")] = None
     width: Side | None = None
     height: Side | None = None
-    steps: Annotated[int | None, Field(ge=1, le=100_000, description="Denoising steps.")] = None
-    guidance_scale: Annotated[
-        float | None, Field(ge=0, le=1000, description="How strictly to follow the prompt.")
-    ] = None
-    n: Annotated[
-        int | None, Field(ge=1, le=MAX_COPIES, description="Copies of each prompt; default 1.")
-    ] = None
+    steps: Annotated[int | None, bounds("steps")] = None
+    guidance_scale: Annotated[float | None, bounds("guidance_scale")] = None
+    n: Annotated[int | None, bounds("n")] = None
 
 
 class PromptItem(ImageSettings):
@@ -183,13 +176,9 @@ class SubmitJob(ImageSettings):
             f"images, each copy counted, have at most {MAX_TEXT_BYTES} bytes of JSON.",
         ),
     ]
-    priority: Annotated[
-        int, Field(ge=0, le=9, description="9 goes first; no more than the key's, when not given.")
-    ] = 5
-    format: ImageFormat = "png"
-    reproducible: Annotated[
-        bool, Field(description="The same bits whatever runs beside the image, for some speed.")
-    ] = True
+    priority: Annotated[int, bounds("priority")] = 5
+    format: Annotated[ImageFormat, bounds("format")] = "png"
+    reproducible: Annotated[bool, bounds("reproducible")] = True
     webhook: Webhook | None = None
     metadata: Annotated[
         dict[str, JsonValue],

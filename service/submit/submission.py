@@ -13,6 +13,7 @@ from typing import Any
 from jobs.catalog import Model, problems
 from jobs.defaults import as_published
 from jobs.errors import FieldProblem, InvalidRequest
+from jobs.fields import FROM_MODEL
 from jobs.request import MAX_SEED, ImageRequest
 from service.http.errors import NotReady
 from service.submit.schemas import MAX_TEXT_BYTES, ImageSettings, PromptItem, SubmitJob
@@ -20,7 +21,6 @@ from service.submit.schemas import MAX_TEXT_BYTES, ImageSettings, PromptItem, Su
 Card = Mapping[str, Any]
 
 _ENCODE = json.JSONEncoder(ensure_ascii=False).encode
-_INHERITED = ("width", "height", "steps", "guidance_scale", "negative_prompt")
 
 
 def draw_seed() -> int:
@@ -174,7 +174,7 @@ def _as_item(entry: str | PromptItem) -> PromptItem:
 
 
 def _request(entry: PromptItem, job: SubmitJob, model: Model) -> ImageRequest:
-    given = {name: _first(name, entry, job) for name in _INHERITED}
+    given = {name: _first(name, entry, job) for name in FROM_MODEL}
     open_names = [name for name, value in given.items() if value is None]
     unknown = [name for name in open_names if name in model.unset]
     if unknown:

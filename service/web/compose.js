@@ -2,6 +2,7 @@
 
 import { $, announce, plural, say } from "./dom.js";
 import { Problem, submit } from "./api.js";
+import { imageFields, jobFields } from "./fields.js";
 
 const SHAPES = [[1, 1], [4, 3], [3, 4], [16, 9], [9, 16]];
 const FIELDS = { width: "size", height: "size", n: "copies", guidance_scale: "guidance", negative_prompt: "negative" };
@@ -205,11 +206,13 @@ function clearError(field) {
 
 /** The body that makes these images of a job again, seeds and all. */
 export function recipeOf(images, job) {
-  const prompts = images.map(({ prompt, negative_prompt, seed, width, height, steps, guidance_scale }) => ({
-    prompt, negative_prompt, seed, width, height, steps, guidance_scale,
-  }));
-  const [{ format, reproducible, prompt: first }] = images; // a job says these once for all
-  const title = job.metadata.title ?? [...first].slice(0, TITLE_LENGTH).join("");
-  return { model: job.model, prompts, format, reproducible, priority: job.priority, metadata: { title } };
+  const title = job.metadata.title ?? [...images[0].prompt].slice(0, TITLE_LENGTH).join("");
+  return {
+    model: job.model,
+    prompts: images.map(imageFields),
+    ...jobFields(images[0]),
+    priority: job.priority,
+    metadata: { title },
+  };
 }
 

@@ -2,6 +2,7 @@
 
 import { $, announce, copy, duration, make, say, toast } from "./dom.js";
 import { get, imagePath, reasonOf } from "./api.js";
+import { imageFields, jobFields } from "./fields.js";
 import { download } from "./downloads.js";
 import { Picture } from "./picture.js";
 
@@ -143,8 +144,7 @@ export class Recipe {
 
 /** What a recipe will say in any case, under its names. */
 function known(image, { model }) {
-  const { prompt, seed, width, height, steps, guidance_scale, negative_prompt, format, reproducible } = image;
-  return { model, prompt, seed, width, height, steps, guidance_scale, negative_prompt, format, reproducible };
+  return { model, ...imageFields(image), ...jobFields(image) };
 }
 
 /** What became of the image, which no recipe tells. */

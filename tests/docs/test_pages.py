@@ -54,7 +54,7 @@ def test_no_page_names_a_variable_that_nobody_reads(page):
 
 @pytest.mark.parametrize("name", sorted(OF_THE_CLIENT))
 def test_the_clients_variables_are_read(name):
-    assert any(name in path.read_text() for path in (ROOT / "imagemill").glob("*.py"))
+    assert any(name in path.read_text() for path in (ROOT / "imagemill").rglob("*.py"))
 
 
 def test_every_route_is_described_and_no_other(routes):

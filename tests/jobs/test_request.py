@@ -32,6 +32,5 @@ def test_json_keeps_every_field(asked: ImageRequest) -> None:
     assert ImageRequest.from_json(body) == asked
 
 
-def test_cost_is_megapixel_steps() -> None:
-    asked = request(width=1000, height=500, steps=4)
-    assert (asked.pixels, asked.cost) == (500_000, 2.0)
+def test_pixels_are_width_times_height() -> None:
+    assert request(width=1000, height=500, steps=4).pixels == 500_000
