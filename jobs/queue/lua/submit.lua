@@ -1,38 +1,71 @@
--- Make a job of requests, whole or not at all; the same Idempotency-Key again finds the same job.
+-- Make a job of requests, whole or not at all. The same Idempotency-Key finds the same job again.
 --
--- ARGV: 1 digest of tenant and Idempotency-Key   2 body hash   3 lifetime of 1 and 2, ms
---       4 random part of the id   5 tenant   6 model   7 priority   8 weight
---       9 quota, images   10 keep, ms   11 max attempts   12 max stalls   13 metadata   14 spec
---       15 steps of all images   16 mean cost, pixel-steps   17 traceparent, or ''
---       18... "WIDTH HEIGHT STEPS\n" + JSON
+-- ARGV: the values listed in `argument` below, then one "WIDTH HEIGHT STEPS\n" + JSON per image.
 -- Returns {'created' | 'found', id}, {'mismatch', id} or {'quota', unfinished images}.
+--
+-- Writes                      what                                         expires
+--   job:<id>                  hash: the job's record, written back by every move    with the job
+--   job:<id>:requests         list: the requests, never written again               with the job
+--   once:<digest>             hash: job id and body hash                     after once_ms
+--   jobs:<tenant>             zset: the tenant's jobs by time                90 days after its last job ends
+--   quota                     hash: + images of the tenant                   never; falls as images finish
+--   ready, fair, load, depth, times, bell   the job's place in the fair order (order.lua)
+--                                                                            when nothing is ready
+--   events                    stream: one entry                              trimmed to 100,000
+-- "With the job" means keep_ms and a day after the job ends (prelude.lua, begin_to_expire), or
+-- earlier, when the collector has removed the job's files.
 
-local CHUNK = 1000 -- values that one call may unpack
-local once = key('once', ARGV[1])
+local CHUNK = 1000 -- Lua's unpack takes no more values than this safely
+local FIXED = 17   -- values before the requests
+
+local argument = {
+  once_digest = ARGV[1],        -- of tenant and Idempotency-Key
+  body_hash = ARGV[2],
+  once_ms = ARGV[3],
+  id_suffix = ARGV[4],          -- random part of the job's id
+  tenant = ARGV[5],
+  model = ARGV[6],
+  priority = ARGV[7],
+  weight = ARGV[8],
+  quota = tonumber(ARGV[9]),    -- unfinished images that the tenant may have
+  keep_ms = ARGV[10],
+  max_attempts = ARGV[11],
+  max_stalls = ARGV[12],
+  metadata = ARGV[13],
+  spec = ARGV[14],
+  steps_total = ARGV[15],
+  mean_cost = ARGV[16],         -- pixel-steps
+  traceparent = ARGV[17],       -- or ''
+}
+
+local once = key('once', argument.once_digest)
 local known = redis.call('HMGET', once, 'job', 'body')
 if known[1] and redis.call('EXISTS', key('job', known[1])) == 1 then
-  return {known[2] == ARGV[2] and 'found' or 'mismatch', known[1]}
+  return {known[2] == argument.body_hash and 'found' or 'mismatch', known[1]}
 end
 
-local total = #ARGV - 17
-local unfinished = tonumber(redis.call('HGET', key('quota'), ARGV[5]) or 0)
-if unfinished + total > tonumber(ARGV[9]) then return {'quota', unfinished} end
+local total = #ARGV - FIXED
+local unfinished = tonumber(redis.call('HGET', key('quota'), argument.tenant) or 0)
+if unfinished + total > argument.quota then return {'quota', unfinished} end
 
-local id = string.format('%013x%s', MICROSECONDS, ARGV[4])
-for first = 18, #ARGV, CHUNK do
+local id = string.format('%013x%s', MICROSECONDS, argument.id_suffix)
+for first = FIXED + 1, #ARGV, CHUNK do
   local last = math.min(first + CHUNK - 1, #ARGV)
   redis.call('RPUSH', key('requests', id), unpack(ARGV, first, last))
 end
 redis.call('HSET', key('job', id),
-  'tenant', ARGV[5], 'model', ARGV[6], 'priority', ARGV[7], 'weight', ARGV[8], 'state', '',
-  'keep', ARGV[10], 'max_attempts', ARGV[11], 'max_stalls', ARGV[12],
-  'metadata', ARGV[13], 'spec', ARGV[14], 'steps_total', ARGV[15], 'steps_done', 0,
-  'cost', ARGV[16], 'trace', ARGV[17], 'created', NOW, 'version', 0, 'total', total, 'next', 0, 'waiting', 0,
+  'tenant', argument.tenant, 'model', argument.model, 'priority', argument.priority,
+  'weight', argument.weight, 'state', '', 'keep', argument.keep_ms,
+  'max_attempts', argument.max_attempts, 'max_stalls', argument.max_stalls,
+  'metadata', argument.metadata, 'spec', argument.spec,
+  'steps_total', argument.steps_total, 'steps_done', 0, 'cost', argument.mean_cost,
+  'trace', argument.traceparent, 'created', NOW, 'version', 0,
+  'total', total, 'next', 0, 'waiting', 0,
   'queued', total, 'running', 0, 'succeeded', 0, 'failed', 0, 'cancelled', 0)
-redis.call('HSET', once, 'job', id, 'body', ARGV[2])
-redis.call('PEXPIRE', once, ARGV[3])
-redis.call('ZADD', key('jobs', ARGV[5]), MICROSECONDS, id)
-change_quota(ARGV[5], total)
+redis.call('HSET', once, 'job', id, 'body', argument.body_hash)
+redis.call('PEXPIRE', once, argument.once_ms)
+redis.call('ZADD', key('jobs', argument.tenant), MICROSECONDS, id)
+change_quota(argument.tenant, total)
 
 local job = job_of(id)
 job.changed = true
