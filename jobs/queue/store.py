@@ -1,8 +1,8 @@
 """The queue: what is written, in which atomic step, and what each step promises.
 
-Every method that changes anything runs one script of `jobs/queue/lua`, whole or not at all, which checks
-by its token that the caller still owns what it changes, and which may be repeated when its reply
-got lost. All times are the server's. The reading half is `jobs/queue/reader.py`, the key names are in
+Every method that changes anything runs one script of `jobs/queue/lua`, whole or not at all. The
+script checks by its token that the caller still owns what it changes, and it may be repeated if its
+reply got lost. All times are the server's. Reads are in `jobs/queue/reader.py`, key names in
 `jobs/queue/keys.py`. Knows nothing of models, pixels, files or HTTP.
 """
 

@@ -1,1 +1,1 @@
-"""What every process needs: settings, logs, traces, a lifeline to its parent, the embedded server."""
+"""What every process needs: settings, logs, traces, a lifeline, the embedded queue server."""

@@ -1,9 +1,9 @@
 """Split: one copy of a model over several devices, or its stages in turn on one that is too small.
 
-The plan (`pipelines.planner.memory`) says where each component is. With `unload` the stages take turns:
-text encoders, denoiser and VAE are loaded when their verb is first called, the next one in the
-background where both fit, and unloaded when another needs the room. A backlog that is served phase
-by phase pays each load once. Knows no model's mathematics.
+The plan (`pipelines.planner.memory`) says where each component is. With `unload` the stages take
+turns: text encoders, denoiser and VAE are loaded when their verb is first called, the next one in
+the background if both fit, and unloaded when another needs the room. A backlog that is served phase
+by phase pays for each load once. Knows no model's mathematics.
 """
 
 from collections.abc import Callable

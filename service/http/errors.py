@@ -1,8 +1,8 @@
 """Errors as HTTP: one table from error class to status, and the two forms that answers take.
 
 Every answer that is not a success is a `Failure` first; it goes out as an RFC 9457 problem
-document, or in OpenAI's envelope on OpenAI's routes. `service/http/exception_handlers.py` decides which. Knows no
-route and no store.
+document, or in OpenAI's envelope on OpenAI's routes; `service/http/exception_handlers.py` decides
+which. Knows no route and no store.
 """
 
 import http

@@ -1,8 +1,8 @@
 """Counters and gauges for Prometheus: requests as they pass, the pool when it is scraped.
 
-Image outcomes and webhooks are counted since this process started. What is known of the queue and
-of the workers is read at each scrape (`service/metrics/pool.py`). One registry an application, so that
-several can live in one process.
+Image outcomes and webhooks are counted from the start of this process. The state of the queue and
+the workers is read at each scrape (`service/metrics/pool.py`). Each application has its own
+registry, so several can live in one process.
 """
 
 import time

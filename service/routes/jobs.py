@@ -1,8 +1,8 @@
 """Jobs: submit, look (and wait for news), list, cancel, retry, delete.
 
-A POST is validated in three places, in this order: `service/submit/schemas.py` (types and bounds of any
-model), the catalog (what this model allows), the card (what the loaded model turned out to take).
-Nothing is queued unless all three agree.
+A POST is validated in this order: `service/submit/schemas.py` (types, and bounds that hold for
+every model), the catalog (the model's limits), the card (what the loaded model can do), the latter
+two in `service/submit/submission.py`. Nothing is queued if anything is wrong.
 """
 
 import zlib
