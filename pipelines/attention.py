@@ -7,7 +7,7 @@ the fast kernels included; here it changes the denoiser alone.
 
 Some backends pick their kernel through torch's flags, which hold for the whole process. While one
 of them runs, attention on any other thread gets its kernel too: other bits, or an error. Such a
-backend is served with one thread at a time inside the models (`Placed.run_one_at_a_time`).
+backend is served with one thread at a time inside the models (`FamilyPipeline.run_one_at_a_time`).
 """
 
 import functools

@@ -88,7 +88,7 @@ def _serve(settings: ServiceSettings) -> None:
             log_config=None,
             access_log=False,
         )
-        server = _Server(config, app.state.mill.hub)
+        server = _Server(config, app.state.context.hub)
         lifeline.watch(lambda: setattr(server, "should_exit", True))
         _make_prompt()
         server.run()

@@ -17,7 +17,7 @@ from fastapi.middleware.cors import CORSMiddleware
 from jobs.catalog import Catalog
 from jobs.image_store import LocalImages
 from jobs.queue.store import Store
-from service.context import Mill
+from service.context import ServiceContext
 from service.documents import Documents
 from service.http import exception_handlers
 from service.http.auth import Gate, caller, caller_by_password
@@ -26,7 +26,7 @@ from service.http.request_id import NameRequests
 from service.keys import KeyRing
 from service.metrics.requests import CountRequests, Metrics
 from service.openai import batch_routes, file_routes, image_routes
-from service.openai.files import FileShelf
+from service.openai.files import FileStore
 from service.read.events import EventHub
 from service.read.views import Links
 from service.read.worker_cache import RecentCards, RecentWorkers
@@ -67,13 +67,13 @@ def create_app(
         docs_url=None,
         redoc_url=None,
     )
-    parts = Mill(
+    parts = ServiceContext(
         settings=settings,
         store=store,
         images=images,
         catalog=catalog,
         hub=EventHub(store),
-        files=FileShelf(settings.data / "files"),
+        files=FileStore(settings.data / "files"),
         batches=Documents(settings.data / "batches", "batch_"),
         links=Links(settings.public_url or ""),
         lengths=PromptLengths(settings.tokenizer_file),
@@ -86,8 +86,8 @@ def create_app(
     return app
 
 
-def _assemble(app: FastAPI, parts: Mill) -> None:
-    app.state.mill = parts
+def _assemble(app: FastAPI, parts: ServiceContext) -> None:
+    app.state.context = parts
     app.state.metrics = Metrics(parts.store, parts.hub)
     if parts.settings.cors_origins:
         app.add_middleware(
@@ -118,7 +118,7 @@ def _set_openapi(app: FastAPI, make: Callable[[], dict[str, object]]) -> None:
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
-    parts: Mill = app.state.mill
+    parts: ServiceContext = app.state.context
     parts.hub.start()
     sender = _webhooks(parts, app.state.metrics)
     sender.start()
@@ -129,7 +129,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         await anyio.to_thread.run_sync(sender.stop)
 
 
-def _webhooks(parts: Mill, metrics: Metrics) -> WebhookSender:
+def _webhooks(parts: ServiceContext, metrics: Metrics) -> WebhookSender:
     root, given = parts.settings.data / "webhooks", parts.settings.webhook_secret
     sender = WebhookSender(
         parts.store,

@@ -10,7 +10,7 @@ from jobs.image_store import LocalImages
 from jobs.queue.store import Store
 from service.documents import Documents
 from service.http.auth import Gate
-from service.openai.files import FileShelf
+from service.openai.files import FileStore
 from service.read.events import EventHub
 from service.read.standing import standstill
 from service.read.views import Links
@@ -20,7 +20,7 @@ from service.submit.prompt_length import PromptLengths
 
 
 @dataclass(frozen=True, slots=True)
-class Mill:
+class ServiceContext:
     """The parts of a running service."""
 
     settings: ServiceSettings
@@ -28,7 +28,7 @@ class Mill:
     images: LocalImages
     catalog: Catalog
     hub: EventHub
-    files: FileShelf
+    files: FileStore
     batches: Documents
     links: Links
     lengths: PromptLengths
@@ -53,10 +53,10 @@ class Mill:
         return self.settings.loopback and self.gate.is_open if told is None else told
 
 
-async def mill(request: Request) -> Mill:
+async def context(request: Request) -> ServiceContext:
     """The parts of the service that got the request; async, so that no thread is asked for them."""
-    found: Mill = request.app.state.mill
+    found: ServiceContext = request.app.state.context
     return found
 
 
-TheMill = Annotated[Mill, Depends(mill)]
+Context = Annotated[ServiceContext, Depends(context)]

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from jobs.catalog import Model
 from jobs.errors import ConfigurationError
 from pipelines.loading.checkpoint import Checkpoint
-from pipelines.placements.family_pipeline import Placed
+from pipelines.placements.family_pipeline import FamilyPipeline
 
 
 class Follower(Protocol):
@@ -20,7 +20,7 @@ class Follower(Protocol):
         """Follow until the leader says stop. Raises GroupLost when it is lost instead."""
 
 
-Placement = Callable[[Model, Checkpoint, str], Placed]
+Placement = Callable[[Model, Checkpoint, str], FamilyPipeline]
 Following = Callable[[Model, Checkpoint, str], Follower]
 
 PLACEMENTS = {

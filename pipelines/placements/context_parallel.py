@@ -40,7 +40,7 @@ from pipelines.loading.checkpoint import Checkpoint
 from pipelines.loading.quantization import check_plain
 from pipelines.out_of_memory import reports_out_of_memory
 from pipelines.placements import diffusers_patches
-from pipelines.placements.family_pipeline import Placed
+from pipelines.placements.family_pipeline import FamilyPipeline
 from pipelines.placements.group import Group, Handler, check_devices, check_world, follow, join
 from pipelines.placements.leader import FORWARD, Lead, Led, leading
 from pipelines.placements.plans import PLANS, Plan, by_name, some_rows
@@ -71,7 +71,7 @@ def _load(model: Model, checkpoint: Checkpoint, plan: Plan, group: Group) -> Led
     pipe = checkpoint.load(model)
     place = _place_whole(pipe, model, group.device)
     family = make_family(pipe, model.max_sequence_length)
-    transformer, alone = pipe.transformer, Placed(family)
+    transformer, alone = pipe.transformer, FamilyPipeline(family)
     if place == group.device:
         trial = partial(run_once, alone, model)
         choose_attention(transformer, model.attention_backend, place, trial)
@@ -265,7 +265,7 @@ class Share:
 class SizeCheck:
     """Refuses images whose tokens the group cannot split rightly."""
 
-    def __init__(self, model: Model, plan: Plan, placed: Placed) -> None:
+    def __init__(self, model: Model, plan: Plan, placed: FamilyPipeline) -> None:
         self.placed, self.plan = placed, plan
         self.degree = model.ring * model.ulysses
         self.unified = model.ring > 1 and model.ulysses > 1

@@ -30,7 +30,7 @@ T = TypeVar("T")
 log = structlog.get_logger(__name__)
 
 
-class Placed:
+class FamilyPipeline:
     """The seam's Pipeline around a family; what every placement does alike.
 
     `device` is the one that threads which call a verb shall take for the current one; None leaves

@@ -22,7 +22,7 @@ from jobs.errors import (
 from jobs.request import ImageRequest
 from pipelines.families.family import Family
 from pipelines.out_of_memory import is_out_of_memory
-from pipelines.placements.family_pipeline import Placed
+from pipelines.placements.family_pipeline import FamilyPipeline
 from pipelines.placements.group import Group, is_collective
 from pipelines.seam import Conditioning, Sample
 
@@ -97,7 +97,7 @@ class Lead(Facade):
             return self.share(*args, **kwargs)
 
 
-class Led(Placed):
+class Led(FamilyPipeline):
     """A family whose forward passes a group shares. `check` refuses what the group gets wrong."""
 
     def __init__(

@@ -31,7 +31,7 @@ from pipelines.loading.checkpoint import Checkpoint
 from pipelines.loading.quantization import check_plain
 from pipelines.out_of_memory import reports_out_of_memory
 from pipelines.placements import group as ranks
-from pipelines.placements.family_pipeline import Placed
+from pipelines.placements.family_pipeline import FamilyPipeline
 from pipelines.placements.group import (
     START_SECONDS,
     Group,
@@ -337,7 +337,7 @@ def _lead(model: Model, checkpoint: Checkpoint, plan: Plan, group: Group, line: 
     pipe = checkpoint.load(model, transformer=stage.module)
     family = make_family(reports_out_of_memory(pipe.to)(group.device), model.max_sequence_length)
     whole = load_streamed(plan_stages(model, checkpoint), group.device)
-    pipe.transformer, alone = Streamed(whole, group.device), Placed(family)
+    pipe.transformer, alone = Streamed(whole, group.device), FamilyPipeline(family)
     choose_attention(whole, model.attention_backend, group.device, partial(run_once, alone, model))
     references, backend = record(alone, model), backend_of(whole)
     head = Head(stage, group, line)

@@ -20,17 +20,17 @@ from pipelines.graphs import check_graphs, enable_graphs
 from pipelines.loading.checkpoint import Checkpoint
 from pipelines.loading.quantization import check_quantization, quantizers
 from pipelines.out_of_memory import reports_out_of_memory
-from pipelines.placements.family_pipeline import Placed
+from pipelines.placements.family_pipeline import FamilyPipeline
 
 
-def load_replica(model: Model, checkpoint: Checkpoint, device: str) -> Placed:
+def load_replica(model: Model, checkpoint: Checkpoint, device: str) -> FamilyPipeline:
     """Load everything onto `device`. Raises ModelUnavailable, ConfigurationError, OutOfMemory."""
     check_replica(model, checkpoint)
     use_device(torch.device(device))
     pipe = checkpoint.load(model, quantizers(model, checkpoint, device))
     move = reports_out_of_memory(pipe.to)
     family = make_family(move(device), model.max_sequence_length)
-    placed = Placed(family, device=torch.device(device))
+    placed = FamilyPipeline(family, device=torch.device(device))
     denoiser, trial = denoiser_of(pipe), partial(run_once, placed, model)
     choose_attention(denoiser, model.attention_backend, torch.device(device), trial)
     enable_cache(denoiser, model)

@@ -23,7 +23,7 @@ from pipelines.families.family import Family, Role
 from pipelines.loading.checkpoint import Checkpoint
 from pipelines.loading.quantization import check_quantization, quantizers, stored_method
 from pipelines.out_of_memory import is_out_of_memory
-from pipelines.placements.family_pipeline import Placed
+from pipelines.placements.family_pipeline import FamilyPipeline
 from pipelines.placements.residence import Residence, give_back
 from pipelines.placements.stage_loader import Turns
 from pipelines.placements.verify import compare, record, trials
@@ -40,7 +40,7 @@ SPARE = 0.95
 log = structlog.get_logger(__name__)
 
 
-def load_split(model: Model, checkpoint: Checkpoint, device: str) -> Placed:
+def load_split(model: Model, checkpoint: Checkpoint, device: str) -> FamilyPipeline:
     """The model on all of the entry's devices; see `devices_of`.
 
     Raises ModelUnavailable, ConfigurationError, OutOfMemory.
@@ -80,7 +80,7 @@ def load_split(model: Model, checkpoint: Checkpoint, device: str) -> Placed:
     return split
 
 
-class Split(Placed):
+class Split(FamilyPipeline):
     """A family whose weights are on several devices, or there in turn."""
 
     def __init__(self, family: Family, turns: Turns, device: torch.device, phased: bool) -> None:
@@ -251,7 +251,7 @@ def _verify(split: Split, model: Model, home: torch.device) -> None:
     skeleton = getattr(pipe, name)
     setattr(pipe, name, turns.streamed(name))
     try:
-        alone = Placed(split.plain, split.cache)
+        alone = FamilyPipeline(split.plain, split.cache)
         references = record(alone, model, torch.device(spread.main), home)
     finally:
         setattr(pipe, name, skeleton)

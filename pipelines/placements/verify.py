@@ -22,7 +22,7 @@ from jobs.catalog import Model
 from jobs.errors import ConfigurationError
 from jobs.request import ImageRequest
 from pipelines.loading.components import DENOISERS
-from pipelines.placements.family_pipeline import Placed
+from pipelines.placements.family_pipeline import FamilyPipeline
 from pipelines.placements.leader import Facade
 
 ROUNDINGS = 3.0
@@ -90,7 +90,7 @@ class Recorder(Facade):
 
 
 def record(
-    placed: Placed,
+    placed: FamilyPipeline,
     model: Model,
     place: torch.device | None = None,
     device: torch.device | None = None,
@@ -117,7 +117,7 @@ def record(
     return References(_request(placed, model), tuple(recorder.passes))
 
 
-def trials(placed: Placed, model: Model) -> list[ImageRequest]:
+def trials(placed: FamilyPipeline, model: Model) -> list[ImageRequest]:
     """The requests that `record` runs a step of."""
     guided = _request(placed, model)
     plain = replace(guided, guidance_scale=0.0)
@@ -182,7 +182,7 @@ def _round_again(_: torch.nn.Module, args: Any, output: torch.Tensor) -> None:
         part.mul_(1 + unit * (torch.rand_like(part, dtype=torch.float32) - 0.5))
 
 
-def _request(placed: Placed, model: Model) -> ImageRequest:
+def _request(placed: FamilyPipeline, model: Model) -> ImageRequest:
     """An image of the default size, on the grid; reproducible, which pads the most."""
     defaults, grid = model.defaults, placed.card.multiple
     return ImageRequest(

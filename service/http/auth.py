@@ -113,9 +113,9 @@ async def caller_by_password(
 
 
 def _admit(request: Request, shown: str | None) -> Caller:
-    gate: Gate = request.app.state.mill.gate
+    gate: Gate = request.app.state.context.gate
     if gate.is_open:
-        check_site(request, request.app.state.mill.settings)
+        check_site(request, request.app.state.context.settings)
     return gate.admit(shown)
 
 

@@ -33,7 +33,7 @@ def json_body(model: type[BodyModel]) -> Callable[[Request], Awaitable[BodyModel
     """
 
     async def read(request: Request) -> BodyModel:
-        raw = await read_bytes(request, request.app.state.mill.settings.max_body_bytes)
+        raw = await read_bytes(request, request.app.state.context.settings.max_body_bytes)
         if len(raw) <= SMALL_BODY_BYTES:
             return _validated(model, raw)
         return await anyio.to_thread.run_sync(_validated, model, raw)

@@ -13,7 +13,7 @@ from typing import Any
 
 from jobs.errors import ImagemillError, NotFound
 from jobs.job import ImageView, State
-from service.context import Mill
+from service.context import ServiceContext
 from service.http.errors import Gone, ImagesFailed, failure_of, openai_error
 from service.openai.answers import generated
 from service.openai.batch_input import PlannedLine, RefusedLine
@@ -31,7 +31,7 @@ class Outcome:
 
 
 def write_outcome(
-    mill: Mill,
+    context: ServiceContext,
     tenant: str,
     batch_id: str,
     jobs: Sequence[str],
@@ -46,16 +46,16 @@ def write_outcome(
     """
     counts = {True: 0, False: 0}
     with (
-        mill.files.adding(tenant, f"{batch_id}_output.jsonl", "batch_output") as good,
-        mill.files.adding(tenant, f"{batch_id}_error.jsonl", "batch_output") as bad,
+        context.files.adding(tenant, f"{batch_id}_output.jsonl", "batch_output") as good,
+        context.files.adding(tenant, f"{batch_id}_error.jsonl", "batch_output") as bad,
     ):
         bad_requests = ((False, _bad_request(line)) for line in refused)
-        for is_good, entry in chain(bad_requests, _entries(mill, jobs, lines, links, stopped)):
+        for is_good, entry in chain(bad_requests, _entries(context, jobs, lines, links, stopped)):
             counts[is_good] += 1
             (good if is_good else bad).target.write(json.dumps(entry).encode() + b"\n")
     for file, count in ((good, counts[True]), (bad, counts[False])):
         if not count:
-            mill.files.remove(tenant, file.id)
+            context.files.remove(tenant, file.id)
     return Outcome(
         good.id if counts[True] else None,
         bad.id if counts[False] else None,
@@ -71,25 +71,29 @@ def is_complete(line: PlannedLine, images: Sequence[ImageView]) -> bool:
 
 
 def _entries(
-    mill: Mill, jobs: Sequence[str], lines: Sequence[PlannedLine], links: Links, stopped: str
+    context: ServiceContext,
+    jobs: Sequence[str],
+    lines: Sequence[PlannedLine],
+    links: Links,
+    stopped: str,
 ) -> Iterator[tuple[bool, dict[str, Any]]]:
     for place, job_id in enumerate(jobs):
-        images = images_of(mill, job_id)
+        images = images_of(context, job_id)
         for line in lines:
             if line.job == place:
-                yield _entry(mill, job_id, line, images, links, stopped)
+                yield _entry(context, job_id, line, images, links, stopped)
 
 
-def images_of(mill: Mill, job_id: str) -> list[ImageView]:
+def images_of(context: ServiceContext, job_id: str) -> list[ImageView]:
     """A job's images; none when the job is gone."""
     try:
-        return mill.store.images(job_id)
+        return context.store.images(job_id)
     except NotFound:
         return []
 
 
 def _entry(
-    mill: Mill,
+    context: ServiceContext,
     job_id: str,
     line: PlannedLine,
     images: Sequence[ImageView],
@@ -99,7 +103,7 @@ def _entry(
     own = images[line.first : line.first + line.count]
     if is_complete(line, images):
         try:
-            answer = generated(mill.images, links, job_id, own, line.form)
+            answer = generated(context.images, links, job_id, own, line.form)
         except NotFound as error:
             return False, _line(line.custom_id, _failed(Gone(str(error))))
         return True, _line(

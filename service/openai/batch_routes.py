@@ -5,7 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.context import TheMill
+from service.context import Context
 from service.http.auth import AnyCaller
 from service.http.body import json_body, json_body_schema
 from service.http.openapi import openai_errors
@@ -34,22 +34,22 @@ class BatchPage(BaseModel):
 def create_batch(
     request: Request,
     body: Annotated[CreateBatch, Depends(json_body(CreateBatch))],
-    mill: TheMill,
+    context: Context,
     caller: AnyCaller,
 ) -> BatchView:
     """Queue every line of an uploaded file; a bad one fails alone, and is in the error file."""
-    base = mill.links.base or str(request.base_url).rstrip("/")
-    return batches.begin(mill, caller, body, base)
+    base = context.links.base or str(request.base_url).rstrip("/")
+    return batches.begin(context, caller, body, base)
 
 
 @router.get("/v1/batches", response_model=BatchList, responses=openai_errors(400, 503))
 def list_batches(
-    query: Annotated[BatchPage, Query()], mill: TheMill, caller: AnyCaller
+    query: Annotated[BatchPage, Query()], context: Context, caller: AnyCaller
 ) -> BatchList:
     """The caller's batches, newest first, a page at a time."""
-    ids = [found["id"] for found in mill.batches.all(caller.tenant)]
+    ids = [found["id"] for found in context.batches.all(caller.tenant)]
     page, has_more = page_of(ids, query.after, query.limit)
-    shown = [batches.look(mill, caller, one) for one in ids if one in page]
+    shown = [batches.look(context, caller, one) for one in ids if one in page]
     return BatchList(
         data=shown,
         has_more=has_more,
@@ -59,14 +59,14 @@ def list_batches(
 
 
 @router.get("/v1/batches/{batch_id}", response_model=BatchView, responses=openai_errors(404, 503))
-def get_batch(batch_id: str, mill: TheMill, caller: AnyCaller) -> BatchView:
+def get_batch(batch_id: str, context: Context, caller: AnyCaller) -> BatchView:
     """A batch as it is."""
-    return batches.look(mill, caller, batch_id)
+    return batches.look(context, caller, batch_id)
 
 
 @router.post(
     "/v1/batches/{batch_id}/cancel", response_model=BatchView, responses=openai_errors(404, 503)
 )
-def cancel_batch(batch_id: str, mill: TheMill, caller: AnyCaller) -> BatchView:
+def cancel_batch(batch_id: str, context: Context, caller: AnyCaller) -> BatchView:
     """Stop what is not finished of a batch."""
-    return batches.cancel(mill, caller, batch_id)
+    return batches.cancel(context, caller, batch_id)

@@ -17,7 +17,7 @@ import structlog
 
 from jobs.errors import FieldProblem, ImagemillError, InvalidRequest, NotFound
 from jobs.job import Job
-from service.context import Mill
+from service.context import ServiceContext
 from service.http.auth import Caller
 from service.openai.batch_input import Plan, PlannedLine, RefusedLine, Rules, plan
 from service.openai.batch_output import images_of, is_complete, write_outcome
@@ -36,61 +36,61 @@ _finishing: set[str] = set()
 _lock = threading.Lock()
 
 
-def begin(mill: Mill, caller: Caller, body: CreateBatch, base: str) -> BatchView:
+def begin(context: ServiceContext, caller: Caller, body: CreateBatch, base: str) -> BatchView:
     """Queue what an input file asks for; a file that cannot be read makes a failed batch.
 
     `base` is how the caller reaches us, for URLs in the output. Raises NotFound for no such file,
     InvalidRequest, QuotaExceeded, StorageUnavailable; nothing is then queued.
     """
-    file = mill.files.get(caller.tenant, body.input_file_id)
+    file = context.files.get(caller.tenant, body.input_file_id)
     if file.purpose != "batch":
         detail = f"the file's purpose is {file.purpose}, not batch"
         raise InvalidRequest(detail, (FieldProblem("/input_file_id", detail),))
-    with mill.files.path(caller.tenant, file.id).open("rb") as raw:
-        rules = Rules(mill.catalog, mill.store.card, partial(priority_of, caller))
+    with context.files.path(caller.tenant, file.id).open("rb") as raw:
+        rules = Rules(context.catalog, context.store.card, partial(priority_of, caller))
         planned = plan(raw, rules)
-    document = _document(mill.batches.new_id(), body, planned, base)
-    document["jobs"] = jobs = [] if planned.errors else _submit(mill, caller, planned, document)
+    document = _document(context.batches.new_id(), body, planned, base)
+    document["jobs"] = jobs = [] if planned.errors else _submit(context, caller, planned, document)
     try:
         for suffix, lines in ((_LINES, planned.lines), (_REFUSED, planned.refused)):
-            with mill.batches.writing(caller.tenant, document["id"], suffix) as target:
+            with context.batches.writing(caller.tenant, document["id"], suffix) as target:
                 for line in lines:
                     target.write(json.dumps(list(asdict(line).values())).encode() + b"\n")
-        mill.batches.put(caller.tenant, document["id"], document)
+        context.batches.put(caller.tenant, document["id"], document)
     except ImagemillError:
-        _delete(mill, caller, jobs)
+        _delete(context, caller, jobs)
         raise
     return _view(document, 0, document["refused"])
 
 
-def look(mill: Mill, caller: Caller, batch_id: str) -> BatchView:
+def look(context: ServiceContext, caller: Caller, batch_id: str) -> BatchView:
     """A batch as it is; its output files are written if its jobs are over. Raises NotFound."""
-    document = mill.batches.get(caller.tenant, batch_id)
+    document = context.batches.get(caller.tenant, batch_id)
     if _is_over(document):
         return _view(document, document["completed"], document["failed"])
-    jobs = _jobs(mill, caller, document)
+    jobs = _jobs(context, caller, document)
     if time.time() > document["expires_at"] and not document["cancelling_at"]:
-        _stop(mill, caller, document, "batch_expired")
-        jobs = _jobs(mill, caller, document)
+        _stop(context, caller, document, "batch_expired")
+        jobs = _jobs(context, caller, document)
     elif document["cancelling_at"] and any(job and not job.state.finished for job in jobs):
-        _cancel_jobs(mill, caller, document)  # the queue failed while they were cancelled
-        jobs = _jobs(mill, caller, document)
-    lines = _lines(mill, caller, document)
+        _cancel_jobs(context, caller, document)  # the queue failed while they were cancelled
+        jobs = _jobs(context, caller, document)
+    lines = _lines(context, caller, document)
     if all(job is None or job.state.finished for job in jobs):
         with _once(batch_id) as is_ours:
             if is_ours:
-                _finish(mill, caller, document, lines)
+                _finish(context, caller, document, lines)
                 return _view(document, document["completed"], document["failed"])
         document["finalizing_at"] = int(time.time())
-    return _view(document, *_counts(mill, document, jobs, lines))
+    return _view(document, *_counts(context, document, jobs, lines))
 
 
-def cancel(mill: Mill, caller: Caller, batch_id: str) -> BatchView:
+def cancel(context: ServiceContext, caller: Caller, batch_id: str) -> BatchView:
     """Stop what is not finished of a batch; what is stays. One that is over stays as it is."""
-    document = mill.batches.get(caller.tenant, batch_id)
+    document = context.batches.get(caller.tenant, batch_id)
     if not _is_over(document) and not document["cancelling_at"]:
-        _stop(mill, caller, document, "batch_cancelled")
-    return look(mill, caller, batch_id)
+        _stop(context, caller, document, "batch_cancelled")
+    return look(context, caller, batch_id)
 
 
 def _document(batch_id: str, body: CreateBatch, planned: Plan, base: str) -> dict[str, Any]:
@@ -118,81 +118,87 @@ def _document(batch_id: str, body: CreateBatch, planned: Plan, base: str) -> dic
     }
 
 
-def _submit(mill: Mill, caller: Caller, planned: Plan, document: dict[str, Any]) -> list[str]:
+def _submit(
+    context: ServiceContext, caller: Caller, planned: Plan, document: dict[str, Any]
+) -> list[str]:
     """All jobs of a plan, or none."""
     made: list[str] = []
     try:
         for job in planned.jobs:
             metadata = {"batch": document["id"]}
             made.append(
-                submit(mill, caller, job.requests, priority=job.priority, metadata=metadata).job_id
+                submit(
+                    context, caller, job.requests, priority=job.priority, metadata=metadata
+                ).job_id
             )
     except ImagemillError:
-        _delete(mill, caller, made)
+        _delete(context, caller, made)
         raise
     return made
 
 
-def _delete(mill: Mill, caller: Caller, jobs: Sequence[str]) -> None:
+def _delete(context: ServiceContext, caller: Caller, jobs: Sequence[str]) -> None:
     """Delete what can be; raises nothing of ours, since something else went wrong already."""
     for job_id in jobs:
         try:
-            mill.store.delete(job_id, caller.tenant)
+            context.store.delete(job_id, caller.tenant)
         except ImagemillError as error:
             log.warning("a job of no batch goes on", job=job_id, error=str(error))
 
 
-def _stop(mill: Mill, caller: Caller, document: dict[str, Any], code: str) -> None:
+def _stop(context: ServiceContext, caller: Caller, document: dict[str, Any], code: str) -> None:
     document["cancelling_at"] = int(time.time())
     document["stopped"] = code
-    mill.batches.put(caller.tenant, document["id"], document)
-    _cancel_jobs(mill, caller, document)
+    context.batches.put(caller.tenant, document["id"], document)
+    _cancel_jobs(context, caller, document)
 
 
-def _cancel_jobs(mill: Mill, caller: Caller, document: dict[str, Any]) -> None:
-    for job in _jobs(mill, caller, document):
+def _cancel_jobs(context: ServiceContext, caller: Caller, document: dict[str, Any]) -> None:
+    for job in _jobs(context, caller, document):
         if job is not None:
-            mill.store.cancel(job.id, caller.tenant)
+            context.store.cancel(job.id, caller.tenant)
 
 
-def _jobs(mill: Mill, caller: Caller, document: dict[str, Any]) -> list[Job | None]:
+def _jobs(context: ServiceContext, caller: Caller, document: dict[str, Any]) -> list[Job | None]:
     """The batch's jobs; None for one that is gone."""
     found: list[Job | None] = []
     for job_id in document["jobs"]:
         try:
-            found.append(mill.store.job(job_id, caller.tenant))
+            found.append(context.store.job(job_id, caller.tenant))
         except NotFound:
             found.append(None)
     return found
 
 
-def _lines(mill: Mill, caller: Caller, document: dict[str, Any]) -> list[PlannedLine]:
-    path = mill.batches.path(caller.tenant, document["id"], _LINES)
+def _lines(context: ServiceContext, caller: Caller, document: dict[str, Any]) -> list[PlannedLine]:
+    path = context.batches.path(caller.tenant, document["id"], _LINES)
     with path.open("rb") as raw:
         return [PlannedLine(*json.loads(text)) for text in raw]
 
 
-def _refused(mill: Mill, caller: Caller, document: dict[str, Any]) -> list[RefusedLine]:
+def _refused(
+    context: ServiceContext, caller: Caller, document: dict[str, Any]
+) -> list[RefusedLine]:
     if not document.get("refused"):  # a batch from before lines could be refused has no file
         return []
-    with mill.batches.path(caller.tenant, document["id"], _REFUSED).open("rb") as raw:
+    with context.batches.path(caller.tenant, document["id"], _REFUSED).open("rb") as raw:
         return [RefusedLine(*json.loads(text)) for text in raw]
 
 
 def _finish(
-    mill: Mill, caller: Caller, document: dict[str, Any], lines: Sequence[PlannedLine]
+    context: ServiceContext, caller: Caller, document: dict[str, Any], lines: Sequence[PlannedLine]
 ) -> None:
     """Write the output files and the end of the batch, unless somebody has."""
-    document.update(mill.batches.get(caller.tenant, document["id"]))
+    document.update(context.batches.get(caller.tenant, document["id"]))
     if _is_over(document):
         return
     outcome = write_outcome(
-        mill,
+        context,
         caller.tenant,
         document["id"],
         document["jobs"],
         lines,
-        _refused(mill, caller, document),
+        _refused(context, caller, document),
         Links(document["base"]),
         document["stopped"],
     )
@@ -201,11 +207,11 @@ def _finish(
     if document["cancelling_at"]:
         end = "expired_at" if document["stopped"] == "batch_expired" else "cancelled_at"
     document["finalizing_at"] = document[end] = int(time.time())
-    mill.batches.put(caller.tenant, document["id"], document)
+    context.batches.put(caller.tenant, document["id"], document)
 
 
 def _counts(
-    mill: Mill,
+    context: ServiceContext,
     document: dict[str, Any],
     jobs: Sequence[Job | None],
     lines: Sequence[PlannedLine],
@@ -215,7 +221,7 @@ def _counts(
     if document["single"]:
         there = [job.counts for job in jobs if job is not None]
         return sum(one.succeeded for one in there), refused + sum(one.failed for one in there)
-    images = [images_of(mill, job_id) for job_id in document["jobs"]]
+    images = [images_of(context, job_id) for job_id in document["jobs"]]
     completed = sum(is_complete(line, images[line.job]) for line in lines)
     failed = sum(
         any(image.error for image in images[line.job][line.first : line.first + line.count])

@@ -14,7 +14,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive
 
 from jobs.errors import FieldProblem, InvalidRequest
-from service.context import Mill, TheMill
+from service.context import Context, ServiceContext
 from service.http.auth import AnyCaller, Caller
 from service.http.body import media_type
 from service.http.errors import BodyTooLarge, MalformedBody, UnsupportedBody
@@ -62,11 +62,11 @@ class FilePage(BaseModel):
     responses=openai_errors(400, 413, 415, 503),
     openapi_extra=_UPLOAD,
 )
-async def upload_file(request: Request, mill: TheMill, caller: AnyCaller) -> FileView:
+async def upload_file(request: Request, context: Context, caller: AnyCaller) -> FileView:
     """Keep a file of JSON lines as a batch's input."""
     if media_type(request) != "multipart/form-data":
         raise UnsupportedBody("the body must be multipart/form-data")
-    limited = Request(request.scope, _limited(request, mill.settings.max_file_bytes))
+    limited = Request(request.scope, _limited(request, context.settings.max_file_bytes))
     try:
         async with limited.form(max_files=1, max_fields=8, max_part_size=1000) as form:
             file, purpose = form.get("file"), form.get("purpose")
@@ -76,16 +76,18 @@ async def upload_file(request: Request, mill: TheMill, caller: AnyCaller) -> Fil
                 raise _bad("purpose", "must be batch")
             for name in form.keys() - {"file", "purpose"}:
                 raise _bad(name, "unknown field")
-            return await anyio.to_thread.run_sync(_keep, mill, caller, file)
+            return await anyio.to_thread.run_sync(_keep, context, caller, file)
     except (MultiPartException, ClientDisconnect, UnicodeError) as error:
         raise MalformedBody(f"the form cannot be read: {error}") from error
 
 
 @router.get("/v1/files", response_model=FileList, responses=openai_errors(400))
-def list_files(query: Annotated[FilePage, Query()], mill: TheMill, caller: AnyCaller) -> FileList:
+def list_files(
+    query: Annotated[FilePage, Query()], context: Context, caller: AnyCaller
+) -> FileList:
     """The caller's files, a page at a time."""
     files = [
-        file for file in mill.files.all(caller.tenant) if query.purpose in (None, file.purpose)
+        file for file in context.files.all(caller.tenant) if query.purpose in (None, file.purpose)
     ]
     if query.order == "asc":
         files.reverse()
@@ -100,9 +102,9 @@ def list_files(query: Annotated[FilePage, Query()], mill: TheMill, caller: AnyCa
 
 
 @router.get("/v1/files/{file_id}", response_model=FileView, responses=openai_errors(404))
-def get_file(file_id: str, mill: TheMill, caller: AnyCaller) -> FileView:
+def get_file(file_id: str, context: Context, caller: AnyCaller) -> FileView:
     """What is known of a file."""
-    return _view(mill.files.get(caller.tenant, file_id))
+    return _view(context.files.get(caller.tenant, file_id))
 
 
 @router.get(
@@ -110,17 +112,17 @@ def get_file(file_id: str, mill: TheMill, caller: AnyCaller) -> FileView:
     response_class=Response,
     responses=binary("application/octet-stream") | openai_errors(404),
 )
-def get_content(file_id: str, mill: TheMill, caller: AnyCaller) -> Response:
+def get_content(file_id: str, context: Context, caller: AnyCaller) -> Response:
     """A file's bytes."""
-    file = mill.files.get(caller.tenant, file_id)
-    path = mill.files.path(caller.tenant, file_id)
+    file = context.files.get(caller.tenant, file_id)
+    path = context.files.path(caller.tenant, file_id)
     return FileResponse(path, media_type="application/octet-stream", filename=file.filename)
 
 
 @router.delete("/v1/files/{file_id}", response_model=FileDeleted, responses=openai_errors(404))
-def delete_file(file_id: str, mill: TheMill, caller: AnyCaller) -> FileDeleted:
+def delete_file(file_id: str, context: Context, caller: AnyCaller) -> FileDeleted:
     """Remove a file; a batch that was begun from it goes on."""
-    mill.files.remove(caller.tenant, file_id)
+    context.files.remove(caller.tenant, file_id)
     return FileDeleted(id=file_id)
 
 
@@ -132,9 +134,9 @@ def page_of(ids: Sequence[str], after: str | None, limit: int) -> tuple[set[str]
     return set(ids[first : first + limit]), first + limit < len(ids)
 
 
-def _keep(mill: Mill, caller: Caller, file: UploadFile) -> FileView:
+def _keep(context: ServiceContext, caller: Caller, file: UploadFile) -> FileView:
     name = (file.filename or "batch.jsonl")[:255].encode("utf-8", "replace").decode()
-    with mill.files.adding(caller.tenant, name, "batch") as new:
+    with context.files.adding(caller.tenant, name, "batch") as new:
         while chunk := file.file.read(_CHUNK):
             new.target.write(chunk)
     return _view(new.stored)

@@ -33,7 +33,7 @@ class StoredFile:
     expires_at: int
 
 
-class FileShelf:
+class FileStore:
     """All tenants' files under `root`."""
 
     def __init__(self, root: Path) -> None:

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from jobs.errors import InvalidRequest, UnknownModel
 from jobs.job import Job
 from jobs.queue.decode import Submitted
-from service.context import Mill, TheMill
+from service.context import Context, ServiceContext
 from service.http.auth import AnyCaller, Caller
 from service.http.body import json_body, json_body_schema
 from service.http.errors import invalid
@@ -50,25 +50,25 @@ _IMAGES: Responses = {
 async def generate_images(
     request: Request,
     body: Annotated[GenerateImages, Depends(json_body(GenerateImages))],
-    mill: TheMill,
+    context: Context,
     caller: AnyCaller,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Make images of one prompt and answer with them."""
-    job, model = await anyio.to_thread.run_sync(_enqueue, mill, caller, body, idempotency_key)
+    job, model = await anyio.to_thread.run_sync(_enqueue, context, caller, body, idempotency_key)
     keep = idempotency_key is not None
     if body.stream:
-        await refuse_to_stream(mill, caller, job.job_id, model, keep=keep)
-        frames = image_events(mill, caller, job.job_id, body, keep=keep)
+        await refuse_to_stream(context, caller, job.job_id, model, keep=keep)
+        frames = image_events(context, caller, job.job_id, body, keep=keep)
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
         return StreamingResponse(frames, media_type="text/event-stream", headers=headers)
-    links = Links(mill.links.base or str(request.base_url).rstrip("/"))
+    links = Links(context.links.base or str(request.base_url).rstrip("/"))
     answer = await finish_or_cancel(
-        mill,
+        context,
         caller,
         job.job_id,
         request.receive,
-        lambda job: _answer(mill, job, body, links),
+        lambda job: _answer(context, job, body, links),
         model=model,
         created=job.created,
         keep=keep,
@@ -77,13 +77,13 @@ async def generate_images(
 
 
 def _enqueue(
-    mill: Mill, caller: Caller, body: GenerateImages, key: str | None
+    context: ServiceContext, caller: Caller, body: GenerateImages, key: str | None
 ) -> tuple[Submitted, str]:
     """The job behind the request, and its model; problems name the fields of the request."""
-    first = next(iter(mill.catalog)).name
+    first = next(iter(context.catalog)).name
     try:
         asked = body.as_job(first)
-        job, _ = enqueue(mill, caller, asked, key)
+        job, _ = enqueue(context, caller, asked, key)
     except UnknownModel:
         raise
     except ValidationError as error:
@@ -95,13 +95,13 @@ def _enqueue(
     raise InvalidRequest(str(refusal), tuple(map(body.field_of, refusal.problems)))
 
 
-def _answer(mill: Mill, job: Job, body: GenerateImages, links: Links) -> str:
+def _answer(context: ServiceContext, job: Job, body: GenerateImages, links: Links) -> str:
     """The finished job in OpenAI's shape. Raises what kept it from succeeding."""
-    images = mill.store.images(job.id)
+    images = context.store.images(job.id)
     problem = failure(images)
     if problem is not None:
         raise problem
     answer = generated(
-        mill.images, links, job.id, images, body.response_format, usage(mill, images)
+        context.images, links, job.id, images, body.response_format, usage(context, images)
     )
     return answer.model_dump_json()

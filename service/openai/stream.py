@@ -21,7 +21,7 @@ from fastapi.sse import format_sse_event
 
 from jobs.errors import ImagemillError, StorageUnavailable
 from jobs.job import ImageView
-from service.context import Mill
+from service.context import ServiceContext
 from service.http.auth import Caller
 from service.http.errors import NotReady, TookTooLong, failure_of, openai_error
 from service.openai.schemas import GenerateImages
@@ -43,19 +43,19 @@ class _Told:
 
 
 async def image_events(
-    mill: Mill, caller: Caller, job_id: str, body: GenerateImages, *, keep: bool
+    context: ServiceContext, caller: Caller, job_id: str, body: GenerateImages, *, keep: bool
 ) -> AsyncIterator[bytes]:
     """Frames until the job is over; a reader that leaves cancels it unless `keep`."""
     told, done, images = _Told(), False, list[ImageView]()
     loop = asyncio.get_running_loop()
-    deadline = loop.time() + mill.settings.sync_seconds
+    deadline = loop.time() + context.settings.sync_seconds
     try:
-        with mill.hub.watch(job_id) as watch:
+        with context.hub.watch(job_id) as watch:
             while True:
                 frames: list[bytes] = []
                 try:
                     images, frames, told = await anyio.to_thread.run_sync(
-                        _news, mill, caller, job_id, body, told
+                        _news, context, caller, job_id, body, told
                     )
                     done = is_over(images)
                 except StorageUnavailable as error:  # the queue may be back before the deadline
@@ -64,10 +64,10 @@ async def image_events(
                     yield frame
                 if done:
                     break
-                reason = await anyio.to_thread.run_sync(_standstill, mill, images)
+                reason = await anyio.to_thread.run_sync(_standstill, context, images)
                 if reason is not None:
                     raise NotReady(reason)
-                if mill.hub.closing or loop.time() > deadline:
+                if context.hub.closing or loop.time() > deadline:
                     raise TookTooLong("the images were not made while the caller could wait")
                 if not await watch.news_within(RECHECK_SECONDS):
                     yield _HEARTBEAT
@@ -80,44 +80,44 @@ async def image_events(
     finally:
         if not done and not keep:
             with anyio.CancelScope(shield=True):
-                await cancel_unwanted(mill, caller, job_id, deadline)
+                await cancel_unwanted(context, caller, job_id, deadline)
 
 
-def _standstill(mill: Mill, images: list[ImageView]) -> str | None:
+def _standstill(context: ServiceContext, images: list[ImageView]) -> str | None:
     """Why the images are not being made; None while they are, or where the queue is away."""
     with suppress(StorageUnavailable):
-        return mill.standstill(images[0].request.model) if images else None
+        return context.standstill(images[0].request.model) if images else None
     return None
 
 
 def _news(
-    mill: Mill, caller: Caller, job_id: str, body: GenerateImages, told: _Told
+    context: ServiceContext, caller: Caller, job_id: str, body: GenerateImages, told: _Told
 ) -> tuple[list[ImageView], list[bytes], _Told]:
     """The job's images, frames of what the reader has not had, and what it has had with these.
 
     `told` stays as it is: nothing has been told if the queue fails in the middle.
     """
-    mill.store.job(job_id, caller.tenant)
-    images, after = mill.store.images(job_id), deepcopy(told)
-    frames = [frame for image in images for frame in _frames(mill, job_id, image, body, after)]
+    context.store.job(job_id, caller.tenant)
+    images, after = context.store.images(job_id), deepcopy(told)
+    frames = [frame for image in images for frame in _frames(context, job_id, image, body, after)]
     return images, frames, after
 
 
 def _frames(
-    mill: Mill, job_id: str, image: ImageView, body: GenerateImages, told: _Told
+    context: ServiceContext, job_id: str, image: ImageView, body: GenerateImages, told: _Told
 ) -> Iterator[bytes]:
     if image.index in told.images:
         return
     if image.result is not None:
         told.images.add(image.index)
-        data = mill.images.read(image.result.uri)
-        used = usage(mill, [image])
+        data = context.images.read(image.result.uri)
+        used = usage(context, [image])
         told_usage = {"usage": used.model_dump()} if used else {}
         yield _frame("completed", image, data, image.request.format, told_usage)
         return
     seen = told.previews.setdefault(image.index, [])
     if len(seen) < (body.partial_images or 0):
-        drawn = preview(mill, job_id, image)
+        drawn = preview(context, job_id, image)
         if drawn is not None and drawn not in seen:
             seen.append(drawn)
             number = {"partial_image_index": len(seen) - 1}

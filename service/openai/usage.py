@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pydantic import BaseModel
 
 from jobs.job import ImageView
-from service.context import Mill
+from service.context import ServiceContext
 
 
 class InputTokens(BaseModel):
@@ -28,11 +28,11 @@ class Usage(BaseModel):
     input_tokens_details: InputTokens
 
 
-def usage(mill: Mill, images: Sequence[ImageView]) -> Usage | None:
+def usage(context: ServiceContext, images: Sequence[ImageView]) -> Usage | None:
     """The tokens of one prompt and of its `images`."""
     request = images[0].request
-    card = mill.cards.of(request.model)
-    count = mill.lengths.tokens(request.model, card)
+    card = context.cards.of(request.model)
+    count = context.lengths.tokens(request.model, card)
     per_pixel = (card or {}).get("image_tokens_per_pixel")
     if count is None or not isinstance(per_pixel, int | float):
         return None

@@ -18,7 +18,7 @@ from fastapi.sse import format_sse_event
 from jobs.errors import NotFound, StorageUnavailable
 from jobs.job import FINISHED, ImageView, Job
 from jobs.queue.decode import Event
-from service.context import Mill
+from service.context import ServiceContext
 from service.http.auth import Caller
 from service.read.events import Watch, place
 from service.read.views import image_item, job_summary
@@ -37,35 +37,35 @@ _FEW = 50
 
 
 async def job_frames(
-    mill: Mill, caller: Caller, job_id: str, after: str | None
+    context: ServiceContext, caller: Caller, job_id: str, after: str | None
 ) -> AsyncIterator[bytes]:
     """The frames after the event id `after`, or all; none if the job is over and all were seen.
 
     Raises NotFound before the first frame, and nothing afterwards: the stream ends instead.
     """
-    with mill.hub.watch(job_id, keep=MAX_UNREAD) as watch:
-        job = await anyio.to_thread.run_sync(mill.store.job, job_id, caller.tenant)
-        start, is_fresh = await anyio.to_thread.run_sync(_begin, mill, job, after)
+    with context.hub.watch(job_id, keep=MAX_UNREAD) as watch:
+        job = await anyio.to_thread.run_sync(context.store.job, job_id, caller.tenant)
+        start, is_fresh = await anyio.to_thread.run_sync(_begin, context, job, after)
         if is_fresh:
-            yield await anyio.to_thread.run_sync(_job_frame, mill, job, start)
+            yield await anyio.to_thread.run_sync(_job_frame, context, job, start)
         elif not job.state.finished:
             yield HEARTBEAT
         try:
-            async for frames in _batches(mill, caller, job, start, watch):
+            async for frames in _batches(context, caller, job, start, watch):
                 for frame in frames:
                     yield frame
         except StorageUnavailable as error:
             log.warning("a stream of events ends early", job=job_id, error=str(error))
 
 
-def _begin(mill: Mill, job: Job, after: str | None) -> tuple[str, bool]:
+def _begin(context: ServiceContext, job: Job, after: str | None) -> tuple[str, bool]:
     """The event id to read on from, and whether the reader is to have the job as it is first.
 
     That is so for one who has seen nothing, and for one who may have missed events that the queue
     no longer keeps. Of a finished job without any events left, the first frame has an id after its
     end, so that whoever comes back with it has seen all.
     """
-    kept = mill.store.events("0-0", 0)
+    kept = context.store.events("0-0", 0)
     oldest = place(kept[0].id)[0] if kept else math.inf
     begun = round(job.created * 1000)
     ended = math.inf if job.finished is None else round(job.finished * 1000)
@@ -77,28 +77,28 @@ def _begin(mill: Mill, job: Job, after: str | None) -> tuple[str, bool]:
 
 
 async def _batches(
-    mill: Mill, caller: Caller, job: Job, after: str, watch: Watch
+    context: ServiceContext, caller: Caller, job: Job, after: str, watch: Watch
 ) -> AsyncIterator[list[bytes]]:
     """What the queue still has of the job's events after `after`, then what comes, to the end."""
     is_over = job.state.finished
-    while page := await anyio.to_thread.run_sync(mill.store.events, after, 0):
+    while page := await anyio.to_thread.run_sync(context.store.events, after, 0):
         after = page[-1].id
         own = [event for event in page if event.job_id == job.id]
-        frames, ended = await anyio.to_thread.run_sync(_frames, mill, caller, job.id, own)
+        frames, ended = await anyio.to_thread.run_sync(_frames, context, caller, job.id, own)
         is_over = is_over or ended
         yield frames
-    while not (is_over or mill.hub.closing or watch.overflowed):
+    while not (is_over or context.hub.closing or watch.overflowed):
         news = [event for event in watch.take() if place(event.id) > place(after)]
         if news:
             after = news[-1].id
-            frames, is_over = await anyio.to_thread.run_sync(_frames, mill, caller, job.id, news)
+            frames, is_over = await anyio.to_thread.run_sync(_frames, context, caller, job.id, news)
             yield frames
         elif not await watch.news_within(HEARTBEAT_SECONDS):
             yield [HEARTBEAT]
 
 
 def _frames(
-    mill: Mill, caller: Caller, job_id: str, events: Sequence[Event]
+    context: ServiceContext, caller: Caller, job_id: str, events: Sequence[Event]
 ) -> tuple[list[bytes], bool]:
     """Frames of some events, and whether they tell the job's end.
 
@@ -107,32 +107,32 @@ def _frames(
     if not events:
         return [], False
     try:
-        job = mill.store.job(job_id, caller.tenant)
-        images = _images(mill, job_id, events)
+        job = context.store.job(job_id, caller.tenant)
+        images = _images(context, job_id, events)
     except NotFound:
         return [_frame("deleted", f'{{"id":"{job_id}"}}', events[-1].id)], True
     whole = [event for event in events if event.type not in _IMAGE_EVENTS]
     frames = []
     for event in events:
         if event.index is not None and event.type in _IMAGE_EVENTS:
-            item = image_item(job_id, images[event.index], mill.links)
+            item = image_item(job_id, images[event.index], context.links)
             frames.append(_frame("image", item.model_dump_json(), event.id))
         elif event is whole[-1]:
-            frames.append(_job_frame(mill, job, event.id))
+            frames.append(_job_frame(context, job, event.id))
     return frames, job.state.finished and any(event.type in FINISHED for event in whole)
 
 
-def _images(mill: Mill, job_id: str, events: Sequence[Event]) -> dict[int, ImageView]:
+def _images(context: ServiceContext, job_id: str, events: Sequence[Event]) -> dict[int, ImageView]:
     """The images that the events speak of."""
     wanted = {event.index for event in events if event.type in _IMAGE_EVENTS}
     if len(wanted) > _FEW:
-        return {image.index: image for image in mill.store.images(job_id)}
-    return {index: mill.store.image(job_id, index) for index in wanted if index is not None}
+        return {image.index: image for image in context.store.images(job_id)}
+    return {index: context.store.image(job_id, index) for index in wanted if index is not None}
 
 
-def _job_frame(mill: Mill, job: Job, event_id: str) -> bytes:
-    summary = job_summary(job, mill.links)
-    event = JobEvent(**dict(summary), queue_position=mill.store.position(job.id))
+def _job_frame(context: ServiceContext, job: Job, event_id: str) -> bytes:
+    summary = job_summary(job, context.links)
+    event = JobEvent(**dict(summary), queue_position=context.store.position(job.id))
     return _frame("job", event.model_dump_json(), event_id)
 
 

@@ -13,7 +13,7 @@ from starlette.types import Receive
 
 from jobs.errors import NotFound, StorageUnavailable
 from jobs.job import Job
-from service.context import Mill
+from service.context import ServiceContext
 from service.http.auth import Caller
 from service.http.errors import CallerLeft, NotReady, TookTooLong
 from service.read.events import Watch
@@ -32,23 +32,27 @@ _GATHER_SECONDS = 1e-4
 
 
 async def wait_for_job(
-    mill: Mill, caller: Caller, job_id: str, enough: Callable[[Job], bool], seconds: float
+    context: ServiceContext,
+    caller: Caller,
+    job_id: str,
+    enough: Callable[[Job], bool],
+    seconds: float,
 ) -> Job:
     """The job, once it is `enough`, or `seconds` have passed, or the service is stopping."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + seconds
-    with mill.hub.watch(job_id) as watch:
+    with context.hub.watch(job_id) as watch:
         while True:
-            job = await anyio.to_thread.run_sync(mill.store.job, job_id, caller.tenant)
+            job = await anyio.to_thread.run_sync(context.store.job, job_id, caller.tenant)
             left = deadline - loop.time()
-            if enough(job) or left <= 0 or mill.hub.closing:
+            if enough(job) or left <= 0 or context.hub.closing:
                 return job
             if await watch.news_within(min(left, RECHECK_SECONDS)):
                 await asyncio.sleep(job.counts.total * _GATHER_SECONDS)
 
 
 async def finish_or_cancel(
-    mill: Mill,
+    context: ServiceContext,
     caller: Caller,
     job_id: str,
     receive: Receive,
@@ -69,14 +73,14 @@ async def finish_or_cancel(
     CallerLeft, TookTooLong, NotReady.
     """
     loop = asyncio.get_running_loop()
-    patience = mill.settings.sync_seconds
+    patience = context.settings.sync_seconds
     deadline = loop.time() + patience
 
     def look() -> str | None:
-        job = mill.store.job(job_id, caller.tenant)
+        job = context.store.job(job_id, caller.tenant)
         return answer(job) if job.state.finished else None
 
-    with mill.hub.watch(job_id, ends_only=True) as watch, _departure(receive, watch) as has_left:
+    with context.hub.watch(job_id, ends_only=True) as watch, _departure(receive, watch) as has_left:
         trouble, may_be_over = "", not created
         while True:
             pause = RECHECK_SECONDS * _RARELY
@@ -86,16 +90,16 @@ async def finish_or_cancel(
                     response = await anyio.to_thread.run_sync(look)
                     if response is not None:
                         return response
-                reason = await anyio.to_thread.run_sync(mill.standstill, model)
+                reason = await anyio.to_thread.run_sync(context.standstill, model)
                 if reason is not None:
-                    await _refuse(mill, caller, job_id, reason, deadline, keep=keep)
+                    await _refuse(context, caller, job_id, reason, deadline, keep=keep)
             except StorageUnavailable as error:
                 trouble, pause = f": {error}", RECHECK_SECONDS
             left = deadline - loop.time()
             gone = has_left()
-            if gone or left <= 0 or mill.hub.closing:
+            if gone or left <= 0 or context.hub.closing:
                 if not keep:
-                    await cancel_unwanted(mill, caller, job_id, deadline)
+                    await cancel_unwanted(context, caller, job_id, deadline)
                 raise (
                     CallerLeft("the caller left")
                     if gone
@@ -124,30 +128,38 @@ def _departure(receive: Receive, watch: Watch) -> Iterator[Callable[[], bool]]:
 
 
 async def refuse_to_stream(
-    mill: Mill, caller: Caller, job_id: str, model: str, *, keep: bool
+    context: ServiceContext, caller: Caller, job_id: str, model: str, *, keep: bool
 ) -> None:
     """As `finish_or_cancel` refuses a job that stands still, before a stream has begun.
 
     A queue that is away is left to the stream, which waits for it.
     """
-    deadline = asyncio.get_running_loop().time() + mill.settings.sync_seconds
+    deadline = asyncio.get_running_loop().time() + context.settings.sync_seconds
     reason: str | None = None
     with suppress(StorageUnavailable):
-        reason = await anyio.to_thread.run_sync(mill.standstill, model)
+        reason = await anyio.to_thread.run_sync(context.standstill, model)
     if reason is not None:
-        await _refuse(mill, caller, job_id, reason, deadline, keep=keep)
+        await _refuse(context, caller, job_id, reason, deadline, keep=keep)
 
 
 async def _refuse(
-    mill: Mill, caller: Caller, job_id: str, reason: str, deadline: float, *, keep: bool
+    context: ServiceContext,
+    caller: Caller,
+    job_id: str,
+    reason: str,
+    deadline: float,
+    *,
+    keep: bool,
 ) -> None:
     """Raise NotReady with the reason; the job is cancelled before unless `keep`."""
     if not keep:
-        await cancel_unwanted(mill, caller, job_id, deadline)
+        await cancel_unwanted(context, caller, job_id, deadline)
     raise NotReady(reason)
 
 
-async def cancel_unwanted(mill: Mill, caller: Caller, job_id: str, deadline: float) -> None:
+async def cancel_unwanted(
+    context: ServiceContext, caller: Caller, job_id: str, deadline: float
+) -> None:
     """Cancel a job that nobody will fetch, or that is gone by now.
 
     While the queue is away it is tried again until `deadline`, a time of the event loop; a job that
@@ -155,12 +167,12 @@ async def cancel_unwanted(mill: Mill, caller: Caller, job_id: str, deadline: flo
     """
     while True:
         try:
-            await anyio.to_thread.run_sync(mill.store.cancel, job_id, caller.tenant)
+            await anyio.to_thread.run_sync(context.store.cancel, job_id, caller.tenant)
             return
         except NotFound:
             return
         except StorageUnavailable as error:
-            if mill.hub.closing or asyncio.get_running_loop().time() >= deadline:
+            if context.hub.closing or asyncio.get_running_loop().time() >= deadline:
                 log.warning("a job that nobody waits for goes on", job=job_id, error=str(error))
                 return
         await asyncio.sleep(RECHECK_SECONDS)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from jobs.errors import Conflict, ImagemillError, NotFound
 from jobs.job import ImageView, State
-from service.context import Mill
+from service.context import ServiceContext
 from service.http.errors import ImagesFailed
 
 _PREVIEW = "{job_id}/{index}.preview.jpg"
@@ -32,16 +32,16 @@ def failure(images: Sequence[ImageView]) -> ImagemillError | None:
     return None
 
 
-def preview(mill: Mill, job_id: str, image: ImageView) -> bytes | None:
+def preview(context: ServiceContext, job_id: str, image: ImageView) -> bytes | None:
     """The newest preview of a running image, a JPEG, if there is one yet.
 
     Asking makes its worker draw more of them for a while.
     """
     if image.state is not State.RUNNING:
         return None
-    mill.store.want_preview(job_id, image.index)
+    context.store.want_preview(job_id, image.index)
     uri = _PREVIEW.format(job_id=job_id, index=image.index)
     try:
-        return mill.images.read(uri)
+        return context.images.read(uri)
     except NotFound:
         return None

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Header, Response
 from fastapi.responses import StreamingResponse
 from pydantic import WithJsonSchema
 
-from service.context import TheMill
+from service.context import Context
 from service.http.auth import AnyCaller
 from service.http.errors import MalformedHeader
 from service.http.openapi import Responses, event_stream, problems
@@ -34,7 +34,7 @@ _ANSWERS: Responses = {
 )
 async def follow_job(
     job_id: str,
-    mill: TheMill,
+    context: Context,
     caller: AnyCaller,
     last_event_id: Annotated[
         str | None,
@@ -45,7 +45,7 @@ async def follow_job(
     """What happens to a job, as it happens; ends when the job does."""
     if last_event_id is not None and not re.fullmatch(_EVENT_ID, last_event_id):
         raise MalformedHeader("Last-Event-ID must be the id of a frame of this stream")
-    frames = job_frames(mill, caller, job_id, last_event_id)
+    frames = job_frames(context, caller, job_id, last_event_id)
     first = await anext(frames, None)
     if first is None:
         return Response(status_code=204)

@@ -5,7 +5,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from jobs.catalog import Catalog
 from jobs.queue.decode import WorkerInfo
-from service.context import TheMill
+from service.context import Context
 from service.http.errors import NotReady
 from service.http.openapi import problems
 from service.submit.schemas import Health, Readiness
@@ -22,17 +22,17 @@ async def alive() -> Health:
 
 @router.get("/readyz", response_model=Readiness, responses=problems(422, 503))
 @router.head("/readyz", include_in_schema=False)
-def ready(mill: TheMill) -> Readiness:
+def ready(context: Context) -> Readiness:
     """Work can be done: the queue answers, and a model has a ready worker. Else 503 says why."""
-    mill.store.ping()
-    workers = mill.store.workers()
-    models = {model.name: 0 for model in mill.catalog}
+    context.store.ping()
+    workers = context.store.workers()
+    models = {model.name: 0 for model in context.catalog}
     for worker in workers:
         name = str(worker.info.get("model"))
         if worker.info.get("state") == "ready" and name in models:
             models[name] += 1
     if not any(models.values()):
-        raise NotReady(_why_not(workers, mill.catalog))
+        raise NotReady(_why_not(workers, context.catalog))
     return Readiness(models=models)
 
 

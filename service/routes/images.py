@@ -20,7 +20,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from jobs.errors import Conflict, NotFound
 from jobs.job import ImageResult, ImageView, State
 from jobs.recipe import recipe_of
-from service.context import Mill, TheMill
+from service.context import Context, ServiceContext
 from service.http.auth import AnyCaller, Caller
 from service.http.conditional import matches, usable_range
 from service.http.errors import Gone, NoPreview
@@ -90,10 +90,10 @@ class ThumbnailSize(BaseModel):
     include_in_schema=False,
 )
 def get_image(
-    job_id: str, index: Index, request: Request, mill: TheMill, caller: AnyCaller
+    job_id: str, index: Index, request: Request, context: Context, caller: AnyCaller
 ) -> Response:
     """The bytes of one image. They never change: the ETag is their sha256."""
-    result = _made(_image(mill, caller, job_id, index))
+    result = _made(_image(context, caller, job_id, index))
     headers = {
         "ETag": f'"{result.sha256}"',
         "Cache-Control": _FOR_EVER,
@@ -101,7 +101,7 @@ def get_image(
     }
     if matches(request.headers.get("if-none-match"), result.sha256):
         return Response(status_code=304, headers=headers)
-    path, stat = _file(mill, index, result)
+    path, stat = _file(context, index, result)
     served = None
     if request.method == "GET":
         asked, unless = request.headers.get("range"), request.headers.get("if-range")
@@ -127,11 +127,11 @@ async def get_thumbnail(
     index: Index,
     query: Annotated[ThumbnailSize, Query()],
     request: Request,
-    mill: TheMill,
+    context: Context,
     caller: AnyCaller,
 ) -> Response:
     """One image made small. It never changes: the ETag is the image's sha256 and the side."""
-    image = await anyio.to_thread.run_sync(_image, mill, caller, job_id, index)
+    image = await anyio.to_thread.run_sync(_image, context, caller, job_id, index)
     result, side = _made(image), int(query.side)
     tag = f"{result.sha256}-{side}"
     headers = {
@@ -141,8 +141,8 @@ async def get_thumbnail(
     }
     if matches(request.headers.get("if-none-match"), tag):
         return Response(status_code=304, headers=headers)
-    await anyio.to_thread.run_sync(_file, mill, index, result)
-    data = await anyio.to_thread.run_sync(thumbnail, mill.images, result, side, limiter=_drawing)
+    await anyio.to_thread.run_sync(_file, context, index, result)
+    data = await anyio.to_thread.run_sync(thumbnail, context.images, result, side, limiter=_drawing)
     return Response(data, media_type=THUMBNAIL_TYPE, headers=headers)
 
 
@@ -152,15 +152,15 @@ async def get_thumbnail(
     responses=_RECIPE | NOT_MODIFIED | problems(404, 409, 410, 422, 503),
 )
 def get_recipe(
-    job_id: str, index: Index, request: Request, mill: TheMill, caller: AnyCaller
+    job_id: str, index: Index, request: Request, context: Context, caller: AnyCaller
 ) -> Response:
     """What the image was made from and with: the recipe that its file holds. It never changes."""
-    result = _made(_image(mill, caller, job_id, index))
+    result = _made(_image(context, caller, job_id, index))
     tag = f"{result.sha256}-recipe"
     headers = {"ETag": f'"{tag}"', "Cache-Control": _FOR_EVER}
     if matches(request.headers.get("if-none-match"), tag):
         return Response(status_code=304, headers=headers)
-    path, _ = _file(mill, index, result)
+    path, _ = _file(context, index, result)
     recipe = recipe_of(path)
     if recipe is None:
         raise NotFound(f"the file of image {index} holds no recipe")
@@ -177,16 +177,16 @@ def get_recipe(
     }
     | problems(404, 422, 503),
 )
-def get_preview(job_id: str, index: Index, mill: TheMill, caller: AnyCaller) -> Response:
+def get_preview(job_id: str, index: Index, context: Context, caller: AnyCaller) -> Response:
     """How far a running image is; 204 while nothing can be seen of it; a finished one is elsewhere.
 
     404 for an image that does not run: it waits, or was not made.
     """
-    image = _image(mill, caller, job_id, index)
+    image = _image(context, caller, job_id, index)
     headers = {"Cache-Control": "no-store"}
     if image.result is not None:
-        return RedirectResponse(mill.links.image(job_id, index), 303, headers)
-    data = preview(mill, job_id, image)
+        return RedirectResponse(context.links.image(job_id, index), 303, headers)
+    data = preview(context, job_id, image)
     if data is None and image.state is State.RUNNING:
         return Response(status_code=204, headers={**headers, "Retry-After": "1"})
     if data is None:
@@ -199,11 +199,11 @@ def get_preview(job_id: str, index: Index, mill: TheMill, caller: AnyCaller) -> 
     response_class=Response,
     responses=binary("application/zip") | problems(404, 409, 422, 503),
 )
-def get_archive(job_id: str, mill: TheMill, caller: AnyCaller) -> Response:
+def get_archive(job_id: str, context: Context, caller: AnyCaller) -> Response:
     """All finished images, with their recipes in `manifest.json`; 409 while there are none."""
-    job = mill.store.job(job_id, caller.tenant)
-    images = mill.store.images(job_id)
-    stream = archive(job, images, _finished_paths(mill, images))
+    job = context.store.job(job_id, caller.tenant)
+    images = context.store.images(job_id)
+    stream = archive(job, images, _finished_paths(context, images))
     headers = {
         "Content-Length": str(len(stream)),
         "Content-Disposition": f'attachment; filename="{job.id}.zip"',
@@ -221,16 +221,16 @@ async def get_sheet(
     job_id: str,
     query: Annotated[SheetLayout, Query()],
     request: Request,
-    mill: TheMill,
+    context: Context,
     caller: AnyCaller,
 ) -> Response:
     """Thumbnails of finished images in their order; 409 while there are none."""
 
     def shown() -> list[tuple[str, Path]]:
         """The files on the sheet, each with its sha256."""
-        mill.store.job(job_id, caller.tenant)
-        images = mill.store.images(job_id)
-        paths = _finished_paths(mill, images)
+        context.store.job(job_id, caller.tenant)
+        images = context.store.images(job_id)
+        paths = _finished_paths(context, images)
         first = query.page * SHEET_IMAGES
         page = [image for image in images if image.index in paths][first : first + SHEET_IMAGES]
         if not page:
@@ -248,12 +248,12 @@ async def get_sheet(
     return Response(data, media_type="image/png", headers=headers)
 
 
-def _image(mill: Mill, caller: Caller, job_id: str, index: int) -> ImageView:
+def _image(context: ServiceContext, caller: Caller, job_id: str, index: int) -> ImageView:
     """An image of the caller's. Raises NotFound."""
-    job = mill.store.job(job_id, caller.tenant)
+    job = context.store.job(job_id, caller.tenant)
     if not 0 <= index < job.counts.total:
         raise NotFound(f"the job has no image {index}")
-    return mill.store.image(job_id, index)
+    return context.store.image(job_id, index)
 
 
 def _made(image: ImageView) -> ImageResult:
@@ -266,18 +266,18 @@ def _made(image: ImageView) -> ImageResult:
     raise Conflict(f"image {image.index} is not finished, it is {image.state}")
 
 
-def _file(mill: Mill, index: int, result: ImageResult) -> tuple[Path, os.stat_result]:
+def _file(context: ServiceContext, index: int, result: ImageResult) -> tuple[Path, os.stat_result]:
     """The image's file. Raises Gone."""
-    path = mill.images.path(result.uri)
+    path = context.images.path(result.uri)
     try:
         return path, path.stat()
     except FileNotFoundError:
         raise Gone(f"image {index} was made, but its file is no longer there") from None
 
 
-def _finished_paths(mill: Mill, images: list[ImageView]) -> dict[int, Path]:
+def _finished_paths(context: ServiceContext, images: list[ImageView]) -> dict[int, Path]:
     """Files of the finished images by index. Raises Conflict when there are none."""
-    made = {image.index: mill.images.path(image.result.uri) for image in images if image.result}
+    made = {image.index: context.images.path(image.result.uri) for image in images if image.result}
     there = {index: path for index, path in made.items() if path.is_file()}
     if not there:
         raise Conflict("the job has no finished image yet")

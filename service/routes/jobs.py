@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from jobs.job import ImageView, Job, State
 from jobs.queue.decode import Ahead
 from jobs.queue.reader import CURSOR
-from service.context import Mill, TheMill
+from service.context import Context, ServiceContext
 from service.http.auth import AnyCaller, Caller
 from service.http.body import json_body, json_body_schema
 from service.http.conditional import tags
@@ -71,14 +71,16 @@ class Listing(BaseModel):
 )
 def submit_job(
     body: Annotated[SubmitJob, Depends(json_body(SubmitJob))],
-    mill: TheMill,
+    context: Context,
     caller: AnyCaller,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Queue a batch of prompts. Answers at once; nothing is queued unless all of it is right."""
-    job, notes = enqueue(mill, caller, body, idempotency_key)
-    response = _answer(mill, *mill.store.look(job.job_id, caller.tenant, images=True), 202, notes)
-    response.headers["Location"] = mill.links.job(job.job_id)
+    job, notes = enqueue(context, caller, body, idempotency_key)
+    response = _answer(
+        context, *context.store.look(job.job_id, caller.tenant, images=True), 202, notes
+    )
+    response.headers["Location"] = context.links.job(job.job_id)
     response.headers["Retry-After"] = "1"
     return response
 
@@ -92,7 +94,7 @@ def submit_job(
 async def get_job(
     job_id: str,
     query: Annotated[Look, Query()],
-    mill: TheMill,
+    context: Context,
     caller: AnyCaller,
     if_none_match: Annotated[str | None, Header()] = None,
 ) -> Response:
@@ -101,30 +103,32 @@ async def get_job(
     versions = {tag.rpartition(".")[0] for tag in known}
     if query.wait:
         await wait_for_job(
-            mill,
+            context,
             caller,
             job_id,
             lambda job: job.version not in versions if versions else job.state.finished,
             query.wait,
         )
     with_images = query.images == "all"
-    return await anyio.to_thread.run_sync(_unless_known, mill, caller, job_id, known, with_images)
+    return await anyio.to_thread.run_sync(
+        _unless_known, context, caller, job_id, known, with_images
+    )
 
 
 @router.get("/v1/jobs", response_model=JobPage, responses=problems(422, 503))
-def list_jobs(query: Annotated[Listing, Query()], mill: TheMill, caller: AnyCaller) -> JobPage:
+def list_jobs(query: Annotated[Listing, Query()], context: Context, caller: AnyCaller) -> JobPage:
     """The caller's jobs, newest first, a page at a time."""
-    jobs, following = mill.store.jobs(
+    jobs, following = context.store.jobs(
         caller.tenant, state=query.state, cursor=query.cursor, limit=query.limit
     )
-    return JobPage(data=[job_summary(job, mill.links) for job in jobs], next=following)
+    return JobPage(data=[job_summary(job, context.links) for job in jobs], next=following)
 
 
 @router.post("/v1/jobs/{job_id}/cancel", response_model=JobView, responses=problems(404, 422, 503))
-def cancel_job(job_id: str, mill: TheMill, caller: AnyCaller) -> Response:
+def cancel_job(job_id: str, context: Context, caller: AnyCaller) -> Response:
     """Stop what is not finished; finished images stay. A running image stops at its next step."""
-    mill.store.cancel(job_id, caller.tenant)
-    return _answer(mill, *mill.store.look(job_id, caller.tenant, images=True))
+    context.store.cancel(job_id, caller.tenant)
+    return _answer(context, *context.store.look(job_id, caller.tenant, images=True))
 
 
 @router.post(
@@ -133,31 +137,31 @@ def cancel_job(job_id: str, mill: TheMill, caller: AnyCaller) -> Response:
     response_model=JobView,
     responses=problems(404, 409, 422, 503),
 )
-def retry_job(job_id: str, mill: TheMill, caller: AnyCaller) -> Response:
+def retry_job(job_id: str, context: Context, caller: AnyCaller) -> Response:
     """Run again only the images that failed or were cancelled; 409 when there are none."""
-    mill.store.retry(job_id, caller.tenant)
-    return _answer(mill, *mill.store.look(job_id, caller.tenant, images=True), 202)
+    context.store.retry(job_id, caller.tenant)
+    return _answer(context, *context.store.look(job_id, caller.tenant, images=True), 202)
 
 
 @router.delete("/v1/jobs/{job_id}", status_code=204, responses=problems(404, 422, 503))
-def delete_job(job_id: str, mill: TheMill, caller: AnyCaller) -> Response:
+def delete_job(job_id: str, context: Context, caller: AnyCaller) -> Response:
     """Remove the job and its files; what still runs of it is stopped."""
-    mill.store.delete(job_id, caller.tenant)
+    context.store.delete(job_id, caller.tenant)
     return Response(status_code=204)
 
 
 def _unless_known(
-    mill: Mill, caller: Caller, job_id: str, known: list[str], with_images: bool
+    context: ServiceContext, caller: Caller, job_id: str, known: list[str], with_images: bool
 ) -> Response:
     """The job, or 304 where the caller has it already; read at one moment."""
     wants = with_images and not known
-    job, images, ahead = mill.store.look(job_id, caller.tenant, images=wants)
-    tag = _tag(job, ahead, _trouble(mill, job))
+    job, images, ahead = context.store.look(job_id, caller.tenant, images=wants)
+    tag = _tag(job, ahead, _trouble(context, job))
     if tag in known or known == ["*"]:
         return Response(status_code=304, headers={"ETag": f'W/"{tag}"'})
     if with_images and not wants:
-        job, images, ahead = mill.store.look(job_id, caller.tenant, images=True)
-    return _answer(mill, job, images, ahead)
+        job, images, ahead = context.store.look(job_id, caller.tenant, images=True)
+    return _answer(context, job, images, ahead)
 
 
 def _tag(job: Job, ahead: Ahead | None, trouble: str | None) -> str:
@@ -166,13 +170,13 @@ def _tag(job: Job, ahead: Ahead | None, trouble: str | None) -> str:
     return f"{job.version}.{ahead.next if ahead else None}{digest}"
 
 
-def _trouble(mill: Mill, job: Job) -> str | None:
+def _trouble(context: ServiceContext, job: Job) -> str | None:
     """Why an unfinished job stands still."""
-    return None if job.state.finished else mill.standstill(job.model)
+    return None if job.state.finished else context.standstill(job.model)
 
 
 def _answer(
-    mill: Mill,
+    context: ServiceContext,
     job: Job,
     images: list[ImageView],
     ahead: Ahead | None,
@@ -181,11 +185,11 @@ def _answer(
 ) -> Response:
     """The job as JSON, made on the calling thread."""
     work = work_of_images(images) if images else work_of_counts(job)
-    eta = eta_seconds(work, ahead, speed(mill.workers.all(), job.model))
+    eta = eta_seconds(work, ahead, speed(context.workers.all(), job.model))
     position = ahead.next if ahead else None
-    trouble = _trouble(mill, job)
+    trouble = _trouble(context, job)
     notes = [*notes, trouble] if trouble else notes
-    view = job_view(job, images, mill.links, position=position, eta=eta, warnings=notes)
+    view = job_view(job, images, context.links, position=position, eta=eta, warnings=notes)
     return Response(
         view.model_dump_json(),
         status_code=status,

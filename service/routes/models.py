@@ -8,7 +8,7 @@ from fastapi import APIRouter
 
 from jobs.catalog import Model
 from jobs.defaults import as_published
-from service.context import Mill, TheMill
+from service.context import Context, ServiceContext
 from service.http.openapi import problems
 from service.submit.schemas import ModelList, ModelView, WorkerList, WorkerView
 
@@ -17,20 +17,20 @@ router = APIRouter(tags=["models"])
 
 @router.get("/v1/models", response_model=ModelList, responses=problems(422, 503))
 @router.head("/v1/models", include_in_schema=False)
-def list_models(mill: TheMill) -> ModelList:
+def list_models(context: Context) -> ModelList:
     """The catalog, in the shape of OpenAI's model list."""
-    ready, queued = _ready(mill), _queued(mill)
-    return ModelList(data=[_view(mill, model, ready, queued) for model in mill.catalog])
+    ready, queued = _ready(context), _queued(context)
+    return ModelList(data=[_view(context, model, ready, queued) for model in context.catalog])
 
 
 @router.get("/v1/models/{name}", response_model=ModelView, responses=problems(404, 422, 503))
-def get_model(name: str, mill: TheMill) -> ModelView:
+def get_model(name: str, context: Context) -> ModelView:
     """One model of the catalog."""
-    return _view(mill, mill.catalog.get(name), _ready(mill), _queued(mill))
+    return _view(context, context.catalog.get(name), _ready(context), _queued(context))
 
 
 @router.get("/v1/workers", response_model=WorkerList, responses=problems(422, 503))
-def list_workers(mill: TheMill) -> WorkerList:
+def list_workers(context: Context) -> WorkerList:
     """Who runs what, where and how fast, as each worker last reported."""
     return WorkerList(
         data=[
@@ -42,17 +42,19 @@ def list_workers(mill: TheMill) -> WorkerList:
                     "id": worker.id,
                 }
             )
-            for worker in mill.store.workers()
+            for worker in context.store.workers()
         ]
     )
 
 
-def _view(mill: Mill, model: Model, ready: Counter[str], queued: Counter[str]) -> ModelView:
-    card = mill.store.card(model.name)
+def _view(
+    context: ServiceContext, model: Model, ready: Counter[str], queued: Counter[str]
+) -> ModelView:
+    card = context.store.card(model.name)
     model = as_published(model, card)
     return ModelView(
         id=model.name,
-        created=mill.started,
+        created=context.started,
         owned_by="imagemill",
         dtype=model.dtype,
         placement=model.placement,
@@ -69,13 +71,13 @@ def _limits(model: Model) -> dict[str, Any]:
     return {**asdict(model.limits), "sizes": sizes}
 
 
-def _ready(mill: Mill) -> Counter[str]:
-    workers = mill.store.workers()
+def _ready(context: ServiceContext) -> Counter[str]:
+    workers = context.store.workers()
     return Counter(
         str(one.info.get("model")) for one in workers if one.info.get("state") == "ready"
     )
 
 
-def _queued(mill: Mill) -> Counter[str]:
-    depth = mill.store.queue_depth()
+def _queued(context: ServiceContext) -> Counter[str]:
+    depth = context.store.queue_depth()
     return Counter({model: sum(bands.values()) for model, bands in depth.items()})

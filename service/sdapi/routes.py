@@ -17,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 from jobs.errors import InvalidRequest, UnknownModel
 from jobs.job import ImageView, Job, State
 from jobs.queue.decode import Submitted
-from service.context import Mill, TheMill
+from service.context import Context, ServiceContext
 from service.http.auth import Caller, CallerByPassword
 from service.http.body import json_body, json_body_schema
 from service.http.errors import ImagesFailed, invalid
@@ -55,17 +55,17 @@ class ProgressQuery(BaseModel):
 async def text_to_image(
     request: Request,
     body: Annotated[TextToImage, Depends(json_body(TextToImage))],
-    mill: TheMill,
+    context: Context,
     caller: CallerByPassword,
 ) -> Response:
     """Make images of one prompt and answer with them; after an interrupt, with those made."""
-    job, model = await anyio.to_thread.run_sync(_enqueue, mill, caller, body)
+    job, model = await anyio.to_thread.run_sync(_enqueue, context, caller, body)
     answer = await finish_or_cancel(
-        mill,
+        context,
         caller,
         job.job_id,
         request.receive,
-        lambda job: _pictures(mill, job, body),
+        lambda job: _pictures(context, job, body),
         model=model,
         created=job.created,
     )
@@ -74,20 +74,20 @@ async def text_to_image(
 
 @router.get("/progress", response_model=Progress, responses=problems(422, 503))
 def progress(
-    query: Annotated[ProgressQuery, Query()], mill: TheMill, caller: CallerByPassword
+    query: Annotated[ProgressQuery, Query()], context: Context, caller: CallerByPassword
 ) -> Progress:
     """How far the caller's oldest unfinished txt2img is."""
-    jobs = _unfinished(mill, caller)
+    jobs = _unfinished(context, caller)
     if not jobs:
         return _nothing()
     job = jobs[-1]
-    images = mill.store.images(job.id)
+    images = context.store.images(job.id)
     current = next((one for one in images if one.state is State.RUNNING), images[0])
-    rate = speed(mill.workers.all(), job.model)
-    drawn = None if query.skip_current_image else preview(mill, job.id, current)
+    rate = speed(context.workers.all(), job.model)
+    drawn = None if query.skip_current_image else preview(context, job.id, current)
     return Progress(
         progress=job.progress,
-        eta_relative=eta_seconds(work_of_images(images), mill.store.ahead(job.id), rate) or 0.0,
+        eta_relative=eta_seconds(work_of_images(images), context.store.ahead(job.id), rate) or 0.0,
         state=_state(job, current),
         current_image=base64.b64encode(drawn).decode("ascii") if drawn else None,
         textinfo=None,
@@ -95,19 +95,19 @@ def progress(
 
 
 @router.post("/interrupt", responses=problems(422, 503))
-def interrupt(mill: TheMill, caller: CallerByPassword) -> dict[str, str]:
+def interrupt(context: Context, caller: CallerByPassword) -> dict[str, str]:
     """Stop the caller's unfinished txt2imgs; each answers with the images it has."""
-    for job in _unfinished(mill, caller):
-        mill.store.cancel(job.id, caller.tenant)
+    for job in _unfinished(context, caller):
+        context.store.cancel(job.id, caller.tenant)
     return {}
 
 
 @router.get("/sd-models", response_model=list[Checkpoint])
-def list_checkpoints(mill: TheMill) -> list[Checkpoint]:
+def list_checkpoints(context: Context) -> list[Checkpoint]:
     """The catalog."""
     return [
         Checkpoint(title=model.name, model_name=model.name, filename=model.path)
-        for model in mill.catalog
+        for model in context.catalog
     ]
 
 
@@ -124,11 +124,11 @@ def read_png(body: Annotated[PngToRead, Depends(json_body(PngToRead))]) -> PngIn
     return PngInfo(info=info, items=dict(items), parameters=settings(info) if info else {})
 
 
-def _enqueue(mill: Mill, caller: Caller, body: TextToImage) -> tuple[Submitted, str]:
+def _enqueue(context: ServiceContext, caller: Caller, body: TextToImage) -> tuple[Submitted, str]:
     """The job behind the request, and its model; problems name the fields of the request."""
     try:
-        asked = body.as_job(next(iter(mill.catalog)).name)
-        job, _ = enqueue(mill, caller, asked)
+        asked = body.as_job(next(iter(context.catalog)).name)
+        job, _ = enqueue(context, caller, asked)
     except UnknownModel:
         raise
     except ValidationError as error:
@@ -140,13 +140,13 @@ def _enqueue(mill: Mill, caller: Caller, body: TextToImage) -> tuple[Submitted, 
     raise InvalidRequest(str(refusal), tuple(map(body.field_of, refusal.problems)))
 
 
-def _pictures(mill: Mill, job: Job, body: TextToImage) -> str:
-    images = mill.store.images(job.id)
+def _pictures(context: ServiceContext, job: Job, body: TextToImage) -> str:
+    images = context.store.images(job.id)
     problem = failure(images)
     if isinstance(problem, ImagesFailed):
         raise problem
     made = [image for image in images if image.result]
-    data = [mill.images.read(image.result.uri) for image in made if image.result]
+    data = [context.images.read(image.result.uri) for image in made if image.result]
     return Pictures(
         images=[base64.b64encode(one).decode("ascii") for one in data] if body.send_images else [],
         parameters=body.model_dump(mode="json"),
@@ -178,12 +178,12 @@ def _info(
     }
 
 
-def _unfinished(mill: Mill, caller: Caller) -> list[Job]:
+def _unfinished(context: ServiceContext, caller: Caller) -> list[Job]:
     """The caller's txt2imgs that are not finished, newest first."""
     found = [
         job
         for state in (State.QUEUED, State.RUNNING)
-        for job in mill.store.jobs(caller.tenant, state=state, limit=200)[0]
+        for job in context.store.jobs(caller.tenant, state=state, limit=200)[0]
         if job.metadata.get("api") == "sdapi"
     ]
     return sorted(found, key=lambda job: job.created, reverse=True)

@@ -17,7 +17,7 @@ from jobs.errors import FieldProblem, InvalidRequest
 from jobs.queue.decode import Submitted
 from jobs.request import ImageRequest
 from jobs.runtime import tracing
-from service.context import Mill
+from service.context import ServiceContext
 from service.http.auth import Caller
 from service.http.errors import MalformedHeader
 from service.submit.schemas import SubmitJob, Webhook
@@ -39,7 +39,7 @@ IdempotencyKey = Annotated[
 
 
 def enqueue(
-    mill: Mill, caller: Caller, body: SubmitJob, idempotency_key: str | None = None
+    context: ServiceContext, caller: Caller, body: SubmitJob, idempotency_key: str | None = None
 ) -> tuple[Submitted, list[str]]:
     """Queue the job that `body` asks for, or find the one that the key made before.
 
@@ -49,12 +49,12 @@ def enqueue(
     idempotency = None
     if idempotency_key is not None:
         idempotency = (_checked(idempotency_key), _digest(body))
-    if body.webhook and not mill.allows_private_webhooks:
+    if body.webhook and not context.allows_private_webhooks:
         _check_address(body.webhook.url)
-    model = mill.catalog.get(body.model)
-    card = mill.cards.of(model.name)
+    model = context.catalog.get(body.model)
+    card = context.cards.of(model.name)
     job = submit(
-        mill,
+        context,
         caller,
         image_requests(body, model, card),
         priority=body.priority if "priority" in body.model_fields_set else None,
@@ -62,12 +62,12 @@ def enqueue(
         webhook=body.webhook,
         idempotency=idempotency,
     )
-    count = mill.lengths.counter(model.name, card)
+    count = context.lengths.counter(model.name, card)
     return job, warnings(body, model, card, count)
 
 
 def submit(
-    mill: Mill,
+    context: ServiceContext,
     caller: Caller,
     requests: Sequence[ImageRequest],
     *,
@@ -83,7 +83,7 @@ def submit(
     priority = priority_of(caller, priority)
     model = requests[0].model
     with tracing.span("submit", model=model, images=len(requests)) as trace:
-        made = mill.store.submit(
+        made = context.store.submit(
             requests,
             tenant=caller.tenant,
             priority=priority,
@@ -91,10 +91,10 @@ def submit(
             idempotency=idempotency,
             metadata=metadata,
             spec={"webhook": webhook.model_dump() if webhook else None},
-            quota=caller.max_unfinished or mill.settings.max_unfinished,
-            keep_seconds=mill.settings.keep_seconds,
-            max_attempts=mill.settings.max_attempts,
-            max_stalls=mill.settings.max_stalls,
+            quota=caller.max_unfinished or context.settings.max_unfinished,
+            keep_seconds=context.settings.keep_seconds,
+            max_attempts=context.settings.max_attempts,
+            max_stalls=context.settings.max_stalls,
             trace=trace,
         )
     log.info(

@@ -15,7 +15,7 @@ from pipelines.acceleration import enable_cache
 from pipelines.families.whole_call import WholeCall
 from pipelines.load import load_pipeline
 from pipelines.loading import quantization
-from pipelines.placements.family_pipeline import Placed
+from pipelines.placements.family_pipeline import FamilyPipeline
 from tests.pipelines.rounding import served_alone
 from tests.pipelines.serving import alone, ask, begin, entry
 
@@ -145,7 +145,7 @@ def test_a_whole_call_takes_only_the_cache_that_keeps_images_apart(tiny_folder, 
 
 def test_a_cached_whole_call_depends_on_nothing_before_or_beside_it(tiny_pipe):
     pipe = tiny_pipe("Flux")
-    pipeline = Placed(WholeCall(pipe, 48))
+    pipeline = FamilyPipeline(WholeCall(pipe, 48))
     requests = [ask(f"prompt {seed}", seed=seed, steps=10) for seed in (1, 2)]
     plain = alone(pipeline, requests[0])
     enable_cache(pipe.transformer, entry("x", cache="taylorseer"))
@@ -159,7 +159,7 @@ def test_a_cached_whole_call_depends_on_nothing_before_or_beside_it(tiny_pipe):
 
 def test_a_call_that_broke_off_leaves_nothing_in_the_cache(tiny_pipe):
     pipe = tiny_pipe("Flux")
-    pipeline = Placed(WholeCall(pipe, 48))
+    pipeline = FamilyPipeline(WholeCall(pipe, 48))
     enable_cache(pipe.transformer, entry("x", cache="taylorseer"))
     request = ask(steps=10)
     first = alone(pipeline, request)

@@ -18,7 +18,7 @@ from pipelines.attention import CUDNN, choose_attention, sets_process_flags
 from pipelines.fair_lock import FairLock
 from pipelines.families import make_family
 from pipelines.load import load_pipeline
-from pipelines.placements.family_pipeline import Placed
+from pipelines.placements.family_pipeline import FamilyPipeline
 from tests.pipelines.rounding import served_alone
 from tests.pipelines.serving import alone, ask, begin, entry
 from tests.waiting import wait_until
@@ -213,7 +213,7 @@ def test_a_catalogs_backend_that_cannot_run_is_refused(tiny_folder, name, backen
 
 def test_the_trial_covers_one_prompt_and_two_of_unequal_length(tiny_pipe, monkeypatch):
     """So that kernels without masks are found out."""
-    pipeline = Placed(make_family(tiny_pipe("QwenImage"), None))
+    pipeline = FamilyPipeline(make_family(tiny_pipe("QwenImage"), None))
     denoiser, seen = denoiser_of(pipeline.family.pipe), []
     forward = denoiser.forward
 
@@ -229,7 +229,7 @@ def test_the_trial_covers_one_prompt_and_two_of_unequal_length(tiny_pipe, monkey
 
 
 def test_a_trial_of_two_that_do_not_fit_passes(tiny_pipe, monkeypatch):
-    pipeline = Placed(make_family(tiny_pipe("Flux"), 48))
+    pipeline = FamilyPipeline(make_family(tiny_pipe("Flux"), 48))
     step = pipeline.family.step
 
     def limited(samples, bucket=0):

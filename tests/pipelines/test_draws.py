@@ -9,7 +9,7 @@ import torch
 
 from pipelines.draws import Draws, global_states
 from pipelines.families.whole_call import WholeCall
-from pipelines.placements.family_pipeline import Placed
+from pipelines.placements.family_pipeline import FamilyPipeline
 from tests.pipelines.serving import alone, ask, begin, serve
 from tests.pipelines.tiny_whole import cogview4
 
@@ -100,7 +100,7 @@ def sampling():
 
 
 def test_a_pipeline_that_draws_globally_makes_the_same_picture_each_time(sampling, noisy_neighbour):
-    pipeline = Placed(WholeCall(sampling))
+    pipeline = FamilyPipeline(WholeCall(sampling))
     request = ask(seed=1)
     first = alone(pipeline, request)
     assert (pipeline.family.draws, pipeline.family.batches) == (True, False)
@@ -109,23 +109,23 @@ def test_a_pipeline_that_draws_globally_makes_the_same_picture_each_time(samplin
     assert calls == 2
     assert torch.equal(first, pictures[1])
     assert not torch.equal(first, alone(pipeline, ask(seed=3)))
-    assert torch.equal(first, alone(Placed(WholeCall(sampling)), request, bucket=4))
+    assert torch.equal(first, alone(FamilyPipeline(WholeCall(sampling)), request, bucket=4))
 
 
 def test_a_first_call_for_several_that_draws_makes_each_alone(sampling):
-    pipeline = Placed(WholeCall(sampling))
+    pipeline = FamilyPipeline(WholeCall(sampling))
     samples = [begin(pipeline, ask(seed=seed)) for seed in (1, 2)]
     pipeline.step(samples, bucket=2)
     assert pipeline.family.batches is False
     for sample in samples:
         [picture] = pipeline.decode([sample])
-        assert torch.equal(picture, alone(Placed(WholeCall(sampling)), sample.request))
+        assert torch.equal(picture, alone(FamilyPipeline(WholeCall(sampling)), sample.request))
 
 
 def test_a_pipeline_that_does_not_draw_still_takes_batches_beside_a_thread_that_does(
     noisy_neighbour,
 ):
-    pipeline = Placed(WholeCall(cogview4()))
+    pipeline = FamilyPipeline(WholeCall(cogview4()))
     first = alone(pipeline, ask(seed=1))
     assert not pipeline.family.draws
     assert torch.equal(first, alone(pipeline, ask(seed=1)))

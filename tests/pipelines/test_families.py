@@ -13,7 +13,7 @@ from jobs.errors import ConfigurationError, ImageFailed
 from jobs.request import ImageRequest
 from pipelines.families import make_family
 from pipelines.families.family import REFUSED
-from pipelines.placements.family_pipeline import Placed
+from pipelines.placements.family_pipeline import FamilyPipeline
 from tests.pipelines.rounding import Reference, modules_of
 from tests.pipelines.serving import alone, ask, begin, difference, serve
 from tests.pipelines.tiny import load_tiny
@@ -165,7 +165,7 @@ def pipe(case, tiny_pipe):
 
 @pytest.fixture(scope="module")
 def pipeline(case, pipe):
-    return Placed(make_family(pipe, case.length))
+    return FamilyPipeline(make_family(pipe, case.length))
 
 
 @pytest.fixture(scope="module")
@@ -236,7 +236,7 @@ def test_half_precision_is_exact_alone_and_close_under_guidance(case, tiny_folde
     """Close, not equal, where guidance is two rows of one pass and two passes in diffusers."""
     pipe = load_tiny(tiny_folder(case.tiny), dtype=torch.bfloat16)
     pipe.set_progress_bar_config(disable=True)
-    pipeline = Placed(make_family(pipe, case.length))
+    pipeline = FamilyPipeline(make_family(pipe, case.length))
     request = ask(seed=3, steps=2, guidance_scale=0.0, reproducible=False)
     assert torch.equal(alone(pipeline, request), case.reference(pipe, request).picture)
     guided = replace(request, guidance_scale=3.0)
@@ -258,7 +258,7 @@ def test_previews_disturb_nothing_and_end_in_the_picture(pipeline):
 
 
 def test_z_image_runs_sizes_together_unless_bits_must_not_change(tiny_pipe):
-    pipeline = Placed(make_family(tiny_pipe("ZImage"), 48))
+    pipeline = FamilyPipeline(make_family(tiny_pipe("ZImage"), 48))
     square, wide = ask(reproducible=False), ask(reproducible=False, width=96, seed=2)
     assert pipeline.batch_key(square) == pipeline.batch_key(wide)
     _, forwards = serve(pipeline, {0: [square, wide]})
@@ -269,7 +269,7 @@ def test_z_image_runs_sizes_together_unless_bits_must_not_change(tiny_pipe):
 
 
 def test_qwen_image_runs_prompts_of_one_rung_together(tiny_pipe):
-    pipeline = Placed(make_family(tiny_pipe("QwenImage"), 320))
+    pipeline = FamilyPipeline(make_family(tiny_pipe("QwenImage"), 320))
     short, alike, long = ask("a cat"), ask("a red dog"), ask("a cat " * 20)
     assert pipeline.batch_key(short) == pipeline.batch_key(alike) != pipeline.batch_key(long)
     fast = [replace(r, reproducible=False) for r in (short, long)]
@@ -281,14 +281,14 @@ def test_a_flux2_without_embedded_guidance_has_none(tiny_pipe):
     torch.manual_seed(0)
     config = dict(pipe.transformer.config) | {"guidance_embeds": False}
     pipe.transformer = d.Flux2Transformer2DModel.from_config(config).eval()
-    pipeline = Placed(make_family(pipe, 320))
+    pipeline = FamilyPipeline(make_family(pipe, 320))
     assert pipeline.card.guidance == "none"
     expected = CASES["Flux2"].reference(pipe, ask())
     assert expected.miss(alone(pipeline, ask())) <= 1
 
 
 def test_flux2_takes_the_image_token_out_of_prompts(tiny_pipe):
-    pipeline = Placed(make_family(tiny_pipe("Flux2"), 320))
+    pipeline = FamilyPipeline(make_family(tiny_pipe("Flux2"), 320))
     plain, tricked = ask("a red cat"), ask("a [IMG]red[IMG] cat")
     assert torch.equal(alone(pipeline, plain), alone(pipeline, tricked))
 
@@ -298,7 +298,7 @@ def test_flux2_takes_the_image_token_out_of_prompts(tiny_pipe):
 )
 def test_chroma_prompts_of_any_length_share_a_pass_under_their_own_masks(tiny_pipe, others):
     pipe = tiny_pipe("Chroma")
-    pipeline = Placed(make_family(pipe, 48))
+    pipeline = FamilyPipeline(make_family(pipe, 48))
     requests = [ask(text, seed=seed, steps=2) for seed, text in enumerate(["a cat", *others])]
     pictures, forwards = serve(pipeline, {0: requests}, largest=4)
     assert forwards == 2
@@ -310,7 +310,7 @@ def test_chroma_prompts_of_any_length_share_a_pass_under_their_own_masks(tiny_pi
 def test_a_distilled_klein_has_no_guidance(tiny_pipe):
     pipe = tiny_pipe("Flux2Klein")
     pipe.register_to_config(is_distilled=True)
-    pipeline = Placed(make_family(pipe, 48))
+    pipeline = FamilyPipeline(make_family(pipe, 48))
     assert pipeline.card.guidance == "none"
     assert pipeline.rows(ask()) == 1
     case = CASES["Flux2Klein"]
@@ -319,9 +319,9 @@ def test_a_distilled_klein_has_no_guidance(tiny_pipe):
 
 def test_sdxl_without_zeros_takes_the_empty_negative_prompt(tiny_pipe):
     pipe = tiny_pipe("SDXL")
-    zeros = alone(Placed(make_family(pipe, None)), ask())
+    zeros = alone(FamilyPipeline(make_family(pipe, None)), ask())
     pipe.register_to_config(force_zeros_for_empty_prompt=False)
-    pixels = alone(Placed(make_family(pipe, None)), ask())
+    pixels = alone(FamilyPipeline(make_family(pipe, None)), ask())
     assert CASES["SDXL"].reference(pipe, ask()).miss(pixels) <= 1
     assert difference(pixels, zeros) > 1e-4
 
@@ -330,7 +330,7 @@ def test_sdxl_scales_latents_by_channel_where_the_checkpoint_does(tiny_pipe):
     pipe = tiny_pipe("SDXL")
     mean, deviation = [0.1, -0.2, 0.3, 0.0], [1.5, 0.5, 1.0, 2.0]
     pipe.vae.register_to_config(latents_mean=mean, latents_std=deviation)
-    pixels = alone(Placed(make_family(pipe, None)), ask())
+    pixels = alone(FamilyPipeline(make_family(pipe, None)), ask())
     assert CASES["SDXL"].reference(pipe, ask()).miss(pixels) <= 1
 
 
@@ -338,7 +338,7 @@ def test_sdxl_in_float16_decodes_in_float32(tiny_folder):
     pipe = d.DiffusionPipeline.from_pretrained(tiny_folder("SDXL"), dtype=torch.float16)
     pipe.set_progress_bar_config(disable=True)
     pipe.vae.register_to_config(force_upcast=True)
-    pipeline = Placed(make_family(pipe, None))
+    pipeline = FamilyPipeline(make_family(pipe, None))
     assert pipe.vae.dtype == torch.float32
     assert torch.isfinite(alone(pipeline, ask(steps=2))).all()
 
@@ -349,7 +349,7 @@ def test_a_unet_that_takes_guidance_runs_one_row(tiny_pipe, name):
     torch.manual_seed(0)
     config = dict(pipe.unet.config) | {"time_cond_proj_dim": 16}
     pipe.unet = d.UNet2DConditionModel.from_config(config).eval()
-    pipeline = Placed(make_family(pipe, None))
+    pipeline = FamilyPipeline(make_family(pipe, None))
     assert pipeline.card.guidance == "embedded"
     assert pipeline.rows(ask()) == 1
     requests = [ask(seed=1, guidance_scale=2.0), ask(seed=2, guidance_scale=8.0, steps=2)]
@@ -360,7 +360,7 @@ def test_a_unet_that_takes_guidance_runs_one_row(tiny_pipe, name):
 
 def test_the_safety_checker_refuses_one_image_and_not_its_neighbour(tiny_pipe, monkeypatch):
     pipe = tiny_pipe("SD15")
-    pipeline = Placed(make_family(pipe, None))
+    pipeline = FamilyPipeline(make_family(pipe, None))
     samples = [begin(pipeline, ask(seed=seed, steps=1)) for seed in (1, 2)]
     while not samples[0].done:
         pipeline.step(samples)
@@ -374,7 +374,7 @@ def test_the_safety_checker_refuses_one_image_and_not_its_neighbour(tiny_pipe, m
 def test_sd3_without_t5(tiny_pipe):
     pipe = tiny_pipe("SD3")
     pipe.text_encoder_3 = pipe.tokenizer_3 = None
-    pipeline = Placed(make_family(pipe, 48))
+    pipeline = FamilyPipeline(make_family(pipe, 48))
     assert pipeline.card.max_prompt_tokens == 77
     assert CASES["SD3"].reference(pipe, ask()).miss(alone(pipeline, ask())) <= 1
 
@@ -390,4 +390,4 @@ def test_qwen_image_with_embedded_guidance(tiny_pipe):
     torch.manual_seed(0)
     config = dict(pipe.transformer.config) | {"guidance_embeds": True}
     pipe.transformer = d.QwenImageTransformer2DModel.from_config(config).eval()
-    assert Placed(make_family(pipe, 320)).card.guidance == "embedded"
+    assert FamilyPipeline(make_family(pipe, 320)).card.guidance == "embedded"

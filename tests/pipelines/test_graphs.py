@@ -18,7 +18,7 @@ from pipelines.families import make_family
 from pipelines.families.whole_call import WholeCall
 from pipelines.graphs import Graphs, check_graphs, cuda_capture, enable_graphs
 from pipelines.load import load_pipeline
-from pipelines.placements.family_pipeline import Placed
+from pipelines.placements.family_pipeline import FamilyPipeline
 from tests.pipelines.serving import alone, ask, entry, serve
 from tests.pipelines.tiny import BUILDERS
 
@@ -170,7 +170,7 @@ def test_what_fails_without_a_graph_too_is_raised(recorder):
 def test_replayed_pictures_are_the_same(tiny_pipe, recorder, name):
     length = {"QwenImage": 320, "Flux2": 320, "SD15": None, "SDXL": None}.get(name, 48)
     pipe = tiny_pipe(name)
-    pipeline = Placed(make_family(pipe, length))
+    pipeline = FamilyPipeline(make_family(pipe, length))
     requests = [ask(seed=1, steps=3), ask("a blue dog on a beach", seed=2, steps=4)]
     arrivals = {0: requests[:1], 1: requests[1:]}
     plain, _ = serve(pipeline, arrivals, bucket=2)
@@ -234,7 +234,7 @@ def test_it_records_and_replays_on_its_own_device_whatever_the_threads(monkeypat
 def test_every_verb_makes_its_device_the_threads_own(tiny_pipe, monkeypatch):
     taken = []
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: taken.append(str(device)))
-    pipeline = Placed(make_family(tiny_pipe("Flux"), 48), device=torch.device("cuda:1"))
+    pipeline = FamilyPipeline(make_family(tiny_pipe("Flux"), 48), device=torch.device("cuda:1"))
     [conditioning] = pipeline.encode([ask()])
     assert taken.pop() == "cuda:1"
     sample = pipeline.start(ask(), conditioning)
@@ -255,7 +255,7 @@ def test_off_cuda_a_worker_refuses_to_start(tiny_folder):
 
 
 def test_a_model_that_is_called_whole_takes_none(tiny_pipe):
-    pipeline = Placed(WholeCall(tiny_pipe("SD15")))
+    pipeline = FamilyPipeline(WholeCall(tiny_pipe("SD15")))
     with pytest.raises(ConfigurationError, match="called whole takes none"):
         check_graphs(pipeline, torch.device("cuda"))
 

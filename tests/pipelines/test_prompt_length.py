@@ -6,7 +6,7 @@ from tokenizers import Tokenizer
 from pipelines.fake import FakePipeline
 from pipelines.families import make_family
 from pipelines.families.whole_call import WholeCall
-from pipelines.placements.family_pipeline import Placed
+from pipelines.placements.family_pipeline import FamilyPipeline
 from pipelines.text import TokenCounter, chat_form
 from tests.pipelines.serving import ask
 from tests.pipelines.tiny import BUILDERS
@@ -37,7 +37,7 @@ def count(pipeline, tokenizer: Tokenizer, text: str) -> int:
 def pipeline(request, tiny_pipe):
     if request.param == "fake":
         return FakePipeline()
-    return Placed(make_family(tiny_pipe(request.param), None))
+    return FamilyPipeline(make_family(tiny_pipe(request.param), None))
 
 
 def test_tokens_are_counted_as_the_model_counts_them(pipeline):
@@ -66,14 +66,14 @@ def test_the_count_tells_which_prompts_are_truncated(pipeline):
 @pytest.mark.parametrize("name", ["SD15", "PixArtSigma"])
 def test_a_whole_call_counts_as_its_family_would(tiny_pipe, name):
     pipe = tiny_pipe(name)
-    whole, family = Placed(WholeCall(pipe)), Placed(make_family(pipe, None))
+    whole, family = FamilyPipeline(WholeCall(pipe)), FamilyPipeline(make_family(pipe, None))
     assert whole.card.max_prompt_tokens == family.card.max_prompt_tokens
     assert whole.card.prompt == family.card.prompt
     assert whole.tokenizer_json() == family.tokenizer_json()
 
 
 def test_a_whole_call_with_several_tokenizers_keeps_them_to_itself(tiny_pipe):
-    pipeline = Placed(WholeCall(tiny_pipe("SDXL")))
+    pipeline = FamilyPipeline(WholeCall(tiny_pipe("SDXL")))
     assert (pipeline.tokenizer_json(), pipeline.card.prompt) == (None, None)
 
 

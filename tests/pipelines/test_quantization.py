@@ -13,7 +13,7 @@ from jobs.errors import ConfigurationError
 from pipelines.load import load_pipeline
 from pipelines.loading.checkpoint import find_checkpoint
 from pipelines.loading.quantization import quantizers, stored_method
-from pipelines.placements.family_pipeline import Placed
+from pipelines.placements.family_pipeline import FamilyPipeline
 from pipelines.placements.split import load_split
 from pipelines.planner.memory import CPU
 from pipelines.planner.skeleton import DENOISE, parts, skeletons
@@ -205,7 +205,7 @@ def test_a_copy_on_the_cpu_and_a_streamed_one_compute_the_same(stored, request):
     split.turns.unload(DENOISE)
     pipe = split.plain.pipe
     pipe.transformer = split.turns.streamed("transformer")
-    assert torch.equal(alone(Placed(split.plain, split.cache), REQUEST), expected)
+    assert torch.equal(alone(FamilyPipeline(split.plain, split.cache), REQUEST), expected)
 
 
 def test_no_scheme_means_no_quantizer(tiny_folder):

@@ -8,7 +8,7 @@ import torch
 
 from pipelines import batch
 from pipelines.families import make_family, qwen_image
-from pipelines.placements.family_pipeline import Placed
+from pipelines.placements.family_pipeline import FamilyPipeline
 from tests.pipelines.rounding import DRAWS, FACTOR, FLOOR, Reference, rounding_once_more
 from tests.pipelines.serving import ask, begin
 from tests.pipelines.test_families import CASES
@@ -40,7 +40,7 @@ def pipe(family, tiny_pipe):
 
 @pytest.fixture(scope="module")
 def pipeline(family, pipe):
-    return Placed(make_family(pipe, CASES[family].length))
+    return FamilyPipeline(make_family(pipe, CASES[family].length))
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from structlog.testing import capture_logs
 from jobs.errors import OutOfMemory
 from pipelines.families import make_family
 from pipelines.families.whole_call import WholeCall
-from pipelines.placements.family_pipeline import Placed
+from pipelines.placements.family_pipeline import FamilyPipeline
 from pipelines.tiling import tiled
 from tests.pipelines.serving import alone, ask, begin, difference
 
@@ -19,7 +19,7 @@ LARGE = ask(width=128, height=128, steps=1, guidance_scale=1.0)
 
 @pytest.fixture
 def pipeline(tiny_pipe):
-    return Placed(make_family(tiny_pipe("Flux"), 48))
+    return FamilyPipeline(make_family(tiny_pipe("Flux"), 48))
 
 
 @pytest.fixture
@@ -107,7 +107,7 @@ def test_a_preview_in_tiles_leaves_the_sample_unmarked(pipeline, fits):
 
 def test_a_whole_call_of_one_image_is_tiled_too(tiny_pipe, monkeypatch):
     pipe = tiny_pipe("SD15")
-    pipeline = Placed(WholeCall(pipe))
+    pipeline = FamilyPipeline(WholeCall(pipe))
     decoder = pipe.vae.decoder.forward
 
     def limited(latents, *others):

@@ -9,7 +9,7 @@ from diffusers import StableDiffusionImg2ImgPipeline
 from jobs.errors import ImageFailed, ModelUnavailable, OutOfMemory
 from pipelines.families.family import REFUSED
 from pipelines.families.whole_call import WholeCall
-from pipelines.placements.family_pipeline import Placed
+from pipelines.placements.family_pipeline import FamilyPipeline
 from tests.pipelines.rounding import Reference, modules_of
 from tests.pipelines.serving import alone, ask, begin
 
@@ -24,7 +24,7 @@ def pipe(tiny_pipe):
 
 @pytest.fixture
 def pipeline(pipe):
-    return Placed(WholeCall(pipe))
+    return FamilyPipeline(WholeCall(pipe))
 
 
 def run(pipe, request, **arguments):
@@ -92,7 +92,7 @@ def test_the_bucket_pins_the_bits(pipeline):
 )
 def test_progress_is_told_step_by_step(tiny_pipe, monkeypatch, name, denoiser, expected):
     pipe = tiny_pipe(name)
-    pipeline = Placed(WholeCall(pipe))
+    pipeline = FamilyPipeline(WholeCall(pipe))
     sample = begin(pipeline, ask(steps=4))
     assert (sample.step, sample.steps) == (0, 4)
     seen = []
@@ -153,7 +153,7 @@ def test_out_of_memory_leaves_the_samples_at_step_0(pipe, pipeline, monkeypatch)
 
 def test_flux_called_whole_gets_the_true_guidance(tiny_pipe):
     pipe = tiny_pipe("Flux")
-    pipeline = Placed(WholeCall(pipe, 48))
+    pipeline = FamilyPipeline(WholeCall(pipe, 48))
     assert (pipeline.card.guidance, pipeline.card.multiple) == ("classifier-free", 16)
     pixels = alone(pipeline, ask(seed=1))
     reference = run(
@@ -167,7 +167,7 @@ def test_flux_called_whole_gets_the_true_guidance(tiny_pipe):
 
 def test_a_pipeline_without_step_callback_and_with_binning(tiny_pipe):
     pipe = tiny_pipe("PixArtSigma")
-    pipeline = Placed(WholeCall(pipe, 48))
+    pipeline = FamilyPipeline(WholeCall(pipe, 48))
     pixels = alone(pipeline, ask(seed=1, width=96))
     reference = run(
         pipe,
@@ -215,7 +215,7 @@ class Stub:
 
 
 def test_a_pipeline_that_makes_no_images_fails_the_image():
-    pipeline = Placed(WholeCall(Stub(SimpleNamespace(audios=[]))))
+    pipeline = FamilyPipeline(WholeCall(Stub(SimpleNamespace(audios=[]))))
     sample = begin(pipeline, ask())
     with pytest.raises(ImageFailed, match="Stub makes no images"):
         pipeline.step([sample])
@@ -229,7 +229,7 @@ def test_a_pipeline_that_makes_no_images_fails_the_image():
     ],
 )
 def test_a_picture_that_is_not_what_was_asked_for_is_an_error(image, error):
-    pipeline = Placed(WholeCall(Stub(SimpleNamespace(images=[image]))))
+    pipeline = FamilyPipeline(WholeCall(Stub(SimpleNamespace(images=[image]))))
     sample = begin(pipeline, ask())
     pipeline.step([sample])
     assert error in sample.error

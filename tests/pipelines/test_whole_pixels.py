@@ -12,7 +12,7 @@ from pipelines.families.whole_call import WholeCall
 from pipelines.families.whole_output import pictures, refused
 from pipelines.loading.packages import missing_packages
 from pipelines.pixels import check_pixels
-from pipelines.placements.family_pipeline import Placed
+from pipelines.placements.family_pipeline import FamilyPipeline
 from tests.pipelines.classes.guard import check, own
 from tests.pipelines.classes.transformers import BUILDERS as TRANSFORMERS
 from tests.pipelines.classes.unets import BUILDERS as UNETS
@@ -114,7 +114,7 @@ def test_the_checker_of_if_runs_and_is_obeyed(deepfloyd, monkeypatch, nsfw, wate
         return image, [nsfw], [watermark]
 
     monkeypatch.setattr(deepfloyd, "run_safety_checker", judge)
-    pipeline = Placed(WholeCall(deepfloyd))
+    pipeline = FamilyPipeline(WholeCall(deepfloyd))
     sample = begin(pipeline, ask(steps=2))
     pipeline.step([sample])
     assert calls == [(1, 64, 64, 3)]
@@ -137,13 +137,13 @@ def test_nan_under_a_watermark_is_an_error_and_not_black(deepfloyd, monkeypatch)
         return np.full_like(image, np.nan), [False], [False]
 
     monkeypatch.setattr(deepfloyd, "run_safety_checker", spoil)
-    pipeline = Placed(WholeCall(deepfloyd))
+    pipeline = FamilyPipeline(WholeCall(deepfloyd))
     with pytest.raises(ImageFailed, match="NaN"):
         pipeline.step([begin(pipeline, ask(steps=2))])
 
 
 def test_a_pipeline_that_rewrites_sizes_says_which_it_makes():
-    pipeline = Placed(WholeCall(TRANSFORMERS["HiDreamImagePipeline"]()))
+    pipeline = FamilyPipeline(WholeCall(TRANSFORMERS["HiDreamImagePipeline"]()))
     good = begin(pipeline, ask(steps=2))
     pipeline.step([good])
     assert (good.error, pipeline.card.sizes) == (None, None)
@@ -173,7 +173,7 @@ def test_a_name_that_is_missing_for_another_reason_stays_what_it_is(tiny_pipe, m
         raise NameError("name 'typo' is not defined")
 
     monkeypatch.setattr(pipe, "check_inputs", broken)
-    pipeline = Placed(WholeCall(pipe))
+    pipeline = FamilyPipeline(WholeCall(pipe))
     with pytest.raises(NameError, match="typo"):
         pipeline.step([begin(pipeline, ask(steps=2))])
 

@@ -7,7 +7,7 @@ from structlog.testing import capture_logs
 from jobs.errors import OutOfMemory
 from pipelines.families.whole_call import WholeCall
 from pipelines.families.whole_text import PromptTexts
-from pipelines.placements.family_pipeline import Placed
+from pipelines.placements.family_pipeline import FamilyPipeline
 from pipelines.seam import PromptForm
 from tests.pipelines.rounding import served_alone
 from tests.pipelines.serving import alone, ask, begin, difference, serve
@@ -25,7 +25,7 @@ def cogview():
 
 @pytest.fixture
 def pipeline(cogview):
-    return Placed(WholeCall(cogview))
+    return FamilyPipeline(WholeCall(cogview))
 
 
 def together(pipeline, requests, bucket=0):
@@ -73,7 +73,7 @@ def test_where_a_processor_reads_the_prompt_every_image_has_its_own_call(cogview
 
     whole = {**cogview.components, "processor": Processor()}
     monkeypatch.setattr(type(cogview), "components", property(lambda _: whole))
-    pipeline = Placed(WholeCall(cogview))
+    pipeline = FamilyPipeline(WholeCall(cogview))
     assert pipeline.batch_key(SHORT) != pipeline.batch_key(EQUAL)
     assert pipeline.card.max_prompt_tokens is None
     pictures, calls = serve(pipeline, {0: [SHORT, EQUAL]}, bucket=4)
@@ -99,7 +99,7 @@ def refusing(cogview, monkeypatch):
         return check(prompt, *arguments, **named)
 
     monkeypatch.setattr(cogview, "check_inputs", one_only)
-    return Placed(WholeCall(cogview)), calls
+    return FamilyPipeline(WholeCall(cogview)), calls
 
 
 def test_a_pipeline_that_refuses_batches_makes_every_image_alone(refusing):
@@ -116,7 +116,7 @@ def test_a_pipeline_that_refuses_batches_makes_every_image_alone(refusing):
 
 
 def test_a_pipeline_that_makes_one_image_of_a_batch_makes_every_image_alone(cogview, monkeypatch):
-    pipeline = Placed(WholeCall(cogview))
+    pipeline = FamilyPipeline(WholeCall(cogview))
     postprocess = cogview.image_processor.postprocess
     monkeypatch.setattr(
         cogview.image_processor,
@@ -129,7 +129,7 @@ def test_a_pipeline_that_makes_one_image_of_a_batch_makes_every_image_alone(cogv
 
 
 def test_a_poisonous_prompt_does_not_pass_for_a_refusal(cogview, monkeypatch):
-    pipeline = Placed(WholeCall(cogview))
+    pipeline = FamilyPipeline(WholeCall(cogview))
     encode = cogview.encode_prompt
 
     def poisoned(prompt, *arguments, **named):
@@ -149,7 +149,7 @@ def test_a_poisonous_prompt_does_not_pass_for_a_refusal(cogview, monkeypatch):
 
 
 def test_memory_that_runs_out_does_not_pass_for_a_refusal(cogview, monkeypatch):
-    pipeline = Placed(WholeCall(cogview))
+    pipeline = FamilyPipeline(WholeCall(cogview))
 
     def full(prompt, *arguments, **named):
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -164,9 +164,9 @@ def test_memory_that_runs_out_does_not_pass_for_a_refusal(cogview, monkeypatch):
 
 
 def test_the_only_tokenizer_tells_what_is_cut(cogview):
-    pipeline = Placed(WholeCall(cogview, 16))
+    pipeline = FamilyPipeline(WholeCall(cogview, 16))
     assert (pipeline.card.max_prompt_tokens, pipeline.card.prompt) == (16, PromptForm())
-    assert Placed(WholeCall(cogview)).card.max_prompt_tokens == 1024
+    assert FamilyPipeline(WholeCall(cogview)).card.max_prompt_tokens == 1024
     short, long, negative = pipeline.encode(
         [ask("b" * 14), ask("b" * 15), ask("b", negative_prompt="b" * 15)]
     )
@@ -179,7 +179,7 @@ def test_the_only_tokenizer_tells_what_is_cut(cogview):
 
 def test_what_is_put_around_a_prompt_or_read_by_several_is_not_counted(tiny_pipe):
     assert PromptTexts(tiny_pipe("Flux"), None).limit is None
-    sana = Placed(WholeCall(tiny_pipe("Sana")))  # an instruction before every prompt
+    sana = FamilyPipeline(WholeCall(tiny_pipe("Sana")))  # an instruction before every prompt
     assert sana.card.max_prompt_tokens == 300
     assert (sana.card.prompt, sana.tokenizer_json()) == (None, None)
     assert not sana.encode([ask("b" * 400)])[0].truncated

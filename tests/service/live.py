@@ -34,6 +34,6 @@ def listening(app: FastAPI) -> Iterator[str]:
         port = server.servers[0].sockets[0].getsockname()[1]
         yield f"http://127.0.0.1:{port}"
     finally:
-        app.state.mill.hub.close()
+        app.state.context.hub.close()
         server.should_exit = True
         thread.join()

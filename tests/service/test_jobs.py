@@ -129,7 +129,7 @@ def test_a_wait_ends_when_the_job_does(mill: Deployment, woken: list[bool]) -> N
     job_id = mill.submit("a", "b")["id"]
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(mill.client.get, f"/v1/jobs/{job_id}?wait=60")
-        wait_until(lambda: mill.client.app.state.mill.hub.watched)
+        wait_until(lambda: mill.client.app.state.context.hub.watched)
         first, second = mill.worker.claim(2)
         mill.worker.finish(first)
         wait_until(lambda: woken)
@@ -146,7 +146,7 @@ def test_a_wait_with_an_etag_ends_at_any_news(mill: Deployment, woken: list[bool
     tag = mill.client.get(path).headers["etag"]
     with ThreadPoolExecutor(1) as pool:
         told = pool.submit(mill.client.get, f"{path}?wait=60", headers={"If-None-Match": tag})
-        wait_until(lambda: mill.client.app.state.mill.hub.watched)
+        wait_until(lambda: mill.client.app.state.context.hub.watched)
         (lease, *_) = mill.worker.claim(1)
         mill.worker.finish(lease)
         answer = told.result(PATIENCE)

@@ -333,7 +333,7 @@ def test_private_webhooks_are_for_this_machine_without_keys(
     if keys:
         KeyRing(tmp_path / "keys.json").add("alice")
     with deployed(server.url, tmp_path, host=host, webhook_private=private, start=False) as found:
-        assert found.client.app.state.mill.allows_private_webhooks is allowed
+        assert found.client.app.state.context.allows_private_webhooks is allowed
 
 
 def test_a_message_that_may_not_be_sent_is_given_up_at_once(

@@ -17,7 +17,7 @@ from jobs.errors import ConfigurationError
 from jobs.request import ImageRequest
 from pipelines.cache import EmbeddingCache
 from pipelines.load import load_pipeline
-from pipelines.placements.family_pipeline import Placed
+from pipelines.placements.family_pipeline import FamilyPipeline
 from tests.pipelines.serving import ask, entry
 from tests.pipelines.tiny import save_tiny
 from tests.workers.conftest import Bench
@@ -85,7 +85,7 @@ def folder(tmp_path_factory):
     return save_tiny("Flux", tmp_path_factory.mktemp("tiny") / "Flux")
 
 
-def load(folder, backend: str | None) -> Placed:
+def load(folder, backend: str | None) -> FamilyPipeline:
     torch.set_num_threads(1)
     fields = {"defaults": Defaults(64, 64, 2, 3.5), "max_sequence_length": 48}
     return load_pipeline(entry(folder, attention_backend=backend, **fields), "cpu")
@@ -111,7 +111,7 @@ def refusal_of(folder, backend: str) -> str:
     return ""
 
 
-def check_threads(pipeline: Placed) -> None:
+def check_threads(pipeline: FamilyPipeline) -> None:
     """All pictures are bit-equal to those of the same requests served alone."""
     costs = costs_of(pipeline)
     together = Threads(pipeline, costs).serve(REQUESTS)

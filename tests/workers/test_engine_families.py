@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from jobs.request import ImageRequest
 from pipelines.families.whole_call import WholeCall
 from pipelines.load import load_pipeline
-from pipelines.placements.family_pipeline import Placed
+from pipelines.placements.family_pipeline import FamilyPipeline
 from pipelines.seam import Sample
 from tests.pipelines.rounding import Reference, modules_of
 from tests.pipelines.serving import ask, entry
@@ -105,7 +105,7 @@ def costs_of(pipeline) -> Costs:
 def pipeline(request, tmp_path_factory):
     torch.set_num_threads(1)
     if request.param == "CogView4":
-        return Placed(WholeCall(cogview4()))
+        return FamilyPipeline(WholeCall(cogview4()))
     folder = save_tiny(request.param, tmp_path_factory.mktemp("tiny") / request.param)
     length = LENGTHS.get(request.param, 48)
     return load_pipeline(entry(folder, max_sequence_length=length), "cpu")
@@ -142,7 +142,7 @@ def test_a_pipeline_that_refuses_batches_is_measured_and_served(monkeypatch):
         return check(prompt, *arguments, **named)
 
     monkeypatch.setattr(pipe, "check_inputs", one_only)
-    pipeline = Placed(WholeCall(pipe))
+    pipeline = FamilyPipeline(WholeCall(pipe))
     assert measure(pipeline, ask(steps=2)).points
     requests = [ask("a red cat", seed=seed, steps=2, reproducible=seed < 2) for seed in range(4)]
     assert len({pipeline.batch_key(request) for request in requests}) == len(requests)

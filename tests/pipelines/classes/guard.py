@@ -14,7 +14,7 @@ from pipelines.draws import Draws
 from pipelines.families.whole_call import WholeCall
 from pipelines.families.whole_classes import frames_argument
 from pipelines.loading.packages import missing_packages
-from pipelines.placements.family_pipeline import Placed
+from pipelines.placements.family_pipeline import FamilyPipeline
 from tests.pipelines.serving import ask, begin
 
 FLAT = 2.0
@@ -23,7 +23,7 @@ FLAT = 2.0
 
 def served(pipe: Any, request: ImageRequest) -> np.ndarray:
     """The picture that the whole-call family makes, as bytes [height, width, 3]."""
-    pipeline = Placed(WholeCall(pipe))
+    pipeline = FamilyPipeline(WholeCall(pipe))
     sample = begin(pipeline, request)
     pipeline.step([sample], 1)
     assert sample.error is None, sample.error

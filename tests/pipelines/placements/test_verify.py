@@ -7,7 +7,7 @@ from diffusers import attention_backend
 from jobs.catalog import Defaults
 from jobs.errors import ConfigurationError
 from pipelines.families import make_family
-from pipelines.placements.family_pipeline import Placed
+from pipelines.placements.family_pipeline import FamilyPipeline
 from pipelines.placements.verify import compare, record
 from tests.pipelines.serving import entry
 
@@ -21,7 +21,7 @@ def pipe(tiny_pipe):
 
 @pytest.fixture
 def references(pipe):
-    return record(Placed(make_family(pipe, 320)), entry("", defaults=SMALL))
+    return record(FamilyPipeline(make_family(pipe, 320)), entry("", defaults=SMALL))
 
 
 class Changed(torch.nn.Module):
@@ -68,7 +68,7 @@ def test_anything_else_is_refused_with_its_size(pipe, references, change, senten
 def test_in_half_precision_what_is_allowed_is_what_rounding_does(tiny_pipe, name):
     """Another kernel's rounding passes, and a change of a few per cent does not."""
     pipe = tiny_pipe(name).to(torch.bfloat16)
-    references = record(Placed(make_family(pipe, 320)), entry("", defaults=SMALL))
+    references = record(FamilyPipeline(make_family(pipe, 320)), entry("", defaults=SMALL))
     measured = [rounding for each in references.passes for rounding in each.rounding]
     assert min(measured) > 1e-3
     assert max(measured) < 3e-2
@@ -80,7 +80,7 @@ def test_in_half_precision_what_is_allowed_is_what_rounding_does(tiny_pipe, name
 
 
 def test_a_transformer_elsewhere_is_asked_there(pipe):
-    placed = Placed(make_family(pipe, 320))
+    placed = FamilyPipeline(make_family(pipe, 320))
     model = entry("", defaults=Defaults(32, 32, 2, 3.5))
     place = torch.device("cpu")
     references = record(placed, model, place, place)
