@@ -1,16 +1,29 @@
-"""What `make check` asks of the tree that no linter does: the length of modules and functions, and
-that no test judges by the clock.
+"""What `make check` asks of the tree that no linter does.
+
+Modules and functions stay short, no module imports itself through others, no sentence uses a phrase
+of PHRASES, and no test judges by the clock.
 
 Run as a program from the repository's root; prints every breach and exits 1 if there is one.
 """
 
 import ast
+import re
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 MODULE_LINES = 400
 FUNCTION_LINES = 60
+PACKAGES = ("imagemill", "service", "workers", "pipelines", "jobs", "demo", "bench")
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+
+PHRASES = re.compile(
+    r"\b(is none\b(?! of)|is no such|are to be had|is not to be had|nobody's|whoever|how-manieth"
+    r"|lets go first|while they become|burning no|is no known|what is left of|so many that)",
+    re.IGNORECASE,
+)
+"""Phrases that no native speaker writes here; say it plainly."""
 
 
 WAITS = {"wait", "join", "result", "communicate"}
@@ -89,16 +102,58 @@ def breaches(path: Path) -> list[str]:
     return found
 
 
+def cycles(paths: list[Path]) -> list[str]:
+    """Modules that import each other at their top level, in rings of any length."""
+    modules = {_module(path): path for path in paths if path.parts[0] in PACKAGES}
+    imports = {name: _imported(path, modules) - {name} for name, path in modules.items()}
+    try:
+        list(TopologicalSorter(imports).static_order())
+    except CycleError as error:
+        return [f"import cycle: {' -> '.join(error.args[1])}"]
+    return []
+
+
+def _module(path: Path) -> str:
+    return ".".join(path.with_suffix("").parts).removesuffix(".__init__")
+
+
+def _imported(path: Path, modules: dict[str, Path]) -> set[str]:
+    """Modules of ours that a module imports when it's imported, or for type checkers."""
+    found: set[str] = set()
+    for statement in ast.parse(path.read_text()).body:
+        for node in ast.walk(statement) if not isinstance(statement, FUNCTIONS) else ():
+            if isinstance(node, ast.ImportFrom) and node.module:
+                full = {f"{node.module}.{alias.name}" for alias in node.names}
+                found |= (full & modules.keys()) or ({node.module} & modules.keys())
+            elif isinstance(node, ast.Import):
+                found |= {alias.name for alias in node.names} & modules.keys()
+    return found
+
+
+def phrases(path: Path) -> list[str]:
+    """Sentences in code, comments or docs that read as translated."""
+    return [
+        f"{path}:{number}: {match[0]!r} reads as translated"
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if (match := PHRASES.search(line))
+    ]
+
+
+def listed(*patterns: str) -> list[Path]:
+    """Files that git tracks or would track."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", *patterns]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    return [Path(line) for line in lines if Path(line).exists()]
+
+
 def main() -> int:
-    """Check every Python file that git tracks or would track."""
-    listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.py"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    paths = [Path(line) for line in listed.stdout.splitlines() if Path(line).exists()]
-    found = [breach for path in paths for breach in breaches(path)]
+    """Check the tree; print every breach."""
+    modules = listed("*.py")
+    found = [breach for path in modules for breach in breaches(path)]
+    found += cycles(modules)
+    for path in listed("*.py", "*.md", "*.lua", "*.js", "*.html"):
+        if path.name != "house.py":
+            found += phrases(path)
     sys.stdout.write("".join(f"{breach}\n" for breach in found))
     return 1 if found else 0
 

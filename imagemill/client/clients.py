@@ -156,7 +156,7 @@ class Client:
         return self.say(protocol.fetch(path, self.patience, **params))
 
     def say(self, talk: protocol.Conversation[T]) -> T:
-        """Carry out one conversation of `wire.py`."""
+        """Carry out one conversation of `protocol.py`."""
         try:
             wanted = next(talk)
             while True:
@@ -270,7 +270,7 @@ class AsyncClient:
         return await self.say(protocol.fetch(path, self.patience, **params))
 
     async def say(self, talk: protocol.Conversation[T]) -> T:
-        """Carry out one conversation of `wire.py`."""
+        """Carry out one conversation of `protocol.py`."""
         try:
             wanted = next(talk)
             while True:

@@ -1,6 +1,6 @@
-"""Handles of jobs on a server, `Job` and `AsyncJob`: what was last told, and what can be done.
+"""Jobs on a server, `Job` and `AsyncJob`: their last known state, and what can be done with them.
 
-What is said to the server is in `wire.py`, and carried out by the client that made the handle.
+Requests are described in `protocol.py` and carried out by the client that made the job.
 """
 
 import asyncio
@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Protocol, Self, TypeVar
 
 from imagemill.client import protocol
 from imagemill.client.file_names import place_for, write_file
@@ -16,12 +16,29 @@ from imagemill.client.models import Image, Progress, counts_of
 from jobs.errors import ImagemillError, NotFound
 from jobs.job import Counts, State
 
-if TYPE_CHECKING:
-    from imagemill.client.clients import AsyncClient, Client
+T = TypeVar("T")
 
 FOREVER = 10 * 365 * 86400.0
 
 OnProgress = Callable[[Progress], object]
+
+
+class Talker(Protocol):
+    """What a `Job` needs of its `Client`."""
+
+    patience: float
+
+    def say(self, talk: protocol.Conversation[T]) -> T:
+        """Carry out one conversation with the server."""
+
+
+class AsyncTalker(Protocol):
+    """What an `AsyncJob` needs of its `AsyncClient`."""
+
+    patience: float
+
+    async def say(self, talk: protocol.Conversation[T]) -> T:
+        """Carry out one conversation with the server."""
 
 
 class _Snapshot:
@@ -76,7 +93,7 @@ class _Snapshot:
 class Job(_Snapshot):
     """A job on the server; every method but `images` talks to it, and those return fresh news."""
 
-    def __init__(self, client: "Client", raw: dict[str, Any]) -> None:
+    def __init__(self, client: Talker, raw: dict[str, Any]) -> None:
         super().__init__(raw)
         self._client = client
 
@@ -147,7 +164,7 @@ class Job(_Snapshot):
 class AsyncJob(_Snapshot):
     """`Job` for asyncio: the same methods, awaited."""
 
-    def __init__(self, client: "AsyncClient", raw: dict[str, Any]) -> None:
+    def __init__(self, client: AsyncTalker, raw: dict[str, Any]) -> None:
         super().__init__(raw)
         self._client = client
 
@@ -224,7 +241,7 @@ class AsyncJob(_Snapshot):
 
 
 def bring(
-    client: "Client", job: Mapping[str, Any], image: Mapping[str, Any], folder: Path
+    client: Talker, job: Mapping[str, Any], image: Mapping[str, Any], folder: Path
 ) -> tuple[Path, bool]:
     """The file of a finished image in `folder`, and whether it had to be downloaded."""
     path, is_there = place_for(folder / protocol.name_of(job, image), image["sha256"])
