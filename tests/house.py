@@ -19,7 +19,7 @@ PACKAGES = ("imagemill", "service", "workers", "pipelines", "jobs", "demo", "ben
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
 PHRASES = re.compile(
-    r"\b(is none\b(?! of)|is no such|are to be had|is not to be had|nobody's|whoever|how-manieth"
+    r"\b((?-i:is none)\b(?! of)|is no such|are to be had|is not to be had|nobody's|whoever|how-manieth"
     r"|lets go first|while they become|burning no|is no known|what is left of|so many that)",
     re.IGNORECASE,
 )
