@@ -1,1 +1,1 @@
-"""Measurements: what the engine and the queue are worth, beside what one would use instead."""
+"""Benchmarks of the engine, the queue and the service, compared with the alternatives."""

@@ -1,8 +1,9 @@
 """`python -m bench [--quick] [NAME ...]`: run the benchmarks one after the other.
 
-Each prints its table, a line for every figure that has a target, and one JSON line for programs, as
-soon as it is done. At the very end come all JSON lines again. A benchmark that raises is reported
-and the others go on. With `--quick`, those that have a short form run in that, and no others.
+As soon as a benchmark is done, it prints its table, a line for every figure with a target, and one
+JSON line for programs. All JSON lines are printed again at the end. A benchmark that raises is
+reported, and the others still run. With `--quick`, only the benchmarks with a short form run, in
+that form.
 """
 
 import sys
@@ -42,7 +43,7 @@ BENCHES: dict[str, Callable[[], Metrics]] = {
 }
 
 SHORT: dict[str, Callable[[], Metrics]] = {"peers": peers.quick}
-"""Short forms, under `--quick`: to see that a benchmark works."""
+"""Short forms for `--quick`, which show that a benchmark works."""
 
 
 def main(

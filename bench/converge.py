@@ -1,7 +1,8 @@
-"""Whether a busy first start costs anything for good: two fresh folders, one profiled under load.
+"""Whether a first start on a busy machine has lasting costs: two fresh folders, one under load.
 
-A worker of the bundled model starts in each folder, once with busy loops next to it, and makes 200
-images, half of them fast and half reproducible. Then both should batch alike.
+A worker of the bundled model starts in each folder, one of them with busy loops next to it, and
+makes 200 images, half of them fast and half reproducible. After that, both should use the same
+buckets.
 """
 
 import subprocess
@@ -25,7 +26,7 @@ LOOP = "while True: pass"
 
 
 def run() -> Metrics:
-    """The buckets of both, before and after; the figures are 1 where they agree after."""
+    """Print both workers' buckets before and after; a figure is 1 if they agree after."""
     rows = {"quiet": _buckets(loops=0), "busy": _buckets(loops=LOOPS)}
     print(f"\nbuckets at the default size, before and after {IMAGES} images")
     for name, (before, after) in rows.items():
@@ -35,7 +36,7 @@ def run() -> Metrics:
 
 
 def _buckets(loops: int) -> tuple[dict[str, int], dict[str, int]]:
-    """The buckets after a start next to so many busy loops, and after the images without them."""
+    """The buckets after a start next to `loops` busy loops, and after the images without them."""
     with serving.folder() as data:
         with _busy(loops), serving.workers(data, CATALOG, "demo") as store:
             before = _reported(store)
@@ -47,10 +48,10 @@ def _buckets(loops: int) -> tuple[dict[str, int], dict[str, int]]:
 def _make(store: Store) -> None:
     model = load_catalog(CATALOG).get("demo")
     request = replace(probe(model), steps=model.defaults.steps)
-    wanted = [replace(request, seed=n, reproducible=n % 2 == 0) for n in range(IMAGES)]
+    workload = [replace(request, seed=n, reproducible=n % 2 == 0) for n in range(IMAGES)]
     for first in range(0, IMAGES, AT_ONCE):
         submitted = store.submit(
-            wanted[first : first + AT_ONCE],
+            workload[first : first + AT_ONCE],
             tenant="bench",
             priority=5,
             metadata={},
@@ -68,14 +69,14 @@ def _is_finished(store: Store, job_id: str) -> bool:
 
 def _reported(store: Store) -> dict[str, int]:
     def buckets() -> dict[str, int] | None:
-        return next((one.info["buckets"] for one in store.workers() if one.info["buckets"]), None)
+        return next((w.info["buckets"] for w in store.workers() if w.info["buckets"]), None)
 
     return serving.until(buckets)
 
 
 @contextmanager
 def _busy(loops: int) -> Iterator[None]:
-    """So many processes that compute for nothing, until the end of the block."""
+    """Run `loops` processes in busy loops until the end of the block."""
     processes = [subprocess.Popen([sys.executable, "-c", LOOP]) for _ in range(loops)]
     try:
         yield

@@ -1,8 +1,8 @@
-"""How true the ETA is at half way: a job of 100 images over a real worker, and what then happens.
+"""How accurate the ETA is at half way: a job of 100 images on a real worker.
 
-The model is a fake whose forward pass sleeps, so that the time is the queue's and the worker's own
-and not the processor's. Alone; behind and beside another job; with mixed steps. The figure is the
-share by which the ETA at half way missed, of the time that was then left.
+The model is a fake whose forward pass sleeps, so the processor's speed doesn't matter. The job runs
+alone, behind another job, next to another job, and with mixed steps. The figure is the error of the
+ETA at half way as a share of the time that was actually left.
 """
 
 import json
@@ -30,16 +30,16 @@ Prompts = Sequence[dict[str, Any]]
 
 
 def run() -> Metrics:
-    """Every scene in turn, and the largest miss."""
+    """Run every scene; the figure is the largest error."""
     plain: Prompts = [{"prompt": f"image {number}"} for number in range(IMAGES)]
-    mixed: Prompts = [{**one, "steps": (10, 20, 40)[n % 3]} for n, one in enumerate(plain)]
+    mixed: Prompts = [{**prompt, "steps": (10, 20, 40)[n % 3]} for n, prompt in enumerate(plain)]
     misses = {}
     with _up() as client:
-        client.submit("fake", plain[:40]).wait()  # as after a while: the pace is known
+        client.submit("fake", plain[:40]).wait()  # so that the pace is known
         misses["alone"] = _miss(client, plain)
         misses["mixed steps"] = _miss(client, mixed)
-        misses["beside another job"] = _miss(client, plain, plain[:60])
-        misses["beside a longer one, mixed"] = _miss(client, mixed, mixed, first_priority=5)
+        misses["next to another job"] = _miss(client, plain, plain[:60])
+        misses["next to a longer one, mixed"] = _miss(client, mixed, mixed, first_priority=5)
         misses["behind one of priority 9"] = _miss(client, plain, plain[:50], first_priority=9)
     print(f"\nETA of {IMAGES} images at half way, against what was then left (miss)")
     for name, (eta, left) in misses.items():
@@ -50,7 +50,7 @@ def run() -> Metrics:
 def _miss(
     client: Client, prompts: Prompts, first: Prompts = (), first_priority: int = 5
 ) -> tuple[float, float]:
-    """The ETA at half way and the seconds that were left, of a job behind another."""
+    """The ETA at half way of a job behind another, and the seconds that were actually left."""
     other = client.submit("fake", list(first), priority=first_priority) if first else None
     job = client.submit("fake", list(prompts))
 

@@ -1,10 +1,10 @@
-"""How much a heavy neighbour delays four images: fair share between callers, and between jobs.
+"""How much a large job delays four images: fair share between callers, and between jobs.
 
-A worker of the bundled model; one caller queues 500 images. Then another caller asks for four, and
-after that the heavy caller itself does, in a second job. Once with images that are all alike, and
-once with a heavy job of many steps beside four images of few, where those are asked for a third
-time at the highest priority. A figure is the time that the four take, over the time that four such
-images take on the idle worker.
+On a worker of the bundled model, one caller queues 500 images. Then another caller asks for four
+images, and after that the first caller asks for four in a second job. This runs with equal images,
+and with a large job of many steps next to four images of few steps. In the latter case the four are
+requested once more, at the highest priority. A figure is the time that the four images take,
+divided by the time that the same four take on the idle worker.
 """
 
 import statistics
@@ -25,10 +25,10 @@ from workers.scheduler import LEAST_HELD
 CATALOG = Path("models.toml")
 
 HEAVY, LIGHT = 500, 4
-"""Images of the heavy job and of the others."""
+"""Images of the large job and of the others."""
 
 MANY_STEPS, FEW_STEPS = 100, 5
-"""Steps of the heavy job's images and of the others, where they are unequal."""
+"""Steps of the large job's images and of the others, in the unequal scene."""
 
 USUAL, HIGHEST = 5, 9
 """Priorities."""
@@ -36,7 +36,7 @@ USUAL, HIGHEST = 5, 9
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """Four images beside the heavy job: the figure's name, who asks, how urgently."""
+    """Four images next to the large job: the figure's name, the tenant, the priority."""
 
     metric: str
     own: bool
@@ -45,7 +45,7 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """A heavy job of images of so many steps, and who asks beside it for images of how many."""
+    """The steps of the large job, the steps of the four images, and who asks for them."""
 
     name: str
     heavy_steps: int
@@ -54,7 +54,7 @@ class Scene:
 
 
 def scenes(usual_steps: int) -> tuple[Scene, Scene]:
-    """With images alike, of the model's usual steps, and with unequal ones."""
+    """One scene with equal images, of the model's default steps, and one with unequal ones."""
     alike = [Ask("fair_other_caller", own=False), Ask("fair_same_caller", own=True)]
     unequal = [
         Ask("fair_other_caller_unequal", own=False),
@@ -68,7 +68,7 @@ def scenes(usual_steps: int) -> tuple[Scene, Scene]:
 
 
 def run(rounds: int = 5) -> Metrics:
-    """Every scene in every round, each against the same images alone just before."""
+    """Run every scene in every round, each compared with the same images alone just before."""
     model = load_catalog(CATALOG).get("demo")
     played = scenes(model.defaults.steps)
     seconds: dict[str, list[float]] = {}
@@ -85,14 +85,14 @@ def run(rounds: int = 5) -> Metrics:
             pairs = zip(seconds[ask.metric], alone, strict=True)
             metrics[ask.metric] = statistics.median(took / base for took, base in pairs)
     table(
-        f"{LIGHT} images beside {HEAVY} queued (seconds; median, min..max)",
-        [(name, found, metrics.get(name, 1.0)) for name, found in seconds.items()],
+        f"{LIGHT} images next to {HEAVY} queued (seconds; median, min..max)",
+        [(name, figures, metrics.get(name, 1.0)) for name, figures in seconds.items()],
     )
     return metrics
 
 
 def _play(store: Store, scene: Scene, request: ImageRequest, number: int) -> dict[str, float]:
-    """Seconds of the light images: alone, and then for each who asks beside the heavy job."""
+    """Seconds of the light images: alone, and then for each `Ask` next to the large job."""
     light = replace(request, steps=scene.light_steps)
     callers = f"{scene.name}-heavy{number}", f"{scene.name}-light{number}"
     seconds = {f"alone, {scene.name}": _timed(store, f"{scene.name}-solo{number}", light, USUAL)}
@@ -132,7 +132,7 @@ def _timed(store: Store, tenant: str, request: ImageRequest, priority: int) -> f
 
 
 def _is_busy(store: Store, job_id: str) -> bool:
-    """Whether the worker holds what it can of the job, and has gone on with it for a while."""
+    """Whether the worker holds as many images of the job as it can, and has run some of them."""
     job = store.job(job_id, None)
     return job.counts.running >= LEAST_HELD and job.progress * job.steps > 2 * LEAST_HELD
 

@@ -1,14 +1,13 @@
-"""Goodput on a Poisson trace with mixed steps: how much load each policy carries in good time.
+"""Goodput on a Poisson trace with mixed steps: how much load each policy can serve on time.
 
-Goodput is the highest load at which 90 % of the requests finish within 4 times the time that each
-would take alone. A load of 1 is the rate of arrivals that requests run alone, one after the other,
-would just fill. Found by bisection over the load. Every trace lasts as long as every other, so that
-a policy that carries more is shown more requests and cannot do by putting off a short burst. What a
-request takes alone is timed anew before and after each trace, and a trace during which the machine
-became faster or slower is run again.
+Goodput is the highest load at which 90 % of the requests finish within 4 times their solo time. A
+load of 1 is the arrival rate that one-at-a-time serving can just keep up with. It's found by
+bisection over the load. All traces last equally long, because with a fixed number of requests a
+fast policy would only see a short burst and could postpone it. Solo times are measured before and
+after each trace; if the machine became faster or slower during a trace, it's run again.
 
-The baseline is a server that runs one at a time, with decoding within the call or on a thread of
-its own, whichever carries more.
+The baseline is a server that runs one request at a time, with decoding within the call or on its
+own thread, whichever has more goodput.
 """
 
 import random
@@ -36,34 +35,34 @@ from workers.profile import measure, probe
 from workers.scheduler import Costs
 
 IN_TIME = 4.0
-"""A request is in time when it finishes within this many times its solo time."""
+"""A request is on time if it finishes within this many times its solo time."""
 
 SHARE = 0.9
-"""The share of requests that must be in time."""
+"""The share of requests that must be on time."""
 
 PRECISION, STRIDE = 1.08, 1.4
-"""Bisection ends when the load is known within this factor; it begins in strides of that one."""
+"""Bisection ends when the load is known to the first factor; it starts in strides of the second."""
 
 STEADY, TRIES = 1.15, 3
-"""A trace counts if the machine's pace before and after it differs by this factor at most; the last
-of so many tries counts anyway."""
+"""A trace counts if the machine's speed before and after it differs by at most this factor. After
+this many tries, the last trace counts anyway."""
 
 TRACE = 60.0
-"""A trace lasts as long as so many requests alone, one after the other; in a much shorter one a
-policy gets by with a load that it cannot carry."""
+"""A trace lasts as long as this many requests alone, one after the other. In a much shorter one, a
+policy could survive a load that it can't sustain."""
 
 FEWEST = 20
-"""A trace has at least so many requests, however long that takes."""
+"""A trace has at least this many requests, however long it gets."""
 
 FIRST, LEAST = 0.5, 0.05
-"""The load that is tried first, and the one below which a policy has no goodput."""
+"""The first load to try, and the load below which a policy has no goodput."""
 
 FIFO, FIFO_ASIDE = "one at a time", "one at a time, decoding aside"
 WHOLE, PINNED, FAST = "whole calls", "ours, reproducible", "ours, fast"
 
 SHOWN = (FIFO, WHOLE, PINNED, FAST)
 LOADS = (0.7, 1.0, 1.3)
-"""Policies and loads whose latencies are shown: below, at and above what one at a time fills."""
+"""Policies and loads whose latencies are shown; one at a time has a capacity of about 1."""
 
 POLICIES: dict[str, tuple[Policy, bool]] = {
     FIFO: (one_at_a_time, False),
@@ -72,13 +71,13 @@ POLICIES: dict[str, tuple[Policy, bool]] = {
     PINNED: (stepwise, True),
     FAST: (stepwise, False),
 }
-"""What is compared: the policy, and the class of the requests."""
+"""The contenders: the policy, and the class of the requests."""
 
 
-def arrivals(rate: float, wanted: Sequence[ImageRequest], seed: int) -> list[Arrival]:
+def arrivals(rate: float, requests: Sequence[ImageRequest], seed: int) -> list[Arrival]:
     """A Poisson process of `rate` requests per second over these requests, in order."""
     draw, at, trace = random.Random(seed), 0.0, []
-    for request in wanted:
+    for request in requests:
         at += draw.expovariate(rate)
         trace.append(Arrival(at, request))
     return trace
@@ -88,29 +87,29 @@ def arrivals(rate: float, wanted: Sequence[ImageRequest], seed: int) -> list[Arr
 class Trial:
     """One policy over one model; `solo` times what requests take alone, in seconds by steps.
 
-    `wanted` makes that many requests, the first ones alike for any number.
+    `make_requests` makes the given number of requests; more of them start with the same ones.
     """
 
     policy: Policy
     pipeline: Pipeline
     costs: Costs
-    wanted: Callable[[int], Sequence[ImageRequest]]
+    make_requests: Callable[[int], Sequence[ImageRequest]]
     solo: Callable[[], dict[int, float]]
     seed: int
 
     def latencies(self, load: float) -> tuple[list[float], list[float]]:
-        """Of the requests of one trace at this load: seconds, and multiples of solo time."""
+        """Latencies of one trace at this load, in seconds and in multiples of solo time."""
         count = max(FEWEST, round(load * TRACE))
         before = self.solo()
         for _ in range(TRIES):
             rate = load / statistics.mean(before.values())
-            trace = arrivals(rate, self.wanted(count), self.seed)
+            trace = arrivals(rate, self.make_requests(count), self.seed)
             seconds = self.policy(self.pipeline, self.costs, trace)
             began, before = before, self.solo()
             change = sum(before.values()) / sum(began.values())
             if 1 / STEADY <= change <= STEADY:
                 break
-            print(f"  the machine's pace changed by {change:.2f} during a trace", flush=True)
+            print(f"  the machine's speed changed by {change:.2f} during a trace", flush=True)
         over_solo = [
             latency / began[arrival.request.steps]
             for latency, arrival in zip(seconds, trace, strict=True)
@@ -118,15 +117,15 @@ class Trial:
         return seconds, over_solo
 
     def carries(self, load: float) -> bool:
-        """Whether enough of the requests, coming at this load, finish in time."""
+        """Whether enough of the requests finish on time at this load."""
         _, over_solo = self.latencies(load)
-        return sum(one <= IN_TIME for one in over_solo) >= SHARE * len(over_solo)
+        return sum(multiple <= IN_TIME for multiple in over_solo) >= SHARE * len(over_solo)
 
 
 def compare(regime: Regime, seeds: Sequence[int]) -> dict[str, list[float]]:
     """Goodput of each policy for each seed; the search starts from the last load found.
 
-    Prints the latencies at a few loads as well, of the first seed.
+    Also prints the latencies at a few loads, for the first seed.
     """
     pipeline, model = loaded(regime)
     costs = measure(pipeline, probe(model))
@@ -136,8 +135,8 @@ def compare(regime: Regime, seeds: Sequence[int]) -> dict[str, list[float]]:
 
     def trial(name: str, seed: int) -> Trial:
         policy, reproducible = POLICIES[name]
-        wanted = partial(requests, model, seed=seed, reproducible=reproducible)
-        return Trial(policy, pipeline, costs, wanted, solo, seed)
+        make_requests = partial(requests, model, seed=seed, reproducible=reproducible)
+        return Trial(policy, pipeline, costs, make_requests, solo, seed)
 
     guesses: dict[str, float] = {}
     results: dict[str, list[float]] = {name: [] for name in POLICIES}
@@ -155,14 +154,14 @@ def compare(regime: Regime, seeds: Sequence[int]) -> dict[str, list[float]]:
 
 
 def ratio(results: dict[str, list[float]], ours: str, other: str) -> float:
-    """The median over seeds of our load over the other's."""
+    """The median over seeds of our load divided by the other's."""
     return statistics.median(a / b for a, b in zip(results[ours], results[other], strict=True))
 
 
 def ratios(regime: Regime, results: dict[str, list[float]]) -> Metrics:
-    """Both our classes over one at a time, in its better form for each seed, and over whole calls.
+    """Both of our classes divided by one at a time (its better form per seed) and by whole calls.
 
-    A thread for decoding helps where there is a core for it, and costs where there is not.
+    A decoding thread helps if there's a core for it, and costs if there isn't.
     """
     suffix = "" if regime is SMALL else "_large"
     alone = [max(pair) for pair in zip(results[FIFO], results[FIFO_ASIDE], strict=True)]

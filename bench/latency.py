@@ -1,4 +1,4 @@
-"""Latencies of requests beside what each takes alone: percentiles, and the share in time."""
+"""Latencies of requests relative to their solo times: percentiles, and the share on time."""
 
 import math
 from collections.abc import Sequence
@@ -7,11 +7,11 @@ from bench.report import Metrics
 
 SHARES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 MULTIPLES = (3, 4)
-"""A request attains one of these when it's done within that many times its solo time."""
+"""Multiples of the solo time; the share of requests within each is shown."""
 
 
 def percentile(figures: Sequence[float], share: float) -> float:
-    """The smallest figure that this share of all figures don't exceed (nearest rank)."""
+    """The nearest-rank percentile: the smallest figure that `share` of all figures don't exceed."""
     ordered = sorted(figures)
     return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
 
@@ -21,7 +21,7 @@ def summary(seconds: Sequence[float], over_solo: Sequence[float]) -> Metrics:
     figures = {name: percentile(over_solo, share) for name, share in SHARES.items()}
     figures |= {f"{name}_s": percentile(seconds, share) for name, share in SHARES.items()}
     for most in MULTIPLES:
-        within = sum(one <= most for one in over_solo)
+        within = sum(multiple <= most for multiple in over_solo)
         figures[f"within_{most}x"] = within / len(over_solo)
     return figures
 

@@ -1,7 +1,8 @@
 """`python -m bench.litserver`: LitServe around plain diffusers, as its users write it.
 
-One process with the pipeline, one for HTTP. With a batch above 1, requests that arrive together
-share a pipeline call; a call has one number of steps, so a batch of several is one call for each.
+It has one process with the pipeline and one for HTTP. With a batch size above 1, requests that
+arrive together share a pipeline call. A call has one number of steps, so a batch with different
+steps is split into one call for each.
 """
 
 import argparse
@@ -37,7 +38,7 @@ class PlainDiffusers(litserve.LitAPI):  # type: ignore[misc]
         return request
 
     def batch(self, inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """A batch is a list."""
+        """The inputs as a list."""
         return list(inputs)
 
     def predict(self, asked: Any) -> Any:
@@ -45,15 +46,15 @@ class PlainDiffusers(litserve.LitAPI):  # type: ignore[misc]
         if isinstance(asked, dict):
             return self._pictures([asked])[0]
         pictures: list[Any] = [None] * len(asked)
-        for steps in {one["steps"] for one in asked}:
-            places = [place for place, one in enumerate(asked) if one["steps"] == steps]
-            made = self._pictures([asked[place] for place in places])
-            for place, picture in zip(places, made, strict=True):
+        for steps in {body["steps"] for body in asked}:
+            places = [place for place, body in enumerate(asked) if body["steps"] == steps]
+            batch = self._pictures([asked[place] for place in places])
+            for place, picture in zip(places, batch, strict=True):
                 pictures[place] = picture
         return pictures
 
     def unbatch(self, output: list[Any]) -> list[Any]:
-        """As `batch`."""
+        """The outputs as they are."""
         return output
 
     def encode_response(self, output: Any) -> dict[str, Any]:
@@ -65,21 +66,21 @@ class PlainDiffusers(litserve.LitAPI):  # type: ignore[misc]
     def _pictures(self, asked: list[dict[str, Any]]) -> list[Any]:
         first = asked[0]
         width, height = map(int, first["size"].split("x"))
-        made: list[Any] = self._pipe(
-            prompt=[one["prompt"] for one in asked],
+        pictures: list[Any] = self._pipe(
+            prompt=[body["prompt"] for body in asked],
             negative_prompt=[""] * len(asked),
             true_cfg_scale=self._guidance,
             num_inference_steps=first["steps"],
             width=width,
             height=height,
             max_sequence_length=77,
-            generator=[self._generator().manual_seed(one["seed"]) for one in asked],
+            generator=[self._generator().manual_seed(body["seed"]) for body in asked],
         ).images
-        return made
+        return pictures
 
 
 def main() -> None:
-    """Serve until told to stop."""
+    """Serve until the process is stopped."""
     parser = argparse.ArgumentParser(prog="python -m bench.litserver", description=__doc__)
     parser.add_argument("--path", required=True)
     parser.add_argument("--port", type=int, required=True)

@@ -1,15 +1,15 @@
-"""A skewed list of prompts over two processes: workers on one queue, beside accelerate's split.
+"""A skewed list of prompts on two processes: workers on one queue, against accelerate's split.
 
-The list comes in clumps of one size and one number of steps each, as lists that people make do: a
-few posters, many thumbnails. `split_between_processes` cuts it in two by number; our workers take
-from one queue what they can hold. Makespan is from the common start until the last image is a file.
-Everything is loaded and warm before, rounds are interleaved, each seed makes another list.
+The list consists of clumps with the same size and steps, as real lists do: a few posters, many
+thumbnails. `split_between_processes` cuts it in two halves; our workers take as much as they can
+hold from one queue. The makespan is the time from the common start until the last image is a file.
+Everything is loaded and warmed up first, rounds are interleaved, and each seed makes another list.
 
     split                 the guide's loop: one diffusers call after the other in each process
     split, padded         the same with apply_padding=True
     split, our engine     the same cut, each share through our engine: what batching gains
     ours                  two replica workers on the queue, every image committed
-    ours, shuffled        both on the list in random order, where a cut in two is kindest
+    ours, shuffled        both on the list in random order, which suits the split best
 """
 
 import json
@@ -36,7 +36,7 @@ from workers.process.supervisor import held_port
 
 PROCESSES = 2
 SIDES, STEPS, CLUMP = (64, 128, 192), (4, 12, 28), (2, 6)
-"""What a clump's images are drawn from: sides in pixels, steps, and how many there are of them."""
+"""A clump's random choices: the images' side in pixels, their steps, and their number."""
 
 HOW: dict[str, tuple[str, bool]] = {
     "split": ("loop", False),
@@ -46,7 +46,7 @@ HOW: dict[str, tuple[str, bool]] = {
 
 
 def run(seeds: Sequence[int] = (1, 2, 3), rounds: int = 1, count: int = 60) -> Metrics:
-    """Every contender on every list in turn."""
+    """Run every contender on every list."""
     seconds: dict[str, list[float]] = {}
     with ExitStack() as stack:
         folder = stack.enter_context(serving.folder())
@@ -56,19 +56,19 @@ def run(seeds: Sequence[int] = (1, 2, 3), rounds: int = 1, count: int = 60) -> M
         store = stack.enter_context(serving.workers(data, models, model.name, PROCESSES))
         splits = stack.enter_context(_splits(folder, model))
         for seed in [seed for seed in seeds for _ in range(rounds)]:
-            wanted = skewed(model, count, seed)
+            workload = skewed(model, count, seed)
             for name, (how, padding) in HOW.items():
-                found = _split(splits, folder, wanted, how, padding=padding)
-                seconds.setdefault(name, []).append(found)
-            seconds.setdefault("ours", []).append(_ours(store, wanted))
-            random.Random(seed).shuffle(wanted)
-            found = _split(splits, folder, wanted, "loop", padding=False)
-            seconds.setdefault("split, shuffled", []).append(found)
-            seconds.setdefault("ours, shuffled", []).append(_ours(store, wanted))
+                elapsed = _split(splits, folder, workload, how, padding=padding)
+                seconds.setdefault(name, []).append(elapsed)
+            seconds.setdefault("ours", []).append(_ours(store, workload))
+            random.Random(seed).shuffle(workload)
+            elapsed = _split(splits, folder, workload, "loop", padding=False)
+            seconds.setdefault("split, shuffled", []).append(elapsed)
+            seconds.setdefault("ours, shuffled", []).append(_ours(store, workload))
     base = seconds["split"]
     table(
         f"makespan of {count} images over {PROCESSES} processes (seconds; median, min..max)",
-        [(name, found, _ratio(base, found)) for name, found in seconds.items()],
+        [(name, figures, _ratio(base, figures)) for name, figures in seconds.items()],
     )
     return {
         "makespan_vs_split": _ratio(base, seconds["ours"]),
@@ -81,12 +81,12 @@ def run(seeds: Sequence[int] = (1, 2, 3), rounds: int = 1, count: int = 60) -> M
 def skewed(model: Model, count: int, seed: int) -> list[ImageRequest]:
     """`count` requests in clumps of one size and steps each."""
     draw = random.Random(seed)
-    wanted: list[ImageRequest] = []
-    while len(wanted) < count:
+    workload: list[ImageRequest] = []
+    while len(workload) < count:
         side, steps = draw.choice(SIDES), draw.choice(STEPS)
-        for _ in range(min(draw.randint(*CLUMP), count - len(wanted))):
-            number = len(wanted)
-            wanted.append(
+        for _ in range(min(draw.randint(*CLUMP), count - len(workload))):
+            number = len(workload)
+            workload.append(
                 ImageRequest(
                     model=model.name,
                     prompt=f"a drawing, number {number % 8}",
@@ -98,17 +98,17 @@ def skewed(model: Model, count: int, seed: int) -> list[ImageRequest]:
                     reproducible=False,
                 )
             )
-    return wanted
+    return workload
 
 
 def _ratio(base: Sequence[float], ours: Sequence[float]) -> float:
     return statistics.median(a / b for a, b in zip(base, ours, strict=True))
 
 
-def _ours(store: Store, wanted: Sequence[ImageRequest]) -> float:
+def _ours(store: Store, workload: Sequence[ImageRequest]) -> float:
     started = time.perf_counter()
     submitted = store.submit(
-        wanted,
+        workload,
         tenant="bench",
         priority=5,
         metadata={},
@@ -119,7 +119,7 @@ def _ours(store: Store, wanted: Sequence[ImageRequest]) -> float:
     )
     serving.until(lambda: store.job(submitted.job_id, None).state.finished, pause=0.02)
     took = time.perf_counter() - started
-    if store.job(submitted.job_id, None).counts.succeeded != len(wanted):
+    if store.job(submitted.job_id, None).counts.succeeded != len(workload):
         raise RuntimeError("a benchmark's image failed")
     return took
 
@@ -161,13 +161,13 @@ def _splits(folder: Path, model: Model) -> Iterator[list[subprocess.Popen[Any]]]
 def _split(
     processes: list[subprocess.Popen[Any]],
     folder: Path,
-    wanted: Sequence[ImageRequest],
+    workload: Sequence[ImageRequest],
     how: str,
     *,
     padding: bool,
 ) -> float:
-    """Seconds until the last process has made its share."""
-    requests = [asdict(request) for request in wanted]
+    """Seconds until the last process has finished its share."""
+    requests = [asdict(request) for request in workload]
     run = {"how": how, "padding": padding, "folder": str(folder), "requests": requests}
     for process in processes:
         assert process.stdin is not None
@@ -177,7 +177,7 @@ def _split(
 
 
 def _answer(process: subprocess.Popen[Any], expected: str | None = None) -> str:
-    """The process's next line; libraries that print to its standard output are passed over."""
+    """The process's next answer; other lines, printed by libraries, are skipped."""
     assert process.stdout is not None
     for line in process.stdout:
         word = str(line).strip()
@@ -185,4 +185,4 @@ def _answer(process: subprocess.Popen[Any], expected: str | None = None) -> str:
             return word
         if expected is None and word.replace(".", "", 1).replace("e-", "", 1).isdecimal():
             return word
-    raise RuntimeError("a process of the static split has died")
+    raise RuntimeError("a process of the static split died")

@@ -1,8 +1,8 @@
-"""Random Flux models of two regimes, made on the spot, and the requests that benchmarks run.
+"""Random Flux models of two regimes, created on the spot, and the requests that benchmarks run.
 
-In the small regime a forward pass over one sample leaves the processor mostly waiting, so that a
-batch costs little more (small images on a large device). In the large one a single sample fills
-it, and a batch of n costs n times as much (1024x1024 on one device).
+In the small regime a forward pass over one sample leaves the processor mostly waiting, so a batch
+costs little more (like small images on a large device). In the large regime a single sample fills
+the processor, and a batch of n costs n times as much (like 1024x1024 on one device).
 """
 
 import random
@@ -29,7 +29,7 @@ from pipelines.load import load_pipeline
 from pipelines.seam import Pipeline
 
 STEPS = (8, 20, 28)
-"""Steps of the mixed trace: a distilled model's, a good scheduler's, a cautious user's."""
+"""Steps of the mixed trace: for a distilled model, a good scheduler, a cautious user."""
 
 TEXT_WIDTH = 32
 
@@ -50,7 +50,7 @@ LARGE = Regime("large", side=256, heads=24, double_blocks=1, single_blocks=1)
 
 
 def build(regime: Regime, place: Path) -> Model:
-    """Write a random Flux pipeline of this regime and its catalog entry; the entry."""
+    """Write a random Flux pipeline of this regime and its catalog entry; return the entry."""
     torch.manual_seed(0)
     pipe = diffusers.FluxPipeline(
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
@@ -91,7 +91,7 @@ def loaded(regime: Regime) -> tuple[Pipeline, Model]:
 
 
 def device() -> str:
-    """Where benchmarks run."""
+    """The device that benchmarks run on."""
     accelerator = torch.accelerator.current_accelerator()
     return f"{accelerator.type}:0" if accelerator is not None else "cpu"
 
@@ -99,7 +99,7 @@ def device() -> str:
 def requests(
     model: Model, count: int, seed: int, steps: Sequence[int] = STEPS, *, reproducible: bool = False
 ) -> list[ImageRequest]:
-    """`count` requests of the model's default size, steps drawn evenly, all else fixed."""
+    """`count` requests of the model's default size, with random steps and everything else fixed."""
     draw = random.Random(seed)
     return [
         ImageRequest(

@@ -1,9 +1,9 @@
-"""Who is done when: eight equal callers, and Poisson traffic of mixed steps, against other servers.
+"""Latency under load: eight equal callers, and Poisson traffic, compared with other servers.
 
-First on simulated devices, one on which batches pay and one on which they don't, at loads below, at
-and above what one at a time fills. Then for real: a worker of the bundled model, and eight callers
-who each ask for the next image as soon as they have one, each through the queue. Served one at a
-time, first come, first served, each of them would wait for eight images.
+The first part runs on simulated devices, one on which batches pay and one on which they don't, at
+loads below, at and above the capacity of one at a time. The second part is real: a worker of the
+bundled model, and eight callers who each ask for the next image, through the queue, as soon as they
+have one. Served one at a time, in order of arrival, each of them would wait for eight images.
 """
 
 import threading
@@ -39,13 +39,13 @@ CALLERS, REQUESTS = 8, 110
 STEPS, MIXED = (20,), (8, 20, 28)
 LOADS = (0.7, 1.0, 1.3)
 Loads = Callable[..., Load]
-"""A fresh load of the same requests; takes `reproducible`."""
+"""Makes a fresh load of the same requests; takes `reproducible`."""
 
 DEVICES = {"batches pay": BATCHES_PAY, "no batch pays": NO_BATCH_PAYS}
 
 
 def run() -> Metrics:
-    """The simulated tables, then the real one; the figures of the eight callers."""
+    """Print the simulated tables, then the real one; return the figures of the eight callers."""
     metrics = _simulated()
     return metrics | _served()
 
@@ -66,17 +66,17 @@ def _simulated() -> Metrics:
 
 
 def _served() -> Metrics:
-    """Latencies of the real worker's callers; solo time is measured just before and after."""
+    """Latencies of the real worker's callers; solo time is measured right before and after."""
     request = probe(load_catalog(CATALOG).get("demo"))
     request = replace(request, steps=load_catalog(CATALOG).get("demo").defaults.steps)
     with serving.folder() as data, serving.workers(data, CATALOG, "demo") as store:
         metrics: Metrics = {}
         rows = []
         for reproducible in (True, False):
-            one = replace(request, reproducible=reproducible)
-            before = [_ask(store, "alone", one) for _ in range(5)]
-            seconds = _callers(store, one)
-            solo = min(before + [_ask(store, "alone", one) for _ in range(5)])
+            variant = replace(request, reproducible=reproducible)
+            before = [_ask(store, "alone", variant) for _ in range(5)]
+            seconds = _callers(store, variant)
+            solo = min(before + [_ask(store, "alone", variant) for _ in range(5)])
             name = "reproducible" if reproducible else "fast"
             rows.append((f"ours, {name}", summary(seconds, [s / solo for s in seconds])))
             p99, p50 = percentile(seconds, 0.99), percentile(seconds, 0.5)
@@ -87,7 +87,7 @@ def _served() -> Metrics:
 
 
 def _callers(store: Store, request: ImageRequest) -> list[float]:
-    """Seconds of each of the requests; every caller is a tenant of its own."""
+    """Seconds of each request; every caller is its own tenant."""
     seconds: list[float] = []
     tickets = iter(range(REQUESTS))
     lock = threading.Lock()
@@ -132,7 +132,7 @@ def _ask(store: Store, tenant: str, request: ImageRequest) -> float:
 
 
 def _compared(costs: Costs, load: Loads) -> list[tuple[str, Metrics]]:
-    """One at a time, whole calls, and both classes of ours, each over the same load."""
+    """One at a time, whole calls, and both of our classes, each under the same load."""
     contenders: list[tuple[str, Policy, bool]] = [
         ("one at a time", one_at_a_time, False),
         ("whole calls", whole_calls, False),
@@ -142,6 +142,6 @@ def _compared(costs: Costs, load: Loads) -> list[tuple[str, Metrics]]:
     rows = []
     for name, policy, reproducible in contenders:
         served = policy(load(reproducible=reproducible), costs)
-        seconds = [one.done - one.request.at for one in served]
-        rows.append((name, summary(seconds, [one.over_solo(costs) for one in served])))
+        seconds = [result.done - result.request.at for result in served]
+        rows.append((name, summary(seconds, [result.over_solo(costs) for result in served])))
     return rows

@@ -1,14 +1,14 @@
-"""Ours beside LitServe around plain diffusers: the bundled model, single images over HTTP.
+"""imagemill compared with LitServe around plain diffusers: single images over HTTP.
 
-Contenders are LitServe without batches, LitServe with dynamic batches of 8, and ours in both
-classes, all on this machine and asked in turn with the same prompts, seeds and number of torch
-threads. Three loads: all requests at once with equal steps, all at once with mixed steps, and
-Poisson arrivals at 0.8 of what LitServe makes of equal steps. Ours also makes the same images as
-one job. LitServe without batches is only asked in the first round: it is there to show what
-batching gains it.
+The contenders serve the bundled model. They are LitServe without batches, LitServe with
+dynamic batches of 8, and imagemill in both classes. All run on this machine, in turn, with the same
+prompts, seeds and number of torch threads. There are three loads: all requests at once with equal
+steps, all at once with mixed steps, and Poisson arrivals at 0.8 of LitServe's rate with equal
+steps. imagemill also makes the same images as one job. LitServe without batches only runs in the
+first round, to show what batching gains it.
 
-Everybody has THREADS torch threads. One leaves the other core of a small machine to what both need
-beside the forward passes: HTTP, and in ours also decoding, encoding and files.
+Every contender has THREADS torch threads. With one thread, a small machine has a core left for the
+rest: HTTP, and for imagemill also decoding, encoding and files.
 """
 
 import asyncio
@@ -47,17 +47,17 @@ CATALOG = Path("models.toml")
 THREADS = int(os.environ.get("BENCH_THREADS", "1"))
 MIXED = (8, 20, 28)
 LOAD = 0.8
-"""Poisson arrivals come at this share of LitServe's rate."""
+"""Rate of the Poisson arrivals, as a share of LitServe's rate."""
 
 LIT_1, LIT_8 = "LitServe", "LitServe, batches of 8"
 REPRODUCIBLE, FAST = "ours, reproducible", "ours, fast"
 SAME_PICTURE = 1.0
-"""Mean difference of two pictures of one request, in levels of 255, below which they are equal."""
+"""Largest mean difference of equal pictures of a request, in levels of 255."""
 
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """How much is asked for."""
+    """The number of requests per load."""
 
     rounds: int
     equal: int
@@ -72,7 +72,7 @@ QUICK = Size(rounds=1, equal=16, mixed=6, arrivals=8, job=8)
 
 @dataclass(slots=True)
 class Contender:
-    """A server under test, and what came of it in each round."""
+    """A server under test, and its results of each round."""
 
     name: str
     address: str
@@ -85,7 +85,7 @@ class Contender:
     cpu: list[float] = field(default_factory=list)
 
     def body(self, prompt: str, seed: int, steps: int, model: Model) -> bytes:
-        """A request for one image at the model's usual size."""
+        """A request for one image at the model's default size."""
         size = f"{model.defaults.width}x{model.defaults.height}"
         asked = {"prompt": prompt, "seed": seed, "steps": steps, "size": size}
         ours = {} if self.reproducible is None else {"reproducible": self.reproducible}
@@ -93,7 +93,7 @@ class Contender:
 
 
 def run(size: Size = FULL) -> Metrics:
-    """All contenders, round by round."""
+    """Run all contenders, round by round."""
     model = load_catalog(CATALOG).get("demo")
     with _contenders(model) as (contenders, client, service):
         _check_equal(contenders, model)
@@ -101,11 +101,11 @@ def run(size: Size = FULL) -> Metrics:
         service_ms: list[float] = []
         for number in range(size.rounds):
             _round(contenders, client, model, size, number, (service, service_ms))
-    return _told(contenders, solo, service_ms)
+    return _report(contenders, solo, service_ms)
 
 
 def quick() -> Metrics:
-    """One round of a quarter of the requests: to see that it works, not to judge by."""
+    """Run one round with a quarter of the requests, to see that it works, not to compare."""
     return run(QUICK)
 
 
@@ -117,36 +117,38 @@ def _round(
     number: int,
     counted: tuple[psutil.Process, list[float]],
 ) -> None:
-    """One round of all loads; the service's CPU is counted over each drain of ours."""
+    """Run one round of all loads; the service's CPU time is counted during each drain of ours."""
     service, service_ms = counted
-    taking_part = [one for one in contenders if number == 0 or one.name != LIT_1]
-    for one in taking_part:
-        before, all_before = _cpu([service]), _cpu(one.processes)
-        one.equal.append(asyncio.run(_drain(one, model, [model.defaults.steps] * size.equal))[0])
-        one.cpu.append(1000 * (_cpu(one.processes) - all_before) / size.equal)
-        _say(one, "equal steps", one.equal[-1])
-        if one.reproducible is not None:
+    taking_part = [contender for contender in contenders if number == 0 or contender.name != LIT_1]
+    for contender in taking_part:
+        before, all_before = _cpu([service]), _cpu(contender.processes)
+        contender.equal.append(
+            asyncio.run(_drain(contender, model, [model.defaults.steps] * size.equal))[0]
+        )
+        contender.cpu.append(1000 * (_cpu(contender.processes) - all_before) / size.equal)
+        _print_figure(contender, "equal steps", contender.equal[-1])
+        if contender.reproducible is not None:
             service_ms.append(1000 * (_cpu([service]) - before) / size.equal)
-    for one in taking_part:
+    for contender in taking_part:
         steps = [MIXED[place % len(MIXED)] for place in range(size.mixed)]
-        one.mixed.append(asyncio.run(_drain(one, model, steps))[0])
-        _say(one, "mixed steps", one.mixed[-1])
+        contender.mixed.append(asyncio.run(_drain(contender, model, steps))[0])
+        _print_figure(contender, "mixed steps", contender.mixed[-1])
     rate = LOAD * _of(contenders, LIT_8).equal[-1]
     due = _poisson(rate, size.arrivals, seed=number)
-    for one in (one for one in taking_part if one.name != LIT_1):
-        one.latencies += asyncio.run(_arrive(one, model, due))
-        if one.reproducible is not None:
-            one.jobs.append(_as_one_job(client, model, size.job, one.reproducible))
-            _say(one, "one job", one.jobs[-1])
+    for contender in (contender for contender in taking_part if contender.name != LIT_1):
+        contender.latencies += asyncio.run(_arrive(contender, model, due))
+        if contender.reproducible is not None:
+            contender.jobs.append(_as_one_job(client, model, size.job, contender.reproducible))
+            _print_figure(contender, "one job", contender.jobs[-1])
 
 
-async def _drain(one: Contender, model: Model, steps: Sequence[int]) -> tuple[float, float]:
-    """Images per second of requests that come all at once, and seconds to the last."""
+async def _drain(contender: Contender, model: Model, steps: Sequence[int]) -> tuple[float, float]:
+    """Images per second of requests that all arrive at once, and seconds to the last."""
     began = time.perf_counter()
     prompts = _prompts(len(steps))
     await asyncio.gather(
         *(
-            _ask(one, one.body(prompt, seed, count, model))
+            _ask(contender, contender.body(prompt, seed, count, model))
             for seed, (prompt, count) in enumerate(zip(prompts, steps, strict=True))
         )
     )
@@ -154,22 +156,22 @@ async def _drain(one: Contender, model: Model, steps: Sequence[int]) -> tuple[fl
     return len(steps) / took, took
 
 
-async def _arrive(one: Contender, model: Model, due: Sequence[float]) -> list[float]:
-    """Seconds of each request from when it was due to its answer."""
+async def _arrive(contender: Contender, model: Model, due: Sequence[float]) -> list[float]:
+    """Seconds of each request from its due time to its answer."""
     began = time.perf_counter()
 
     async def arrive(seed: int, prompt: str) -> float:
         await asyncio.sleep(max(0.0, began + due[seed] - time.perf_counter()))
-        await _ask(one, one.body(prompt, seed, model.defaults.steps, model))
+        await _ask(contender, contender.body(prompt, seed, model.defaults.steps, model))
         return time.perf_counter() - began - due[seed]
 
     prompts = _prompts(len(due))
     return list(await asyncio.gather(*(arrive(seed, text) for seed, text in enumerate(prompts))))
 
 
-async def _ask(one: Contender, body: bytes) -> bytes:
-    """The picture's bytes; each request has a connection of its own, as from another caller."""
-    host = one.address.removeprefix("http://")
+async def _ask(contender: Contender, body: bytes) -> bytes:
+    """The picture's bytes; each request has its own connection, as from a separate caller."""
+    host = contender.address.removeprefix("http://")
     head = (
         f"POST /v1/images/generations HTTP/1.1\r\nhost: {host}\r\n"
         f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
@@ -192,20 +194,22 @@ def _as_one_job(client: Client, model: Model, count: int, reproducible: bool) ->
 
 
 def _check_equal(contenders: Sequence[Contender], model: Model) -> None:
-    """Raise RuntimeError unless all make the same picture of the same request."""
+    """Raise RuntimeError unless all contenders make the same picture from the same request."""
     body = ("a large red circle on a blue background", 7, model.defaults.steps, model)
     pictures = [
-        np.asarray(Image.open(io.BytesIO(asyncio.run(_ask(one, one.body(*body))))), dtype=float)
-        for one in contenders
+        np.asarray(
+            Image.open(io.BytesIO(asyncio.run(_ask(contender, contender.body(*body))))), dtype=float
+        )
+        for contender in contenders
     ]
-    for one, picture in zip(contenders, pictures, strict=True):
+    for contender, picture in zip(contenders, pictures, strict=True):
         difference = float(np.abs(picture - pictures[0]).mean())
         if difference > SAME_PICTURE:
-            raise RuntimeError(f"{one.name} makes another picture: {difference:.2f} of 255 off")
+            raise RuntimeError(f"{contender.name}'s picture differs by {difference:.2f} of 255")
 
 
-def _told(contenders: Sequence[Contender], solo: float, service_ms: list[float]) -> Metrics:
-    """Print the tables; the figures that have targets, and some that have none."""
+def _report(contenders: Sequence[Contender], solo: float, service_ms: list[float]) -> Metrics:
+    """Print the tables; return the figures with targets, and some without."""
     lit = _of(contenders, LIT_8)
     for title, rates in (("equal steps", "equal"), ("mixed steps", "mixed")):
         base = statistics.median(getattr(lit, rates))
@@ -216,42 +220,45 @@ def _told(contenders: Sequence[Contender], solo: float, service_ms: list[float])
         )
     base = statistics.median(lit.cpu)
     table(
-        "all at once, equal steps: CPU of all processes (ms an image; median, min..max)",
-        [(one.name, one.cpu, statistics.median(one.cpu) / base) for one in contenders],
+        "all at once, equal steps: CPU of all processes (ms per image; median, min..max)",
+        [
+            (contender.name, contender.cpu, statistics.median(contender.cpu) / base)
+            for contender in contenders
+        ],
     )
-    loaded = [one for one in contenders if one.latencies]
+    loaded = [contender for contender in contenders if contender.latencies]
     print(
-        f"\nPoisson arrivals at {LOAD:g} of {LIT_8} (seconds; in good time: {GOOD_TIME:g}x alone)"
+        f"\nPoisson arrivals at {LOAD:g} of {LIT_8} (seconds; on time: within {GOOD_TIME:g}x alone)"
     )
-    print(f"  {'':<28}{'p50':>8}{'p95':>8}{'p99':>8}{'in good time':>15}")
-    for one in loaded:
-        cells = "".join(f"{_quantile(one.latencies, q):8.2f}" for q in (0.5, 0.95, 0.99))
-        print(f"  {one.name:<28}{cells}{_attainment(one, solo):15.0%}")
-    jobs = [(one.name, one.jobs, 1.0) for one in contenders if one.jobs]
+    print(f"  {'':<28}{'p50':>8}{'p95':>8}{'p99':>8}{'on time':>15}")
+    for contender in loaded:
+        cells = "".join(f"{_quantile(contender.latencies, q):8.2f}" for q in (0.5, 0.95, 0.99))
+        print(f"  {contender.name:<28}{cells}{_attainment(contender, solo):15.0%}")
+    jobs = [(contender.name, contender.jobs, 1.0) for contender in contenders if contender.jobs]
     table("the same images as one job (images/s; median, min..max)", jobs)
-    print(f"\nservice CPU: {statistics.median(service_ms):.2f} ms a request")
+    print(f"\nservice CPU: {statistics.median(service_ms):.2f} ms per request")
     metrics = {"service_cpu_ms": statistics.median(service_ms)}
     for key, name in (("fast", FAST), ("reproducible", REPRODUCIBLE)):
-        one = _of(contenders, name)
+        contender = _of(contenders, name)
         metrics |= {
-            f"{key}_vs_litserve_equal": _ratio(one.equal, lit.equal),
-            f"{key}_vs_litserve_mixed": _ratio(one.mixed, lit.mixed),
-            f"{key}_p99_vs_litserve": _p99(one) / _p99(lit),
-            f"{key}_cpu_vs_litserve": statistics.median(one.cpu) / base,
-            f"{key}_p50_seconds": _quantile(one.latencies, 0.5),
-            f"{key}_in_good_time": _attainment(one, solo),
-            f"{key}_job_images_per_second": statistics.median(one.jobs),
+            f"{key}_vs_litserve_equal": _ratio(contender.equal, lit.equal),
+            f"{key}_vs_litserve_mixed": _ratio(contender.mixed, lit.mixed),
+            f"{key}_p99_vs_litserve": _p99(contender) / _p99(lit),
+            f"{key}_cpu_vs_litserve": statistics.median(contender.cpu) / base,
+            f"{key}_p50_seconds": _quantile(contender.latencies, 0.5),
+            f"{key}_in_good_time": _attainment(contender, solo),
+            f"{key}_job_images_per_second": statistics.median(contender.jobs),
         }
     return {**metrics, "litserve_in_good_time": _attainment(lit, solo)}
 
 
 def _ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    """The median over the rounds of ours over theirs of the same round."""
+    """The median over the rounds of our figure divided by the other's in the same round."""
     return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
 
 
-def _p99(one: Contender) -> float:
-    return _quantile(one.latencies, 0.99)
+def _p99(contender: Contender) -> float:
+    return _quantile(contender.latencies, 0.99)
 
 
 def _quantile(figures: Sequence[float], share: float) -> float:
@@ -259,13 +266,15 @@ def _quantile(figures: Sequence[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
-def _attainment(one: Contender, solo: float) -> float:
-    """The share of requests within GOOD_TIME times what one takes alone under LitServe."""
-    return sum(seconds <= GOOD_TIME * solo for seconds in one.latencies) / len(one.latencies)
+def _attainment(contender: Contender, solo: float) -> float:
+    """The share of requests within GOOD_TIME times LitServe's time for a single request."""
+    return sum(seconds <= GOOD_TIME * solo for seconds in contender.latencies) / len(
+        contender.latencies
+    )
 
 
 def _of(contenders: Sequence[Contender], name: str) -> Contender:
-    return next(one for one in contenders if one.name == name)
+    return next(contender for contender in contenders if contender.name == name)
 
 
 def _poisson(rate: float, count: int, seed: int) -> list[float]:
@@ -279,14 +288,14 @@ def _prompts(count: int) -> list[str]:
 
 
 def _cpu(processes: Sequence[psutil.Process]) -> float:
-    """Seconds of CPU that processes which are alive have used."""
-    times = [one.cpu_times() for one in processes]
-    return float(sum(one.user + one.system for one in times))
+    """Seconds of CPU time that live processes have used."""
+    times = [process.cpu_times() for process in processes]
+    return float(sum(spent.user + spent.system for spent in times))
 
 
 @contextmanager
 def _contenders(model: Model) -> Iterator[tuple[list[Contender], Client, psutil.Process]]:
-    """All of them, ready, each once asked; the client of ours, and its service's process."""
+    """All contenders, ready and warmed up; imagemill's client, and its service's process."""
     if find_spec("litserve") is None:
         raise RuntimeError("LitServe is not installed: pip install 'imagemill[bench]'")
     with ExitStack() as stack:
@@ -294,35 +303,35 @@ def _contenders(model: Model) -> Iterator[tuple[list[Contender], Client, psutil.
         plain = [
             Contender(name, *stack.enter_context(_litserve(data, model, size)))
             for name, size in ((LIT_1, 1), (LIT_8, 8))
-        ]  # which get ready while ours does
+        ]  # they start while imagemill does
         settings = {"threads": str(THREADS)}
         client = stack.enter_context(serving.service(data, CATALOG, model.name, **settings))
         ours = [
             Contender(name, client.server, [], reproducible)
             for name, reproducible in ((REPRODUCIBLE, True), (FAST, False))
         ]
-        for one in (*plain, *ours):
-            serving.until(lambda one=one: _is_healthy(one))  # type: ignore[misc]
-            rate, _ = asyncio.run(_drain(one, model, [model.defaults.steps] * 8))
-            _say(one, "ready", rate)
-        for one in plain:
-            one.processes += one.processes[0].children(recursive=True)
-        theirs = {process.pid for one in plain for process in one.processes}
-        for one in ours:
+        for contender in (*plain, *ours):
+            serving.until(lambda contender=contender: _is_healthy(contender))  # type: ignore[misc]
+            rate, _ = asyncio.run(_drain(contender, model, [model.defaults.steps] * 8))
+            _print_figure(contender, "ready", rate)
+        for contender in plain:
+            contender.processes += contender.processes[0].children(recursive=True)
+        theirs = {process.pid for contender in plain for process in contender.processes}
+        for contender in ours:
             everything = psutil.Process().children(recursive=True)
-            one.processes += [each for each in everything if each.pid not in theirs]
+            contender.processes += [process for process in everything if process.pid not in theirs]
         yield [*plain, *ours], client, _service()
 
 
 def _service() -> psutil.Process:
-    """The process of ours that speaks HTTP."""
+    """imagemill's HTTP process."""
     children = psutil.Process().children()
-    return next(one for one in children if one.cmdline()[1:3] == ["-m", "service"])
+    return next(child for child in children if child.cmdline()[1:3] == ["-m", "service"])
 
 
 @contextmanager
 def _litserve(data: Path, model: Model, batch: int) -> Iterator[tuple[str, list[psutil.Process]]]:
-    """A LitServe with batches of that size at most: its address, and its first process."""
+    """A LitServe with batches of at most that size: its address and its first process."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
@@ -347,19 +356,19 @@ def _litserve(data: Path, model: Model, batch: int) -> Iterator[tuple[str, list[
         left = psutil.Process(process.pid).children(recursive=True)
         process.terminate()
         process.wait()
-        for one in left:  # LitServe leaves its children behind when it is told to end
+        for child in left:  # LitServe doesn't end its own children
             with suppress(psutil.NoSuchProcess):
-                one.kill()
+                child.kill()
 
 
-def _is_healthy(one: Contender) -> bool:
-    path = "health" if one.reproducible is None else "readyz"
+def _is_healthy(contender: Contender) -> bool:
+    path = "health" if contender.reproducible is None else "readyz"
     try:
-        return httpx.get(f"{one.address}/{path}").status_code == 200
+        return httpx.get(f"{contender.address}/{path}").status_code == 200
     except httpx.HTTPError:
         return False
 
 
-def _say(one: Contender, what: str, rate: float) -> None:
-    """A figure as it comes, since a whole run takes minutes."""
-    print(f"  {one.name:<28}{what:<16}{rate:8.2f} images/s", file=sys.stderr, flush=True)
+def _print_figure(contender: Contender, what: str, rate: float) -> None:
+    """Print a figure at once, because a whole run takes minutes."""
+    print(f"  {contender.name:<28}{what:<16}{rate:8.2f} images/s", file=sys.stderr, flush=True)

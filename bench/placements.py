@@ -1,10 +1,9 @@
-"""The diffusers guide's table for whatever devices there are: every placement, one model.
+"""The table of the diffusers guide for this machine's devices: one model under every placement.
 
-Each placement runs in processes of its own, launched as torchrun would, with one torch thread
-each. The model is a random Flux of which a denoising step takes a second or so on one core. All
-run the same guided requests, two rows a forward pass, so that cfg has something to share out. The
-memory is what a process takes from the end of loading on, on the CPU above what the libraries took
-before it.
+Each placement runs in its own processes, launched as torchrun would, with one torch thread each.
+The model is a random Flux with a denoising step of about a second on one core. All placements run
+the same guided requests, two rows per forward pass, so that cfg has something to divide. Memory is
+a process's peak after loading; on the CPU, without what the libraries took before loading.
 
 `python -m bench.placements FOLDER NAME DEVICE` is one of those processes.
 """
@@ -41,7 +40,7 @@ ROUNDS = 5
 GUIDANCE = 3.0
 
 SECONDS = 600
-"""How long one placement may take, its processes' imports included."""
+"""Time limit of one placement, including its processes' imports."""
 
 PLACEMENTS: Mapping[str, Mapping[str, Any]] = {
     "replica": {},
@@ -54,11 +53,11 @@ PLACEMENTS: Mapping[str, Mapping[str, Any]] = {
     "pipelined 2, 2 in flight": {"placement": "pipelined", "stages": 2, "chunks": 2},
     "split": {"placement": "split", "unload": True},
 }
-"""A row of the table -> what its catalog entry says."""
+"""A row of the table -> the fields of its catalog entry."""
 
 
 def run() -> Metrics:
-    """Run every placement that the devices suffice for, and print the table."""
+    """Run every placement that has enough devices, and print the table."""
     with serving.folder() as folder:
         build(REGIME, folder)
         return _table(folder)
@@ -93,15 +92,15 @@ def _head() -> None:
     print(f"\nPlacements of one model ({REGIME.side}x{REGIME.side}, guided), on {where}")
     if accelerator is None:
         print(
-            f"  All processes share {os.cpu_count()} cores, and whatever else runs on them: a "
-            "speed-up here says little of one on devices"
+            f"  All processes share {os.cpu_count()} cores with everything else that runs: a "
+            "speedup here says little about one on several devices"
         )
-    print(f"  {'':<26}{'ms/iteration':>14}{'':>20}{'steps/s':>10}{'':>9}{'MB a process':>16}")
+    print(f"  {'':<26}{'ms/iteration':>14}{'':>20}{'steps/s':>10}{'':>9}{'MB per process':>16}")
 
 
 def _row(name: str, seen: Mapping[str, Any], figures: Metrics, base: float) -> None:
-    each = [1000 * seconds for seconds in seen["seconds"]]
-    spread = f"({min(each):.0f}..{max(each):.0f})"
+    milliseconds = [1000 * seconds for seconds in seen["seconds"]]
+    spread = f"({min(milliseconds):.0f}..{max(milliseconds):.0f})"
     rate = figures["steps_per_second"]
     memory = " + ".join(f"{bytes_ / 1e6:.0f}" for bytes_ in seen["memory"])
     print(
@@ -121,13 +120,13 @@ def _figures(seen: Mapping[str, Any]) -> Metrics:
 
 
 def _too_few(ranks: int) -> str:
-    """Why so many ranks cannot run here, "" if they can."""
+    """Why that many ranks can't run here, or "" if they can."""
     devices = torch.accelerator.device_count() or os.cpu_count() or 1
-    return f"wants {ranks} devices or cores; there are {devices}" if ranks > devices else ""
+    return f"needs {ranks} devices or cores, but there are {devices}" if ranks > devices else ""
 
 
 def _launch(folder: Path, name: str, ranks: int) -> dict[str, Any]:
-    """What the placement's processes measured. Raises RuntimeError with the reason if it fails."""
+    """The measurements of the placement's processes. Raises RuntimeError with the reason."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     logs = [folder / f"rank{rank}.log" for rank in range(ranks)]
@@ -146,7 +145,7 @@ def _launch(folder: Path, name: str, ranks: int) -> dict[str, Any]:
     try:
         codes = [process.wait(SECONDS) for process in running]
     except subprocess.TimeoutExpired:
-        raise RuntimeError(f"no end after {SECONDS} seconds") from None
+        raise RuntimeError(f"not done after {SECONDS} seconds") from None
     finally:
         for process in running:
             process.kill()
@@ -163,7 +162,7 @@ def _model(folder: Path, fields: Mapping[str, Any]) -> Model:
 
 
 def main(folder: Path, name: str) -> None:
-    """One process of a placement: load, take part, write what was measured."""
+    """One process of a placement: load, take part, write the measurements."""
     torch.set_num_threads(1)
     rank = int(os.environ["RANK"])
     model = _model(folder, PLACEMENTS[name])
@@ -186,7 +185,7 @@ def main(folder: Path, name: str) -> None:
 
 
 def _measured(pipeline: Pipeline, model: Model) -> list[float]:
-    """Seconds of a denoising step, round by round, with as many samples as may be in flight."""
+    """Seconds of a denoising step, round by round, with as many samples as can be in flight."""
     asked = requests(model, pipeline.in_flight, seed=0, steps=[STEPS * ROUNDS + 1])
     asked = [replace(request, guidance_scale=GUIDANCE) for request in asked]
     conditionings = pipeline.encode(asked)
@@ -213,14 +212,14 @@ def _seconds(pipeline: Pipeline, samples: Sequence[Sample]) -> float:
 
 
 class _Peak:
-    """The most memory that this process takes on its device, from `from_here` on."""
+    """The peak memory of this process on its device since `from_here`."""
 
     def __init__(self, device: str) -> None:
         self.device = torch.device(device)
         self.libraries = 0 if self.device.type != "cpu" else _resident("VmRSS")
 
     def from_here(self) -> None:
-        """Forget what loading took."""
+        """Start counting from the current use, without what loading took."""
         if self.device.type == "cpu":
             Path("/proc/self/clear_refs").write_text("5")
         else:
@@ -234,7 +233,7 @@ class _Peak:
 
 
 def _resident(field: str) -> int:
-    """Bytes, as Linux counts this process's pages in memory: now (VmRSS), at most (VmHWM)."""
+    """This process's resident bytes, as Linux counts them: now (VmRSS) or at most (VmHWM)."""
     status = Path("/proc/self/status").read_text().splitlines()
     line = next(line for line in status if line.startswith(f"{field}:"))
     return int(line.split()[1]) * 1024

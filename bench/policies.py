@@ -1,11 +1,11 @@
-"""Ways to serve one trace of arrivals with one model: what the benchmarks compare.
+"""Policies: ways to serve one trace of arrivals with one model, for the benchmarks to compare.
 
-`stepwise` is our engine. `one_at_a_time` runs each request alone in order of arrival, as a plain
-server does. `whole_calls` batches waiting requests that have equal steps, and runs each batch from
-start to end before it looks again. Servers of both those kinds encode and decode within the call,
-and so do these, where ours has threads for it. What that is worth, `decoding_aside` takes out of a
-comparison: one at a time, but with a thread for decoding too. All run the same forward passes of
-the same pipeline.
+`stepwise` is our engine. `one_at_a_time` runs each request alone, in order of arrival, as a simple
+server does. `whole_calls` batches waiting requests with equal steps, and runs each batch from start
+to end before it takes the next. Servers of both kinds encode and decode within the call, and so do
+these two, whereas our engine has threads for that. `decoding_aside` shows how much the threads
+matter: it's one at a time with a decoding thread. All run the same forward passes of the same
+pipeline.
 """
 
 import queue
@@ -19,28 +19,28 @@ from jobs.job import Lease
 from jobs.request import ImageRequest
 from pipelines.seam import Pipeline, Sample
 from workers.engine import Engine
-from workers.in_flight import Flight, Flights
+from workers.in_flight import InFlight, InFlightImages
 from workers.scheduler import BUCKETS, Costs
 
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """A request and when it comes, in seconds from the start."""
+    """A request and its arrival, in seconds from the start."""
 
     at: float
     request: ImageRequest
 
 
 Policy = Callable[[Pipeline, Costs, Sequence[Arrival]], list[float]]
-"""Serves the arrivals; the seconds from each one's arrival to its decoded pixels, in order."""
+"""Serves the arrivals; returns the seconds from each arrival to its decoded pixels, in order."""
 
 
 def stepwise(pipeline: Pipeline, costs: Costs, arrivals: Sequence[Arrival]) -> list[float]:
     """Our engine: step-level batching, least remaining work first.
 
-    As in a worker, prompts are encoded and samples decoded on threads of their own, and no more
-    images are held than a full worker lets in of other jobs, which all of these are: the others
-    wait outside, in order of arrival.
+    As in a worker, prompts are encoded and samples decoded on separate threads. Every request
+    counts as a job of its own, so the engine holds as many images as a full worker takes in from
+    other jobs. The rest wait outside, in order of arrival.
     """
     return _Stepwise(pipeline, costs, arrivals).run()
 
@@ -52,9 +52,9 @@ class _Stepwise:
         request = arrivals[0].request
         self._pipeline, self._arrivals = pipeline, arrivals
         self._latencies = [0.0] * len(arrivals)
-        self._flights = Flights()
-        self._ready: queue.SimpleQueue[Flight] = queue.SimpleQueue()
-        self._done: queue.SimpleQueue[Flight | None] = queue.SimpleQueue()
+        self._flights = InFlightImages()
+        self._ready: queue.SimpleQueue[InFlight] = queue.SimpleQueue()
+        self._done: queue.SimpleQueue[InFlight | None] = queue.SimpleQueue()
         self._errors: list[BaseException] = []
         self._engine = Engine(
             pipeline=pipeline,
@@ -68,7 +68,7 @@ class _Stepwise:
         )
 
     def run(self) -> list[float]:
-        """Seconds from each arrival to its pixels. Raises RuntimeError when an image fails."""
+        """Seconds from each arrival to its pixels. Raises RuntimeError if an image fails."""
         self._start = time.perf_counter()
         threads = [
             threading.Thread(target=self._guarded, args=(part,), daemon=True)
@@ -85,7 +85,7 @@ class _Stepwise:
         return self._latencies
 
     def _feed(self) -> None:
-        """Take in what has come while there is room for it; then end the engine."""
+        """Take in requests as they arrive and while there's room; then end the engine."""
         for index, arrival in enumerate(self._arrivals):
             _sleep_until(self._start + arrival.at)
             self._wait_for_room()
@@ -93,7 +93,7 @@ class _Stepwise:
                 return
             age = time.perf_counter() - self._start - arrival.at
             lease = Lease(f"job{index}", index, "token", 1, False, arrival.request, age=age)
-            flight = Flight(lease)
+            flight = InFlight(lease)
             self._flights.add(flight)
             [flight.conditioning] = self._pipeline.encode([arrival.request])
             self._ready.put(flight)
@@ -130,12 +130,12 @@ def one_at_a_time(pipeline: Pipeline, costs: Costs, arrivals: Sequence[Arrival])
 
 
 def decoding_aside(pipeline: Pipeline, costs: Costs, arrivals: Sequence[Arrival]) -> list[float]:
-    """Each request alone, in order of arrival; the next one begins while the last is decoded."""
+    """Each request alone, in order of arrival; it starts while the previous one is decoded."""
     return _calls(pipeline, arrivals, lambda waiting: waiting[:1], aside=True)
 
 
 def whole_calls(pipeline: Pipeline, costs: Costs, arrivals: Sequence[Arrival]) -> list[float]:
-    """The oldest request with all waiting ones of equal steps, up to the bucket that pays."""
+    """The oldest request with all waiting ones of equal steps, up to the largest useful bucket."""
     request = arrivals[0].request
     most = costs.largest(pipeline.rows(request) * pipeline.tokens(request))
 
@@ -147,7 +147,7 @@ def whole_calls(pipeline: Pipeline, costs: Costs, arrivals: Sequence[Arrival]) -
 
 
 def solo_seconds(pipeline: Pipeline, request: ImageRequest) -> float:
-    """Seconds of one request alone on an idle engine, encoding apart."""
+    """Seconds of one request alone on an idle engine, without encoding."""
     arrival = Arrival(0.0, request)
     return min(one_at_a_time(pipeline, Costs(()), [arrival])[0] for _ in range(2))
 
@@ -159,7 +159,7 @@ def _calls(
     *,
     aside: bool = False,
 ) -> list[float]:
-    """Run what `take` picks of the waiting, again and again; decode on a thread if `aside`."""
+    """Run the requests that `take` picks until all are done; decode on a thread if `aside`."""
     latencies = [0.0] * len(arrivals)
     waiting: list[int] = []
     decoded: list[Future[None]] = []
@@ -188,8 +188,8 @@ def _calls(
                     decoded.append(decoder.submit(decode, i, sample))
                 else:
                     decode(i, sample)
-    for one in decoded:
-        one.result()
+    for future in decoded:
+        future.result()
     return latencies
 
 

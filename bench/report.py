@@ -9,7 +9,7 @@ Metrics = dict[str, float]
 
 
 def table(title: str, rows: Sequence[tuple[str, Sequence[float], float]]) -> None:
-    """Print a row a contender: median and range of its figures, and its ratio to the base."""
+    """Print a row per contender: median and range of its figures, and its ratio to the base."""
     print(f"\n{title}")
     for name, figures, against in rows:
         middle, low, high = statistics.median(figures), min(figures), max(figures)

@@ -1,8 +1,8 @@
-"""Images per second with more requests waiting than fit: ours beside one at a time.
+"""Images per second under a full backlog: our engine compared with one at a time.
 
-Also the useful share of what the device could compute meanwhile: the floating-point operations of
-the images that were made, over those of a large matrix product in the same time. Each round runs
-all contenders in turn on the same requests.
+Also the useful share of the device's arithmetic: the floating-point operations of the finished
+images, divided by those of a large matrix product in the same time. Each round runs all contenders
+in turn on the same requests.
 """
 
 import statistics
@@ -24,18 +24,18 @@ STEPS = (20,)
 
 
 def images_per_second(
-    pipeline: Pipeline, costs: Costs, wanted: Sequence[ImageRequest], *, ours: bool
+    pipeline: Pipeline, costs: Costs, workload: Sequence[ImageRequest], *, ours: bool
 ) -> float:
-    """All requests at once, until the last is decoded."""
-    trace = [Arrival(0.0, request) for request in wanted]
+    """Images per second when all requests arrive at once, until the last is decoded."""
+    trace = [Arrival(0.0, request) for request in workload]
     return len(trace) / max((stepwise if ours else one_at_a_time)(pipeline, costs, trace))
 
 
 def flops(run: Callable[[], object]) -> int:
     """Floating-point operations of `run`: matrix products, convolutions and attention.
 
-    Attention on the CPU counts as on an accelerator, by torch's own formula, which does not know
-    the CPU's kernel.
+    Attention on the CPU counts as on an accelerator, by torch's own formula, because torch has no
+    formula for the CPU's kernel.
     """
     kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     with FlopCounterMode(display=False, custom_mapping={kernel: _attention_flops}) as counter:
@@ -50,10 +50,10 @@ def _attention_flops(
 
 
 def useful_share(
-    pipeline: Pipeline, dtype: torch.dtype, wanted: Sequence[ImageRequest], rate: float
+    pipeline: Pipeline, dtype: torch.dtype, workload: Sequence[ImageRequest], rate: float
 ) -> float:
-    """Counted FLOPs of the images made per second over the device's measured matrix peak."""
-    request = wanted[0]
+    """FLOP/s of the finished images divided by the device's measured matrix peak."""
+    request = workload[0]
 
     def one_image() -> None:
         [conditioning] = pipeline.encode([request])
@@ -66,7 +66,7 @@ def useful_share(
 
 
 def matrix_peak(dtype: torch.dtype) -> float:
-    """FLOP/s of a large matrix product on the benchmark's device, the best of several."""
+    """FLOP/s of a large matrix product on the benchmark's device, best of several."""
     side = 8192 if torch.accelerator.is_available() else 1536
     a = torch.randn(side, side, device=device(), dtype=dtype)
     best = float("inf")
@@ -80,28 +80,28 @@ def matrix_peak(dtype: torch.dtype) -> float:
 
 
 def compare(regime: Regime, rounds: int, count: int) -> Metrics:
-    """Interleaved rounds of both contenders, and of the reproducible class."""
+    """Run interleaved rounds of both contenders, and of the reproducible class."""
     pipeline, model = loaded(regime)
     costs = measure(pipeline, probe(model))
     rates: dict[str, list[float]] = {}
     for seed in range(rounds):
         fast = requests(model, count, seed, STEPS)
         pinned = requests(model, count, seed, STEPS, reproducible=True)
-        for name, wanted, ours in (
+        for name, workload, ours in (
             ("one at a time", fast, False),
             ("ours, reproducible", pinned, True),
             ("ours, fast", fast, True),
         ):
-            rate = images_per_second(pipeline, costs, wanted, ours=ours)
+            rate = images_per_second(pipeline, costs, workload, ours=ours)
             rates.setdefault(name, []).append(rate)
     base = rates["one at a time"]
     ratios = {
-        name: statistics.median(r / b for r, b in zip(found, base, strict=True))
-        for name, found in rates.items()
+        name: statistics.median(r / b for r, b in zip(figures, base, strict=True))
+        for name, figures in rates.items()
     }
     table(
         f"saturated, {regime.name} regime (images/s; median, min..max)",
-        [(name, found, ratios[name]) for name, found in rates.items()],
+        [(name, figures, ratios[name]) for name, figures in rates.items()],
     )
     dtype = getattr(torch, model.dtype)
     share = useful_share(pipeline, dtype, fast, statistics.median(rates["ours, fast"]))

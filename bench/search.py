@@ -1,4 +1,4 @@
-"""Search for the highest load that is still carried."""
+"""Search for the highest load that can be served on time."""
 
 from collections.abc import Callable
 
@@ -6,9 +6,9 @@ from collections.abc import Callable
 def highest(
     carried: Callable[[float], bool], guess: float, least: float, *, precision: float, stride: float
 ) -> float:
-    """The highest load carried, within the factor `precision`: bracketed in strides, then bisected.
+    """The highest load that `carried` accepts, to the factor `precision`: bracketed, then bisected.
 
-    Raises RuntimeError when not even the load `least` is carried.
+    Raises RuntimeError if even the load `least` can't be served on time.
     """
     low = high = guess
     if carried(guess):
@@ -18,7 +18,7 @@ def highest(
         while not carried(low := low / stride):
             high = low
             if low < least:
-                raise RuntimeError(f"not even a load of {least:.2g} is carried in good time")
+                raise RuntimeError(f"even a load of {least:.2g} can't be served on time")
     while high / low > precision:
         middle = (low * high) ** 0.5
         low, high = (middle, high) if carried(middle) else (low, middle)

@@ -1,15 +1,15 @@
-"""What the queue, the files and HTTP cost: the bundled model served, beside a bare loop.
+"""What the queue, the files and HTTP cost: the bundled model served, compared with a bare loop.
 
-The bare loop runs the same engine over the same requests in one process, with no queue and no
-files. Served means `imagemill up` with one worker, a job over HTTP, every image committed. Both are
-timed from before the first request is handed over until the last image is done, by the server's
-clock when that is its commit.
+The bare loop runs the same engine over the same requests in one process, without queue and files.
+Served means `imagemill up` with one worker, a job over HTTP, and every image committed. Both are
+timed from before the first request is handed over until the last image is done. For the served job,
+that's its last commit, by the server's clock.
 
-Also the share of time in which the denoiser stood still under backlog, by what the worker reports
-of itself, and the worker's encoder calls per request: prompts that its cache did not have, the
-negative prompt counted as one of them, over the images of the first job. PROMPTS prompts come in
-turn and all images have the same negative prompt, so that with a cache that loses nothing it is
-(PROMPTS + 1) / images, and 2 with none.
+Two more figures come from the worker's reports. One is the share of time in which the denoiser was
+idle under backlog. The other is the encoder calls per request: prompts that weren't in the cache,
+including the negative prompt, divided by the images of the first job. The images use PROMPTS
+prompts in turn and all have the same negative prompt, so the figure is (PROMPTS + 1) / images with
+a perfect cache, and 2 without a cache.
 """
 
 import statistics
@@ -34,14 +34,14 @@ from workers.scheduler import Costs
 CATALOG = Path("models.toml")
 
 PROMPTS = 48
-"""Different prompts of a job."""
+"""Number of different prompts in a job."""
 
 NEGATIVE = "blurry"
 
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """What one job came to."""
+    """The results of one job."""
 
     images_per_second: float
     idle: float
@@ -49,18 +49,18 @@ class Served:
 
 
 def run(rounds: int = 3, count: int = 192) -> Metrics:
-    """Both in turn, on the bundled model at its defaults, in the fast class."""
+    """Run both in turn, on the bundled model at its defaults, in the fast class."""
     model = load_catalog(CATALOG).get("demo")
-    wanted = trace(model, count)
+    workload = trace(model, count)
     bare: list[float] = []
     through: list[Served] = []
     with serving.folder() as data, serving.up(data, CATALOG) as client:
         pipeline = load_pipeline(model, device())
-        costs = warm_up(pipeline, model, device(), data)  # as the served worker measured them
+        costs = warm_up(pipeline, model, device(), data)  # as the served worker measured
         for _ in range(rounds):
-            bare.append(_bare(pipeline, costs, wanted))
-            through.append(_served(client, wanted))
-    rates = [one.images_per_second for one in through]
+            bare.append(_bare(pipeline, costs, workload))
+            through.append(_served(client, workload))
+    rates = [served.images_per_second for served in through]
     ratio = statistics.median(a / b for a, b in zip(rates, bare, strict=True))
     table(
         f"the bundled model, {count} images (images/s; median, min..max)",
@@ -68,7 +68,7 @@ def run(rounds: int = 3, count: int = 192) -> Metrics:
     )
     return {
         "service_over_bare": ratio,
-        "denoiser_idle": statistics.median(one.idle for one in through),
+        "denoiser_idle": statistics.median(served.idle for served in through),
         "encodes_per_request": through[0].encoder_calls / count,
     }
 
@@ -82,17 +82,17 @@ def trace(model: Model, count: int) -> list[ImageRequest]:
     return [replace(request, prompt=prompts[i % PROMPTS], seed=i) for i in range(count)]
 
 
-def _bare(pipeline: Pipeline, costs: Costs, wanted: list[ImageRequest]) -> float:
-    """Images per second through the engine alone: no queue, no files, pixels thrown away."""
-    latencies = stepwise(pipeline, costs, [Arrival(0.0, request) for request in wanted])
-    return len(wanted) / max(latencies)
+def _bare(pipeline: Pipeline, costs: Costs, workload: list[ImageRequest]) -> float:
+    """Images per second of the engine alone: no queue, no files, pixels discarded."""
+    latencies = stepwise(pipeline, costs, [Arrival(0.0, request) for request in workload])
+    return len(workload) / max(latencies)
 
 
-def _served(client: Client, wanted: list[ImageRequest]) -> Served:
-    """One job of all requests; the idle share is from a tenth of it to nine."""
+def _served(client: Client, workload: list[ImageRequest]) -> Served:
+    """Run all requests as one job; the idle share is measured from 10 % to 90 % of it."""
     prompts = [
-        {"prompt": one.prompt, "negative_prompt": one.negative_prompt, "seed": one.seed}
-        for one in wanted
+        {"prompt": item.prompt, "negative_prompt": item.negative_prompt, "seed": item.seed}
+        for item in workload
     ]
     before = serving.worker(client)
     started = time.time()
@@ -105,14 +105,14 @@ def _served(client: Client, wanted: list[ImageRequest]) -> Served:
         raise RuntimeError("a benchmark's image failed")
     after = serving.until(lambda: _reported_after(client, finished))
     return Served(
-        images_per_second=len(wanted) / (finished - started),
+        images_per_second=len(workload) / (finished - started),
         idle=1 - (last["busy_seconds"] - first["busy_seconds"]) / (last["at"] - first["at"]),
         encoder_calls=after["prompt_cache"]["misses"] - before["prompt_cache"]["misses"],
     )
 
 
 def _at_progress(client: Client, job: Job, share: float) -> dict[str, Any]:
-    """What the worker last reported once the job is so far: `busy_seconds` were so many `at`."""
+    """The worker's report once the job's progress has reached `share`."""
 
     def progress() -> float:
         return float(client.get(f"/v1/jobs/{job.id}", images="none")["progress"])
@@ -122,5 +122,5 @@ def _at_progress(client: Client, job: Job, share: float) -> dict[str, Any]:
 
 
 def _reported_after(client: Client, moment: float) -> dict[str, Any] | None:
-    found = serving.worker(client)
-    return found if found["at"] > moment else None
+    report = serving.worker(client)
+    return report if report["at"] > moment else None

@@ -1,7 +1,7 @@
-"""Services and workers for benchmarks: started, waited for, ended, and their folders removed.
+"""Start services and workers for benchmarks, wait for them, end them, and remove their folders.
 
-Each is a process of its own, as in a deployment, over an embedded queue server that no other
-benchmark has. A process that ends before it is ready says so at once. Measures nothing.
+Each is its own process, as in a deployment, with an embedded queue server per benchmark. If a
+process ends before it's ready, that's reported at once.
 """
 
 import os
@@ -26,21 +26,21 @@ from jobs.runtime.embedded_queue import EmbeddedServer
 T = TypeVar("T")
 
 LIMIT_SECONDS = 300.0
-"""How long anything may be waited for."""
+"""Time limit of every wait."""
 
 
 @contextmanager
 def folder() -> Iterator[Path]:
-    """A folder that nobody else has, removed afterwards with all that is in it."""
+    """A new folder, removed afterwards with everything in it."""
     with tempfile.TemporaryDirectory(prefix="imagemill-bench-", ignore_cleanup_errors=True) as path:
         yield Path(path)
 
 
 @contextmanager
 def service(data: Path, models: Path, worked: str, **settings: str) -> Iterator[Client]:
-    """A service of the catalog `models`, and a ready worker of its entry `worked`.
+    """A service with the catalog `models`, and a ready worker of its entry `worked`.
 
-    `settings` are further `IMAGEMILL_*` variables, named without that.
+    `settings` are further `IMAGEMILL_*` variables, without the prefix.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -58,7 +58,7 @@ def service(data: Path, models: Path, worked: str, **settings: str) -> Iterator[
 
 @contextmanager
 def workers(data: Path, models: Path, worked: str, count: int = 1) -> Iterator[Store]:
-    """So many ready workers of the entry `worked`, and their queue: no service."""
+    """`count` ready workers of the entry `worked`, and their queue, without a service."""
     with EmbeddedServer.ensure(data) as server, ExitStack() as stack:
         store = Store.connect(server.url)
         stack.callback(store.close)
@@ -81,9 +81,9 @@ def up(data: Path, models: Path) -> Iterator[Client]:
 
 
 def worker(client: Client) -> dict[str, Any]:
-    """What the one worker last reported of itself; empty before it has."""
-    found = client.get("/v1/workers")["data"]
-    return dict(found[0]) if found else {}
+    """The only worker's latest report; empty before its first."""
+    reports = client.get("/v1/workers")["data"]
+    return dict(reports[0]) if reports else {}
 
 
 def until(
@@ -91,7 +91,7 @@ def until(
     processes: Sequence[subprocess.Popen[Any]] = (),
     pause: float = 0.2,
 ) -> T:
-    """The first true answer. Raises TimeoutError, or RuntimeError if one of `processes` ends."""
+    """Wait for a true answer. Raises TimeoutError, or RuntimeError if one of `processes` ends."""
     deadline = time.monotonic() + LIMIT_SECONDS
     while not (answer := question()):
         if any(process.poll() is not None for process in processes):
@@ -106,7 +106,7 @@ def until(
 def _process(
     data: Path, argv: Sequence[str], env: Mapping[str, str]
 ) -> Iterator[subprocess.Popen[Any]]:
-    """`python -m argv` until the end of the block; what it says is in the folder meanwhile."""
+    """Run `python -m argv` until the end of the block; its output is logged in the folder."""
     with (data / f"{argv[0]}.log").open("wb") as log:
         process = lifeline.spawn(
             [sys.executable, "-m", *argv], env=env, stdout=log, stderr=subprocess.STDOUT
@@ -119,12 +119,12 @@ def _process(
 
 
 def _variables(data: Path, models: Path, settings: Mapping[str, str]) -> dict[str, str]:
-    given = {"data": str(data), "models": str(models), "threads": "1", **settings}
-    return {**os.environ, **{f"IMAGEMILL_{name.upper()}": text for name, text in given.items()}}
+    variables = {"data": str(data), "models": str(models), "threads": "1", **settings}
+    return {**os.environ, **{f"IMAGEMILL_{name.upper()}": text for name, text in variables.items()}}
 
 
 def _ready(store: Store) -> int:
-    return sum(one.info.get("state") == "ready" for one in store.workers())
+    return sum(worker.info.get("state") == "ready" for worker in store.workers())
 
 
 def _is_ready(address: str) -> bool:

@@ -1,9 +1,9 @@
-"""A simulated device: what each policy makes of a trace, in simulated seconds and at no cost.
+"""A simulated device: how each policy serves a trace, in simulated seconds.
 
-A forward pass takes exactly what `Costs` says, and nothing else takes time. `ours` runs the real
-scheduler (`workers.scheduler.choose`) over as many samples as a worker holds; `one_at_a_time` and
-`whole_calls` are the other servers that the benchmarks compare. Deterministic, so that tests can
-judge an order by it; a hundred thousand passes take seconds.
+A forward pass takes exactly the time in `Costs`, and nothing else takes time. `ours` runs the real
+scheduler (`workers.scheduler.choose`) over as many samples as a worker holds. `one_at_a_time` and
+`whole_calls` are the servers that it's compared with. The simulation is deterministic, so tests can
+check the order of service with it. A hundred thousand passes take seconds.
 """
 
 import random
@@ -27,15 +27,15 @@ TOKENS = 64
 """Image tokens of every simulated sample."""
 
 BATCHES_PAY = Costs(tuple((TOKENS * b, 0.04 + 0.006 * (b - 1)) for b in BUCKETS))
-"""A device that a lone sample leaves mostly idle: 32 at once make 5.7 times the images."""
+"""A device that a lone sample leaves mostly idle: 32 at once give 5.7 times the rate."""
 
 NO_BATCH_PAYS = Costs(tuple((TOKENS * b, 0.0384 * b + 0.0016) for b in BUCKETS))
-"""A device that one sample fills: 32 at once make 4 % more images."""
+"""A device that one sample fills: 32 at once give a 4 % higher rate."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """An image that is asked for: seconds from the start, its steps, and its class."""
+    """A requested image: arrival in seconds from the start, steps and class."""
 
     at: float
     steps: int
@@ -44,19 +44,19 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """A request and when it was done, in seconds from the start."""
+    """A request and its end, in seconds from the start."""
 
     request: Request
     done: float
 
     def over_solo(self, costs: Costs) -> float:
-        """Its latency over the time that it takes alone."""
+        """The latency divided by the solo time."""
         solo = self.request.steps * costs.seconds(TOKENS)
         return (self.done - self.request.at) / solo
 
 
 class Load:
-    """Requests as they come: some at given times, others when an earlier one is done."""
+    """Requests over time: some arrive at fixed times, others when an earlier one is done."""
 
     def __init__(
         self, requests: Sequence[Request], then: Callable[[Served], Request | None] | None = None
@@ -68,23 +68,23 @@ class Load:
 
     @property
     def next_at(self) -> float | None:
-        """When the next one comes; None when no more do."""
+        """When the next request arrives; None if there are no more."""
         return self._coming[0][0] if self._coming else None
 
     def due(self, now: float) -> list[Request]:
-        """Those that have come by now and weren't returned before, in order of arrival."""
+        """Requests that have arrived and weren't returned before, in order of arrival."""
         requests = []
         while self._coming and self._coming[0][0] <= now:
             requests.append(heappop(self._coming)[2])
         return requests
 
     def add(self, request: Request) -> None:
-        """One more request."""
+        """Add a request."""
         heappush(self._coming, (request.at, self._count, request))
         self._count += 1
 
     def finish(self, request: Request, now: float) -> None:
-        """Note that it is done; its caller may ask for another."""
+        """Mark a request as done; its caller may then ask for another."""
         self.served.append(Served(request, now))
         if self._then and (following := self._then(self.served[-1])):
             self.add(following)
@@ -99,9 +99,9 @@ def poisson(
     solos: float = 60.0,
     reproducible: bool = False,
 ) -> Load:
-    """Poisson arrivals for as long as `solos` requests alone take, their steps drawn evenly.
+    """Poisson arrivals over the time that `solos` requests take alone, with uniformly drawn steps.
 
-    A `load` of 1 is the rate that requests alone, one after the other, would just fill.
+    A `load` of 1 is the arrival rate that one-at-a-time serving can just keep up with.
     """
     draw, kinds = random.Random(seed), random.Random(seed)
     mean = sum(steps) / len(steps) * costs.seconds(TOKENS)
@@ -113,7 +113,7 @@ def poisson(
 
 
 def closed(callers: int, total: int, steps: Sequence[int], *, reproducible: bool = False) -> Load:
-    """`total` requests of callers that each ask again as soon as they have their image."""
+    """`total` requests of callers who each ask again as soon as they have their image."""
     left = iter(range(total - callers))
 
     def again(served: Served) -> Request | None:
@@ -128,11 +128,11 @@ def closed(callers: int, total: int, steps: Sequence[int], *, reproducible: bool
 
 
 Policy = Callable[[Load, Costs], Sequence[Served]]
-"""Serves a load; its requests in the order in which they were done."""
+"""Serves a load; returns its requests in the order in which they finished."""
 
 
 def ours(load: Load, costs: Costs) -> Sequence[Served]:
-    """Step-level batching by `choose`, over as many samples as a full worker lets in."""
+    """Step-level batching by `choose`, over as many samples as a full worker takes in."""
     now, waiting, held = 0.0, list[Request](), dict[str, _Held]()
     room, count = 2 * costs.held(TOKENS), 0
     while waiting or held or load.next_at is not None:
@@ -144,14 +144,14 @@ def ours(load: Load, costs: Costs) -> Sequence[Served]:
             held[key] = _Held(waiting.pop(0), key, now)
             count += 1
         now += _step(held, now, costs)
-        for sample in [one for one in held.values() if one.step == one.request.steps]:
+        for sample in [s for s in held.values() if s.step == s.request.steps]:
             del held[sample.key]
             load.finish(sample.request, now)
     return load.served
 
 
 def _step(held: Mapping[str, "_Held"], now: float, costs: Costs) -> float:
-    """One forward pass over what `choose` picks; its seconds."""
+    """Run one forward pass over what `choose` picks; return its seconds."""
     candidates = [sample.candidate(now) for sample in held.values()]
     forward = choose(candidates, costs, {})
     assert forward is not None
@@ -173,7 +173,7 @@ def one_at_a_time(load: Load, costs: Costs) -> Sequence[Served]:
 
 
 def whole_calls(load: Load, costs: Costs) -> Sequence[Served]:
-    """The oldest request with all waiting ones of equal steps, up to the bucket that pays."""
+    """The oldest request with all waiting ones of equal steps, up to the largest useful bucket."""
     return _calls(load, costs, costs.largest(TOKENS))
 
 
@@ -183,12 +183,12 @@ def _calls(load: Load, costs: Costs, most: int) -> Sequence[Served]:
         if not waiting:
             now = max(now, load.next_at or 0.0)
         waiting += load.due(now)
-        batch = [one for one in waiting if one.steps == waiting[0].steps][:most]
-        waiting = [one for one in waiting if not any(one is member for member in batch)]
+        batch = [r for r in waiting if r.steps == waiting[0].steps][:most]
+        waiting = [r for r in waiting if not any(r is member for member in batch)]
         bucket = max(b for b in BUCKETS if b <= len(batch))
         now += batch[0].steps * costs.seconds(bucket * TOKENS)
-        for one in batch:
-            load.finish(one, now)
+        for request in batch:
+            load.finish(request, now)
     return load.served
 
 
@@ -222,12 +222,12 @@ class _Held:
 def goodput_of(
     policy: Policy, costs: Costs, seed: int, steps: Sequence[int], reproducible: bool
 ) -> float:
-    """The load, to 2 %, at which 90 % of a Poisson trace is done within four solo times."""
+    """The load, to 2 %, at which 90 % of a Poisson trace finish within four solo times."""
 
     def carried(load: float) -> bool:
         trace = poisson(load, costs, seed, steps, reproducible=reproducible)
         served = policy(trace, costs)
-        in_time = sum(one.over_solo(costs) <= GOOD_TIME for one in served)
+        in_time = sum(result.over_solo(costs) <= GOOD_TIME for result in served)
         return in_time >= 0.9 * len(served)
 
     return highest(carried, 0.36, 0.05, precision=1.02, stride=1.2)

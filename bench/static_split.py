@@ -1,13 +1,14 @@
-"""One process of a list that `split_between_processes` cut in shares, as accelerate's guide shows.
+"""One process of accelerate's `split_between_processes`, written as its guide shows.
 
-Started once for each process of the comparison, by `bench/makespan.py`, with the variables of a
-launcher. Loads the model, then takes a line of JSON for each run from its standard input:
+`bench/makespan.py` starts one for each process of the comparison, with a launcher's environment
+variables. It loads the model, then reads a line of JSON for each run from standard input:
 
     {"how": "loop" | "engine", "padding": bool, "folder": PATH, "requests": [REQUEST...]}
 
-`loop` is the guide's program: a diffusers pipeline, called for one prompt after the other. `engine`
-runs the same share through imagemill's engine, so that what batching gains and what sharing the
-queue gains can be told apart. Answers with the seconds from a common start to its last image.
+`loop` is the guide's program: a diffusers pipeline that's called for one prompt after the other.
+`engine` runs the same share through imagemill's engine, which separates the gain of batching from
+the gain of sharing a queue. The answer is the seconds from the common start to the process's last
+image.
 """
 
 import json
@@ -28,7 +29,7 @@ from workers.profile import warm_up
 
 
 def main() -> None:
-    """Serve runs until the standard input ends."""
+    """Serve runs until standard input ends."""
     catalog, name, data = sys.argv[1:]
     model = load_catalog(Path(catalog)).get(name)
     torch.set_num_threads(1)
@@ -40,10 +41,10 @@ def main() -> None:
     print("ready", flush=True)
     for line in sys.stdin:
         run = json.loads(line)
-        wanted = [ImageRequest(**fields) for fields in run["requests"]]
+        workload = [ImageRequest(**fields) for fields in run["requests"]]
         state.wait_for_everyone()
         started = time.perf_counter()
-        with state.split_between_processes(wanted, apply_padding=run["padding"]) as share:
+        with state.split_between_processes(workload, apply_padding=run["padding"]) as share:
             if run["how"] == "loop":
                 _loop(pipe, model, share, Path(run["folder"]))
             else:

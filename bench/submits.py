@@ -1,9 +1,10 @@
-"""What the service takes over HTTP: jobs of one prompt submitted, and jobs polled, per second.
+"""The service's rate over HTTP: one-prompt jobs submitted per second, and jobs polled per second.
 
-A real service process over the embedded queue server, and this process as the caller: a few
-connections that are kept open, and as little client as HTTP needs, so that it is not the client
-that is measured. Rates are taken with every connection asking as fast as it is answered, beside a
-worker that denoises without a pause; latencies with the worker idle, at the rates that are wanted.
+There's a real service process with the embedded queue server, and this process as the caller. It
+uses a few persistent connections and a minimal HTTP client, so that the client isn't what's
+measured. Rates are measured with every connection sending as soon as it's answered, next to a
+worker that denoises without a pause. Latencies are measured with the worker idle, at the target
+rates.
 """
 
 import asyncio
@@ -34,34 +35,34 @@ defaults = {{ width = 128, height = 128, steps = 8, guidance_scale = 2.5 }}
 CONNECTIONS = 8
 SECONDS, WARM_UP_SECONDS = 8.0, 2.0
 WANTED_SUBMITS, WANTED_POLLS = 200.0, 500.0
-"""Requests per second at which latencies are taken."""
+"""Requests per second at which latencies are measured."""
 
 Request = Callable[[], bytes]
 
 
 @dataclass
 class Load:
-    """What a load came to: seconds of each answer, and how long it all took."""
+    """The results of a load: the seconds of each response, and of the whole load."""
 
     seconds: list[float] = field(default_factory=list)
     took: float = 0.0
 
     @property
     def rate(self) -> float:
-        """Answers per second."""
+        """Responses per second."""
         return len(self.seconds) / self.took
 
     def quantile(self, share: float) -> float:
-        """Milliseconds within which this share of the answers came."""
+        """The milliseconds within which this share of the responses arrived."""
         ordered = sorted(self.seconds)
         return 1000 * ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
 def run(seconds: float = SECONDS) -> Metrics:
-    """Both rates, and both latencies."""
+    """Measure both rates and both latencies."""
     with _up() as (host, client):
         submit, poll = _submission(host), _poll(host, client.submit("parked", ["a ring"]).id)
-        for request in (submit, poll):  # a service that has just started has its threads to make
+        for request in (submit, poll):  # warm up: a new service has yet to start its threads
             asyncio.run(_closed(host, request, WARM_UP_SECONDS))
         idle = {
             "submits": asyncio.run(_open(host, submit, WANTED_SUBMITS, seconds)),
@@ -74,8 +75,8 @@ def run(seconds: float = SECONDS) -> Metrics:
             "polls": asyncio.run(_closed(host, poll, seconds)),
         }
         work.cancel()
-    _tell("beside a busy worker, as fast as it answers", busy)
-    _tell(f"worker idle, {WANTED_SUBMITS:g} submits/s and then {WANTED_POLLS:g} polls/s", idle)
+    _print_loads("next to a busy worker, as fast as it responds", busy)
+    _print_loads(f"worker idle, {WANTED_SUBMITS:g} submits/s, then {WANTED_POLLS:g} polls/s", idle)
     return {
         "submits_per_second": busy["submits"].rate,
         "polls_per_second": busy["polls"].rate,
@@ -85,7 +86,7 @@ def run(seconds: float = SECONDS) -> Metrics:
 
 
 async def _closed(host: str, request: Request, seconds: float) -> Load:
-    """Every connection asks again as soon as it is answered."""
+    """Send on every connection as soon as it has been answered."""
     load, began = Load(), time.perf_counter()
 
     async def ask() -> None:
@@ -101,9 +102,10 @@ async def _closed(host: str, request: Request, seconds: float) -> Load:
 
 
 async def _open(host: str, request: Request, rate: float, seconds: float) -> Load:
-    """Requests come at `rate`, whether or not those before are answered.
+    """Send requests at `rate`, whether or not earlier ones have been answered.
 
-    A request's time counts from when it was due, so that a stall counts for all whom it held up.
+    A request's time counts from when it was due, so a stall counts for every request that it
+    delayed.
     """
     load, began, turn = Load(), time.perf_counter(), iter(range(round(rate * seconds)))
 
@@ -121,7 +123,7 @@ async def _open(host: str, request: Request, rate: float, seconds: float) -> Loa
 
 
 class Connection:
-    """One connection that is kept open; answers must have a Content-Length."""
+    """A persistent connection; responses must have a Content-Length."""
 
     def __init__(self, host: str) -> None:
         name, _, port = host.rpartition(":")
@@ -136,7 +138,7 @@ class Connection:
         await self._writer.wait_closed()
 
     async def ask(self, request: bytes) -> bytes:
-        """The answer's body. Raises RuntimeError for anything but a success."""
+        """Send a request; return the response's body. Raises RuntimeError unless it succeeded."""
         self._writer.write(request)
         head = await self._reader.readuntil(b"\r\n\r\n")
         length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
@@ -148,21 +150,21 @@ class Connection:
 
 def _submission(host: str) -> Request:
     body = json.dumps({"model": "parked", "prompts": ["a large red circle on a white background"]})
-    made = (
+    request = (
         f"POST /v1/jobs HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/json\r\n"
         f"content-length: {len(body)}\r\n\r\n{body}"
     ).encode()
-    return lambda: made
+    return lambda: request
 
 
 def _poll(host: str, job_id: str) -> Request:
-    made = f"GET /v1/jobs/{job_id} HTTP/1.1\r\nhost: {host}\r\n\r\n".encode()
-    return lambda: made
+    request = f"GET /v1/jobs/{job_id} HTTP/1.1\r\nhost: {host}\r\n\r\n".encode()
+    return lambda: request
 
 
 @contextmanager
 def _up() -> Iterator[tuple[str, Client]]:
-    """A service and one ready worker of the bundled model; `parked` jobs have no worker at all."""
+    """A service and one ready worker of the bundled model; the model `parked` has no worker."""
     entry = (CATALOG.parent / "demo" / "model").absolute()
     with serving.folder() as data:
         models = data / "models.toml"
@@ -171,7 +173,7 @@ def _up() -> Iterator[tuple[str, Client]]:
             yield client.server.removeprefix("http://"), client
 
 
-def _tell(title: str, loads: dict[str, Load]) -> None:
+def _print_loads(title: str, loads: dict[str, Load]) -> None:
     print(f"\n{title} (per second; ms: median, 95 %, 99 %)")
     for name, load in loads.items():
         cells = "".join(f"{load.quantile(share):9.1f}" for share in (0.5, 0.95, 0.99))

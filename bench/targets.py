@@ -1,6 +1,6 @@
-"""What each figure should come to: the one place where that is said.
+"""The target of each figure.
 
-A figure without a target is for information. Knows nothing of how a figure is taken.
+A figure without a target is for information only.
 """
 
 from dataclasses import dataclass
@@ -10,13 +10,13 @@ from bench.report import Metrics
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A limit that a figure has to keep: `at_least` it, or at most."""
+    """A limit on a figure: a minimum if `at_least`, else a maximum."""
 
     limit: float
     at_least: bool
 
     def reached(self, figure: float) -> bool:
-        """Whether the figure keeps it; one that is not a number does not."""
+        """Whether the figure is within the limit; NaN never is."""
         return figure >= self.limit if self.at_least else figure <= self.limit
 
     def __str__(self) -> str:
@@ -68,13 +68,13 @@ TARGETS: dict[str, Target] = {
     "poll_p99_ms": _at_most(50),
     "eta_miss": _at_most(0.25),
 }
-"""By the name of the figure."""
+"""Targets by figure name."""
 
 
 def verdicts(metrics: Metrics) -> list[str]:
-    """A line for each figure that has a target: the figure, what is wanted, and how it stands."""
+    """A line for each figure with a target: the figure, the target, and whether it was reached."""
     return [
-        f"  {name:<28}{figure:10.4g}   wanted {target!s:<15}"
+        f"  {name:<28}{figure:10.4g}   target {target!s:<15}"
         + ("reached" if target.reached(figure) else "missed")
         for name, figure in metrics.items()
         if (target := TARGETS.get(name))

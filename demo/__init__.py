@@ -1,6 +1,6 @@
-"""The bundled model: what it draws, how it is trained, how it is scored.
+"""The bundled model: its data, its training and its scoring.
 
-`demo/model/` is an ordinary diffusers folder; nothing at inference needs this
-package. It exists so that the folder can be made again from nothing
-(`python -m demo.train`) and judged (`python -m demo.score`).
+`demo/model/` is an ordinary diffusers folder, and inference doesn't need this package.
+The package is there to train the model from scratch (`python -m demo.train`) and to
+score it (`python -m demo.score`).
 """

@@ -1,7 +1,7 @@
-"""Scenes into sentences, and sentences back into scenes.
+"""Turn scenes into sentences, and sentences back into scenes.
 
-`caption` varies its words as people do, for training; `plain` always says the same;
-`parse` understands both. Knows no pixels and no model.
+`caption` varies its words, for training. `plain` always uses the same words. `parse`
+reads both.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def with_article(words: str) -> str:
 
 
 def plain(scene: Scene) -> str:
-    """The sentence in its standard words."""
+    """The scene as a sentence in standard words."""
     background = f"on {with_article(scene.background)} background"
     first = scene.things[0]
     if scene.relation:
@@ -44,7 +44,7 @@ def plain(scene: Scene) -> str:
 
 
 def caption(rng: random.Random, scene: Scene) -> str:
-    """One of the many ways to say it; a few hold a nonsense word, to be ignored."""
+    """The scene as a random sentence; a few contain a nonsense word to ignore."""
     background = _varied_background(rng, scene.background)
     if scene.relation:
         words = [_varied_pair(rng, scene), background]
@@ -58,10 +58,10 @@ def caption(rng: random.Random, scene: Scene) -> str:
 
 
 def parse(sentence: str) -> Scene:
-    """The scene that a sentence asks for, with everything exactly in its place.
+    """The scene that a sentence describes, with everything exactly in its place.
 
-    Unknown words are passed over. ValueError where no thing is named, where more
-    than two are, or where two stand in no relation.
+    Unknown words are ignored. Raises ValueError if the sentence names no thing, more than
+    two, or two without a relation.
     """
     spoken = sentence.lower().replace(".", "").split()
     text = " ".join(word for word in spoken if word in WORDS).replace("grey", "gray")
@@ -73,7 +73,7 @@ def parse(sentence: str) -> Scene:
         return single(background, *things[0], size_word, _first_spoken(text, PLACE_WORDS))
     relation = _first_spoken(text, RELATION_WORDS)
     if len(things) != 2 or relation is None:
-        raise ValueError(f"neither one thing nor two in a relation: {sentence!r}")
+        raise ValueError(f"expected one thing, or two in a relation: {sentence!r}")
     return pair(background, things[0], relation, things[1])
 
 
@@ -84,7 +84,7 @@ _BACKGROUND: Final = re.compile(rf"\b(?:on|with) (?:an? )?({_ANY_COLOR})\b(?! (?
 
 
 def _first_spoken(text: str, meanings: Mapping[str, Sequence[str]]) -> str | None:
-    """The meaning whose longest phrase the text holds."""
+    """The meaning with the longest phrase that the text contains."""
     phrases = [(phrase, meaning) for meaning, some in meanings.items() for phrase in some]
     for phrase, meaning in sorted(phrases, key=lambda both: -len(both[0])):
         if re.search(rf"\b{phrase}\b", text):

@@ -1,7 +1,7 @@
 """Training examples: scenes as packed latents, each with several captions as tokens.
 
-Every picture size has its own shelf. Latents are computed once, in chunks, by
-several processes, and kept in the work folder. Knows no transformer.
+Each picture size has its own shelf. Several processes compute the latents once, in
+chunks, and store them in the work folder.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ CAPTIONS: Final = 6
 
 @dataclass(frozen=True)
 class Shelf:
-    """Pictures of one size, (height, width) in pixels, and how training draws on them."""
+    """Pictures of one size, (height, width) in pixels, and their share of training."""
 
     size: tuple[int, int]
     scenes: int
@@ -64,7 +64,7 @@ class Examples:
     t5: Tensor  # (N, CAPTIONS, TEXT_TOKENS)
 
     def pick(self, count: int) -> tuple[Tensor, Tokens]:
-        """Latents of random scenes, with one of each one's captions."""
+        """Latents of random scenes, each with one of its captions."""
         scenes = torch.randint(len(self.latents), (count,))
         version = torch.randint(CAPTIONS, (count,))
         tokens = Tokens(self.clip[scenes, version].long(), self.t5[scenes, version].long())
@@ -83,7 +83,7 @@ def encode(vae: Any, pictures: Tensor) -> Tensor:
 
 
 def _make_chunk(vae_folder: Path, shelf: Shelf, first: int, path: Path) -> str:
-    """Writes one chunk of examples; runs in a process of its own."""
+    """Write one chunk of examples; runs in its own process."""
     torch.set_num_threads(1)
     vae = AutoencoderKL.from_pretrained(vae_folder, dtype=torch.float32).eval()
     vae = vae.to(memory_format=torch.channels_last)
@@ -104,7 +104,7 @@ def _make_chunk(vae_folder: Path, shelf: Shelf, first: int, path: Path) -> str:
 def make(
     work: Path, log: Log, shelves: tuple[Shelf, ...] = SHELVES, processes: int = 2
 ) -> dict[Shelf, Examples]:
-    """All examples; makes those chunks that `work/latents` lacks, with `work/vae`."""
+    """All examples; chunks missing in `work/latents` are made with `work/vae`."""
     folder = work / "latents"
     folder.mkdir(exist_ok=True)
     paths = {
@@ -123,7 +123,7 @@ def make(
 
 
 def _made(orders: list[tuple[Path, Shelf, int, Path]], processes: int) -> Iterator[str]:
-    """The names of the chunks as they are written; one process means this one."""
+    """Yield the names of the chunks as they are written; one process means this one."""
     if processes == 1 or not orders:
         yield from itertools.starmap(_make_chunk, orders)
         return

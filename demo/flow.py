@@ -1,7 +1,6 @@
-"""Transformer training: flow matching over all shelves, both text encoders learning along.
+"""Transformer training: flow matching over all shelves, with both text encoders.
 
-Keeps a running average of the weights, which is what is scored and shipped. Knows
-the modules it trains and the examples; not how they were made.
+It keeps a running average of the weights; that average is scored and shipped.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ SCORE_EVERY: Final = 1000
 
 
 class Average:
-    """The weights' exponential average, which can stand in for them for a while."""
+    """The exponential average of the weights, which can replace them for a while."""
 
     def __init__(self, weights: list[Tensor]) -> None:
         self.weights = weights
@@ -49,7 +48,7 @@ class Average:
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """Within it the modules hold the averages."""
+        """The modules hold the averages within this context."""
         self._swap()
         try:
             yield
@@ -57,27 +56,27 @@ class Average:
             self._swap()
 
     def settle(self) -> None:
-        """Gives the modules the averages for good."""
+        """Replace the weights by the averages permanently."""
         self._swap()
 
     @torch.no_grad()
     def _swap(self) -> None:
         for weight, average in zip(self.weights, self.averages, strict=True):
-            kept = weight.clone()
+            trained = weight.clone()
             weight.copy_(average)
-            average.copy_(kept)
+            average.copy_(trained)
 
     def state_dict(self) -> dict[str, Any]:
         return {"averages": self.averages}
 
     def load_state_dict(self, state: Any, /) -> None:
-        for average, kept in zip(self.averages, state["averages"], strict=True):
-            average.copy_(kept)
+        for average, saved in zip(self.averages, state["averages"], strict=True):
+            average.copy_(saved)
 
 
 @dataclass(frozen=True)
 class Model:
-    """What is trained together."""
+    """The modules that are trained together."""
 
     transformer: Any
     text: TextEncoders
@@ -94,8 +93,8 @@ class Model:
 def noise_levels(count: int) -> tuple[Tensor, Tensor]:
     """(levels from 0 to 1, which of them are of the noisy kind), each (count,).
 
-    Half are logit-normal. The other half are close to 1: a flat background shows
-    its colour even under heavy noise, so that the text decides in that range only.
+    Half are logit-normal. The other half are close to 1, because a flat background
+    shows its colour even under heavy noise: only at these levels does the text decide.
     """
     even = (torch.randperm(count) + torch.rand(count)) / count
     normal = math.sqrt(2) * torch.erfinv((2 * even - 1).clamp(-0.9999, 0.9999))
@@ -105,7 +104,7 @@ def noise_levels(count: int) -> tuple[Tensor, Tensor]:
 
 
 def shelf_for(step: int, shelves: list[Shelf]) -> Shelf:
-    """The picture size of a step's batch, drawn by the shelves' shares."""
+    """The shelf of a step's batch, drawn by the shelves' shares."""
     bounds = list(itertools.accumulate(shelf.share for shelf in shelves))
     draw = random.Random(f"shelf {step}").random() * bounds[-1]
     return shelves[bisect.bisect_right(bounds, draw)]
@@ -130,7 +129,7 @@ def _optimiser(model: Model) -> Muon:
 
 
 def _drop_captions(tokens: Tokens, empty: Tokens) -> Tokens:
-    """Some sentences become the empty one, from which guidance leads away."""
+    """Replace some sentences by the empty one, for classifier-free guidance."""
     dropped = torch.rand(len(tokens.clip), 1) < CAPTION_DROP
     clip = torch.where(dropped, empty.clip, tokens.clip)
     return Tokens(clip, torch.where(dropped, empty.t5, tokens.t5))
@@ -139,7 +138,7 @@ def _drop_captions(tokens: Tokens, empty: Tokens) -> Tokens:
 def _errors(
     forward: Callable[..., Any], model: Model, shelf: Shelf, examples: Examples, empty: Tokens
 ) -> tuple[Tensor, Tensor]:
-    """(each example's squared error, which of them are of the noisy kind) for a fresh batch."""
+    """(each example's squared error, which of them are noisy) of a fresh batch."""
     clean, tokens = examples.pick(shelf.batch)
     level, noisy = noise_levels(shelf.batch)
     noise = torch.randn_like(clean)
@@ -185,8 +184,8 @@ def train(
             for kind, loss in losses.items():
                 loss.add(errors[noisy == kind].mean().item())
             if (step + 1) % LOG_EVERY == 0:
-                said = f"noisy {losses[True].value:.4f}, other {losses[False].value:.4f}"
-                log(f"transformer {step + 1}/{steps} {shelf.name} loss {said}")
+                figures = f"noisy {losses[True].value:.4f}, other {losses[False].value:.4f}"
+                log(f"transformer {step + 1}/{steps} {shelf.name} loss {figures}")
             if score and (step + 1) % SCORE_EVERY == 0:
                 with average.in_place():
                     log(f"transformer {step + 1}/{steps} {score(model)}")

@@ -1,7 +1,4 @@
-"""The parts as one FluxPipeline, and that pipeline as a folder.
-
-Knows which parts a pipeline has; not how they were trained.
-"""
+"""Assemble the trained modules into a FluxPipeline, and save it as a folder."""
 
 from __future__ import annotations
 
@@ -15,7 +12,7 @@ from demo.flow import Model
 
 
 def assemble(vae: Any, model: Model) -> Any:
-    """A stock pipeline around the given modules."""
+    """A stock pipeline with the given modules."""
     pipeline = FluxPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0, use_dynamic_shifting=False),
         vae=vae,
@@ -30,8 +27,8 @@ def assemble(vae: Any, model: Model) -> Any:
 
 
 def save(vae: Any, model: Model, out: Path) -> int:
-    """Writes the folder with weights in float16; returns its size in bytes."""
-    vae.register_to_config(_name_or_path="")  # else the work folder's path is saved with it
+    """Write the folder with weights in float16; return its size in bytes."""
+    vae.register_to_config(_name_or_path="")  # or the work folder's path is saved
     pipeline = assemble(vae, model)
     pipeline.to(torch.float16)
     pipeline.save_pretrained(out, safe_serialization=True)

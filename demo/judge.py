@@ -1,6 +1,6 @@
-"""The judge: reads background, colours, shapes and places off the pixels of a picture.
+"""The judge: reads background, colours, shapes and places from a picture's pixels.
 
-It does not judge edges or exact sizes. Knows scenes and pixels, no model.
+It doesn't judge edges or exact sizes.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ LEAST_AREA: Final = 0.006
 """A thing covers at least this share of the picture."""
 
 PLACE_TOLERANCE: Final = 0.1
-"""How far a thing may stand from its place, in shorter sides."""
+"""How far a thing may be from its place, in shorter sides."""
 
 TEMPLATE_SIDE: Final = 48
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is right about one picture."""
+    """Which attributes of a picture are right."""
 
     background: bool
     color: bool
@@ -47,7 +47,7 @@ class Verdict:
 
 
 def judge(picture: Image.Image, scene: Scene) -> Verdict:
-    """Compares a picture with the scene that its prompt asked for."""
+    """Compare a picture with its prompt's scene."""
     pixels = np.asarray(picture.convert("RGB")).astype(np.float64)
     frame = np.concatenate([pixels[:3], pixels[-3:]], axis=None).reshape(-1, 3)
     sides = np.concatenate([pixels[:, :3], pixels[:, -3:]], axis=1).reshape(-1, 3)
@@ -61,7 +61,7 @@ def judge(picture: Image.Image, scene: Scene) -> Verdict:
 
 
 def _parts(foreground: Mask, scene: Scene) -> list[tuple[Mask, Thing]]:
-    """Each thing with the foreground of its half of the picture, or of all of it."""
+    """Each thing with the foreground of its half of the picture, or of the whole picture."""
     if scene.relation is None:
         return [(foreground, scene.things[0])]
     axis = 1 if RELATIONS[scene.relation][0] else 0
@@ -69,18 +69,18 @@ def _parts(foreground: Mask, scene: Scene) -> list[tuple[Mask, Thing]]:
     place = np.arange(foreground.shape[axis])
     halves = []
     for thing in scene.things:
-        kept = place < middle if (thing.column, thing.row)[1 - axis] < 0 else place >= middle
-        halves.append((foreground & (kept if axis else kept[:, None]), thing))
+        half = place < middle if (thing.column, thing.row)[1 - axis] < 0 else place >= middle
+        halves.append((foreground & (half if axis else half[:, None]), thing))
     return halves
 
 
 def _judge_thing(pixels: Pixels, part: Mask, thing: Thing) -> tuple[bool, bool, bool]:
-    """(color, shape, position) of the largest patch of a foreground."""
+    """(color, shape, position) of the largest patch in a foreground."""
     patch = largest_patch(part)
     if patch.sum() < LEAST_AREA * patch.size:
         return False, False, False
     color = nearest_color(np.median(pixels[patch], axis=0)) == thing.color
-    whole = part.sum() < 1.4 * patch.sum() + 30  # nothing else of note beside it
+    whole = part.sum() < 1.4 * patch.sum() + 30  # no other large patch
     shape = whole and nearest_shape(patch) == thing.shape
     top, bottom, left, right = _bounds(patch)
     side = min(patch.shape)
@@ -95,20 +95,20 @@ def nearest_color(rgb: Pixels) -> str:
 
 
 def nearest_shape(patch: Mask) -> str:
-    """The shape whose template overlaps the patch best, both scaled to one box."""
+    """The shape whose template overlaps the patch best, both scaled to the same box."""
     scaled = _boxed(patch)
     overlaps = [(scaled & template).sum() / (scaled | template).sum() for template in _TEMPLATES]
     return SHAPES[int(np.argmax(overlaps))]
 
 
 def largest_patch(mask: Mask) -> Mask:
-    """The largest set of pixels that touch by their sides; all False if there are none."""
+    """The largest set of pixels that touch by their sides; all False if the mask is empty."""
     labels = np.where(mask, np.arange(mask.size).reshape(mask.shape) + 1, 0)
     before = np.zeros_like(labels)
-    while (labels != before).any():  # the highest label spreads through its patch
+    while (labels != before).any():  # spread the highest label through each patch
         before, edged = labels, np.pad(labels, 1)
-        beside = (edged[:-2, 1:-1], edged[2:, 1:-1], edged[1:-1, :-2], edged[1:-1, 2:])
-        labels = np.maximum.reduce([labels, *beside]) * mask
+        neighbours = (edged[:-2, 1:-1], edged[2:, 1:-1], edged[1:-1, :-2], edged[1:-1, 2:])
+        labels = np.maximum.reduce([labels, *neighbours]) * mask
     if not mask.any():
         return mask
     names, sizes = np.unique(labels[mask], return_counts=True)
@@ -117,7 +117,7 @@ def largest_patch(mask: Mask) -> Mask:
 
 
 def _bounds(mask: Mask) -> tuple[int, int, int, int]:
-    """(top, bottom, left, right) of what is True; bottom and right are past the end."""
+    """(top, bottom, left, right) of the True pixels; bottom and right are past the end."""
     rows, columns = np.where(mask)
     return int(rows.min()), int(rows.max()) + 1, int(columns.min()), int(columns.max()) + 1
 

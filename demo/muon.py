@@ -1,9 +1,9 @@
 """Muon for weight matrices, Adam for everything else, as one optimiser.
 
 Muon (Keller Jordan, https://kellerjordan.github.io/posts/muon/) replaces a matrix's
-momentum by the nearest orthogonal matrix, found by a few Newton-Schulz rounds.
-Its step is scaled by 0.2 * sqrt(longer side), which gives it Adam's usual size, so
-that both halves share one learning rate. Knows nothing of the model it trains.
+momentum by the nearest orthogonal matrix, found by a few Newton-Schulz rounds. Its
+step is scaled by 0.2 * sqrt(longer side) to match the usual size of Adam's, so both
+share one learning rate.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Moves every parameter that has a gradient; `closure` is not supported."""
+        """Update every parameter with a gradient; `closure` isn't supported."""
         assert closure is None
         for group in self.param_groups:
             group["taken"] += 1
@@ -97,14 +97,14 @@ class Muon(torch.optim.Optimizer):
 def matrices_and_rest(
     module: torch.nn.Module, apart: str
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The module's parameters by name: those for Muon, those for Adam.
+    """The module's parameters by name: those for Muon, and those for Adam.
 
-    Muon takes the matrices, but for those whose name the pattern `apart` finds:
+    Muon takes the matrices, except those whose name matches the pattern `apart`:
     embeddings, modulation, the first and last layer.
     """
     matrices: dict[str, Tensor] = {}
     rest: dict[str, Tensor] = {}
     for name, parameter in module.named_parameters():
-        kept = parameter.ndim == 2 and not re.search(apart, name)
-        (matrices if kept else rest)[name] = parameter
+        is_matrix = parameter.ndim == 2 and not re.search(apart, name)
+        (matrices if is_matrix else rest)[name] = parameter
     return matrices, rest

@@ -1,8 +1,7 @@
-"""What every training stage shares: schedules, the log, and loops that survive a kill.
+"""What all training stages share: schedules, the log, and loops that survive a kill.
 
-A step's randomness comes from its own number alone, so that a run which was stopped
-and taken up again makes the model that an unbroken run makes. Knows no model: a
-stage hands in the parts whose state it wants kept.
+A step's randomness depends only on its number, so a run that was stopped and resumed
+gives the same model as an uninterrupted run. A stage passes in the parts to save.
 """
 
 from __future__ import annotations
@@ -17,11 +16,11 @@ from typing import Any, Final, Protocol
 import torch
 
 SAVE_SECONDS: Final = 120.0
-"""How much work a kill may cost."""
+"""The most work that a kill can cost."""
 
 
 class Part(Protocol):
-    """A module, an optimiser, or anything else that can be put away and taken up."""
+    """A module, an optimiser, or anything else with a state to save and restore."""
 
     def state_dict(self) -> dict[str, Any]: ...
 
@@ -36,16 +35,16 @@ def warm_flat_cosine(step: int, steps: int, warm: int, flat: float) -> float:
 
 
 def save_atomically(state: Any, path: Path) -> None:
-    """Writes beside `path`, then renames, so that a reader sees all or nothing."""
-    beside = path.with_name(path.name + ".part")
-    torch.save(state, beside)
-    beside.replace(path)
+    """Write next to `path`, then rename, so that a reader sees all or nothing."""
+    partial = path.with_name(path.name + ".part")
+    torch.save(state, partial)
+    partial.replace(path)
 
 
 def remaining_steps(total: int, path: Path, parts: Mapping[str, Part], seed: int) -> Iterator[int]:
-    """The numbers of the steps still to do; restores the parts first, saves them as it goes.
+    """Yield the numbers of the remaining steps; restore the parts first, save them on the way.
 
-    Seeds torch for each step. `path` is written every SAVE_SECONDS and at the end.
+    Torch is seeded for each step. `path` is written every SAVE_SECONDS and at the end.
     """
     done = 0
     if path.exists():
@@ -55,8 +54,8 @@ def remaining_steps(total: int, path: Path, parts: Mapping[str, Part], seed: int
             part.load_state_dict(state[name])
 
     def save(steps: int) -> None:
-        kept = {name: part.state_dict() for name, part in parts.items()}
-        save_atomically({"steps": steps, **kept}, path)
+        states = {name: part.state_dict() for name, part in parts.items()}
+        save_atomically({"steps": steps, **states}, path)
 
     saved = time.monotonic()
     for step in range(done, total):
@@ -71,7 +70,7 @@ def remaining_steps(total: int, path: Path, parts: Mapping[str, Part], seed: int
 
 @dataclass
 class Log:
-    """Lines with a clock, to the terminal and to a file."""
+    """Writes timed lines to the terminal and to a file."""
 
     path: Path
     start: float = field(default_factory=time.monotonic)

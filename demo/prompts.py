@@ -1,7 +1,6 @@
 """The example prompts: `python -m demo.prompts > demo/prompts.txt`.
 
-Sixteen chosen ones that show the whole vocabulary off, then random ones from a fixed
-seed. Knows sentences only.
+Sixteen are chosen to show the whole vocabulary; the rest are random, from a fixed seed.
 """
 
 from __future__ import annotations
@@ -34,12 +33,12 @@ SHOWPIECES: Final = (
 
 
 def prompts() -> list[str]:
-    """All of them, in order, each once."""
+    """All example prompts, in order, without duplicates."""
     rng = random.Random("prompts")
-    found = dict.fromkeys(SHOWPIECES)
-    while len(found) < COUNT:
-        found[plain(random_scene(rng, "any"))] = None
-    return list(found)
+    sentences = dict.fromkeys(SHOWPIECES)
+    while len(sentences) < COUNT:
+        sentences[plain(random_scene(rng, "any"))] = None
+    return list(sentences)
 
 
 if __name__ == "__main__":

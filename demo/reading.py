@@ -1,7 +1,7 @@
-"""Text training: both encoders first learn to read a scene's attributes off its caption.
+"""Text training: both encoders first learn to read a scene's attributes from its caption.
 
-A transformer that had to teach them as well would need several times the steps.
-Knows captions and encoders; no pictures.
+If the transformer's training had to teach them too, it would need several times the
+steps.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from demo.vocabulary import COLORS, PLACES, RELATIONS, SHAPES, SIZE_WORDS
 STEPS: Final = 2000
 BATCH: Final = 64
 CLIP_SHARE: Final = 0.4
-"""CLIP has learnt to read by then; T5, which must tell roles apart, needs the rest."""
+"""The share of steps that also train CLIP. T5 needs them all, because it must tell roles apart."""
 
 NOTHING: Final = "nothing"
 _THING_COLORS: Final = (*COLORS, NOTHING)
@@ -44,9 +44,9 @@ _WIDTHS: Final = [len(answers) for answers in _ANSWERS]
 
 
 def attributes(scene: Scene) -> list[int]:
-    """The right answers: background, two things' colours and shapes, layout, size.
+    """The right answers: background, colours and shapes of two things, layout, size.
 
-    Two things are read from left to right, or from top to bottom.
+    Two things are ordered from left to right, or from top to bottom.
     """
     things = scene.things
     if scene.relation in ("right of", "below"):
@@ -57,8 +57,8 @@ def attributes(scene: Scene) -> list[int]:
         kinds += [NOTHING, NOTHING]
     else:
         layout = "stacked" if RELATIONS[scene.relation][1] else "side by side"
-    said = (scene.background, *kinds, layout, scene.size_word)
-    return [answers.index(word) for answers, word in zip(_ANSWERS, said, strict=True)]
+    words = (scene.background, *kinds, layout, scene.size_word)
+    return [answers.index(word) for answers, word in zip(_ANSWERS, words, strict=True)]
 
 
 class Readers(nn.Module):
@@ -76,9 +76,9 @@ class Readers(nn.Module):
     def read_t5(self, text: TextEncoders, tokens: Tokens) -> Tensor:
         """From the mean over a sentence's words."""
         longest = int((tokens.t5 != T5_PAD).sum(1).max())
-        shown = tokens.t5[:, :longest]
-        real = (shown != T5_PAD).float()[..., None]
-        answers: Tensor = self.t5((text.words(shown) * real).sum(1) / real.sum(1))
+        unpadded = tokens.t5[:, :longest]
+        real = (unpadded != T5_PAD).float()[..., None]
+        answers: Tensor = self.t5((text.words(unpadded) * real).sum(1) / real.sum(1))
         return answers
 
 
@@ -88,7 +88,7 @@ def _loss(answers: Tensor, truth: Tensor) -> Tensor:
 
 
 def _all_right(answers: Tensor, truth: Tensor) -> float:
-    """Share of sentences of which every attribute was read right."""
+    """The share of sentences with every attribute read correctly."""
     parts = torch.split(answers, _WIDTHS, dim=-1)
     right = torch.stack([part.argmax(-1) == truth[:, i] for i, part in enumerate(parts)], 1)
     return right.all(1).float().mean().item()
@@ -118,7 +118,7 @@ def _optimiser(text: TextEncoders, readers: Readers) -> Muon:
 
 
 def train(work: Path, log: Log, steps: int = STEPS) -> TextEncoders:
-    """Encoders that read; resumes from `work/text.pt`."""
+    """Trained encoders; resumes from `work/text.pt`."""
     torch.manual_seed(0)
     text, readers = build_text_encoders(), Readers()
     optimiser = _optimiser(text, readers)

@@ -1,8 +1,8 @@
-"""Scenes: what stands where in a picture, drawn at random, rendered to pixels.
+"""Scenes: random arrangements of things, rendered to pixels.
 
 A scene is one thing, perhaps with a size and a place, or two things in a relation,
-on a flat background. Places are held by their distance from the edge, so that one
-scene renders at any picture size. Knows nothing of captions or of the model.
+on a flat background. Places are distances from the edges, so a scene renders at any
+picture size.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ Pairs = Literal["seen", "held-out", "any"]
 Wants = Literal["one", "two", "any"]
 
 JITTER: Final = 0.012
-"""How far a thing may stand from its exact place, in shorter sides."""
+"""How far a thing may be from its exact place, in shorter sides."""
 
 RADII: Final = {None: (0.245, 0.265), "small": (0.135, 0.155), "large": (0.335, 0.36)}
 INSETS: Final = {None: 0.28, "small": 0.21, "large": 0.38}
-"""Distance of the centre from the edge it stands at, in shorter sides."""
+"""Distance of the centre from the nearest edge, in shorter sides."""
 
 PAIR_RADII: Final = (0.18, 0.205)
 PAIR_INSET: Final = 0.255
@@ -67,7 +67,7 @@ class Scene:
 def single(
     background: str, color: str, shape: str, size_word: str | None = None, place: str | None = None
 ) -> Scene:
-    """The scene of one thing exactly where its words say."""
+    """The scene of one thing, exactly where its words place it."""
     column, row = PLACES[place or "center"]
     low, high = RADII[size_word]
     thing = Thing(color, shape, (low + high) / 2, column, row, INSETS[size_word])
@@ -75,7 +75,7 @@ def single(
 
 
 def pair(background: str, first: tuple[str, str], relation: str, second: tuple[str, str]) -> Scene:
-    """The scene of two (color, shape) things exactly as their relation says."""
+    """The scene of two (color, shape) things, placed exactly by their relation."""
     column, row = RELATIONS[relation]
     radius = sum(PAIR_RADII) / 2
     things = tuple(
@@ -111,9 +111,9 @@ def _wobbled(rng: random.Random, scene: Scene, radii: tuple[float, float]) -> Sc
 
 
 def random_scene(rng: random.Random, pairs: Pairs = "seen", wants: Wants = "any") -> Scene:
-    """A scene; "any" number of things is two for 45 % of them.
+    """A random scene; with "any" number of things, 45 % have two.
 
-    Small things are drawn more often than large ones, since they are the harder.
+    Small things are drawn more often than large ones, because they're harder.
     """
     background = rng.choice(COLORS) if rng.random() < 0.8 else "white"
     two = rng.random() < 0.45 if wants == "any" else wants == "two"

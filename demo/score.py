@@ -1,7 +1,7 @@
-"""How much the model draws right: `python -m demo.score --model demo/model`.
+"""Score the model's pictures: `python -m demo.score --model demo/model`.
 
-Draws fresh scenes, from seeds that training never uses, and prints a table. Knows
-the pipeline only as something to call; what is right, `demo.judge` decides.
+It draws fresh scenes, from seeds that training never uses, has `demo.judge` check
+them, and prints a table.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from demo.scenes import Pairs, Scene, Wants, random_scene
 
 @dataclass(frozen=True)
 class Row:
-    """A kind of scene that is scored by itself."""
+    """A kind of scene that has its own row in the table."""
 
     title: str
     pairs: Pairs
@@ -42,7 +42,7 @@ ROWS: Final = (
 
 @dataclass(frozen=True)
 class Drawing:
-    """How pictures are drawn for scoring."""
+    """The settings for drawing pictures."""
 
     size: tuple[int, int] = (128, 128)  # (height, width)
     steps: int = 8
@@ -52,7 +52,7 @@ class Drawing:
 
 
 def fresh_scenes(row: Row, count: int, seed: int) -> list[Scene]:
-    """Scenes of one kind; training seeds its scenes otherwise."""
+    """Scenes of one kind, from seeds that training never uses."""
     rng = random.Random(f"score {row.title} {seed}")
     return [random_scene(rng, row.pairs, row.wants) for _ in range(count)]
 
@@ -77,14 +77,14 @@ def draw(pipeline: Any, sentences: Sequence[str], how: Drawing, seed: int = 0) -
 
 
 def verdicts(pipeline: Any, row: Row, count: int, seed: int, how: Drawing) -> list[Verdict]:
-    """Draws and judges `count` fresh scenes of one kind."""
+    """Draw and judge `count` fresh scenes of one kind."""
     scenes = fresh_scenes(row, count, seed)
     pictures = draw(pipeline, [plain(scene) for scene in scenes], how, seed)
     return [judge(picture, scene) for picture, scene in zip(pictures, scenes, strict=True)]
 
 
 def shares(found: Sequence[Verdict]) -> dict[str, float]:
-    """Per cent right of each attribute, and of all of them together."""
+    """Percentage of pictures with each attribute right, and with all of them right."""
     names = [field.name for field in fields(Verdict)] + ["everything"]
     return {name: 100 * float(np.mean([getattr(v, name) for v in found])) for name in names}
 
@@ -115,15 +115,15 @@ def main() -> None:
     print(f"{'':28}{'count':>7}{'backgr.':>9}{'colour':>9}{'shape':>9}{'place':>9}{'all':>9}")
     start = time.monotonic()
     for row in ROWS:
-        found = [
+        judged = [
             verdict
             for seed in arguments.seeds
             for verdict in verdicts(pipeline, row, arguments.count, seed, how)
         ]
-        cells = "".join(f"{share:8.1f}%" for share in shares(found).values())
-        print(f"{row.title:28}{len(found):7}{cells}", flush=True)
+        cells = "".join(f"{share:8.1f}%" for share in shares(judged).values())
+        print(f"{row.title:28}{len(judged):7}{cells}", flush=True)
     drawn = len(ROWS) * len(arguments.seeds) * arguments.count
-    print(f"{(time.monotonic() - start) / drawn:.3f} seconds a picture")
+    print(f"{(time.monotonic() - start) / drawn:.3f} seconds per picture")
 
 
 if __name__ == "__main__":

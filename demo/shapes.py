@@ -2,7 +2,7 @@
 
 Distances are in units of the shape's radius: negative inside, positive outside,
 y downwards. The star and the heart follow Inigo Quilez's 2D distance functions
-(https://iquilezles.org/articles/distfunctions2d/). Knows no colours, no scenes.
+(https://iquilezles.org/articles/distfunctions2d/).
 """
 
 from __future__ import annotations
@@ -82,10 +82,10 @@ DISTANCES: Final[dict[str, Distance]] = {
 def coverage(
     shape: str, size: tuple[int, int], x: Tensor, y: Tensor, radius: Tensor, angle: Tensor | None
 ) -> Tensor:
-    """How much of each pixel N copies of a shape cover: (N, height, width), 0 to 1.
+    """The share of each pixel that N copies of a shape cover: (N, height, width), 0 to 1.
 
     `size` is (height, width) in pixels; centres and radii, (N,), are in units of
-    the shorter side, from the top left corner; `angle` turns the copies, in radians.
+    the shorter side, from the top left corner; `angle` rotates the copies, in radians.
     """
     height, width = size
     side = min(size)

@@ -1,7 +1,6 @@
 """A sheet of samples: `python -m demo.sheet --model demo/model --out demo/samples.png`.
 
-Draws prompts and sets the pictures side by side, each above its own words. Knows
-nothing of what is right.
+It draws prompts and arranges the pictures in rows, each above its prompt.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ LETTER: Final = 5.6
 
 
 def sheet(pictures: Sequence[Image.Image], prompts: Sequence[str], columns: int) -> Image.Image:
-    """All pictures, of one size, in rows; in few colours, for a small file."""
+    """All pictures in rows; they have the same size. Few colours keep the file small."""
     width, height = pictures[0].width + MARGIN, pictures[0].height + LINES * LINE + MARGIN
     rows = -(-len(pictures) // columns)
     page = Image.new("RGB", (columns * width + MARGIN, rows * height + MARGIN), "white")

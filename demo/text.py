@@ -1,9 +1,9 @@
-"""The two text encoders: a CLIP that sums a sentence up, a T5 that gives its words.
+"""The two text encoders: CLIP for the whole sentence, T5 for its words.
 
-Flux has no mask for text, so every pad token reaches the picture. Here T5 is built
-such that words and pads never read each other: all pads then come out as one
-constant vector, however many there are. A transformer trained with that one vector,
-and a bias for how often it is repeated, serves any text length. Knows no pictures.
+Flux has no mask for text, so every pad token reaches the picture. Here T5 is built so
+that words and pads never attend to each other. All pads then have the same constant
+output vector, however many there are. A transformer that's trained with this vector,
+and with a bias for its number of repetitions, works with any text length.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from demo.tokenizers import MODEL_MAX_LENGTH, clip_tokenizer, t5_tokenizer
 WIDTH: Final = 96
 HEAD: Final = 32
 TEXT_TOKENS: Final = 24
-"""What training pads and cuts to; captions are shorter but for long nonsense words."""
+"""The text length in training; captions are shorter, except with long nonsense words."""
 
 CLIP_END: Final = 1
 T5_PAD: Final = 0
 
 
 class Tokens(NamedTuple):
-    """The numbers of N sentences' tokens, each (N, TEXT_TOKENS)."""
+    """Token ids of N sentences, each (N, TEXT_TOKENS)."""
 
     clip: Tensor
     t5: Tensor
 
 
 def tokenize(tokenizer: Any, tokenizer_2: Any, sentences: Sequence[str]) -> Tokens:
-    """CLIP's and T5's tokens, padded and cut as training wants them."""
+    """CLIP's and T5's tokens, padded and cut to the length for training."""
     how = {
         "padding": "max_length",
         "truncation": True,
@@ -43,13 +43,13 @@ def tokenize(tokenizer: Any, tokenizer_2: Any, sentences: Sequence[str]) -> Toke
         "return_tensors": "pt",
     }
     clip = tokenizer(list(sentences), **how).input_ids
-    clip[:, -1] = CLIP_END  # a sentence that was cut still needs its end
+    clip[:, -1] = CLIP_END  # a cut sentence still needs its end token
     return Tokens(clip, tokenizer_2(list(sentences), **how).input_ids)
 
 
 @dataclass(frozen=True)
 class TextEncoders:
-    """Both encoders with their tokenizers, named as a FluxPipeline names them."""
+    """Both encoders with their tokenizers, under the names that FluxPipeline uses."""
 
     tokenizer: Any
     tokenizer_2: Any
@@ -120,7 +120,7 @@ def _build_t5(vocabulary: int) -> Any:
     for name, parameter in t5.named_parameters():
         if "shared" in name:
             nn.init.normal_(parameter, 0.0, 1.0)
-        elif "relative" in name:  # strong from the start: who is left of whom hangs on it
+        elif "relative" in name:  # strong from the start: "left of" depends on it
             nn.init.normal_(parameter, 0.0, 2.0)
         elif parameter.ndim == 2:
             nn.init.xavier_uniform_(parameter)
@@ -129,9 +129,9 @@ def _build_t5(vocabulary: int) -> Any:
 
 @torch.no_grad()
 def keep_pads_apart(t5: Any) -> None:
-    """Restores the weights that part words from pads; to be called after each step.
+    """Restore the weights that separate words from pads; call it after each step.
 
-    Channels 0 and 1 of the residual stream say what a token is: (0, 4) for a word,
+    Channels 0 and 1 of the residual stream mark a token's kind: (0, 4) for a word,
     (-4, -4) for a pad. No layer writes to them. One query and key channel of each
     head reads only them, and its product is very negative between word and pad.
     """

@@ -1,6 +1,6 @@
-"""The two tokenizers, CLIP's and T5's, made so that each known word is one token.
+"""The two tokenizers, CLIP's and T5's, built so that each known word is one token.
 
-Anything else falls apart into letters. Knows the words only, no model.
+Other words are split into letters.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ MODEL_MAX_LENGTH: Final = 77
 
 
 def _byte_letters() -> list[str]:
-    """The 256 characters that stand for bytes in byte-level BPE, as in GPT-2."""
+    """The 256 characters that represent bytes in byte-level BPE, as in GPT-2."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     return [chr(code) for code in printable] + [chr(256 + count) for count in range(68)]
 
 
 def clip_tokenizer() -> Any:
-    """Byte-level BPE; merges build each word from its left end.
+    """Byte-level BPE; merges build each word from its first letter.
 
-    Longest words go first, which keeps a short word's merge out of a longer word's
-    middle; "above" goes before all, since "bottom" would join its b and o.
+    The longest words come first, so that a short word's merges don't apply within a longer
+    word. "above" comes before all others, because "bottom" would merge its b and o.
     """
     letters = _byte_letters()
     tokens = ["<|startoftext|>", "<|endoftext|>", *letters, *(f"{c}</w>" for c in letters)]
@@ -41,7 +41,7 @@ def clip_tokenizer() -> Any:
 
 
 def t5_tokenizer() -> Any:
-    """Unigram: whole words likely, single letters unlikely."""
+    """Unigram: whole words are likely, single letters unlikely."""
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -6.0)]
     letters = "abcdefghijklmnopqrstuvwxyz"
     pieces += [(letter, -8.0) for letter in f"{letters}{letters.upper()}0123456789.,-'"]

@@ -1,8 +1,7 @@
-"""From nothing to the bundled folder: `python -m demo.train --out demo/model`.
+"""Train the bundled model from scratch: `python -m demo.train --out demo/model`.
 
-Five stages, vae, text, data, transformer and save, each kept in the work folder.
-Run the command again after a kill and it goes on where it stopped. Knows the order
-of the stages and how scores are logged; each stage's work is in its own module.
+There are five stages: vae, text, data, transformer and save. Each stores its results in
+the work folder. After a kill, run the command again to resume.
 """
 
 from __future__ import annotations
@@ -23,28 +22,28 @@ STAGES = ("vae", "text", "data", "transformer", "save")
 
 
 def trained_vae(work: Path, log: Log) -> Any:
-    """The codec, trained unless `work/vae` holds it."""
-    kept = work / "vae"
-    if not kept.exists():
-        beside = work / "vae.part"
-        vae.train(work, log).save_pretrained(beside)
-        beside.rename(kept)
-    return AutoencoderKL.from_pretrained(kept, dtype=torch.float32).eval()
+    """The codec from `work/vae`, trained if it isn't there."""
+    path = work / "vae"
+    if not path.exists():
+        partial = work / "vae.part"
+        vae.train(work, log).save_pretrained(partial)
+        partial.rename(path)
+    return AutoencoderKL.from_pretrained(path, dtype=torch.float32).eval()
 
 
 def logged_scores(codec: Any, model: Model) -> str:
-    """Shares of right pictures of held-out single things and of seen pairs of things."""
+    """A line with the scores of single held-out things and of two seen things."""
     pipeline = folder.assemble(codec, model)
-    said = []
+    lines = []
     for row in (ROWS[0], ROWS[2]):
         with torch.no_grad():
-            found = shares(verdicts(pipeline, row, count=32, seed=900, how=Drawing()))
-        said.append(f"{row.title}: " + ", ".join(f"{k} {v:.0f}%" for k, v in found.items()))
-    return "; ".join(said)
+            scores = shares(verdicts(pipeline, row, count=32, seed=900, how=Drawing()))
+        lines.append(f"{row.title}: " + ", ".join(f"{k} {v:.0f}%" for k, v in scores.items()))
+    return "; ".join(lines)
 
 
 def train(work: Path, out: Path, until: str, steps: int, log: Log) -> None:
-    """Runs the stages in order, up to and with `until`."""
+    """Run the stages in order, up to and including `until`."""
     codec = trained_vae(work, log)
     if until == "vae":
         return

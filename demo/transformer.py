@@ -1,7 +1,7 @@
 """The denoiser: a FluxTransformer2DModel of 2.2 million parameters, and its call in training.
 
-Training shows it few pad tokens and tells it, through an attention bias, that they
-are many; see `demo.text`. Knows nothing of steps, optimisers or data.
+Training uses few pad tokens, and an attention bias that makes them count as many; see
+`demo.text`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MOST_PADS: Final = 512
 
 
 def build() -> Any:
-    """An untrained denoiser that predicts zero; every block starts half open."""
+    """An untrained denoiser that predicts zero; every gate starts at one half."""
     transformer = FluxTransformer2DModel(
         patch_size=1,
         in_channels=4 * LATENT_CHANNELS,
@@ -51,7 +51,7 @@ def build() -> Any:
 
 
 def _open_gates(modulation: Any, parts: int, gates: tuple[int, ...]) -> None:
-    """Makes a block's shifts and scales nothing and its gates one half."""
+    """Set a block's shifts and scales to zero and its gates to one half."""
     nn.init.zeros_(modulation.weight)
     nn.init.zeros_(modulation.bias)
     for gate in gates:
@@ -62,8 +62,8 @@ def _open_gates(modulation: Any, parts: int, gates: tuple[int, ...]) -> None:
 def plain_attention(transformer: Any, text: TextEncoders) -> Iterator[None]:
     """Attention by matrix products instead of torch's fused kernel.
 
-    On a CPU the fused kernel's backward pass takes half of a training step, the
-    products a tenth.
+    On a CPU the fused kernel's backward pass takes half of a training step; matrix
+    products take a tenth.
     """
     transformer.set_attention_backend("_native_math")
     text.text_encoder.set_attn_implementation("eager")
@@ -84,9 +84,9 @@ def image_positions(size: tuple[int, int]) -> Tensor:
 
 
 def pad_bias(t5_tokens: Tensor) -> Tensor:
-    """(N, text tokens): what makes the few pads of a sentence weigh like 2 to 512 of them.
+    """(N, text tokens): the bias that makes the few pads of a sentence weigh as 2 to 512.
 
-    n equal keys with a bias of log(N / n) take as much attention as N without one.
+    n equal keys with a bias of log(N / n) get as much attention as N without it.
     """
     pads = t5_tokens == T5_PAD
     few = pads.sum(1, keepdim=True).clamp(min=1)

@@ -1,8 +1,8 @@
 """The picture codec: a small AutoencoderKL, trained on scattered shapes.
 
-A picture becomes latents an eighth as high and wide, with 8 channels. Training goes
-from small crops to whole pictures, and the decoder learns to remove noise from the
-latents, since the transformer's are never exact. Knows no text and no transformer.
+Latents have an eighth of the picture's height and width, and 8 channels. Training goes
+from small crops to whole pictures. The decoder learns to remove noise from the latents,
+because the transformer's are never exact.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from demo.scenes import random_scene, render, render_scatter
 
 LATENT_CHANNELS: Final = 8
 LATENT_NOISE: Final = 0.25
-"""Greatest deviation of the noise added to latents, which deviate by about 1.3."""
+"""Largest deviation of the noise added to latents, whose own deviation is about 1.3."""
 
 
 @dataclass(frozen=True)
@@ -38,13 +38,13 @@ class Phase:
 
 PHASES: Final = (Phase(2200, 32, 16), Phase(3200, 64, 8), Phase(1200, 128, 4))
 WHOLE: Final = 128
-"""From this side on, a training picture may be a whole scene."""
+"""The smallest side of a training picture that may be a whole scene."""
 
 RATE: Final = 2e-3
 
 
 def build() -> Any:
-    """An untrained codec; its latents carry no learnt variance."""
+    """An untrained codec; the variance of its latents isn't learnt."""
     vae = AutoencoderKL(
         down_block_types=["DownEncoderBlock2D"] * 4,
         up_block_types=["UpDecoderBlock2D"] * 4,
@@ -74,7 +74,7 @@ def _optimiser(vae: Any) -> Muon:
 
 
 def _pictures(phase: Phase, step: int) -> Tensor:
-    """A training batch, -1 to 1; whole pictures are half scattered shapes, half scenes."""
+    """A training batch, -1 to 1; half of the whole pictures are scenes, half scattered shapes."""
     size = (phase.side, phase.side)
     pictures = render_scatter(phase.batch, size)
     if phase.side >= WHOLE:
@@ -101,7 +101,7 @@ def _freeze_variance(vae: Any) -> None:
 def train(work: Path, log: Log, phases: Sequence[Phase] = PHASES, measured: int = 128) -> Any:
     """The trained codec, in eval mode; resumes from `work/vae.pt`.
 
-    Its latents are measured on so many scenes.
+    `measured` is the number of scenes for measuring its latents.
     """
     torch.manual_seed(0)
     vae = build()
@@ -132,7 +132,7 @@ def decibels(squared: float) -> float:
 
 @torch.no_grad()
 def _calibrated(vae: Any, count: int, log: Log) -> Any:
-    """Sets the factors that make latents of scenes zero-mean and of unit deviation."""
+    """Set the factors that give latents of scenes zero mean and unit deviation."""
     rng = random.Random(5)
     pictures = render([random_scene(rng) for _ in range(count)], (128, 128)) * 2 - 1
     latents = torch.cat([vae.encode(part).latent_dist.mean for part in pictures.chunk(8)])

@@ -1,7 +1,7 @@
-"""Every word that the bundled model understands, and what it means.
+"""The words that the bundled model understands, and their meanings.
 
-Knows colours, shapes, sizes, places and relations, and which colour-shape pairs
-are kept out of training. Knows neither pixels nor sentences.
+They are colours, shapes, sizes, places and relations. The module also lists the
+colour-shape pairs that are held out of training.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ RELATIONS: Final[dict[str, tuple[int, int]]] = {
     "above": (0, -1),
     "below": (0, 1),
 }
-"""Relation -> (column, row) of the first thing; the second stands opposite."""
+"""Relation -> (column, row) of the first thing; the second is opposite."""
 
 INVERSE: Final = {
     "left of": "right of",
@@ -95,7 +95,7 @@ HELD_OUT: Final = frozenset(
         ("brown", "ring"),
     }
 )
-"""Colour-shape pairs that no training scene contains: drawing them is the test."""
+"""Colour-shape pairs that no training scene contains; the model is tested on them."""
 
 OPENINGS: Final = ("a picture of", "an image of", "a photo of", "a drawing of")
 

@@ -1,7 +1,7 @@
-"""imagemill for people: the `imagemill` command, the Python client, the one-machine launcher.
+"""The `imagemill` command, the Python client and the one-machine launcher.
 
-`from imagemill import Client` is all that a program needs; the names load on first use, so that
-importing the package costs nothing. Knows neither torch nor Redis.
+`from imagemill import Client` is all a program needs. The names load on first use, so importing
+the package is cheap. Imports neither torch nor Redis.
 """
 
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""`python -m imagemill` is the `imagemill` command."""
+"""Runs the `imagemill` command as `python -m imagemill`."""
 
 from imagemill.cli import main
 

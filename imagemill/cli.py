@@ -1,7 +1,7 @@
-"""The `imagemill` command: what can be typed, and what errors become.
+"""The `imagemill` command line and its error handling.
 
-Each command reads its flags here and leaves the work to a module that is imported only then, so
-that `--help` and a typing mistake cost nothing. A user's mistake or a server that is down is one
+Each command parses its flags here and imports the module that does the work only when it runs, so
+`--help` and typing mistakes stay fast. A user's mistake or an unreachable server ends in one
 sentence and an exit code, never a traceback.
 """
 
@@ -40,7 +40,7 @@ EXIT_CODES = (
 
 
 class Commands(TyperGroup):
-    """Turns our errors into a sentence on stderr and an exit code."""
+    """Prints our errors as a sentence on stderr and turns them into exit codes."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""
@@ -49,11 +49,11 @@ class Commands(TyperGroup):
         except ImagemillError as error:
             raise typer.Exit(_complain(error)) from None
         except OSError as error:
-            if error.errno == errno.EPIPE:  # who read our output has gone, which is no fault
+            if error.errno == errno.EPIPE:  # the reader of our output is gone, which isn't an error
                 raise
             reason = error.strerror or str(error)
-            said = f"{error.filename}: {reason}" if error.filename else reason
-            raise typer.Exit(_complain(ImagemillError(said))) from None
+            message = f"{error.filename}: {reason}" if error.filename else reason
+            raise typer.Exit(_complain(ImagemillError(message))) from None
 
 
 def _complain(error: ImagemillError) -> int:
@@ -63,7 +63,9 @@ def _complain(error: ImagemillError) -> int:
     for line in str(error).splitlines() or [type(error).__name__]:
         console.print(f"[red]error:[/red] {escape(line)}")
     if isinstance(error, ApiError) and error.status == UNAUTHORIZED:
-        console.print("set IMAGEMILL_API_KEY to one; `imagemill keys add NAME` makes them")
+        console.print(
+            "set IMAGEMILL_API_KEY to an API key; create one with `imagemill keys add NAME`"
+        )
     if isinstance(error, AlreadyRunning):
         return ALREADY_RUNNING
     return BAD_INPUT if isinstance(error, InvalidInput | ConfigurationError) else 1
@@ -78,8 +80,8 @@ app = typer.Typer(
 )
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _version(is_requested: bool) -> None:
+    if is_requested:
         from importlib.metadata import version
 
         typer.echo(f"imagemill {version('imagemill')}")
@@ -89,10 +91,13 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def top(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it and exit.")
+        bool,
+        typer.Option(
+            "--version", callback=_version, is_eager=True, help="Show the version and exit."
+        ),
     ] = False,
 ) -> None:
-    """Batches of prompts in, images out: a queue and a pool of diffusion workers."""
+    """Turn batches of prompts into images with a queue and a pool of diffusion workers."""
 
 
 @app.command()
@@ -102,11 +107,11 @@ def up(
     data: Data = DATA,
     models: Models = None,
     workers: Annotated[
-        int | None, typer.Option(min=0, help="Workers of each model; default: the catalog's.")
+        int | None, typer.Option(min=0, help="Workers per model. Default: from the catalog.")
     ] = None,
     private: Annotated[bool, typer.Option(hidden=True)] = False,
 ) -> None:
-    """Run everything on this machine: queue server, API, page, workers."""
+    """Run everything on this machine: queue server, API, web page and workers."""
     from imagemill.local.up import UpOptions, run_up
     from imagemill.terminal import show
 
@@ -114,7 +119,7 @@ def up(
     options = UpOptions(host, port, data, catalog_path(models), workers, private)
     run_up(
         options,
-        say=lambda news: console.print(escape(news), highlight=False, soft_wrap=True),
+        say=lambda message: console.print(escape(message), highlight=False, soft_wrap=True),
         show_ready=lambda ready: console.print(show.ready_panel(ready)),
     )
 
@@ -149,14 +154,14 @@ def generate(
     pictures: flags.Picture = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make images of prompts; start what is needed for it, unless a server is named."""
+    """Generate images from prompts. Starts a private server if none is running or named."""
     from imagemill.commands.generate import GenerateOptions, Generation
 
     flags.check(ctx.params)
-    wanted = flags.all_prompts(prompts or [], file, resume)
+    all_prompts = flags.all_prompts(prompts or [], file, resume)
     options = GenerateOptions(
-        prompts=wanted,
-        fields=flags.job_fields(ctx.params, wanted),
+        prompts=all_prompts,
+        fields=flags.job_fields(ctx.params, all_prompts),
         out=out,
         data=data,
         models=models,
@@ -168,27 +173,29 @@ def generate(
         pictures=pictures or (Pictures.AUTO if watch else None),
     )
     generation = Generation(options, Console(), Console(stderr=True))
-    raise typer.Exit(generation.leave() if detach else generation.run())
+    raise typer.Exit(generation.detach() if detach else generation.run())
 
 
 @app.command()
 def plan(
     model: Annotated[
         str,
-        typer.Argument(help="A catalog's model, a diffusers folder, a weight file or a hub id."),
+        typer.Argument(
+            help="A model of the catalog, a diffusers folder, a weight file or a hub id."
+        ),
     ],
     devices: Annotated[
         str | None,
-        typer.Option(help="Such as 2x24GB or 1x24GB+1x80GB; default: this machine's."),
+        typer.Option(help="Such as 2x24GB or 1x24GB+1x80GB. Default: this machine's."),
     ] = None,
-    cpu: Annotated[str, typer.Option(help="Memory for weights that wait.")] = "64GB",
+    cpu: Annotated[str, typer.Option(help="Host memory for offloaded weights.")] = "64GB",
     models: Models = None,
     as_json: AsJson = False,
 ) -> None:
-    """Which placements of a model fit which devices, the catalog lines to paste, and which to use.
+    """Show which placements of a model fit the devices, which to use, and their catalog lines.
 
-    Counts quantized weights as they are held, and refuses what a worker would refuse. Of a hub id
-    it fetches the configs alone.
+    Counts quantized weights at their size in memory and refuses what a worker would refuse. For a
+    hub id, only the configs are downloaded.
     """
     from imagemill.commands.plan import run_plan
 
@@ -203,7 +210,7 @@ keys.register(app)
 
 
 def main() -> None:
-    """The entry point of the `imagemill` script."""
+    """Entry point of the `imagemill` script."""
     try:
         app()
     except KeyboardInterrupt:

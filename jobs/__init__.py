@@ -1,1 +1,1 @@
-"""What a job is and where it lives: requests, states, the catalog, the queue and the images."""
+"""Jobs and where they live: requests, states, the catalog, the queue and image storage."""

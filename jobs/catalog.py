@@ -1,7 +1,7 @@
-"""`models.toml` read into frozen models, and requests checked against them.
+"""Reads `models.toml` into frozen models, and checks requests against them.
 
-Every mistake in the file is a ConfigurationError that names the entry and the field. Knows no
-torch and loads no weights: whether a hub id or a checkpoint is any good, a worker finds out.
+Every mistake in the file is a ConfigurationError that names the entry and the field. This module
+imports no torch and loads no weights; workers find out whether a hub id or checkpoint is usable.
 """
 
 import re
@@ -23,8 +23,8 @@ DTYPES = ("float32", "bfloat16", "float16")
 PLACEMENTS = ("replica", "split", "context_parallel", "pipelined")
 QUANTIZATIONS = ("fp8", "int8")
 CACHES = ("taylorseer",)
-"""The one of diffusers' feature caches that can be served with batches, see
-`pipelines.acceleration.check_cache`. Lossy; where it may be used, its model's worker says."""
+"""The only diffusers feature cache that works with batches; see
+`pipelines.acceleration.check_cache`. It's lossy. A worker refuses it if the model can't use it."""
 _MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -35,9 +35,9 @@ _WEIGHT_FILES = (".safetensors", ".gguf", ".ckpt", ".bin", ".pt", ".pth")
 
 @dataclass(frozen=True, slots=True)
 class Defaults:
-    """What an image gets where the caller says nothing. Sides are pixels.
+    """Values for what the caller leaves out. Sides are in pixels.
 
-    These values are for a model that says nothing of its own; see `Model.unset`.
+    The values here are for a model without defaults of its own; see `Model.unset`.
     """
 
     width: int = 1024
@@ -48,12 +48,12 @@ class Defaults:
 
 
 DERIVED = ("width", "height", "steps", "guidance_scale")
-"""Fields of `Defaults` for which a model has values of its own."""
+"""Fields of `Defaults` that a model can have values of its own for."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a caller may ask for. Sides are multiples of `multiple`; no `sizes` means any size."""
+    """What a caller may ask for. Sides are multiples of `multiple`; empty `sizes` allow any."""
 
     max_pixels: int = 4 * 1024 * 1024
     max_steps: int = 200
@@ -67,11 +67,11 @@ class Limits:
 class Model:
     """One entry of the catalog. `path` is an absolute folder or file if `local`, else a hub id.
 
-    `config` and the values of `components` are absolute paths or hub ids; a component of None is
-    left out. `quantization` is the denoiser's, or maps components to theirs. `workers` None means
-    one per device or device group. `max_memory` maps a device to bytes or to such as "16GB".
-    `unset` names the fields of `defaults` that the entry doesn't set: the model's own values
-    replace them (`jobs.defaults`), once its folder has been read.
+    `config` and the values of `components` are absolute paths or hub ids; a component that is None
+    is left out. `quantization` is the denoiser's, or maps components to theirs. With `workers` None
+    there's one per device or device group. `max_memory` maps a device to bytes or a size such as
+    "16GB". `unset` names the fields of `defaults` that the entry doesn't set. The model's own
+    values replace them (`jobs.defaults`) once its folder has been read.
     """
 
     name: str
@@ -105,35 +105,35 @@ class Model:
 
     @property
     def source(self) -> str:
-        """Which weights they are, on any machine: a hub id or the end of the path; the revision."""
+        """Names the weights on any machine: a hub id or the end of the path, and the revision."""
         place = "/".join(Path(self.path).parts[-2:]) if self.local else self.path
         return f"{place}@{self.revision}" if self.revision else place
 
     @property
     def quantization_text(self) -> str | None:
-        """`quantization` on one line, such as `transformer=fp8, text_encoder_2=int8`."""
+        """`quantization` as text, such as `transformer=fp8, text_encoder_2=int8`."""
         if isinstance(self.quantization, Mapping):
             return ", ".join(f"{name}={scheme}" for name, scheme in self.quantization.items())
         return self.quantization
 
     @property
     def ranks(self) -> int:
-        """How many processes make one worker: a group of ranks, or 1.
+        """How many processes make up one worker: 1, or the size of its group.
 
-        A context-parallel group has ring x ulysses x cfg x tensor ranks, a pipelined one a rank a
-        stage.
+        A context-parallel group has ring x ulysses x cfg x tensor ranks; a pipelined one has one
+        rank per stage.
         """
         return self.ring * self.ulysses * self.cfg * self.tensor * self.stages
 
 
 @dataclass(frozen=True, slots=True)
 class Catalog:
-    """The models that a deployment serves, in the file's order."""
+    """The models that a deployment serves, in file order."""
 
     models: Mapping[str, Model]
 
     def get(self, name: str) -> Model:
-        """The model of that name. Raises UnknownModel."""
+        """The model with that name. Raises UnknownModel."""
         if name not in self.models:
             raise UnknownModel(name, tuple(self.models))
         return self.models[name]
@@ -150,7 +150,9 @@ def load_catalog(path: Path) -> Catalog:
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigurationError(f"no catalog at {path}; IMAGEMILL_MODELS names another") from None
+        raise ConfigurationError(
+            f"no catalog at {path}; set IMAGEMILL_MODELS to its path"
+        ) from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigurationError(f"{path}: {error}") from error
     top = Entry(str(path), document)
@@ -163,18 +165,18 @@ def load_catalog(path: Path) -> Catalog:
 
 
 def problems(model: Model, request: ImageRequest, pointer: str) -> list[FieldProblem]:
-    """Everything in `request` that `model` does not allow; `pointer` leads to the request."""
+    """Everything in `request` that `model` doesn't allow. `pointer` is the JSON pointer to it."""
     limits = model.limits
-    found = [*_size_problems(limits, request), *_prompt_problems(request)]
+    wrong = [*_size_problems(limits, request), *_prompt_problems(request)]
     if not 1 <= request.steps <= limits.max_steps:
-        found.append(("steps", f"must be between 1 and {limits.max_steps}"))
+        wrong.append(("steps", f"must be between 1 and {limits.max_steps}"))
     if not 0 <= request.guidance_scale <= limits.max_guidance_scale:
-        found.append(("guidance_scale", f"must be between 0 and {limits.max_guidance_scale:g}"))
+        wrong.append(("guidance_scale", f"must be between 0 and {limits.max_guidance_scale:g}"))
     if not 0 <= request.seed <= MAX_SEED:
-        found.append(("seed", f"must be between 0 and {MAX_SEED}"))
+        wrong.append(("seed", f"must be between 0 and {MAX_SEED}"))
     if request.format not in get_args(ImageFormat):
-        found.append(("format", f"must be one of {', '.join(get_args(ImageFormat))}"))
-    return [FieldProblem(f"{pointer}/{name}", f"{name} {detail}") for name, detail in found]
+        wrong.append(("format", f"must be one of {', '.join(get_args(ImageFormat))}"))
+    return [FieldProblem(f"{pointer}/{name}", f"{name} {detail}") for name, detail in wrong]
 
 
 def _prompt_problems(request: ImageRequest) -> Iterator[tuple[str, str]]:
@@ -185,7 +187,7 @@ def _prompt_problems(request: ImageRequest) -> Iterator[tuple[str, str]]:
         if len(text) > MAX_PROMPT_CHARACTERS:
             yield name, f"must be at most {MAX_PROMPT_CHARACTERS} characters"
         if _LONE_SURROGATE.search(text):
-            yield name, "must be Unicode text; it has half of a surrogate pair"
+            yield name, "must be valid Unicode; it contains an unpaired surrogate"
 
 
 def _size_problems(limits: Limits, request: ImageRequest) -> Iterator[tuple[str, str]]:
@@ -203,7 +205,7 @@ def _size_problems(limits: Limits, request: ImageRequest) -> Iterator[tuple[str,
 
 def _model(name: str, entry: Entry, folder: Path) -> Model:
     if not _MODEL_NAME.fullmatch(name):
-        raise entry.wrong("", "a model's name is letters, digits, '.', '_' and '-', 100 at most")
+        raise entry.wrong("", "is an invalid name: use up to 100 letters, digits, '.', '_' and '-'")
     path, local = _weights(entry, folder)
     defaults, unset = _defaults(entry.table("defaults"))
     limits = _limits(entry.table("limits"))
@@ -246,7 +248,9 @@ def _weights(entry: Entry, folder: Path) -> tuple[str, bool]:
     """The absolute folder or file and True, or the hub id and False."""
     text = entry.text("path")
     if text is None:
-        raise entry.wrong("path", "is missing: a diffusers folder, a weight file or a hub id")
+        raise entry.wrong(
+            "path", "is missing; expected a diffusers folder, a weight file or a hub id"
+        )
     place = _place(entry, "path", text, folder)
     return place, Path(place).is_absolute()
 
@@ -254,7 +258,7 @@ def _weights(entry: Entry, folder: Path) -> tuple[str, bool]:
 def _config(entry: Entry, path: str, folder: Path) -> str | None:
     text = entry.text("config")
     if text is not None and Path(path).suffix.lower() not in _WEIGHT_FILES:
-        raise entry.wrong("config", "belongs to a path that is a single file")
+        raise entry.wrong("config", "is only allowed if path is a single file")
     return None if text is None else _place(entry, "config", text, folder)
 
 
@@ -266,7 +270,7 @@ def _components(entry: Entry, folder: Path) -> dict[str, str | None]:
 
 
 def _place(entry: Entry, field_name: str, text: str, folder: Path) -> str:
-    """An absolute path, relative to the catalog's folder, or a hub id."""
+    """The absolute path of `text`, which is relative to `folder`, or `text` if it's a hub id."""
     if text.startswith(("/", "./", "../")) or (folder / text).exists():
         return str((folder / text).resolve())
     is_file = Path(text).suffix.lower() in _WEIGHT_FILES
@@ -274,19 +278,21 @@ def _place(entry: Entry, field_name: str, text: str, folder: Path) -> str:
     pattern = _HUB_FILE if is_file else in_folder
     if not pattern.fullmatch(text):
         kind = "file" if is_file else "folder"
-        raise entry.wrong(field_name, f"{text!r} is no {kind} beside the catalog, and no hub id")
+        raise entry.wrong(
+            field_name, f"{text!r} is neither a {kind} next to the catalog nor a hub id"
+        )
     return text
 
 
 def _defaults(entry: Entry) -> tuple[Defaults, tuple[str, ...]]:
-    """The entry's defaults, and the fields that it doesn't set."""
-    known = Defaults()
+    """The entry's defaults, and the fields it doesn't set."""
+    fallback = Defaults()
     unset = tuple(name for name in DERIVED if name not in entry.names)
     defaults = Defaults(
-        width=entry.whole("width", known.width),
-        height=entry.whole("height", known.height),
-        steps=entry.whole("steps", known.steps),
-        guidance_scale=entry.number("guidance_scale", known.guidance_scale),
+        width=entry.whole("width", fallback.width),
+        height=entry.whole("height", fallback.height),
+        steps=entry.whole("steps", fallback.steps),
+        guidance_scale=entry.number("guidance_scale", fallback.guidance_scale),
         negative_prompt=entry.text("negative_prompt"),
     )
     entry.finish()
@@ -294,13 +300,13 @@ def _defaults(entry: Entry) -> tuple[Defaults, tuple[str, ...]]:
 
 
 def _limits(entry: Entry) -> Limits:
-    known = Limits()
+    fallback = Limits()
     limits = Limits(
-        max_pixels=entry.whole("max_pixels", known.max_pixels),
-        max_steps=entry.whole("max_steps", known.max_steps),
-        max_prompts=entry.whole("max_prompts", known.max_prompts),
-        max_guidance_scale=entry.number("max_guidance_scale", known.max_guidance_scale),
-        multiple=entry.whole("multiple", known.multiple),
+        max_pixels=entry.whole("max_pixels", fallback.max_pixels),
+        max_steps=entry.whole("max_steps", fallback.max_steps),
+        max_prompts=entry.whole("max_prompts", fallback.max_prompts),
+        max_guidance_scale=entry.number("max_guidance_scale", fallback.max_guidance_scale),
+        multiple=entry.whole("multiple", fallback.multiple),
         sizes=entry.sizes("sizes"),
     )
     entry.finish()
@@ -308,21 +314,21 @@ def _limits(entry: Entry) -> Limits:
 
 
 def _chosen_degree(entry: Entry, model: Model) -> Model:
-    """Ulysses over all listed devices where a context-parallel entry names no way to split.
+    """The model, with Ulysses over all listed devices if a context-parallel entry sets no degree.
 
-    It moves less data than a ring, and copes with heads and sizes that do not divide.
+    Ulysses moves less data than a ring, and handles heads and sizes that don't divide evenly.
     """
-    unsaid = model.ring == model.ulysses == model.tensor == 1
-    if model.placement != "context_parallel" or not unsaid or len(model.devices) < 2:
+    is_unset = model.ring == model.ulysses == model.tensor == 1
+    if model.placement != "context_parallel" or not is_unset or len(model.devices) < 2:
         return model
-    degree, rest = divmod(len(model.devices), model.cfg)
-    if rest:
-        raise entry.wrong("cfg", f"does not divide the {len(model.devices)} devices")
+    degree, remainder = divmod(len(model.devices), model.cfg)
+    if remainder:
+        raise entry.wrong("cfg", f"does not divide the {len(model.devices)} devices evenly")
     return replace(model, ulysses=degree)
 
 
 def _check_placement(entry: Entry, model: Model) -> None:
-    """Refuse fields that the entry's placement would silently ignore, and groups of one."""
+    """Refuse fields that the entry's placement would ignore, and groups of one."""
     owners = {
         "context_parallel": ("ring", "ulysses", "cfg", "tensor"),
         "pipelined": ("stages", "chunks"),
@@ -333,7 +339,7 @@ def _check_placement(entry: Entry, model: Model) -> None:
     for placement, names in owners.items():
         for name in names:
             if model.placement != placement and getattr(model, name) != plain[name]:
-                raise entry.wrong(name, f"belongs to placement {placement!r}")
+                raise entry.wrong(name, f"requires placement {placement!r}")
     if model.placement == "context_parallel" and model.ranks < 2:
         raise entry.wrong("ring", "or ulysses, cfg or tensor must be 2 or more")
     if model.placement == "pipelined" and model.stages < 2:
@@ -341,11 +347,11 @@ def _check_placement(entry: Entry, model: Model) -> None:
 
 
 def _check_defaults(entry: Entry, model: Model) -> None:
-    """Refuse given defaults that the limits don't allow; the model's own are made to fit them."""
+    """Refuse defaults in the entry that its limits don't allow; the model's own are made to fit."""
     if {"width", "height"} & set(model.unset):
         model = replace(model, limits=replace(model.limits, max_pixels=sys.maxsize, sizes=()))
-    given = {item.name: getattr(model.defaults, item.name) for item in fields(Defaults)}
-    request = ImageRequest(model=model.name, prompt="a prompt", seed=0, **given)
+    values = {item.name: getattr(model.defaults, item.name) for item in fields(Defaults)}
+    request = ImageRequest(model=model.name, prompt="a prompt", seed=0, **values)
     for problem in problems(model, request, ""):
         name = problem.pointer.removeprefix("/")
         if name not in model.unset:

@@ -1,7 +1,7 @@
-"""A model's own defaults, put where its entry sets none.
+"""A model's own defaults, used for what its catalog entry leaves open.
 
-A worker derives them from the model's folder and publishes them in the model's card; the service
-takes them from there. The entry's `defaults` win field by field.
+A worker derives them from the model's folder and publishes them in the model's card, where the
+service reads them. The entry's `defaults` take precedence, field by field.
 """
 
 import math
@@ -13,20 +13,20 @@ from jobs.catalog import SMALLEST_SIDE, Defaults, Limits, Model
 
 
 def with_own_defaults(model: Model, own: Defaults) -> Model:
-    """The model with every default that its entry leaves open taken from `own`.
+    """The model, with every default that its entry leaves open taken from `own`.
 
-    What the entry's limits don't allow is brought within them: a caller who gives nothing but a
-    prompt must be served.
+    Values are clamped to the entry's limits, because a request with nothing but a prompt must work.
     """
     within = asdict(_within(own, model.limits))
-    taken = {name: within[name] for name in model.unset}
-    return replace(model, defaults=replace(model.defaults, **taken), unset=())
+    values = {name: within[name] for name in model.unset}
+    return replace(model, defaults=replace(model.defaults, **values), unset=())
 
 
 def to_publish(entry: Model, model: Model) -> dict[str, Any]:
-    """What a card says of the defaults of `model`, which is `entry` with its own defaults.
+    """The card's fields about the defaults of `model`, which is `entry` with its own defaults.
 
-    Only what the entry leaves open, and of which folder, so that nothing is used for another.
+    They hold only what the entry leaves open, and which weights it's for, so that nobody uses them
+    for different ones.
     """
     return {
         "source": entry.source,
@@ -35,12 +35,13 @@ def to_publish(entry: Model, model: Model) -> dict[str, Any]:
 
 
 def as_published(model: Model, card: Mapping[str, Any] | None) -> Model:
-    """The model with the defaults of its card; those that it doesn't tell stay unset."""
+    """The model, with the defaults in its card; those that the card doesn't have stay unset."""
     if not model.unset or card is None or card.get("source") != model.source:
         return model
-    told = {name: value for name, value in card.get("defaults", {}).items() if name in model.unset}
-    unset = tuple(name for name in model.unset if name not in told)
-    return replace(model, defaults=replace(model.defaults, **told), unset=unset)
+    published = card.get("defaults", {})
+    values = {name: value for name, value in published.items() if name in model.unset}
+    unset = tuple(name for name in model.unset if name not in values)
+    return replace(model, defaults=replace(model.defaults, **values), unset=unset)
 
 
 def _within(own: Defaults, limits: Limits) -> Defaults:
@@ -58,6 +59,6 @@ def _within(own: Defaults, limits: Limits) -> Defaults:
 
 
 def _side(pixels: float, multiple: int) -> int:
-    """The nearest side that is allowed and not longer."""
+    """The largest allowed side that isn't longer than `pixels`."""
     smallest = -(-SMALLEST_SIDE // multiple) * multiple
     return max(smallest, int(pixels) // multiple * multiple)

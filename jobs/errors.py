@@ -1,28 +1,28 @@
-"""Every error that imagemill raises on purpose, in one tree.
+"""Every error that imagemill raises on purpose, as one tree.
 
     ImagemillError
-    ├── InvalidRequest         the caller's input, one problem per field
+    ├── InvalidRequest         bad input from the caller, one problem per field
     │   └── UnknownModel       the catalog has no such model
     ├── NotFound               no such job or image
-    ├── Conflict               the move does not fit the state it meets
-    ├── IdempotencyMismatch    the same Idempotency-Key came with another body
+    ├── Conflict               the job's or image's state doesn't allow this
+    ├── IdempotencyMismatch    the same Idempotency-Key with a different body
     ├── QuotaExceeded          the caller has too many unfinished images
-    ├── ConfigurationError     settings or catalog that cannot work; the process does not start
-    ├── StorageUnavailable     the queue or the image store refuses writes for now (full, starting)
-    └── PipelineError          the model or one image of it
-        ├── ModelUnavailable   the model cannot be loaded: which file, which entry
-        ├── ImageFailed        this image cannot be made; trying again would not help
-        ├── OutOfMemory        the forward batch did not fit the device
-        └── GroupLost          a rank of the group is gone or out of step; the whole group must end
+    ├── ConfigurationError     bad settings or catalog; the process doesn't start
+    ├── StorageUnavailable     the queue or image storage is temporarily down or full
+    └── PipelineError          a problem with the model or one of its images
+        ├── ModelUnavailable   the model can't be loaded; names the file and the entry
+        ├── ImageFailed        this image can't be made, and a retry wouldn't help
+        ├── OutOfMemory        a forward batch didn't fit the device
+        └── GroupLost          a rank of the group died or diverged; the whole group must end
 
-The module knows nothing of HTTP; `service/http/errors.py` maps each class to a status in one table.
+This module is independent of HTTP; `service/http/errors.py` has a table of each class's status.
 """
 
 from dataclasses import dataclass
 
 
 class ImagemillError(Exception):
-    """Root of the tree; the message is one sentence for the person who can mend it."""
+    """Root of the tree. The message is one sentence for the person who can fix the problem."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class FieldProblem:
 
 
 class InvalidRequest(ImagemillError):
-    """The caller's input cannot be made into images; carries a problem for every bad field."""
+    """The caller's input is invalid; `problems` has an entry for every bad field."""
 
     def __init__(self, message: str, problems: tuple[FieldProblem, ...] = ()) -> None:
         super().__init__(message)
@@ -42,7 +42,7 @@ class InvalidRequest(ImagemillError):
 
 
 class UnknownModel(InvalidRequest):
-    """The catalog has no model of that name; `known` lists those it has."""
+    """The catalog has no model with that name; `known` lists the ones it has."""
 
     def __init__(self, name: str, known: tuple[str, ...]) -> None:
         message = f"unknown model {name!r}; known models: {', '.join(known) or 'none'}"
@@ -52,37 +52,37 @@ class UnknownModel(InvalidRequest):
 
 
 class NotFound(ImagemillError):
-    """No such job or image, or it belongs to somebody else."""
+    """The job or image doesn't exist, or belongs to another caller."""
 
 
 class Conflict(ImagemillError):
-    """The move does not fit the state it meets, such as an image asked for before it is made."""
+    """The current state doesn't allow this, such as downloading an image before it's made."""
 
 
 class IdempotencyMismatch(ImagemillError):
-    """An Idempotency-Key came again with another body."""
+    """An Idempotency-Key was reused with a different body."""
 
 
 class QuotaExceeded(ImagemillError):
-    """The caller already has as many unfinished images as it may have."""
+    """The caller would have more unfinished images than allowed."""
 
 
 class ConfigurationError(ImagemillError):
-    """Settings or a catalog that cannot work; the process says so and does not start."""
+    """The settings or the catalog are wrong; the process reports it and doesn't start."""
 
 
 class StorageUnavailable(ImagemillError):
-    """The queue or the image store refuses writes for the moment; trying again later helps."""
+    """The queue or the image storage is temporarily unavailable; try again later."""
 
 
 class PipelineError(ImagemillError):
-    """A model, or one image of it, cannot be made."""
+    """A model can't be loaded, or one of its images can't be made."""
 
 
 class ModelUnavailable(PipelineError):
-    """A model cannot be loaded; the message names the catalog entry and the file.
+    """A model can't be loaded; the message names the catalog entry and the file.
 
-    `may_pass` tells a trouble that may pass by itself, such as a hub that can't be reached.
+    `may_pass` means the problem may go away by itself, such as an unreachable hub.
     """
 
     def __init__(self, message: str, *, may_pass: bool = False) -> None:
@@ -91,12 +91,17 @@ class ModelUnavailable(PipelineError):
 
 
 class ImageFailed(PipelineError):
-    """One image cannot be made, and trying again would not help."""
+    """An image can't be made, and a retry wouldn't help."""
 
 
 class OutOfMemory(PipelineError):
-    """A forward batch did not fit the device; a smaller one may."""
+    """A forward batch didn't fit the device; a smaller one may."""
 
 
 class GroupLost(PipelineError):
-    """A rank of the worker's group died, hung or disagreed; no image is to blame."""
+    """A rank of the worker's group died, hung or diverged; no image is to blame."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its class name if the message is empty."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

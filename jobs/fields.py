@@ -1,11 +1,11 @@
-"""Every field of an image request: its type, its bounds, its help text and its other names.
+"""Every field of an image request: its type, bounds, help text and other names.
 
-The one list of them. The HTTP schemas, the command's flags, CSV and JSONL columns, the recipe's
-reader and writer, OpenAI's and A1111's routes take what they need from here;
-`tests/test_fields.py` compares with this table what has to be written out by hand: the
-`ImageRequest` dataclass, signatures that type checkers read, the page and the docs.
+This is the only list of them. The HTTP schemas, the command's flags, CSV and JSONL columns, the
+recipe's reader and writer, and the OpenAI and A1111 routes take what they need from here. Some
+things have to be written out by hand: the `ImageRequest` dataclass, signatures for type checkers,
+the page and the docs. `tests/test_fields.py` compares those with this table.
 
-Bounds hold for every model. A model's own limits are narrower; the catalog has them.
+Bounds hold for every model. A model's own limits, in the catalog, are narrower.
 """
 
 from collections.abc import Iterable
@@ -20,10 +20,10 @@ class RequestField:
     """One field of a request.
 
     `minimum` and `maximum` are inclusive; for text, `maximum` counts characters. `per_prompt`:
-    each prompt may have its own value, in JSON, JSONL and CSV; otherwise the job has one.
-    `in_request`: it belongs to `ImageRequest`, so it travels to the worker and into the recipe;
-    otherwise the service uses it up. `from_model`: its default is the model's. `default` is the
-    value when neither caller nor model gives one. `a1111` is its name in A1111's txt2img, and
+    each prompt may have its own value, in JSON, JSONL and CSV; otherwise there's one per job.
+    `in_request`: it's a field of `ImageRequest`, so it reaches the worker and the recipe; otherwise
+    only the service uses it. `from_model`: the model has a default for it. `default` applies if
+    neither the caller nor the model sets a value. `a1111` is its name in A1111's txt2img, and
     `label` its name in the `parameters` text that A1111 writes into pictures.
     """
 
@@ -43,7 +43,7 @@ class RequestField:
 
     @property
     def flag(self) -> str:
-        """The command's flag."""
+        """Its flag on the command line."""
         return "--" + self.name.replace("_", "-")
 
     def accepts(self, value: Any) -> bool:
@@ -64,7 +64,7 @@ PROMPT = RequestField(
     maximum=MAX_PROMPT_CHARACTERS,
     a1111="prompt",
 )
-"""Listed apart, because every other field is optional."""
+"""Separate, because every other field is optional."""
 
 FIELDS: dict[str, RequestField] = {
     field.name: field
@@ -148,21 +148,21 @@ FIELDS: dict[str, RequestField] = {
 
 
 def names(fields: Iterable[RequestField]) -> tuple[str, ...]:
-    """Their names, in order."""
+    """The fields' names, in order."""
     return tuple(field.name for field in fields)
 
 
 PER_PROMPT = names(field for field in FIELDS.values() if field.per_prompt)
-"""Fields that each prompt may have for itself."""
+"""Fields that can differ per prompt."""
 
 PER_JOB = names(field for field in FIELDS.values() if not field.per_prompt)
-"""Fields that a job has once for all its prompts."""
+"""Fields with one value per job."""
 
 FROM_MODEL = names(field for field in FIELDS.values() if field.from_model)
-"""Fields whose default is the model's."""
+"""Fields that the model has a default for."""
 
 PER_IMAGE = ("prompt", *(name for name in PER_PROMPT if FIELDS[name].in_request))
-"""Fields in which the images of one job may differ."""
+"""Fields that can differ between the images of one job."""
 
 IN_REQUEST = ("prompt", *names(field for field in FIELDS.values() if field.in_request))
-"""Fields of `ImageRequest` that a caller chooses; `model` is the remaining one."""
+"""Fields of `ImageRequest` that a caller sets, all except `model`."""

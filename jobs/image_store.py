@@ -1,8 +1,8 @@
-"""Where finished images' bytes live: files in one folder, a subfolder a job.
+"""Storage for finished images: files in one folder, with a subfolder per job.
 
-A file appears under its name only whole and fsynced, and its name holds the lease's token, so two
-workers never write the same path. Which of them counts is the store's business: this module knows
-nothing of the queue.
+A file appears under its name only once it's complete and fsynced. The name contains the lease's
+token, so two workers never write the same path. The queue decides which file counts; this module
+doesn't know about the queue.
 """
 
 import os
@@ -19,7 +19,7 @@ _SUFFIX = re.compile(r"\.[a-z0-9]+")
 
 
 class LocalImages:
-    """Images under `root`. A uri is `<job>/<index>.<token><suffix>`, relative to it."""
+    """Images under `root`. A uri is `<job>/<index>.<token><suffix>`, relative to `root`."""
 
     def __init__(self, root: Path) -> None:
         self._root = root.absolute()
@@ -29,13 +29,13 @@ class LocalImages:
             raise _unavailable(self._root, error) from error
 
     def write(self, job_id: str, index: int, token: str, data: bytes, suffix: str) -> str:
-        """Store `data` durably and return its uri; `suffix` is such as `.png`.
+        """Store `data` durably and return its uri; `suffix` is something like `.png`.
 
-        The same arguments again replace the file. Raises StorageUnavailable when the disk
-        refuses (full, read-only); nothing is then left under the uri.
+        A second call with the same arguments replaces the file. Raises StorageUnavailable if the
+        disk is full or read-only; in that case nothing is left under the uri.
         """
         if not _SUFFIX.fullmatch(suffix):
-            raise ValueError(f"{suffix!r} is no file suffix such as '.png'")
+            raise ValueError(f"invalid file suffix {suffix!r}: expected something like '.png'")
         uri = f"{job_id}/{index}.{token}{suffix}"
         path = self.path(uri)
         try:
@@ -48,27 +48,27 @@ class LocalImages:
         return uri
 
     def path(self, uri: str) -> Path:
-        """The file's path, whether or not it exists. Raises NotFound for a uri not made here."""
+        """The file's path, whether or not it exists. Raises NotFound for an invalid uri."""
         job_id, _, name = uri.partition("/")
         if not (_NAME.fullmatch(job_id) and _NAME.fullmatch(name)):
-            raise NotFound(f"{uri!r} is no image uri")
+            raise NotFound(f"invalid image uri {uri!r}")
         return self._root / job_id / name
 
     def read(self, uri: str) -> bytes:
-        """The file's bytes. Raises NotFound when it is gone."""
+        """The file's bytes. Raises NotFound if it's gone."""
         try:
             return self.path(uri).read_bytes()
         except FileNotFoundError as error:
             raise NotFound(f"the image file {uri} is gone") from error
 
     def beside(self, uri: str, name: str) -> str:
-        """The uri of something made from an image, which goes when its job's files go."""
+        """The uri of a file derived from an image. It's removed together with its job's files."""
         return f"{uri.partition('/')[0]}/{name}"
 
     def keep(self, uri: str, data: bytes) -> None:
-        """Store what can be made again, whole but not durably; not at all if the disk refuses.
+        """Store a file that can be recreated: complete or not at all, without fsync or errors.
 
-        Never makes a job's folder: one that is gone was removed with its job.
+        Doesn't create the job's folder: if it's missing, it was removed with its job.
         """
         path = self.path(uri)
         partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
@@ -80,11 +80,11 @@ class LocalImages:
                 partial.unlink(missing_ok=True)
 
     def remove(self, uri: str) -> None:
-        """Remove one file; one that is gone already is fine."""
+        """Remove one file, if it exists."""
         self.path(uri).unlink(missing_ok=True)
 
     def remove_job(self, job_id: str) -> None:
-        """Remove all files of a job; a job without files is fine. Raises StorageUnavailable."""
+        """Remove a job's files, if it has any. Raises StorageUnavailable."""
         folder = self.path(f"{job_id}/x").parent
         try:
             shutil.rmtree(folder)
@@ -94,10 +94,10 @@ class LocalImages:
             raise _unavailable(folder, error) from error
 
     def orphans(self, job_id: str, committed: set[str]) -> list[str]:
-        """Uris of a job's files that are not `committed`, half-written ones included.
+        """Uris of a job's files that aren't `committed`, including partly written ones.
 
-        Meant for a finished job: while one runs, an image just written and about to be committed
-        looks the same as one whose commit was refused.
+        Only use it on a finished job: while a job runs, an image that's about to be committed looks
+        the same as one whose commit was refused.
         """
         folder = self.path(f"{job_id}/x").parent
         if not folder.is_dir():
@@ -107,7 +107,7 @@ class LocalImages:
 
 
 def _write_whole(path: Path, data: bytes) -> None:
-    """Write so that `path` is absent or whole and durable, whatever happens in between."""
+    """Write `data` so that `path` is either absent, or complete and durable, even after a crash."""
     partial = path.with_name(f"{path.name}.part")
     try:
         with partial.open("wb") as file:
@@ -123,7 +123,7 @@ def _write_whole(path: Path, data: bytes) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make the folder's entries durable: a rename is safe only after this."""
+    """Make the folder's entries durable; without this a rename may not survive a crash."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

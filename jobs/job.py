@@ -1,12 +1,12 @@
-"""Jobs and images as the queue knows them: the states, who moves them, and frozen views.
+"""Jobs and images in the queue: their states, the moves between them, and frozen views.
 
     image:   queued ──claim──> running ──commit──> succeeded
                ^ ^                │ ├──fail (final)──> failed ──retry──> queued
                │ └─fail (again)───┘ │
                └───lease lost───────┘     queued | running ──cancel──> cancelled ──retry──> queued
 
-A job's state follows from its counts alone (`job_state`), so it can never contradict its images.
-The moves themselves are the Lua scripts in `jobs/queue/lua`; nothing here changes anything.
+A job's state is derived from its counts (`job_state`), so it can't contradict its images. The moves
+themselves are the Lua scripts in `jobs/queue/lua`; this module is read-only.
 """
 
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ from jobs.request import ImageRequest
 
 
 class State(StrEnum):
-    """The states of an image request and of a job; `STATES` says what each one means."""
+    """The states of an image and of a job; `STATES` explains each one."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -27,24 +27,24 @@ class State(StrEnum):
 
     @property
     def finished(self) -> bool:
-        """Whether nothing more will happen unless somebody retries."""
+        """Whether nothing more will happen without a retry."""
         return self in FINISHED
 
 
 FINISHED = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED})
 
 STATES = {
-    State.QUEUED: "Waiting for a worker, for the first time or again after a setback.",
-    State.RUNNING: "A worker holds a lease on it and is making it.",
-    State.SUCCEEDED: "Its bytes are safe and its result is committed, exactly once.",
-    State.FAILED: "It could not be made; the error says why.",
-    State.CANCELLED: "Somebody stopped it before it was finished.",
+    State.QUEUED: "Waiting for a worker, for the first time or again.",
+    State.RUNNING: "A worker has a lease on it and is making it.",
+    State.SUCCEEDED: "Its file is stored and its result is committed, exactly once.",
+    State.FAILED: "It couldn't be made; the error says why.",
+    State.CANCELLED: "It was stopped before it was finished.",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """How many images of a job are in each state; they add up to `total`."""
+    """How many of a job's images are in each state; they add up to `total`."""
 
     total: int
     queued: int
@@ -55,16 +55,16 @@ class Counts:
 
     @property
     def finished(self) -> int:
-        """Images on which nothing more will happen."""
+        """Images that are finished, however they ended."""
         return self.succeeded + self.failed + self.cancelled
 
 
 def job_state(counts: Counts) -> State:
     """The state of a job with these counts.
 
-    A finished job with a failed image is `failed` (its good images stay); else one with a
-    cancelled image is `cancelled`; else `succeeded`. An unfinished job is `running` once any
-    image has left the queue, and `queued` before.
+    A finished job is `failed` if any image failed (its other images stay), otherwise `cancelled`
+    if any was cancelled, otherwise `succeeded`. An unfinished job is `queued` until its first image
+    leaves the queue, and then `running`.
     """
     if counts.finished == counts.total:
         if counts.failed:
@@ -75,10 +75,10 @@ def job_state(counts: Counts) -> State:
 
 @dataclass(frozen=True, slots=True)
 class ImageResult:
-    """A committed image: where its bytes are and what they are.
+    """A committed image's file.
 
-    `uri` is what the image store returned, `sha256` is of the file's bytes, hexadecimal;
-    `size` is in bytes; `seconds` is from claim to commit.
+    `uri` comes from the image store; `sha256` is the file's hash in hexadecimal, `size` is in
+    bytes; `seconds` is the time from claim to commit.
     """
 
     uri: str
@@ -90,7 +90,7 @@ class ImageResult:
 
 @dataclass(frozen=True, slots=True)
 class ImageView:
-    """One image of a job as of now; `step` is the last one that a worker reported."""
+    """One image of a job as of now; `step` is the last step that a worker reported."""
 
     index: int
     request: ImageRequest
@@ -105,9 +105,9 @@ class ImageView:
 class Job:
     """A job's own record, without its images. Times are seconds since the epoch, server clock.
 
-    `progress` is the share of all denoising steps that are done, 0..1, finished images counted
-    whole. `version` changes with every visible change of the job and serves as its ETag. `steps`
-    are those of all images, `cost` is the mean image's, in pixel-steps.
+    `progress` is the share of all denoising steps that are done, 0..1; finished images count in
+    full. `version` changes with every visible change to the job and is used as its ETag. `steps`
+    is the total over all images, `cost` the mean image's cost in pixel-steps.
     """
 
     id: str
@@ -129,12 +129,12 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """A worker's claim on one image until `deadline`, fenced by `token`.
+    """A worker's claim on one image, fenced by `token`.
 
     Only the holder of the current token can extend, commit or fail it. `attempt` counts from 1.
-    `solo` marks an image whose earlier worker died: it runs alone, so that a poisonous one takes
-    no neighbours with it. `priority` is its job's, 0..9; `trace` the `traceparent` of its POST, or
-    ""; `age` the seconds from its POST to this claim.
+    `solo` marks an image whose previous worker died: it runs alone, so that if it kills its worker
+    it takes no other images down. `priority` is its job's, 0..9; `trace` is the `traceparent` of
+    its POST, or ""; `age` is the time from its POST to this claim, in seconds.
     """
 
     job_id: str
@@ -149,5 +149,5 @@ class Lease:
 
     @property
     def key(self) -> str:
-        """`job:index`, the image's name inside the queue."""
+        """`job:index`, the image's name in the queue."""
         return f"{self.job_id}:{self.index}"

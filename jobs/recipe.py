@@ -1,9 +1,9 @@
-"""The recipe inside a picture of ours, read back out of the file's head.
+"""Reads the recipe back out of a picture made by imagemill.
 
-Knows where `workers/recipe.py` puts it (PNG: text chunks `imagemill` and `parameters`; JPEG and
-WebP: EXIF ImageDescription and UserComment, a very long one in a JPEG's APP15 segments) but imports
-nothing of it, since that would load torch. What it reads is text as it stands there: whether a
-stranger's file says anything sensible is for the caller to judge.
+`workers/recipe.py` writes it: in PNG as text chunks `imagemill` and `parameters`; in JPEG and WebP
+as EXIF ImageDescription and UserComment, or in a JPEG's APP15 segments if it's very long. This
+module doesn't import that one, because that would load torch. It returns the text as found; other
+programs' files may contain anything, so callers have to validate it.
 """
 
 import json
@@ -15,11 +15,11 @@ from PIL import ExifTags, Image
 PNG_CHUNK, PNG_PARAMETERS = "imagemill", "parameters"
 APP15, APP15_NAME = "APP15", b"imagemill\0"
 _CHARSETS = {b"UNICODE\0": "utf-16-be", b"ASCII\0\0\0": "ascii"}
-"""How a UserComment names its charset, in eight bytes; ours takes UTF-16's big end first."""
+"""The eight bytes that name a UserComment's charset. We write UTF-16 in big-endian order."""
 
 
 def description(picture: Image.Image) -> str | None:
-    """The recipe's JSON as written in an open picture, or whatever else stands in its place."""
+    """The recipe's JSON in an open picture, or whatever text is in its place."""
     if picture.format == "PNG":
         text = picture.info.get(PNG_CHUNK)
     else:
@@ -28,7 +28,7 @@ def description(picture: Image.Image) -> str | None:
 
 
 def parameters(picture: Image.Image) -> str | None:
-    """The settings in A1111's form, as written in an open picture."""
+    """The settings in A1111's format, as written in an open picture."""
     text = picture.info.get(PNG_PARAMETERS)
     if text is None and picture.format != "PNG":
         text = picture.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment)
@@ -39,18 +39,18 @@ def parameters(picture: Image.Image) -> str | None:
 
 
 def recipe_of(path: Path) -> dict[str, Any] | None:
-    """The recipe in a file; None for one without, and for what is no picture. Reads no pixels."""
+    """The recipe in a file, or None if it has none or isn't a picture. Decodes no pixels."""
     try:
         with Image.open(path) as picture:
             text = description(picture)
-        found = json.loads(text) if text else None
+        recipe = json.loads(text) if text else None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return None
-    return found if isinstance(found, dict) else None
+    return recipe if isinstance(recipe, dict) else None
 
 
 def _segments(picture: Image.Image) -> str | None:
-    """What a JPEG's segments of ours say, all together."""
-    listed: list[tuple[str, bytes]] = getattr(picture, "applist", [])
-    ours = [data for name, data in listed if name == APP15 and data.startswith(APP15_NAME)]
+    """The text in a JPEG's APP15 segments that imagemill wrote, joined."""
+    segments: list[tuple[str, bytes]] = getattr(picture, "applist", [])
+    ours = [data for name, data in segments if name == APP15 and data.startswith(APP15_NAME)]
     return b"".join(data.removeprefix(APP15_NAME) for data in ours).decode("utf-8") or None

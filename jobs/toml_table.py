@@ -1,7 +1,7 @@
-"""Typed reading of one table of a TOML file, where every complaint names the table and the field.
+"""Typed reading of one TOML table, with errors that name the table and the field.
 
-Each reader takes its field out; `finish` then refuses whatever is left, so that a misspelt field
-is never ignored. Knows nothing of what the fields mean.
+Each method takes a field out of the table; `finish` then refuses what remains, so that a misspelt
+field is never ignored. What the fields mean is up to the caller.
 """
 
 import re
@@ -15,30 +15,31 @@ _MEMORY = re.compile(r"\d+(\.\d+)?\s?[KMGT]i?B", re.IGNORECASE)
 
 
 class Entry:
-    """One table, at `place` such as `models.toml: models.flux`."""
+    """One table; `place` names it in errors, such as `models.toml: models.flux`."""
 
     def __init__(self, place: str, table: Mapping[str, Any]) -> None:
         self._place = place
-        self._left = dict(table)
+        self._unread = dict(table)
         self._known: list[str] = []
         self.names = tuple(table)
 
     def wrong(self, name: str, detail: str) -> ConfigurationError:
-        """The error to raise about the field `name`."""
+        """The error to raise for the field `name`."""
         place = f"{self._place}.{name}" if name else self._place
         return ConfigurationError(f"{place} {detail}")
 
     def finish(self) -> None:
-        """Refuse fields that nobody asked for."""
-        for name in self._left:
-            raise self.wrong(name, f"is no known field; known: {', '.join(sorted(self._known))}")
+        """Refuse fields that weren't read."""
+        for name in self._unread:
+            known = ", ".join(sorted(self._known))
+            raise self.wrong(name, f"is not a known field; expected one of {known}")
 
     def _take(self, name: str, default: Any) -> Any:
         self._known.append(name)
-        return self._left.pop(name, default)
+        return self._unread.pop(name, default)
 
     def table(self, name: str) -> "Entry":
-        """A table inside this one; an absent one is empty."""
+        """A nested table; empty if it's missing."""
         value = self._take(name, {})
         if not isinstance(value, dict):
             raise self.wrong(name, "must be a table")
@@ -46,17 +47,17 @@ class Entry:
         return Entry(f"{self._place}{separator}{name}", value)
 
     def text(self, name: str) -> str | None:
-        """A string that is not blank, or None."""
+        """A non-blank string, or None."""
         value = self._take(name, None)
         if value is not None and (not isinstance(value, str) or not value.strip()):
-            raise self.wrong(name, "must be a text that is not blank")
+            raise self.wrong(name, "must be a non-blank string")
         return value
 
     def texts(self, name: str) -> tuple[str, ...]:
-        """A list of strings; an absent one is empty."""
+        """A list of strings; empty if it's missing."""
         value = self._take(name, [])
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-            raise self.wrong(name, "must be a list of texts")
+            raise self.wrong(name, "must be a list of strings")
         return tuple(value)
 
     def one_of(self, name: str, allowed: Sequence[str], default: str) -> str:
@@ -72,23 +73,23 @@ class Entry:
         return None if value is None else str(value)
 
     def flag(self, name: str) -> bool:
-        """True or false; an absent one is false."""
+        """True or false; false if it's missing."""
         value = self._take(name, False)
         if not isinstance(value, bool):
             raise self.wrong(name, "must be true or false")
         return value
 
     def whole_or_none(self, name: str) -> int | None:
-        """A whole number of at least 1, or None."""
+        """An integer of at least 1, or None."""
         value = self._take(name, None)
         if value is None:
             return None
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise self.wrong(name, "must be a whole number of at least 1")
+            raise self.wrong(name, "must be an integer of at least 1")
         return value
 
     def whole(self, name: str, default: int) -> int:
-        """A whole number of at least 1."""
+        """An integer of at least 1."""
         value = self.whole_or_none(name)
         return default if value is None else value
 
@@ -102,37 +103,39 @@ class Entry:
 
     def sizes(self, name: str) -> tuple[tuple[int, int], ...]:
         """A list such as `["128x128", "64x128"]`, width first."""
-        found = [(text, _SIZE.fullmatch(text)) for text in self.texts(name)]
-        for text, match in found:
+        matches = [(text, _SIZE.fullmatch(text)) for text in self.texts(name)]
+        for text, match in matches:
             if match is None:
-                raise self.wrong(name, f"{text!r} is no size such as '128x128'")
-        return tuple((int(match[1]), int(match[2])) for _, match in found if match)
+                raise self.wrong(name, f"has an invalid size {text!r}: expected WIDTHxHEIGHT")
+        return tuple((int(match[1]), int(match[2])) for _, match in matches if match)
 
     def memory(self, name: str) -> dict[str, str | int]:
-        """A table of a device to bytes or to a text such as `16GB`."""
+        """A table of devices with bytes or a size such as `16GB`."""
         value = self._take(name, {})
         if not isinstance(value, dict):
-            raise self.wrong(name, "must be a table of a device to such as '16GB'")
+            raise self.wrong(name, 'must be a table such as { cpu = "16GB" }')
         for device, size in value.items():
-            in_words = isinstance(size, str) and _MEMORY.fullmatch(size)
-            in_bytes = isinstance(size, int) and not isinstance(size, bool) and size >= 0
-            if not (in_words or in_bytes):
-                raise self.wrong(f"{name}.{device}", "must be bytes or such as '16GB'")
+            is_text = isinstance(size, str) and _MEMORY.fullmatch(size)
+            is_bytes = isinstance(size, int) and not isinstance(size, bool) and size >= 0
+            if not (is_text or is_bytes):
+                raise self.wrong(
+                    f"{name}.{device}", "must be a number of bytes or a size such as '16GB'"
+                )
         return value
 
     def places(self, name: str) -> dict[str, str | None]:
-        """A table of a name to a text, or to false for none; an absent one is empty."""
+        """A table of names with strings, or false for None; empty if it's missing."""
         value = self._take(name, {})
         if not isinstance(value, dict):
             raise self.wrong(name, 'must be a table such as { vae = "..." }')
         for key, place in value.items():
             if place is not False and (not isinstance(place, str) or not place.strip()):
-                raise self.wrong(f"{name}.{key}", "must be a text, or false to leave it out")
+                raise self.wrong(f"{name}.{key}", "must be a string, or false to leave it out")
         return {key: place or None for key, place in value.items()}
 
     def choices(self, name: str, allowed: Sequence[str]) -> str | dict[str, str] | None:
-        """One of the allowed strings, or a table of names to them, or None."""
-        value = self._left.get(name)
+        """One of the allowed strings, a table of names with them, or None."""
+        value = self._unread.get(name)
         if not isinstance(value, dict):
             return self.one_of_or_none(name, allowed)
         self._take(name, None)

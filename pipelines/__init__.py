@@ -1,1 +1,1 @@
-"""Image requests in, images out: families of models and where their weights live."""
+"""Turn image requests into images: model families, and placements of their weights."""

@@ -1,8 +1,8 @@
-"""What a catalog entry may ask for to make steps faster: compilation, a cache.
+"""Optional accelerations of a step: compilation and a feature cache.
 
-Each is off unless asked for, and changes pictures: the caches visibly, compilation in the last
-bits. Whatever cannot be had is a ConfigurationError, never a silent step down. Quantization has a
-module of its own. Knows no family's mathematics.
+Both are off by default and change pictures: the cache visibly, compilation in the last bits. If one
+isn't possible, ConfigurationError is raised; there's no silent fallback. Quantization has its own
+module. This module doesn't depend on any family's mathematics.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ import structlog
 from diffusers import TaylorSeerCacheConfig
 
 from jobs.catalog import Model
-from jobs.errors import ConfigurationError, OutOfMemory
+from jobs.errors import ConfigurationError, OutOfMemory, first_line
 from jobs.request import ImageRequest
 from pipelines.families import FAMILIES
 from pipelines.loading.checkpoint import Checkpoint
@@ -21,52 +21,52 @@ from pipelines.loading.components import DENOISERS
 from pipelines.seam import Pipeline
 
 COMPILATIONS = 4096
-"""How many shapes of a block are compiled. Past torch's own limit of 8 a forward pass would raise,
-and prompts of many lengths make many shapes under QwenImage and ZImage."""
+"""Most shapes per block that are compiled. Beyond torch's own limit of 8 a forward pass would
+raise, and QwenImage and ZImage have a shape per prompt length."""
 
 log = structlog.get_logger(__name__)
 
 
 def denoiser_of(pipe: Any) -> Any:
-    """The module that makes the steps, None in a pipeline that has none by a known name."""
-    found = (getattr(pipe, name, None) for name in DENOISERS)
-    return next((module for module in found if module is not None), None)
+    """The module that runs the denoising steps; None if the pipeline has none by a known name."""
+    modules = (getattr(pipe, name, None) for name in DENOISERS)
+    return next((module for module in modules if module is not None), None)
 
 
 def check_cache(model: Model, checkpoint: Checkpoint) -> None:
-    """Refuse a feature cache where it would be wrong. Raises ConfigurationError.
+    """Refuse a feature cache that would give wrong results. Raises ConfigurationError.
 
-    A cache keeps what the last step's rows were; under step batching they are other samples' rows
-    at other steps. `first_block` decides by the mean over all rows, so that an image would depend
-    on its neighbours; the others need numbers that only their model's authors have.
+    A cache keeps the rows of the last step. Under step batching the next step's rows belong to
+    other samples at other steps. `first_block` decides by the mean over all rows, so an image would
+    depend on the others in its batch. The other caches need numbers that only a model's authors
+    have.
     """
     if model.cache is None:
         return
     name = f"cache {model.cache!r}"
     if checkpoint.class_name in FAMILIES:
         raise ConfigurationError(
-            f"{name} is lossy and wrong under step batching, by which "
-            f"{checkpoint.class_name} is served"
+            f"{name} gives wrong images with step batching, which {checkpoint.class_name} uses"
         )
     if model.cache != "taylorseer":
-        raise ConfigurationError(f"{name} is not served with batches; 'taylorseer' is")
+        raise ConfigurationError(f"{name} doesn't support batches; use 'taylorseer'")
 
 
 def enable_cache(denoiser: Any, model: Model) -> None:
-    """Switch on the cache that `check_cache` let pass. Raises ConfigurationError."""
+    """Enable the cache that `check_cache` accepted. Raises ConfigurationError."""
     if model.cache is None:
         return
     if not hasattr(denoiser, "enable_cache"):
-        raise ConfigurationError(f"cache: {type(denoiser).__name__} takes none")
+        raise ConfigurationError(f"cache: {type(denoiser).__name__} doesn't support caches")
     denoiser.enable_cache(TaylorSeerCacheConfig(taylor_factors_dtype=denoiser.dtype))
 
 
 def compile_blocks(denoiser: Any, trial: Callable[[], None]) -> None:
-    """Compile each repeated block, once for every shape, and run it once.
+    """Compile each repeated block, once per shape, and run it once.
 
-    Shapes are static, so that the bits of a picture depend on its bucket and not on which shapes
-    the process has seen before. Raises ConfigurationError for a model without repeated blocks,
-    and when the compiler fails.
+    Shapes are static, so that the bits of a picture depend only on its bucket and not on the shapes
+    that the process ran before. Raises ConfigurationError for a model without repeated blocks, or
+    if the compiler fails.
     """
     name = type(denoiser).__name__
     if not getattr(denoiser, "_repeated_blocks", None):
@@ -78,16 +78,15 @@ def compile_blocks(denoiser: Any, trial: Callable[[], None]) -> None:
         trial()
     except OutOfMemory:
         raise
-    except Exception as error:  # the compiler's errors have no common class
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ConfigurationError(f"compile: {name}: {reason}") from error
+    except Exception as error:  # the compiler's errors share no base class
+        raise ConfigurationError(f"compile: {name}: {first_line(error)}") from error
     log.info("compiled", denoiser=name)
 
 
 def run_once(pipeline: Pipeline, model: Model) -> None:
-    """Run the denoiser over one prompt, then over two of unequal length, at the default size.
+    """Run the denoiser on one prompt, then on two of unequal length, at the default size.
 
-    Raises whatever it raises. That two do not fit the device proves nothing and is not raised.
+    Raises the denoiser's errors, except OutOfMemory for the two: a single one may still fit.
     """
     alone, other = (_sample(pipeline, model, prompt) for prompt in ("a", "a cat that is longer"))
     pipeline.step([alone])
@@ -96,7 +95,7 @@ def run_once(pipeline: Pipeline, model: Model) -> None:
     try:
         pipeline.step([alone, other])
     except OutOfMemory:
-        log.info("two samples do not fit", model=model.name)
+        log.info("two samples don't fit", model=model.name)
 
 
 def _sample(pipeline: Pipeline, model: Model, prompt: str) -> Any:

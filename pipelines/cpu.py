@@ -1,6 +1,6 @@
-"""What makes a pipeline faster on a CPU and leaves its results within rounding of diffusers'.
+"""Make a pipeline faster on a CPU, with results that equal diffusers' up to rounding.
 
-Knows modules by their class, and no family. Does nothing for other devices.
+Modules are found by their class, so this works for every family. Other devices are unaffected.
 """
 
 import math
@@ -14,10 +14,10 @@ _CUBIC = 0.044715 * _LINEAR
 
 
 def tune(pipe: Any, denoiser: Any, device: torch.device) -> None:
-    """Rearrange a loaded pipeline for the CPU; `denoiser` is the module that makes the steps.
+    """Tune a loaded pipeline for the CPU; `denoiser` is the module that runs the denoising steps.
 
-    The autoencoder's convolutions take channels last, which halves the time of oneDNN's where the
-    channels are few. GELU's tanh form is computed by `gelu_tanh`.
+    The autoencoder's convolutions get channels-last weights, which halves oneDNN's time if there
+    are few channels. GELU's tanh form is replaced with `gelu_tanh`.
     """
     if device.type != "cpu":
         return
@@ -38,8 +38,8 @@ def tune(pipe: Any, denoiser: Any, device: torch.device) -> None:
 def gelu_tanh(x: torch.Tensor) -> torch.Tensor:
     """GELU's tanh form (arXiv:1606.08415) as x sigmoid(2u), which equals x (1 + tanh u) / 2.
 
-    u = sqrt(2 / pi) (x + 0.044715 x^3). torch's own computes a tanh for each element, which takes
-    four times as long as a sigmoid. Half precision is left to torch, which rounds once.
+    u = sqrt(2 / pi) (x + 0.044715 x^3). torch computes a tanh per element, which takes four times
+    as long as a sigmoid. Half precision is left to torch, which rounds only once.
     """
     if x.dtype is not torch.float32 or torch.is_grad_enabled():
         return torch.nn.functional.gelu(x, approximate="tanh")

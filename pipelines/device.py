@@ -1,7 +1,7 @@
-"""The device that a model's work goes to: whether it can, and how a thread is told of it.
+"""Check that a model can run on a device, and make it a thread's current device.
 
-Each thread has a current CUDA device of its own, which begins as the first one: there streams are
-made, graphs recorded and compiled kernels launched, wherever the tensors are.
+Every thread has its own current CUDA device, initially the first one. Streams are created, graphs
+recorded and compiled kernels launched there, regardless of where the tensors are.
 """
 
 import math
@@ -18,16 +18,16 @@ from pipelines.loading.components import Source
 from pipelines.loading.headers import read_header
 
 LARGE = 10**9
-"""Bytes of half-precision weights from which a model isn't served on a CPU unless asked to."""
+"""Bytes of half-precision weights above which a model runs on a CPU only if its entry says so."""
 
 HALF = ("bfloat16", "float16")
 
 _PLAIN = re.compile(r"[^.]+\.safetensors")
-"""The name of a weights file that is no variant's."""
+"""The name of a weights file without a variant."""
 
 
 def use_device(device: torch.device | None) -> None:
-    """Make it the calling thread's current device; nothing for the CPU, or for no device."""
+    """Make it the calling thread's current device; does nothing for the CPU or None."""
     if device is not None and device.type == "cuda":
         torch.cuda.set_device(device)
 
@@ -39,17 +39,17 @@ def check_cuda(device: str) -> None:
         return
     if not torch.backends.cuda.is_built():  # type: ignore[no-untyped-call]
         raise ConfigurationError(
-            f"{device} can't be used: torch {torch.__version__} is built without CUDA"
+            f"can't use {device}: torch {torch.__version__} is built without CUDA"
         )
     count = torch.cuda.device_count()
     if int(index or 0) >= count:
-        raise ConfigurationError(f"there is no {device}: torch sees {count} CUDA devices")
+        raise ConfigurationError(f"{device} not found: torch sees {count} CUDA devices")
 
 
 def check_device(model: Model, checkpoint: Checkpoint, device: str) -> None:
-    """Refuse a device that can't be used, and a CPU that is too slow and that no one chose.
+    """Refuse a device that can't be used, and a CPU that is too slow unless the entry chose it.
 
-    The CPU is chosen by `devices = ["cpu"]` in the entry. Raises ConfigurationError, and
+    The entry chooses the CPU with `devices = ["cpu"]`. Raises ConfigurationError, and
     ModelUnavailable for weights that can't be read.
     """
     check_cuda(device)
@@ -61,24 +61,24 @@ def check_device(model: Model, checkpoint: Checkpoint, device: str) -> None:
     if size > LARGE:
         raise ConfigurationError(
             f"no accelerator is visible, and {size / 1e9:.1f} GB of {model.dtype} weights are too "
-            'slow on a CPU; devices = ["cpu"] in the entry serves them there all the same'
+            'slow on a CPU; to run them there anyway, set devices = ["cpu"] in the entry'
         )
 
 
 def _weights_at(place: Source, variant: str | None) -> int:
-    """How many weights a component has, wherever they are."""
+    """How many weights a component has, in a folder or a single file."""
     if not place.is_file:
         return weights_in(place.weights, variant)
     tensors = read_header(place.weights).tensors.values()
-    return sum(math.prod(getattr(each, "quant_shape", each.shape)) for each in tensors)
+    return sum(math.prod(getattr(tensor, "quant_shape", tensor.shape)) for tensor in tensors)
 
 
 def weights_in(folder: Path, variant: str | None) -> int:
     """How many weights a component has, from the headers of the files that diffusers would read."""
     files = sorted(folder.glob("*.safetensors"))
     plain = [path for path in files if _PLAIN.fullmatch(path.name)]
-    chosen = [path for path in files if variant and f".{variant}" in path.name] or plain or files
-    return sum(map(_weights_of, chosen))
+    of_variant = [path for path in files if variant and f".{variant}" in path.name]
+    return sum(map(_weights_of, of_variant or plain or files))
 
 
 def _weights_of(file: Path) -> int:

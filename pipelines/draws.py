@@ -1,13 +1,14 @@
-"""Random numbers that a pipeline draws without a generator, made to depend on the seed alone.
+"""Make random numbers that a pipeline draws without a generator depend on the seed alone.
 
-Some pipelines and schedulers ignore the generator that they are given, or a part of them does (a
-prompt enhancer, a stochastic sampler), and draw from torch's global one. `Draws` gives such
-operations a private generator. It acts on the thread that enters it and leaves the global
-generators alone, so other threads neither change its numbers nor notice it. It sees every operation
-that torch runs, which costs some microseconds each, so only calls that draw run inside it:
-`global_states` before and after a call tell whether one did.
+Some pipelines and schedulers, or parts of them (a prompt enhancer, a stochastic sampler), ignore
+the generator they're given and draw from torch's global one. `Draws` gives such operations a
+private generator. It only affects the thread that enters it and doesn't touch the global
+generators, so threads don't influence each other. It intercepts every torch operation, which costs
+a few microseconds each, so it's only used for calls that draw: compare `global_states` before and
+after a call.
 
-numpy's and Python's own global generators aren't covered: no pipeline of diffusers draws from them.
+numpy's and Python's global generators aren't covered, because no diffusers pipeline draws from
+them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,13 +18,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 _OFFSET = 0x5851F42D4C957F2D
-"""Added to the seed, so that these numbers aren't the ones that the first latents came from."""
+"""Added to the seed, so that these numbers differ from those of the first latents."""
 
 
 class Draws(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Inside, every random operation of this thread that names no generator has a seeded one.
+    """Context manager: gives this thread's random operations a seeded generator if they have none.
 
-    `count` is how many such operations there were.
+    `count` is the number of such operations so far.
     """
 
     def __init__(self, seed: int) -> None:
@@ -39,7 +40,7 @@ class Draws(TorchDispatchMode):  # type: ignore[no-untyped-call]
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Run one operation, with a generator if it is random and has none."""
+        """Run one operation, adding a generator if it's random and was called without one."""
         named = dict(kwargs or {})
         if torch.Tag.nondeterministic_seeded in func.tags and named.get("generator") is None:
             overload = _with_generator(func)
@@ -61,21 +62,21 @@ class Draws(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def _with_generator(func: Any) -> Any:
     """The overload of a random operation that takes a generator.
 
-    None where there is none: dropout and attention, which draw nothing outside of training.
+    Dropout and attention have no such overload (None), but only draw during training.
     """
     names = [argument.name for argument in func._schema.arguments]
     if "generator" in names:
         return func
     packet = func.overloadpacket
     for overload in (getattr(packet, name) for name in packet.overloads()):
-        taken = [argument.name for argument in overload._schema.arguments]
-        if "generator" in taken and [name for name in taken if name != "generator"] == names:
+        arguments = [argument.name for argument in overload._schema.arguments]
+        if "generator" in arguments and [a for a in arguments if a != "generator"] == names:
             return overload
     return None
 
 
 def global_states() -> list[bytes]:
-    """The states of torch's global generators; equal ones mean that nothing was drawn between."""
+    """The states of torch's global generators; if two are equal, nothing was drawn in between."""
     states = [torch.get_rng_state()]
     if torch.accelerator.is_available():
         generators = getattr(torch.get_device_module(), "default_generators", ())

@@ -1,7 +1,7 @@
-"""A lock that threads get in the order in which they asked for it.
+"""A lock that threads acquire in the order in which they asked for it.
 
-With `threading.Lock`, a thread that takes steps without a pause can get the lock again and again
-while another one waits for it.
+With `threading.Lock`, a thread that runs steps without a pause can acquire the lock again and again
+while another thread waits.
 """
 
 from collections import deque
@@ -14,11 +14,11 @@ class FairLock:
 
     def __init__(self) -> None:
         self._changed = Condition()
-        self._queue: deque[object] = deque()  # the first entry is the thread that has the lock
+        self._queue: deque[object] = deque()  # the first ticket is the holder's
 
     @property
     def waiting(self) -> int:
-        """How many threads wait for the lock."""
+        """How many threads are waiting for the lock."""
         return max(0, len(self._queue) - 1)
 
     def __enter__(self) -> None:

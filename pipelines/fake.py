@@ -1,15 +1,15 @@
-"""A Pipeline without a model, for tests of the queue and of the workers.
+"""A Pipeline without a model, for tests of the queue and the workers.
 
-Deterministic: the picture is computed from seed and prompt alone, whatever ran beside it. Words in
-a prompt make it misbehave as models do:
+It's deterministic: the picture depends only on the seed and the prompt, not on the batch. Words in
+a prompt make it fail like models do:
 
     [raise]     `step` raises RuntimeError
     [nan]       the sample gets an error at its last step
     [refuse]    `start` raises ImageFailed
     [kill]      the process kills itself in `step`, as the system's out-of-memory killer would
-    [oom:N]     `step` raises OutOfMemory when more than N samples share it; [oom:0] always
+    [oom:N]     `step` raises OutOfMemory for more than N samples; [oom:0] always
 
-Real time passes only through `seconds_per_step`, the same for any batch, and `seconds_per_sample`.
+Only `seconds_per_step` (the same for any batch) and `seconds_per_sample` take real time.
 """
 
 import hashlib
@@ -59,20 +59,20 @@ class FakePipeline:
         self._sleep = sleep
 
     def tokenizer_json(self) -> str | None:
-        """One token a word."""
+        """One token per word."""
         words = Tokenizer(WordLevel({"a": 0}, unk_token="a"))
         words.pre_tokenizer = WhitespaceSplit()
         return str(words.to_str())
 
     def check(self) -> None:
-        """Nothing that could be lost."""
+        """Do nothing: there's no group to lose."""
 
     def batch_key(self, request: ImageRequest) -> Hashable:
         """Same size, same rows."""
         return request.width, request.height, self.rows(request)
 
     def rows(self, request: ImageRequest) -> int:
-        """As under classifier-free guidance, where the card says so."""
+        """2 under classifier-free guidance, else 1."""
         guided = self.card.guidance == "classifier-free" and request.guidance_scale > 1
         return 2 if guided else 1
 
@@ -81,7 +81,7 @@ class FakePipeline:
         return (request.width // self.card.multiple) * (request.height // self.card.multiple)
 
     def encode(self, requests: Sequence[ImageRequest]) -> list[Conditioning]:
-        """One token a word; a prompt with more than the card's many is truncated."""
+        """One token per word; a prompt with more tokens than the card's limit is truncated."""
         limit = self.card.max_prompt_tokens or math.inf
         return [
             Conditioning(
@@ -103,7 +103,7 @@ class FakePipeline:
         )
 
     def step(self, samples: Sequence[Sample], bucket: int = 0) -> None:
-        """Let the time of one step pass, then advance every sample."""
+        """Sleep for the duration of a step, then advance every sample."""
         self.calls.append([s.request.seed for s in samples])
         self._misbehave(samples, max(bucket, len(samples)))
         seconds = self.seconds_per_step + self.seconds_per_sample * max(bucket, len(samples))
@@ -111,7 +111,7 @@ class FakePipeline:
             self._sleep(seconds)
         for sample in samples:
             if "[nan]" in sample.request.prompt and sample.step == sample.steps - 1:
-                sample.error = "the fake came to NaN"
+                sample.error = "the fake produced NaN"
                 continue
             assert sample.latents is not None
             sample.latents = sample.latents + 1
@@ -122,7 +122,7 @@ class FakePipeline:
         return [_picture(sample) for sample in samples]
 
     def preview(self, sample: Sample) -> torch.Tensor | None:
-        """The picture, darker the earlier it is; None before the first step."""
+        """The picture, darker at earlier steps; None before the first step."""
         return _picture(sample) * (sample.step / sample.steps) if sample.step else None
 
     def _misbehave(self, samples: Sequence[Sample], size: int) -> None:

@@ -1,10 +1,10 @@
-"""CUDA graphs of a denoiser's forward pass: recorded once a shape, then replayed.
+"""CUDA graphs of a denoiser's forward pass: recorded once per shape, then replayed.
 
-A replay launches all kernels of a forward pass at once, which counts where the kernels are so
-small that launching them one by one takes as long as running them. Inputs are copied into buffers
-that the graph reads, and its output is copied out. What cannot be recorded runs as it always did.
-Knows no families: a forward pass is known by the shapes and dtypes of its tensors, wherever they
-are in the arguments, and by all other arguments.
+A replay launches all kernels of a forward pass at once. That matters if the kernels are so small
+that launching them one by one takes as long as running them. Inputs are copied into buffers that
+the graph reads, and its output is copied out. A forward pass that can't be recorded runs without a
+graph. This works for every family: a graph is identified by the shapes and dtypes of the tensors
+anywhere in the arguments, and by all other arguments.
 """
 
 from collections import OrderedDict
@@ -17,32 +17,32 @@ import structlog
 import torch
 from torch.utils import _pytree as pytree
 
-from jobs.errors import ConfigurationError
+from jobs.errors import ConfigurationError, first_line
 from pipelines.seam import Pipeline
 
 MOST_GRAPHS = 16
-"""Graphs kept at once; the one least recently used goes. Each holds its inputs and outputs; the
-memory in between is shared."""
+"""Graphs kept at once; the least recently used one is dropped. Each has its own inputs and outputs;
+intermediate memory is shared."""
 
 MOST_SHAPES = 64
-"""New shapes after which all graphs are let go, and recorded again when they are next needed.
+"""New shapes after which all graphs are dropped, and recorded again when they're next needed.
 
-A graph reads tensors that models keep in caches of bounded size, such as QwenImage's positions of
-the last 128 sizes, and must not outlive them there."""
+A graph reads tensors in a model's bounded caches, such as QwenImage's positions of the last 128
+sizes, so it must be dropped before they're evicted."""
 
 WARM_RUNS = 2
-"""Forward passes before the recording, in which libraries pick kernels and models fill caches."""
+"""Forward passes before recording, in which libraries pick kernels and models fill caches."""
 
 Run = Callable[[], Any]
 Capture = Callable[[Run], tuple[Callable[[], None], Any]]
-"""Records what a run does; gives what repeats it, and the run's output, which each repeat fills."""
+"""Records a run. Returns a function that repeats it, and the output that each repeat overwrites."""
 
 log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class _Graph:
-    """A recorded forward pass: the tensors it reads, what runs it, and what it fills."""
+    """A recorded forward pass: its input tensors, the function that replays it, and its output."""
 
     inputs: list[torch.Tensor]
     replay: Callable[[], None]
@@ -50,10 +50,10 @@ class _Graph:
 
 
 class Graphs:
-    """A forward function that records and replays; for one thread at a time.
+    """A forward function that records and replays. Not thread-safe.
 
-    Tensors must be on a device of `device_type`. `new_capture` is called for graphs that shall
-    share memory with one another, and with no others.
+    Tensors must be on a device of `device_type`. Graphs made by the result of one `new_capture`
+    call share memory with each other, and with no other graphs.
     """
 
     def __init__(
@@ -63,14 +63,14 @@ class Graphs:
         self.graphs: OrderedDict[Hashable, _Graph] = OrderedDict()
         self._new_capture, self._device_type = new_capture, device_type
         self._capture = new_capture()
-        self._never: set[Hashable] = set()
+        self._unrecordable: set[Hashable] = set()
         self._shapes = 0
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """The forward pass's output, the caller's own."""
+        """Run the forward pass; the output belongs to the caller."""
         leaves, spec = pytree.tree_flatten((args, kwargs))
         key = self._key(leaves, spec)
-        if key is None or key in self._never:
+        if key is None or key in self._unrecordable:
             return self.forward(*args, **kwargs)
         if key in self.graphs:
             self.graphs.move_to_end(key)
@@ -83,7 +83,7 @@ class Graphs:
         return pytree.tree_map_only(torch.Tensor, torch.clone, graph.output)
 
     def _key(self, leaves: list[Any], spec: Any) -> Hashable | None:
-        """What a graph is good for; None for arguments that no graph can read."""
+        """The arguments' description; equal ones can use the same graph. None if none can."""
         if any(t.device.type != self._device_type for t in _tensors(leaves)):
             return None
         described = tuple(_described(leaf) for leaf in leaves)
@@ -94,19 +94,20 @@ class Graphs:
         return str(spec), described
 
     def _record(self, key: Hashable, leaves: list[Any], spec: Any) -> bool:
-        """Record the forward pass on copies of its inputs; False when that cannot be done."""
+        """Record the forward pass on copies of its inputs; False if that's not possible."""
         self._make_room()
-        still = [leaf.clone() if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
-        args, kwargs = pytree.tree_unflatten(still, spec)
+        static = [leaf.clone() if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
+        args, kwargs = pytree.tree_unflatten(static, spec)
         try:
             replay, output = self._capture(lambda: self.forward(*args, **kwargs))
-        except Exception as error:  # whatever a model does that a graph cannot hold
-            reason = (str(error) or type(error).__name__).splitlines()[0]
+        except Exception as error:  # models can do many things that a graph doesn't support
+            reason = first_line(error)
         else:
-            self.graphs[key] = _Graph(_tensors(still), replay, output)
+            self.graphs[key] = _Graph(_tensors(static), replay, output)
             return True
-        self._never.add(key)
-        self._let_go()  # memory may be what was missing
+        # After the handler, because the error's traceback keeps the failed call's tensors alive.
+        self._unrecordable.add(key)
+        self._drop_all()  # the reason may be a lack of memory
         log.warning("no CUDA graph for a shape; it runs without", reason=reason)
         return False
 
@@ -114,38 +115,38 @@ class Graphs:
         self._shapes += 1
         if self._shapes > MOST_SHAPES:
             self._shapes = 1
-            self._let_go()
+            self._drop_all()
         while len(self.graphs) >= MOST_GRAPHS:
             self.graphs.popitem(last=False)
 
-    def _let_go(self) -> None:
-        """Forget all graphs and the memory that they share, which takes no others after them."""
+    def _drop_all(self) -> None:
+        """Drop all graphs and their shared memory pool, which no later graph can use."""
         self.graphs.clear()
         self._capture = self._new_capture()
 
 
 def check_graphs(pipeline: Pipeline, device: torch.device) -> None:
-    """Refuse what cannot be recorded as a graph. Raises ConfigurationError."""
+    """Refuse a pipeline that can't be recorded as graphs. Raises ConfigurationError."""
     if device.type != "cuda":
-        raise ConfigurationError(f"cuda_graphs: needs a CUDA device, and this is {device.type!r}")
+        raise ConfigurationError(f"cuda_graphs: needs a CUDA device, not {device.type!r}")
     if not pipeline.card.joins:
-        raise ConfigurationError("cuda_graphs: a model that is called whole takes none")
+        raise ConfigurationError("cuda_graphs: not supported by models that run as one whole call")
 
 
 def enable_graphs(denoiser: Any, new_capture: Callable[[], Capture] | None = None) -> None:
-    """Have the denoiser's forward passes recorded and replayed."""
+    """Record and replay the denoiser's forward passes from now on."""
     forward: Callable[..., Any] = denoiser.forward
     new_capture = new_capture or partial(cuda_capture, denoiser.device)
     denoiser.forward = Graphs(forward, new_capture, denoiser.device.type)
 
 
 def cuda_capture(device: torch.device) -> Capture:
-    """Records with torch.cuda.graph; the graphs share the memory of what is neither in nor out.
+    """A Capture that uses torch.cuda.graph; its graphs share memory for intermediate tensors.
 
-    They may, since no two run at once and outputs are copied out before another one runs, and all
-    are recorded on one stream, whose memory is no other's. It is one of `device`: on another one's,
-    such as the thread's current device or that of torch's own stream for recording, a graph would
-    record nothing and say nothing.
+    Sharing is safe because no two graphs run at once, outputs are copied out before the next one
+    runs, and all are recorded on one stream with its own memory. The stream belongs to `device`: on
+    a stream of another device (the thread's current device, or that of torch's own recording
+    stream), a graph would silently record nothing.
     """
     pool, side = torch.cuda.graph_pool_handle(), torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
@@ -165,8 +166,8 @@ def _captured(run: Run, pool: Any, side: Any) -> tuple[Callable[[], None], Any]:
             run()
     current.wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    # A capture that fails leaves its own stream the current one; and other threads, which
-    # encode and decode meanwhile, may allocate.
+    # A failed capture leaves its own stream current, so restore it. Other threads encode and decode
+    # in the meantime, so they must be allowed to allocate: thread_local.
     with (
         torch.cuda.stream(current),
         torch.cuda.graph(graph, pool=pool, stream=side, capture_error_mode="thread_local"),
@@ -185,7 +186,7 @@ def _tensors(leaves: list[Any]) -> list[torch.Tensor]:
 
 
 def _described(leaf: Any) -> Hashable:
-    """A tensor by what a graph depends on, anything else by its type and value."""
+    """A tensor's properties that a graph depends on; for other values the type and the value."""
     if isinstance(leaf, torch.Tensor):
         return leaf.shape, leaf.stride(), leaf.dtype, leaf.device
     described: Hashable = (type(leaf), leaf)

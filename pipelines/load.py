@@ -1,9 +1,9 @@
-"""A catalog entry to a running Pipeline: the one door to this package for the workers.
+"""Load a catalog entry as a running Pipeline: the workers' entry point to this package.
 
-The checkpoint's `_class_name` chooses the family, the entry chooses the placement; neither knows
-the other. A placement whose worker is a group of processes is loaded by all of them: rank 0 by
-`load_pipeline`, the others by `load_follower`, each in an environment with RANK, WORLD_SIZE,
-MASTER_ADDR and MASTER_PORT as torchrun sets them.
+The checkpoint's `_class_name` selects the family and the entry selects the placement; they don't
+depend on each other. If the worker is a group of processes, each of them loads its part: rank 0
+with `load_pipeline`, the others with `load_follower`. RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT
+must be set in the environment, as torchrun does.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from pipelines.families import check_class, make_family
 from pipelines.loading.checkpoint import Checkpoint, find_checkpoint
 from pipelines.loading.components import naming
 from pipelines.loading.defaults import own_defaults
-from pipelines.placements import Follower, following_of, placement_of
+from pipelines.placements import Follower, follower_loader_of, placement_of
 from pipelines.planner.skeleton import skeletons
 from pipelines.seam import Card, Pipeline
 
@@ -29,11 +29,11 @@ T = TypeVar("T")
 def load_pipeline(model: Model, device: str) -> Pipeline:
     """Load the model's checkpoint and place it on `device` ("cpu", "cuda:0").
 
-    A folder whose model_index.json says `"_class_name": "FakePipeline"` makes the fake, so that
-    tests can run real worker processes without a model. Raises ModelUnavailable when the
-    checkpoint is missing or damaged, ConfigurationError when the entry asks for what the model or
-    this package has not, OutOfMemory when the device is too small, GroupLost when another rank of
-    the group ends.
+    A folder with `"_class_name": "FakePipeline"` in its model_index.json loads the fake, so that
+    tests can run real worker processes without a model. Raises ModelUnavailable if the checkpoint
+    is missing or damaged, ConfigurationError if the entry sets something that the model or this
+    package doesn't support, OutOfMemory if the device is too small, and GroupLost if another rank
+    of the group ends.
     """
     placement = placement_of(model)
     checkpoint = _find(model)
@@ -48,7 +48,7 @@ def load_pipeline(model: Model, device: str) -> Pipeline:
 
 
 def resolve_defaults(model: Model) -> Model:
-    """The model with the defaults that its entry leaves open, from its folder without its weights.
+    """Fill in the defaults that the model's entry doesn't set, from its folder's configs.
 
     Raises ModelUnavailable.
     """
@@ -56,10 +56,10 @@ def resolve_defaults(model: Model) -> Model:
 
 
 def read_card(model: Model) -> tuple[Card, str | None]:
-    """What the model will turn out to be, and its tokenizer: from its configs, without its weights.
+    """The model's card and its tokenizer, from its configs without its weights.
 
-    Takes a second where loading takes minutes. Raises ModelUnavailable, and what the libraries
-    raise over a pipeline that cannot be made without weights.
+    This takes a second, while loading takes minutes. Raises ModelUnavailable, and the libraries'
+    own errors for a pipeline that can't be created without weights.
     """
     checkpoint = _find(model)
     if checkpoint.class_name == FakePipeline.__name__:
@@ -71,26 +71,26 @@ def read_card(model: Model) -> tuple[Card, str | None]:
 
 
 def load_follower(model: Model, device: str) -> Follower:
-    """Load this rank's part of the model, for a RANK above 0 of the model's group.
+    """Load this rank's part of the model, for a RANK above 0 in the model's group.
 
-    Raises as `load_pipeline` does.
+    Raises the same errors as `load_pipeline`.
     """
-    following = following_of(model)
+    load = follower_loader_of(model)
     checkpoint = _find(model)
     model = _with_own_defaults(model, checkpoint)
     _named(model, lambda: check_device(model, checkpoint, device))
-    return _named(model, lambda: following(model, checkpoint, device))
+    return _named(model, lambda: load(model, checkpoint, device))
 
 
 def dismiss(pipeline: Pipeline) -> None:
-    """End the followers of the pipeline's group, before its process ends; others have none."""
+    """End the followers of the pipeline's group, if it has one, before its process ends."""
     end = getattr(pipeline, "dismiss", None)
     if end is not None:
         end()
 
 
 def _find(model: Model) -> Checkpoint:
-    """The checkpoint, of a class that can be served. Raises ModelUnavailable."""
+    """Find the checkpoint; its class must be supported. Raises ModelUnavailable."""
     checkpoint = find_checkpoint(model)
     if checkpoint.class_name != FakePipeline.__name__:
         with naming(model.name):

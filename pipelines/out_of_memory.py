@@ -1,7 +1,6 @@
-"""What running out of memory looks like, on an accelerator and on the CPU.
+"""Recognize out-of-memory errors, on an accelerator and on the CPU.
 
-Turns torch's many ways to say it into the one OutOfMemory that the worker knows. Knows nothing of
-models; what to do about it, the worker decides.
+torch reports them in many ways; here they all become OutOfMemory. The worker decides how to react.
 """
 
 from collections.abc import Callable
@@ -10,7 +9,7 @@ from typing import ParamSpec, TypeVar
 
 import torch
 
-from jobs.errors import OutOfMemory
+from jobs.errors import OutOfMemory, first_line
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -19,12 +18,12 @@ _SIGNS = (
     "out of memory",
     "not enough memory",  # the CPU allocator on Windows and macOS
     "can't allocate memory",  # the CPU allocator on Linux
-    "ALLOC_FAILED",  # cuBLAS and cuDNN work spaces
+    "ALLOC_FAILED",  # cuBLAS and cuDNN workspaces
 )
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that an allocation failed."""
+    """Whether an exception means that an allocation failed."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS)
@@ -33,8 +32,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 def reports_out_of_memory(function: Callable[P, T]) -> Callable[P, T]:
     """Decorate a function to raise OutOfMemory when an allocation inside it fails.
 
-    OutOfMemory is raised after the handler has ended: the torch error's traceback, which keeps the
-    failed call's tensors alive, is gone by then, and the allocator can give their memory back.
+    OutOfMemory is raised after the handler has ended, because torch's error has a traceback that
+    keeps the failed call's tensors alive. Once it's gone, the allocator can free their memory.
     """
 
     @wraps(function)
@@ -44,7 +43,7 @@ def reports_out_of_memory(function: Callable[P, T]) -> Callable[P, T]:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            sentence = (str(error) or "out of memory").splitlines()[0]
+            sentence = first_line(error) if str(error) else "out of memory"
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         raise OutOfMemory(sentence)

@@ -1,9 +1,8 @@
-"""A guess at a running sample's finished latents, at the cost of one multiplication.
+"""Estimate a running sample's finished latents, at the cost of one multiplication.
 
-Euler schedulers draw a straight line from the noise level they stand at to the next; followed on
-to level 0, the last step's line ends at the model's own guess of the clean image. Other schedulers
-bend, or count their noise otherwise: there the latents are taken as they are, and the noise shows.
-Knows no model.
+An Euler scheduler's step is a straight line from one noise level to the next. Extended to level 0,
+the last step's line ends at the model's own estimate of the clean image. Other schedulers' steps
+are curved, or measure noise differently; for them the noisy latents are returned unchanged.
 """
 
 import torch
@@ -11,11 +10,11 @@ import torch
 from pipelines.seam import Sample
 
 STRAIGHT = ("FlowMatchEulerDiscreteScheduler", "EulerDiscreteScheduler")
-"""Schedulers whose step is linear in `sigmas`, and whose latents are image plus sigma x noise."""
+"""Schedulers whose step is linear in `sigmas`, and whose latents are image + sigma x noise."""
 
 
 def finished_latents(sample: Sample) -> torch.Tensor | None:
-    """Where the latents are heading, shaped like them; None before the first step.
+    """The estimated finished latents, of the same shape; None before the first step.
 
     x - sigma (x - previous) / (sigma - previous sigma).
     """

@@ -1,6 +1,6 @@
-"""A sample's own scheduler, set to its number of steps, and the noise that it starts from.
+"""A sample's own scheduler, set to its number of steps, and its initial noise.
 
-Schedulers keep their place and their history, so samples that step at different times cannot share
+Schedulers store their position and history, so samples that step at different times can't share
 one. The formulas are diffusers' own.
 """
 
@@ -15,14 +15,14 @@ from diffusers.utils.torch_utils import randn_tensor
 
 
 def own_scheduler(template: Any, steps: int, device: torch.device, **options: Any) -> Any:
-    """A copy of `template` with its timesteps set; `options` go to `set_timesteps`."""
+    """A copy of `template` with its timesteps set; `options` are passed to `set_timesteps`."""
     scheduler = copy.deepcopy(template)
     retrieve_timesteps(scheduler, steps, device, **options)
     return scheduler
 
 
 def resolution_shift(config: Mapping[str, Any], tokens: int, max_shift: float = 1.15) -> float:
-    """`mu`, by which a schedule leans to noise for large images: linear in image tokens."""
+    """`mu`, which shifts a schedule towards noise for large images: linear in image tokens."""
     shift: float = calculate_shift(
         tokens,
         config.get("base_image_seq_len", 256),
@@ -43,7 +43,7 @@ def first_latents(
 ) -> torch.Tensor:
     """Noise of `shape` at the scheduler's first noise level, in the dtype and device of `like`.
 
-    As the pipelines' `prepare_latents`, which reads the level from the pipeline's one scheduler.
+    Equals the pipelines' `prepare_latents`, which reads the level from the pipeline's scheduler.
     """
     noise: torch.Tensor = randn_tensor(
         shape, generator=generator, device=like.device, dtype=like.dtype

@@ -1,15 +1,15 @@
-"""The seam between the worker and the models: one protocol, two values, one rule.
+"""The interface between the worker and the models.
 
-A family (the mathematics of one kind of model) and a placement (where its weights live) together
-make a `Pipeline`. The worker calls these four and knows nothing else of models:
+A family (the mathematics of one kind of model) and a placement (where its weights are) together
+make a `Pipeline`. The worker mostly calls these four methods:
 
     encode(requests)  -> conditionings    text encoders
     start(request, conditioning) -> Sample    seeded latents and a schedule of its own
     step(samples, bucket) -> None         ONE forward pass over samples at different steps
     decode(samples)   -> pixels           VAE
 
-Knows no Redis and no HTTP. The worker calls `encode`, `step` and `decode` each from a thread of its
-own; only `step` may be called by several at once, by `in_flight` of them, on samples that differ.
+Nothing here depends on Redis or HTTP. The worker calls `encode`, `step` and `decode` each from its
+own thread. Only `step` may run in several threads at once, up to `in_flight`, on different samples.
 """
 
 from collections.abc import Hashable, Sequence
@@ -21,12 +21,12 @@ import torch
 from jobs.request import ImageRequest
 
 ROUND = 64
-"""Images of one round at most: they are held, and their embeddings kept, all at once."""
+"""Most images per round; the worker holds them and their embeddings all at once."""
 
 
 @dataclass(frozen=True, slots=True)
 class Conditioning:
-    """What the text encoders made of one prompt: tensors by name, one row each (batch dim 1)."""
+    """The text encoders' output for one prompt: tensors by name, one row each (batch dim 1)."""
 
     tensors: dict[str, torch.Tensor]
     truncated: bool = False
@@ -41,11 +41,11 @@ class Conditioning:
 class Sample:
     """An image request in flight.
 
-    `latents` is the family's own shape with batch dimension 1; None under a family that keeps
-    none between steps. `step` counts finished denoising steps, 0..`steps`. `error` is set by
-    `step` when this sample alone went wrong (NaN latents, a verdict of a safety checker): the
-    worker then drops it and its neighbours go on. `cancelled` is set by the worker while a long
-    `step` runs, and a family whose step is a whole call leaves early when all are.
+    `latents` has the family's own shape with batch dimension 1; None for families without latents
+    between steps. `step` counts finished denoising steps, 0..`steps`. `step()` sets `error` if only
+    this sample failed (NaN latents, a safety checker): the worker then drops it, and the rest of
+    the batch continues. The worker sets `cancelled` while a long `step()` runs; a family whose step
+    is a whole call returns early once all samples are cancelled.
     """
 
     request: ImageRequest
@@ -60,17 +60,17 @@ class Sample:
 
     @property
     def done(self) -> bool:
-        """Whether the denoising is finished and `decode` may be called."""
+        """Whether denoising is finished and `decode` may be called."""
         return self.step >= self.steps
 
 
 @dataclass(frozen=True, slots=True)
 class PromptForm:
-    """What becomes of a prompt before its tokens are counted against `Card.max_prompt_tokens`.
+    """How a prompt is prepared before its tokens are counted against `Card.max_prompt_tokens`.
 
-    The tokenizer reads `before` + prompt + `after`, the prompt in lower case and without white
-    space at its ends where `lowered`, and without `removed` wherever that occurs in it; `dropped`
-    of the tokens do not count. An absent negative prompt is "".
+    The tokenizer reads `before` + prompt + `after`. Occurrences of `removed` are deleted from the
+    prompt; if `lowered`, the prompt is lowercased and stripped. `dropped` tokens don't count. An
+    absent negative prompt is "".
     """
 
     before: str = ""
@@ -80,7 +80,7 @@ class PromptForm:
     removed: str = ""
 
     def of(self, text: str) -> str:
-        """What the tokenizer reads."""
+        """The text that the tokenizer reads."""
         if self.removed:
             text = text.replace(self.removed, "")
         return self.before + (text.lower().strip() if self.lowered else text) + self.after
@@ -88,17 +88,20 @@ class PromptForm:
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """What a loaded model turned out to be; the worker publishes it for the service to check by.
+    """A loaded model's properties; the worker publishes them so that the service can validate.
 
-    `multiple` is the grid of widths and heights in pixels. `guidance` is "embedded",
-    "classifier-free", "fixed" (classifier-free at a scale that the pipeline sets) or "none";
-    classifier-free guidance runs, and negative prompts count, at a `guidance_scale` above
-    `guides_above`. `joins` says whether a sample may join others between steps.
-    `max_prompt_tokens` is where the text encoder cuts, None when unknown. `scheduler` is the
-    scheduler's class name, for the recipe. `prompt` says how a prompt's tokens are counted with
-    `Pipeline.tokenizer_json`; None where they cannot be counted from outside. `sizes` are the
-    widths and heights that it has been seen to make, where it turns others into sizes of its own;
-    None where it makes what it is asked for.
+    `multiple`: widths and heights must be multiples of it, in pixels.
+    `guidance`: "embedded", "classifier-free", "fixed" (classifier-free at a scale that the pipeline
+        sets) or "none".
+    `guides_above`: classifier-free guidance runs, and negative prompts are used, if
+        `guidance_scale` is above it.
+    `joins`: whether a sample may join others between steps.
+    `max_prompt_tokens`: where the text encoder truncates; None if unknown.
+    `scheduler`: the scheduler's class name, for the recipe.
+    `prompt`: how a prompt's tokens are counted with `Pipeline.tokenizer_json`; None if they can't
+        be counted from outside.
+    `sizes`: the widths and heights that the model has been seen to make, if it changes other sizes
+        to these; None if it makes the requested size.
     """
 
     family: str
@@ -115,10 +118,9 @@ class Card:
 class Pipeline(Protocol):
     """A family under a placement.
 
-    `phased` says that the stages' weights take turns on the device: the worker then encodes all
-    that it holds, then denoises all, then decodes all, and never runs two verbs at once.
-    `in_flight` is how many forward passes may run at once; more than one keeps every stage of a
-    pipelined group busy.
+    If `phased`, the stages' weights take turns on the device: the worker encodes all its images,
+    then denoises all, then decodes all, and never runs two of these at once. `in_flight` is how
+    many forward passes may run at once; more than one keeps all stages of a pipelined group busy.
     """
 
     @property
@@ -127,63 +129,63 @@ class Pipeline(Protocol):
 
     @property
     def in_flight(self) -> int:
-        """How many threads may be inside `step`, each with samples of its own."""
+        """How many threads may be inside `step`, each with its own samples."""
 
     @property
     def card(self) -> Card:
-        """What the model is; constant after warm-up."""
+        """The model's properties; constant after warm-up."""
 
     def tokenizer_json(self) -> str | None:
-        """The tokenizer that `card.max_prompt_tokens` counts by, as a `tokenizer.json`.
+        """The tokenizer that counts tokens for `card.max_prompt_tokens`, as a `tokenizer.json`.
 
-        The `tokenizers` library reads it, without torch. With `form = card.prompt`, a text has
+        The `tokenizers` library can read it without torch. With `form = card.prompt`, a text has
         `len(Tokenizer.from_str(json).encode(form.of(text)).ids) - form.dropped` tokens, and is
-        truncated exactly when they are more than `card.max_prompt_tokens`. None, and then no
-        `card.prompt` either, where the model prepares its text otherwise. May be tens of MB.
+        truncated exactly if that's more than `card.max_prompt_tokens`. None (as `card.prompt` then
+        is) if the model prepares its text in another way. May be tens of MB.
         """
 
     def check(self) -> None:
-        """Raise GroupLost when the pipeline's group of ranks is lost; asked often, also while idle.
+        """Raise GroupLost if the pipeline's group of ranks is lost.
 
-        A pipeline of one process has none to lose.
+        Called often, also while idle. A pipeline of one process has no group to lose.
         """
 
     def batch_key(self, request: ImageRequest) -> Hashable:
-        """What requests must share to run in one forward pass."""
+        """Requests can share a forward pass if their keys are equal."""
 
     def rows(self, request: ImageRequest) -> int:
         """Rows of the forward batch that one sample takes: 2 under classifier-free guidance."""
 
     def tokens(self, request: ImageRequest) -> int:
-        """Image tokens of one row; rows x tokens is what admission budgets by."""
+        """Image tokens of one row; the worker limits a batch's rows x tokens."""
 
     def encode(self, requests: Sequence[ImageRequest]) -> list[Conditioning]:
-        """Run the text encoders; each result equals that of encoding its request alone."""
+        """Run the text encoders; each result is the same as if its request were encoded alone."""
 
     def start(self, request: ImageRequest, conditioning: Conditioning) -> Sample:
-        """A sample at step 0, its latents drawn from the request's seed.
+        """A sample at step 0, with latents drawn from the request's seed.
 
-        Raises ImageFailed when the size is not on the model's grid.
+        Raises ImageFailed if the size isn't on the model's grid.
         """
 
     def step(self, samples: Sequence[Sample], bucket: int = 0) -> None:
         """Advance every sample by one step, in one forward pass; all share one batch key.
 
-        The forward batch is padded to `bucket` samples when that is larger than their number, so
-        that a sample's bits do not depend on how many ran beside it. Raises OutOfMemory, having
-        changed no sample, when the batch does not fit the device.
+        The forward batch is padded to `bucket` samples if there are fewer, so that a sample's bits
+        don't depend on the size of its batch. Raises OutOfMemory if the batch doesn't fit the
+        device; no sample is changed then.
         """
 
     def decode(self, samples: Sequence[Sample]) -> list[torch.Tensor]:
-        """Finished samples to pixels: each float32 [3, height, width] in 0..1, on the CPU.
+        """Decode finished samples to pixels: each float32 [3, height, width] in 0..1, on the CPU.
 
-        Raises OutOfMemory when even one does not fit the device, and ImageFailed when one came to
-        NaN or was refused by a safety checker: decode one at a time to know which.
+        Raises OutOfMemory if even one doesn't fit the device, and ImageFailed if one is NaN or was
+        refused by a safety checker. Decode one at a time to find out which.
         """
 
     def preview(self, sample: Sample) -> torch.Tensor | None:
-        """What a running sample is about to become, as `decode` gives it; None if untold.
+        """An estimate of a running sample's image, in `decode`'s format; None if there's none yet.
 
-        Costs a decode and leaves the sample as it was; while `step` may run, give it a copy with an
-        `extra` of its own. Raises OutOfMemory, and ImageFailed as `decode` does.
+        Costs as much as a decode and doesn't change the sample. While `step` may run, pass a copy
+        with its own `extra`. Raises OutOfMemory and ImageFailed like `decode`.
         """

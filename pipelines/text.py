@@ -1,6 +1,6 @@
-"""How long a prompt may be, in the text encoder's tokens, and how long one is.
+"""Prompt lengths in the text encoder's tokens: the limit, and counting.
 
-Knows tokenizers, not the encoders behind them.
+Only tokenizers are used here, not the encoders.
 """
 
 import copy
@@ -15,13 +15,13 @@ from jobs.errors import ConfigurationError
 from pipelines.seam import PromptForm
 
 _PROBE = "  A probe\nfor the TEMPLATE  "
-"""A text that no template holds, with all that one might change: white space and capitals."""
+"""A text that no template contains, with what one might change: whitespace and capitals."""
 
 
 def sequence_length(asked: int | None, default: int, largest: int) -> int:
-    """Tokens that prompts are padded or cut to: the catalog's wish, else the family's default.
+    """Tokens that prompts are padded or truncated to: the catalog's value or the family's default.
 
-    Raises ConfigurationError when the wish is outside 1..`largest`.
+    Raises ConfigurationError if the catalog's value is outside 1..`largest`.
     """
     if asked is None:
         return default
@@ -31,16 +31,17 @@ def sequence_length(asked: int | None, default: int, largest: int) -> int:
 
 
 def chat_form(chat: Callable[[str], str]) -> PromptForm | None:
-    """The form of a chat template that puts a text unchanged between two fixed ones, else None."""
-    before, found, after = chat(_PROBE).partition(_PROBE)
-    return PromptForm(before, after) if found else None
+    """The form of a chat template that only adds fixed text before and after; None for others."""
+    before, probe, after = chat(_PROBE).partition(_PROBE)
+    return PromptForm(before, after) if probe else None
 
 
 class TokenCounter:
-    """Counts a text's tokens, special ones included, from any thread.
+    """Counts a text's tokens, including special ones. Thread-safe.
 
-    On a copy of the tokenizer: padding and truncation are a tokenizer's state, and two threads on
-    one get each other's. `prepare` is what the model does to a text before it tokenizes.
+    It works on a copy of the tokenizer, because padding and truncation are part of a tokenizer's
+    state and would leak between threads. `prepare` is applied to a text before it's tokenized, as
+    the model does.
     """
 
     def __init__(self, tokenizer: Any, prepare: Callable[[str], str] = str) -> None:
@@ -50,14 +51,14 @@ class TokenCounter:
         self._count = lru_cache(maxsize=4096)(self._tokenize)
 
     def __call__(self, text: str) -> int:
-        """Tokens of `text` were it never cut."""
+        """Tokens of `text` without truncation."""
         return self._count(text)
 
     def to_json(self) -> str | None:
-        """The tokenizer's own serialisation, cutting and padding nothing.
+        """The tokenizer's own serialization, without truncation and padding.
 
-        What `prepare` does is not in it. None for a tokenizer in Python, and for one that splits
-        special tokens, which the serialisation forgets.
+        It doesn't include `prepare`. None for a tokenizer implemented in Python, and for one that
+        splits special tokens, because the serialization loses that setting.
         """
         tokenizer = self._tokenizer
         if not getattr(tokenizer, "is_fast", False) or tokenizer.split_special_tokens:

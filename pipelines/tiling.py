@@ -1,7 +1,8 @@
-"""Decoding an image tile by tile, which takes less memory and changes the picture a little.
+"""Decode an image in tiles, which takes less memory but changes the picture slightly.
 
-A last resort for one image that does not fit: tiles see less of the picture and are blended where
-they overlap. Knows diffusers' autoencoders, and leaves them as they were.
+This is a last resort for a single image that doesn't fit: each tile sees only part of the picture,
+and tiles are blended where they overlap. Works with diffusers' autoencoders, and restores their
+settings afterwards.
 """
 
 from collections.abc import Iterator
@@ -9,17 +10,17 @@ from contextlib import contextmanager
 from typing import Any
 
 TILE = 512
-"""Pixels of a tile's side, at most. Many checkpoints would only tile what is larger than 1024."""
+"""Largest side of a tile, in pixels. By default many checkpoints only tile images above 1024."""
 
 
 def can_tile(vae: Any) -> bool:
-    """Whether the autoencoder knows tiling and does not tile already."""
+    """Whether the autoencoder supports tiling and doesn't tile already."""
     return getattr(vae, "use_tiling", None) is False
 
 
 @contextmanager
 def tiled(vae: Any) -> Iterator[None]:
-    """Decode in tiles inside the block, and as before after it."""
+    """Decode in tiles inside the block; restore the autoencoder's settings after it."""
     sizes = _smaller_tiles(vae)
     before = {name: getattr(vae, name) for name in sizes}
     vae.enable_tiling()
@@ -32,9 +33,9 @@ def tiled(vae: Any) -> Iterator[None]:
 
 
 def _smaller_tiles(vae: Any) -> dict[str, int]:
-    """Tile sizes for autoencoders whose own come from their training size; others have 256 or 512.
+    """Tile sizes for autoencoders that use their training size; others use 256 or 512 already.
 
-    `tile_sample_min_size` counts pixels, `tile_latent_min_size` the same in latents.
+    `tile_sample_min_size` is in pixels, `tile_latent_min_size` is the same in latents.
     """
     pixels = getattr(vae, "tile_sample_min_size", None)
     latents = getattr(vae, "tile_latent_min_size", None)

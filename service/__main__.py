@@ -1,7 +1,7 @@
-"""`python -m service`: the HTTP service under uvicorn, until a signal or its parent's death.
+"""`python -m service`: the HTTP service under uvicorn, until a signal or its parent's exit.
 
-Reads the settings once, finds or starts the queue server, and stops gracefully: SIGTERM or Ctrl-C
-lets requests in flight finish.
+Reads the settings once, finds or starts the queue server, and shuts down gracefully: on SIGTERM or
+Ctrl-C, requests in flight can finish.
 """
 
 import argparse
@@ -26,28 +26,28 @@ from service.read.events import EventHub
 from service.settings import ServiceSettings
 
 SWITCH_SECONDS = 0.0005
-"""How long a thread may keep the interpreter from others that wait for it; Python's own is ten
-times that."""
+"""The interpreter's switch interval: how long a thread can hold the GIL while others wait for it. A
+tenth of Python's default."""
 
 GRACE_SECONDS = 5
-"""How long a stopping server waits for requests in flight."""
+"""How long a server that shuts down waits for requests in flight."""
 
 
 class _Server(uvicorn.Server):
-    """Answers waiting requests first when it stops, so that they do not use up the grace."""
+    """On shutdown, first ends long polls and streams, which would otherwise use up the grace."""
 
     def __init__(self, config: uvicorn.Config, hub: EventHub) -> None:
         super().__init__(config)
         self._hub = hub
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """End the waits, then as uvicorn does."""
+        """End all waits, then shut down."""
         self._hub.close()
         await super().shutdown(sockets)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Serve until told to stop; 0 after a graceful end, 2 when the set-up cannot work."""
+    """Serve until stopped; returns 0 after a graceful shutdown, 2 for a configuration error."""
     signal.signal(signal.SIGTERM, _leave)
     signal.signal(signal.SIGINT, _leave)
     try:
@@ -95,11 +95,11 @@ def _serve(settings: ServiceSettings) -> None:
 
 
 def _make_prompt() -> None:
-    """Spare requests two waits of the interpreter's; `python -m bench submits` shows them.
+    """Reduce two delays of requests by the interpreter; `python -m bench submits` measures them.
 
-    What is loaded by now stays, so the collector need not walk it again and again; and a thread
-    that needs the interpreter, as each request's does after each answer of the queue's, gets it
-    sooner from one that computes.
+    Objects that exist by now live forever, so the garbage collector shouldn't scan them repeatedly.
+    And a request's thread needs the GIL after each response of the queue; with a shorter switch
+    interval, it gets the GIL sooner from a thread that computes.
     """
     gc.collect()
     gc.freeze()
@@ -107,7 +107,7 @@ def _make_prompt() -> None:
 
 
 def _leave(*_: object) -> None:
-    """End by unwinding, so that the queue server is stopped in order."""
+    """Exit by unwinding, so that the queue server is shut down properly."""
     sys.exit(0)
 
 

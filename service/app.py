@@ -1,8 +1,8 @@
-"""Puts the service together: routes, error handlers, metrics, the event reader's life.
+"""Creates the application: routes, error handlers, metrics, the lifespan of the event reader.
 
     create_app(settings, store, images, catalog) -> FastAPI
 
-Reads no environment and starts no server; `__main__` does.
+Doesn't read the environment or start a server; `__main__` does that.
 """
 
 import time
@@ -49,7 +49,7 @@ _ROUTES = (
     models,
 )
 _EXPOSED = ("ETag", "Location", "Retry-After", "X-Request-ID", "Content-Range")
-"""Headers of answers that pages of other sites may read, where they may call at all."""
+"""Response headers that pages of allowed other sites can read."""
 
 _OPENAI_ROUTES = (image_routes, file_routes, batch_routes)
 
@@ -57,7 +57,7 @@ _OPENAI_ROUTES = (image_routes, file_routes, batch_routes)
 def create_app(
     settings: ServiceSettings, store: Store, images: LocalImages, catalog: Catalog
 ) -> FastAPI:
-    """The application. It follows the event stream between its lifespan's start and end."""
+    """The application. It follows the event stream during its lifespan."""
     app = FastAPI(
         title="imagemill",
         version=_version(),
@@ -130,12 +130,12 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 
 def _webhooks(parts: ServiceContext, metrics: Metrics) -> WebhookSender:
-    root, given = parts.settings.data / "webhooks", parts.settings.webhook_secret
+    root, secret = parts.settings.data / "webhooks", parts.settings.webhook_secret
     sender = WebhookSender(
         parts.store,
         Outbox(root),
         Notices(parts.store, parts.links),
-        given.get_secret_value() if given else kept_secret(root),
+        secret.get_secret_value() if secret else kept_secret(root),
         private=lambda: parts.allows_private_webhooks,
         count=metrics.count_webhook,
     )

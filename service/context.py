@@ -1,4 +1,4 @@
-"""What the routes work with: the parts that `create_app` was given, in one frozen value."""
+"""What the routes work with: the parts of the service that `create_app` assembles."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -39,24 +39,24 @@ class ServiceContext:
     """When the service started, in seconds since the epoch."""
 
     def standstill(self, model: str) -> str | None:
-        """Why nothing is made of a model's jobs; None while it is. Raises StorageUnavailable."""
+        """Why no worker can run a model's jobs; None if one may. Raises StorageUnavailable."""
         workers, patience = self.workers.all(), self.settings.absent_seconds
         return standstill(model, workers, self.workers.absent_seconds(model), patience)
 
     @property
     def allows_private_webhooks(self) -> bool:
-        """Whether a webhook may go to an address that is not public, as of now.
+        """Whether webhooks may currently be sent to private addresses.
 
-        Unless the settings say so, exactly while all callers are on this machine and trusted.
+        If not set, that's only while all callers are on this machine and need no key.
         """
-        told = self.settings.webhook_private
-        return self.settings.loopback and self.gate.is_open if told is None else told
+        setting = self.settings.webhook_private
+        return self.settings.loopback and self.gate.is_open if setting is None else setting
 
 
 async def context(request: Request) -> ServiceContext:
-    """The parts of the service that got the request; async, so that no thread is asked for them."""
-    found: ServiceContext = request.app.state.context
-    return found
+    """The context of the service that got the request; async, so it doesn't take up a thread."""
+    parts: ServiceContext = request.app.state.context
+    return parts
 
 
 Context = Annotated[ServiceContext, Depends(context)]

@@ -1,7 +1,7 @@
-"""Small JSON documents on disk, one folder a tenant, each replaced whole or not at all.
+"""Small JSON documents on disk, in one folder per tenant, written atomically.
 
-What Files, Batches and webhooks must remember lives beside the images, not in the queue: it is
-little, and it outlives the jobs. Knows nothing of what the documents say.
+The state of Files, Batches and webhooks is stored next to the images rather than in the queue,
+because it's small and outlives the jobs. Doesn't know the documents' content.
 """
 
 import json
@@ -19,14 +19,14 @@ _NAME = re.compile(r"[A-Za-z0-9_-]{1,80}")
 
 
 class Documents:
-    """Documents under `root`, whose ids begin with `prefix`."""
+    """Documents under `root`, with ids that start with `prefix`."""
 
     def __init__(self, root: Path, prefix: str) -> None:
         self._root = root
         self._prefix = prefix
 
     def new_id(self) -> str:
-        """An id that nobody has."""
+        """A new random id."""
         return f"{self._prefix}{secrets.token_hex(12)}"
 
     def put(self, tenant: str, document_id: str, document: dict[str, Any]) -> None:
@@ -40,36 +40,40 @@ class Documents:
             text = self.path(tenant, document_id, ".json").read_bytes()
         except FileNotFoundError:
             raise NotFound(f"no {self._prefix.rstrip('-_')} {document_id}") from None
-        found: dict[str, Any] = json.loads(text)
-        return found
+        document: dict[str, Any] = json.loads(text)
+        return document
 
     def all(self, tenant: str) -> list[dict[str, Any]]:
         """A tenant's documents, newest first by their `created_at`."""
         folder = self._folder(tenant)
         names = [path.stem for path in folder.glob(f"{self._prefix}*.json")]
-        found = []
+        documents = []
         for name in names:
             try:
-                found.append(self.get(tenant, name))
+                documents.append(self.get(tenant, name))
             except NotFound:  # removed since the folder was listed
                 continue
-        return sorted(found, key=lambda one: (one["created_at"], one["id"]), reverse=True)
+        return sorted(
+            documents,
+            key=lambda document: (document["created_at"], document["id"]),
+            reverse=True,
+        )
 
     def remove(self, tenant: str, document_id: str) -> None:
-        """Remove a document and what lies beside it. Raises NotFound."""
+        """Remove a document and its other files. Raises NotFound."""
         self.get(tenant, document_id)
         for path in self._folder(tenant).glob(f"{document_id}.*"):
             path.unlink(missing_ok=True)
 
     def path(self, tenant: str, document_id: str, suffix: str) -> Path:
-        """Where a document, or what belongs to it, is or would be. Raises NotFound."""
+        """The path of a document or one of its other files, by suffix. Raises NotFound."""
         if not (_NAME.fullmatch(document_id) and document_id.startswith(self._prefix)):
             raise NotFound(f"no {self._prefix.rstrip('-_')} {document_id[:80]!r}")
         return self._folder(tenant) / f"{document_id}{suffix}"
 
     @contextmanager
     def writing(self, tenant: str, document_id: str, suffix: str) -> Iterator[BinaryIO]:
-        """A file that takes its name, durably, when the context ends without an error."""
+        """A file that atomically gets its name when the context exits without an error."""
         path = self.path(tenant, document_id, suffix)
         partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
         try:

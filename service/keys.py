@@ -1,11 +1,11 @@
-"""API keys: `python -m service.keys add NAME` makes one; the service knows only its hash.
+"""API keys: `python -m service.keys add NAME` creates one; the service only stores its hash.
 
     python -m service.keys add alice --weight 2 --max-unfinished 5000 --rate 120/minute
     python -m service.keys list
     python -m service.keys revoke ID
 
-The keys of a data folder are in one file, which a running service reads again when it changes. A
-key is 256 random bits, so a plain SHA-256 is as good at rest as a slow hash. Knows no HTTP.
+A data folder's keys are in one file, which a running service reloads when it changes. A key has 256
+random bits, so a plain SHA-256 is as secure at rest as a slow hash. Doesn't depend on HTTP.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from service.settings import ServiceSettings
 log = structlog.get_logger(__name__)
 
 RECHECK_SECONDS = 1.0
-"""How long a change of the key file may go unnoticed."""
+"""How often the key file is checked for changes."""
 
 
 def _rate(text: str) -> str:
@@ -40,10 +40,10 @@ def _rate(text: str) -> str:
 
 
 class Key(BaseModel):
-    """What one key may do. `sha256` is of the whole key; several keys may share a tenant.
+    """A key and its limits. `sha256` is that of the whole key; several keys may share a tenant.
 
     `weight` is the tenant's share, `max_unfinished` its quota of images (None: the service's),
-    `max_priority` the highest it may ask for, `rate` requests such as `600/minute` (None: any).
+    `max_priority` its highest priority, `rate` a rate limit such as `600/minute` (None: unlimited).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -71,26 +71,26 @@ class KeyRing:
         self._by_hash = self._read()
 
     def __bool__(self) -> bool:
-        """Whether there are any keys, and so callers must show one."""
+        """Whether there are any keys, so callers need one."""
         return bool(self._current())
 
     def find(self, key: str) -> Key | None:
-        """What is known of a key that a caller shows."""
+        """The record of a caller's key, if it's known."""
         return self._current().get(_digest(key))
 
     def all(self) -> list[Key]:
         """Every key, oldest first."""
-        return sorted(self._current().values(), key=lambda one: one.created)
+        return sorted(self._current().values(), key=lambda key: key.created)
 
     def add(self, tenant: str, **allowed: object) -> tuple[str, Key]:
-        """Make a key, which is returned this once. Raises ConfigurationError."""
-        shown = f"im_{secrets.token_urlsafe(32)}"
+        """Create a key; its text is only available here. Raises ConfigurationError."""
+        text = f"im_{secrets.token_urlsafe(32)}"
         try:
-            made = Key.model_validate(
+            key = Key.model_validate(
                 {
                     "id": f"key_{secrets.token_hex(6)}",
                     "tenant": tenant,
-                    "sha256": _digest(shown),
+                    "sha256": _digest(text),
                     "created": time.time(),
                     **allowed,
                 }
@@ -99,16 +99,16 @@ class KeyRing:
             first = error.errors()[0]
             raise ConfigurationError(f"{first['loc'][0]}: {first['msg']}") from error
         with self._changing() as keys:
-            keys[made.sha256] = made
-        return shown, made
+            keys[key.sha256] = key
+        return text, key
 
     def revoke(self, key_id: str) -> None:
-        """Take a key back. Raises ConfigurationError when there is none of that id."""
+        """Revoke a key. Raises ConfigurationError if there's no key with that id."""
         with self._changing() as keys:
-            found = next((one for one in keys.values() if one.id == key_id), None)
-            if found is None:
+            key = next((key for key in keys.values() if key.id == key_id), None)
+            if key is None:
                 raise ConfigurationError(f"no key {key_id}")
-            del keys[found.sha256]
+            del keys[key.sha256]
 
     def _current(self) -> Mapping[str, Key]:
         now = time.monotonic()
@@ -120,17 +120,15 @@ class KeyRing:
                 try:
                     self._by_hash = self._read()
                 except ConfigurationError as error:
-                    log.error(
-                        "the key file cannot be read; the keys stay as they were", error=error
-                    )
+                    log.error("couldn't read the key file; keeping the previous keys", error=error)
         return self._by_hash
 
     def _stamp(self) -> tuple[int, int] | None:
         try:
-            found = self._path.stat()
+            stat = self._path.stat()
         except FileNotFoundError:
             return None
-        return found.st_mtime_ns, found.st_ino
+        return stat.st_mtime_ns, stat.st_ino
 
     def _read(self) -> dict[str, Key]:
         try:
@@ -143,7 +141,7 @@ class KeyRing:
 
     @contextmanager
     def _changing(self) -> Iterator[dict[str, Key]]:
-        """The keys to change; written when the context ends, with nobody else changing them."""
+        """The keys, to be modified under a lock; written when the context exits."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
         lock = os.open(self._path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o600)
         try:
@@ -167,20 +165,21 @@ def _digest(key: str) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; 2 when what it is asked for cannot be."""
-    given = vars(_parser().parse_args(arguments))
-    action = given.pop("action")
+    """The command; returns 2 for an error."""
+    flags = vars(_parser().parse_args(arguments))
+    action = flags.pop("action")
     try:
         ring = KeyRing(ServiceSettings.read().data / "keys.json")
         if action == "add":
-            shown, made = ring.add(**{name: one for name, one in given.items() if one is not None})
-            sys.stdout.write(f"{shown}\n")
-            sys.stderr.write(f"{made.id} for tenant {made.tenant}; the key is shown only now\n")
+            allowed = {name: value for name, value in flags.items() if value is not None}
+            text, key = ring.add(**allowed)
+            sys.stdout.write(f"{text}\n")
+            sys.stderr.write(f"{key.id} for tenant {key.tenant}; this key won't be shown again\n")
         elif action == "revoke":
-            ring.revoke(given["id"])
+            ring.revoke(flags["id"])
         else:
-            shown_keys = [key.model_dump(exclude={"sha256"}) for key in ring.all()]
-            sys.stdout.write(json.dumps(shown_keys, indent=1) + "\n")
+            keys = [key.model_dump(exclude={"sha256"}) for key in ring.all()]
+            sys.stdout.write(json.dumps(keys, indent=1) + "\n")
     except ConfigurationError as error:
         sys.stderr.write(f"imagemill keys: {error}\n")
         return 2
@@ -190,14 +189,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m service.keys", description=__doc__)
     actions = parser.add_subparsers(dest="action", required=True)
-    add = actions.add_parser("add", help="make a key and print it once")
-    add.add_argument("tenant", help="whose jobs the key sees")
-    add.add_argument("--weight", type=float, help="share beside other tenants; default 1")
-    add.add_argument("--max-unfinished", type=int, help="images queued or running at once")
-    add.add_argument("--max-priority", type=int, help="highest priority, 0 to 9")
-    add.add_argument("--rate", help="requests, such as 600/minute")
-    actions.add_parser("list", help="show all keys but not their secrets")
-    revoke = actions.add_parser("revoke", help="take a key back")
+    add = actions.add_parser("add", help="create a key and print it once")
+    add.add_argument("tenant", help="the tenant whose jobs the key can access")
+    add.add_argument("--weight", type=float, help="share relative to other tenants (default: 1)")
+    add.add_argument(
+        "--max-unfinished", type=int, help="maximum number of queued and running images"
+    )
+    add.add_argument("--max-priority", type=int, help="highest allowed priority, 0 to 9")
+    add.add_argument("--rate", help="rate limit of requests, such as 600/minute")
+    actions.add_parser("list", help="list all keys, without their secrets")
+    revoke = actions.add_parser("revoke", help="revoke a key")
     revoke.add_argument("id")
     return parser
 

@@ -1,6 +1,6 @@
-"""The service's own settings, on top of those that every process shares.
+"""The service's own settings, in addition to those shared by all processes.
 
-Read once in `__main__` and passed inward. Knows nothing of what the values are used for.
+Read once in `__main__` and passed inward. Doesn't know what the values are used for.
 """
 
 import ipaddress
@@ -16,17 +16,18 @@ _Origin = Annotated[str, Field(pattern=r"^(\*|https?://[^\s/?#,*]+)$")]
 
 
 class ServiceSettings(QueueSettings):
-    """`IMAGEMILL_*` variables of the HTTP service. Sizes are bytes, times seconds.
+    """`IMAGEMILL_*` variables of the HTTP service. Sizes are in bytes, times in seconds.
 
-    `anonymous` lets callers from other machines in without keys, where there are none.
-    `public_url` is how callers reach the service, without a trailing slash; when it is unset,
-    URLs in answers are paths. `sync_seconds` is how long a request may wait on the line for its
-    images, on the routes that answer with them. `absent_seconds` is how long a model may be without
-    any worker before its callers hear of it.
-    `webhook_secret` signs webhooks (`whsec_` and base64); unset, one is made and kept in the data
-    folder. `webhook_private` allows webhooks to addresses that are not public; unset, exactly
-    while only this machine can reach the service and there are no API keys.
-    `cors_origins` are the sites whose pages may call the service from a browser.
+    - `anonymous`: allow callers from other machines without a key, if there are no keys
+    - `public_url`: the URL at which callers reach the service, without a trailing slash; if unset,
+      URLs in responses are paths
+    - `sync_seconds`: how long a request may wait for its images, on routes that respond with them
+    - `absent_seconds`: how long a model may be without a worker before its callers get a warning
+    - `webhook_secret`: signs webhooks (`whsec_` and base64); if unset, one is generated and stored
+      in the data folder
+    - `webhook_private`: allow webhooks to private addresses; if unset, they're only allowed while
+      only this machine can reach the service and there are no API keys
+    - `cors_origins`: the sites whose pages may call the service from a browser
     """
 
     host: str = "127.0.0.1"
@@ -45,7 +46,7 @@ class ServiceSettings(QueueSettings):
     @classmethod
     def _listed(cls, value: object) -> object:
         if isinstance(value, str):
-            return tuple(one.strip() for one in value.split(",") if one.strip())
+            return tuple(origin.strip() for origin in value.split(",") if origin.strip())
         return value
 
     @field_validator("webhook_secret")
@@ -54,13 +55,13 @@ class ServiceSettings(QueueSettings):
         try:
             if value is not None:
                 Webhook(value.get_secret_value())
-        except Exception as error:  # the library has no error of its own for each kind
+        except Exception as error:  # the library doesn't document which errors it raises
             raise ValueError("must be whsec_ followed by base64") from error
         return value
 
     @property
     def may_be_open(self) -> bool:
-        """Whether callers may come without a key, where there are none."""
+        """Whether callers need no key as long as there are no keys."""
         return self.loopback or self.anonymous
 
     @property

@@ -1,1 +1,1 @@
-"""The worker process: claim, encode, denoise, deliver; and the supervisor that keeps it alive."""
+"""Worker processes, which claim, encode, denoise and deliver images, and their supervisor."""

@@ -1,7 +1,7 @@
-"""`python -m workers`: the supervisor of this machine's workers; or one worker, or one rank of it.
+"""Run the supervisor of this machine's workers, or a single worker or rank.
 
-A process is one worker when it is told its `--device`, or when it is one of those that torchrun or
-`accelerate launch` started; then `--model` names its model.
+With `--device`, or when started by torchrun or `accelerate launch`, the process is one worker, or
+one rank of it, and `--model` names its model.
 """
 
 import argparse
@@ -32,7 +32,7 @@ log = structlog.get_logger(__name__)
 
 
 def main() -> int:
-    """Run until told to stop; the exit code, 2 when the settings or the catalog cannot work."""
+    """Run until stopped; returns the exit code, 2 if the settings or the catalog are invalid."""
     args = _parser().parse_args()
     try:
         settings = WorkerSettings.read()
@@ -44,7 +44,7 @@ def main() -> int:
             devices = accelerators()
             places = posts(catalog, devices, only=args.model, count=args.workers)
             if devices == [CPU]:
-                log.info("no accelerator; workers run on the CPU", reason=why_none())
+                log.info("no accelerator found; workers run on the CPU", reason=why_none())
             with redis_url(settings) as url:
                 notices = Notices(lambda: Store.connect(url, pool=settings.pool))
                 return Supervisor(places, settings, notices).run()
@@ -55,7 +55,7 @@ def main() -> int:
 
 
 def _place(args: argparse.Namespace, catalog: Catalog) -> Place | None:
-    """Which worker or rank this process is; None for a supervisor."""
+    """Which worker or rank this process is; None if it's the supervisor."""
     if args.device is not None:
         return supervised_place(catalog.get(args.model), args.device, args.index)
     model = None if args.model is None else catalog.get(args.model)
@@ -63,13 +63,13 @@ def _place(args: argparse.Namespace, catalog: Catalog) -> Place | None:
 
 
 def _serve(model: Model, place: Place, settings: WorkerSettings) -> int:
-    """One worker, or one rank of it."""
+    """Run one worker, or one rank of it."""
     place = replace(place, device=seated(place.device, os.environ))
     os.environ.setdefault("OMP_NUM_THREADS", str(settings.threads))
     tracing.start("imagemill-worker")
     code = _run(model, place, settings)
     if place.size > 1:
-        # At the interpreter's end torch.distributed may wait for a rank or a launcher that is gone.
+        # When the interpreter exits, torch.distributed may wait for a rank or launcher that's gone.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
@@ -90,10 +90,12 @@ def _run(model: Model, place: Place, settings: WorkerSettings) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m workers", description=__doc__)
-    parser.add_argument("--model", help="only this model's workers")
+    parser.add_argument("--model", help="serve only this model")
     parser.add_argument("--device", help="run one worker on this device, such as cuda:0 or cpu")
-    parser.add_argument("--index", type=int, default=0, help="which of the model's workers it is")
-    parser.add_argument("--workers", type=int, help="how many workers each model gets")
+    parser.add_argument(
+        "--index", type=int, default=0, help="index of this worker among the model's"
+    )
+    parser.add_argument("--workers", type=int, help="number of workers per model")
     return parser
 
 

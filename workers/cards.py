@@ -1,7 +1,7 @@
-"""A model's card, as its workers publish it: its defaults at once, the rest when they know it.
+"""Publishes a model's card: its defaults at once, the rest once it's known.
 
-Each worker of a model publishes the same facts. A tokenizer is too large for the queue: it lies in
-the data folder.
+All workers of a model publish the same facts. The tokenizer is too large for the queue, so it's
+written to the data folder.
 """
 
 import os
@@ -23,7 +23,7 @@ log = structlog.get_logger(__name__)
 
 
 class Cards:
-    """Publishes the card of `entry`; `patiently` makes a write outlast an outage of the queue."""
+    """Publishes the card of `entry`; `patiently` retries a write while the queue is unavailable."""
 
     def __init__(
         self,
@@ -37,10 +37,10 @@ class Cards:
         self._facts: dict[str, Any] = {}
 
     def introduce(self) -> Model:
-        """Tell the service what the model is before it is loaded, unless that is known.
+        """Publish the card before the model is loaded, unless it's already published.
 
-        Its defaults come first, since no job that leaves them open is taken until then. Returns
-        the entry with these defaults. Raises ModelUnavailable.
+        The defaults come first, because until then the service accepts no job that relies on them.
+        Returns the entry with these defaults. Raises ModelUnavailable.
         """
         model = resolve_defaults(self._entry)
         self._facts = to_publish(self._entry, model)
@@ -49,36 +49,36 @@ class Cards:
             self._publish(known, {})
         try:
             card, tokenizer = read_card(model)
-        except Exception as error:  # loading says whether the model is at fault
-            log.info("not known before it is loaded", model=model.name, reason=str(error))
+        except Exception as error:  # loading the model reports whether it's at fault
+            log.info("couldn't read the card before loading", model=model.name, reason=str(error))
             return model
         if not asdict(card).items() <= known.items():
             self.publish(card, tokenizer, {})
         return model
 
     def publish(self, card: Card, tokenizer: str | None, measured: Mapping[str, Any]) -> None:
-        """Publish all that is known, and leave the tokenizer for the service."""
+        """Publish the whole card, and write the tokenizer for the service."""
         if tokenizer is not None:
-            self._leave(tokenizer)
+            self._write_tokenizer(tokenizer)
         self._publish({}, {**asdict(card), **measured})
 
     def _publish(self, known: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
-        """Publish `facts`, over what is `known`, unless there is nothing new in them."""
+        """Publish `known` updated with `facts`, unless that changes nothing."""
         facts = {**facts, **self._facts}
         if not facts.items() <= known.items():
             card = {**known, **facts}
             self._patiently(lambda: self._store.publish_card(self._entry.name, card))
 
     def _known(self) -> dict[str, Any]:
-        """The card of the same weights, as it was last published."""
+        """The card last published, if it's of the same weights."""
         try:
             known = self._store.card(self._entry.name) or {}
         except StorageUnavailable:
             return {}
         return known if known.get("source") == self._entry.source else {}
 
-    def _leave(self, text: str) -> None:
-        """Put the tokenizer where the service finds it, whole or not at all."""
+    def _write_tokenizer(self, text: str) -> None:
+        """Write the tokenizer atomically, because the service may read it at any time."""
         self._file.parent.mkdir(parents=True, exist_ok=True)
         partial = self._file.with_name(f"{self._file.name}.{os.getpid()}")
         partial.write_text(text)

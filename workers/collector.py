@@ -1,8 +1,8 @@
-"""Removes the files of expired and deleted jobs, then their last trace in the queue.
+"""Removes the files of expired and deleted jobs, then their last entry in the queue.
 
-On a thread of its own: a job may have ten thousand files, and no lease may run out over them. What
-it is told to remove nobody can read any more, so that it may stop at any point: a job that is not
-forgotten comes again a minute later, to whichever worker looks then.
+Runs on its own thread, because a job may have ten thousand files and leases must not expire while
+they're removed. The API no longer serves these jobs, so it can stop at any point: a job that isn't
+forgotten is due again a minute later, for any worker.
 """
 
 import threading
@@ -16,25 +16,25 @@ from jobs.queue.store import Store
 log = structlog.get_logger(__name__)
 
 LOOK_SECONDS = 2.0
-"""Seconds between two looks for jobs whose files can go."""
+"""Seconds between checks for jobs whose files can be removed."""
 
 COLLECTED_AT_ONCE = 16
-"""Jobs whose files one look removes."""
+"""Most jobs to collect per check."""
 
 
 class Collector:
-    """Collects until `stop`; a queue or a folder that refuses is tried again later."""
+    """Collects until `stop`; failures of the queue or the disk are retried later."""
 
     def __init__(self, store: Store, images: LocalImages) -> None:
         self._store, self._images = store, images
         self._stop = threading.Event()
 
     def stop(self) -> None:
-        """End `run` after the job in progress."""
+        """End `run` after the current job."""
         self._stop.set()
 
     def run(self) -> None:
-        """Look and collect until stopped."""
+        """Check for jobs and collect them until stopped."""
         while not self._stop.wait(LOOK_SECONDS):
             try:
                 due = self._store.due(COLLECTED_AT_ONCE)
@@ -51,4 +51,4 @@ class Collector:
             self._images.remove_job(job_id)
             self._store.forget(job_id)
         except StorageUnavailable as error:
-            log.warning("cannot remove a job's files yet", job=job_id, reason=str(error))
+            log.warning("couldn't remove a job's files", job=job_id, reason=str(error))

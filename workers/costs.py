@@ -1,10 +1,10 @@
-"""What forward passes cost, learned from those that real work runs.
+"""Learns the costs of forward passes from real work.
 
-Warm-up measures each bucket a few times, perhaps on a busy machine. So the engine keeps measuring:
-for each bucket of each size, `Learner` keeps the fastest of the latest passes, since noise only
-adds, and forgets slowly, since a machine may become slower for good. The pinned bucket never
-follows (`Costs.pinning`). A bucket that looked too slow is never chosen and so never measured
-again; therefore the learner has one tried now and then. Knows no queue and no model.
+Warm-up measures each bucket a few times, possibly on a busy machine, so the engine keeps measuring.
+For each bucket of each size, `Learner` keeps the fastest of the latest passes, because noise only
+makes passes slower. It forgets slowly, because a machine may become slower for good. The pinned
+bucket never follows (`Costs.pinning`). A bucket that looked too slow is never chosen and so never
+measured again, so the learner has one tried now and then. Doesn't use the queue or a model.
 """
 
 import json
@@ -23,48 +23,48 @@ from workers.scheduler import BUCKETS, Costs
 log = structlog.get_logger(__name__)
 
 WINDOW = 64
-"""Passes after which the fastest is looked for anew; the window before still counts."""
+"""Passes per window. The fastest of the current and the previous window counts."""
 
 ENOUGH = 4
-"""Passes of a bucket from which on their fastest replaces what warm-up measured."""
+"""Passes of a bucket after which their fastest replaces the warm-up's figure."""
 
 STALE = 2000
-"""Passes of other buckets after which a bucket's cost is worth another look."""
+"""Passes of other buckets after which a bucket's cost is worth measuring again."""
 
 TRY_EVERY = 32
 """At most one pass in this many tries a bucket above the knee."""
 
 MOST_POINTS = 256
-"""Buckets of sizes that are kept; where any size may be asked for, later ones go unlearned."""
+"""Most (size, bucket) pairs to learn, because clients may ask for any number of sizes."""
 
 Measured = tuple[int, int, float]
 """Tokens of a sample, bucket, seconds of a forward pass."""
 
 
 class Stopwatch:
-    """Times a forward pass, started when it's made.
+    """Times a forward pass, starting when the stopwatch is created.
 
-    Where the calling thread computes it on the CPU, the time is left out that the thread was ready
-    to run while other programs had the processor. An accelerator works on during such a time.
+    With `on_cpu`, the time that this thread waited for a processor isn't counted. It is otherwise,
+    because an accelerator keeps working while the thread waits.
     """
 
     def __init__(self, *, on_cpu: bool) -> None:
-        # The interval between the two delays lies within that of the wall clock, because a wait
-        # outside the latter would make the pass look faster than it is.
+        # The delay is read inside the wall clock's interval, because a wait outside of it would be
+        # subtracted without having been added, and make the pass look faster than it is.
         self._on_cpu = on_cpu
         self._began = time.perf_counter()
         self._delay = _run_delay() if on_cpu else 0.0
 
     def seconds(self) -> float:
-        """Seconds since the start."""
+        """Return the seconds since the start."""
         delay = _run_delay() - self._delay if self._on_cpu else 0.0
         return time.perf_counter() - self._began - delay
 
 
 def _run_delay() -> float:
-    """Seconds that this thread has waited for a processor; 0 where the system doesn't count them.
+    """Seconds that this thread has waited for a processor; 0 if the system doesn't report them.
 
-    Linux counts them in /proc/thread-self/schedstat: computing, waiting (both ns), time slices.
+    /proc/thread-self/schedstat on Linux has nanoseconds running and waiting, and time slices.
     """
     try:
         with open("/proc/thread-self/schedstat", encoding="ascii") as file:
@@ -75,7 +75,10 @@ def _run_delay() -> float:
 
 @dataclass(slots=True)
 class _Point:
-    """The fastest of the passes in this window and in the one before it."""
+    """The fastest pass of the current window and the one before it."""
+
+    # Two windows, so the minimum never rests on the few passes of a window that has just begun,
+    # yet an old minimum is forgotten after at most twice WINDOW passes.
 
     now: float = float("inf")
     before: float = float("inf")
@@ -95,11 +98,11 @@ class _Point:
 
 
 class Learner:
-    """The costs of one worker as they become known; every method may be called from any thread.
+    """The costs of one worker, updated with every pass; safe to call from any thread.
 
-    `base` is what warm-up measured, with what earlier workers learned as its exact costs, and
-    `usual_tokens` are those of a sample of the default size. `on_cpu` tells that forward passes
-    compute on the thread that runs them. Without `learns` the costs stay as they are.
+    `base` comes from warm-up, with costs learned by earlier workers as its `exact` ones.
+    `usual_tokens` are those of a sample of the default size. `on_cpu` says whether forward passes
+    compute on the thread that runs them. Without `learns`, the costs never change.
     """
 
     def __init__(
@@ -112,16 +115,18 @@ class Learner:
         self._tried = 0
         self._points: dict[tuple[int, int], _Point] = {}
         for key, seconds in base.exact.items():
+            # Costs from an earlier run count as a full window that's already stale: good enough to
+            # choose by, but the first real passes start a new window and replace them soon.
             self._points[key] = _Point(now=seconds, count=WINDOW, seen=-STALE)
         self._costs = Costs(base.points, dict(base.exact), base.pinning or base.points)
 
     @property
     def costs(self) -> Costs:
-        """What is known now."""
+        """The current costs."""
         return self._costs
 
     def observe(self, tokens: int, bucket: int, seconds: float) -> None:
-        """A forward pass of a bucket of samples of `tokens` each took this long."""
+        """Record that a forward pass of `bucket` samples of `tokens` each took `seconds`."""
         if not self._learns:
             return
         key = tokens, bucket
@@ -133,15 +138,16 @@ class Learner:
             point.take(seconds, self._passes)
             if point.count < ENOUGH or self._costs.exact.get(key) == point.seconds:
                 return
+            # A new object each time, so readers need no lock and never see a half-updated one.
             before, exact = self._costs, {**self._costs.exact, key: point.seconds}
             self._costs = after = Costs(before.points, exact, before.pinning)
         if (knee := after.largest(tokens)) != before.largest(tokens):
-            log.info("costs: another batch size pays most", tokens=tokens, bucket=knee)
+            log.info("costs: best batch size changed", tokens=tokens, bucket=knee)
 
     def trial(self, tokens: int, knee: int, most: int) -> int | None:
-        """The bucket above the knee to fill for once, of at most `most` samples; mostly None.
+        """The bucket above the knee to try now, of at most `most` samples; usually None.
 
-        Only buckets that warm-up has run: a larger one might not fit the device's memory.
+        Only buckets that warm-up has run, because a larger one might not fit in memory.
         """
         bucket = next((b for b in BUCKETS if b > knee), None)
         if (
@@ -161,7 +167,7 @@ class Learner:
             return bucket
 
     def measured(self) -> list[Measured]:
-        """All that is known of buckets that ran often enough."""
+        """The costs of all buckets that ran often enough."""
         with self._lock:
             return [
                 (tokens, bucket, point.seconds)
@@ -170,7 +176,7 @@ class Learner:
             ]
 
     def describe(self) -> dict[str, int]:
-        """The buckets in use at the default size, for people."""
+        """The buckets in use at the default size, for status pages."""
         costs, tokens = self._costs, self._usual_tokens
         return {"pinned": costs.pinned(tokens), "largest": costs.largest(tokens)}
 
@@ -180,7 +186,7 @@ class Learner:
 
 
 class Keeper:
-    """Writes what a learner knows next to the profile now and then, so that a restart has it."""
+    """Writes a learner's costs next to the profile regularly, so a restart has them."""
 
     def __init__(self, learner: Learner, path: Path) -> None:
         self.learner, self._path = learner, path
@@ -194,12 +200,12 @@ class Keeper:
             self.write()
 
     def stop(self) -> None:
-        """End `run`, and write for the last time."""
+        """End `run`, and write one last time."""
         self._stop.set()
         self.write()
 
     def write(self) -> None:
-        """Write it now, unless nothing changed; a disk that refuses costs nothing but this."""
+        """Write the costs if they changed; a failed write is logged and tried again later."""
         with self._lock:
             measured = self.learner.measured()
             if measured == self._written:
@@ -209,7 +215,7 @@ class Keeper:
                 partial.write_text(json.dumps({"measured": measured}) + "\n")
                 partial.replace(self._path)
             except OSError as error:
-                log.warning("costs: can't be kept", path=str(self._path), reason=str(error))
+                log.warning("costs: can't write file", path=str(self._path), reason=str(error))
                 with suppress(OSError):
                     partial.unlink(missing_ok=True)
                 return
@@ -217,12 +223,12 @@ class Keeper:
 
 
 def read_learned(path: Path) -> dict[tuple[int, int], float]:
-    """Exact costs that a keeper wrote; nothing where there is no such file or it's damaged."""
+    """Exact costs written by a `Keeper`; empty if the file is missing or damaged."""
     try:
         described: Mapping[str, Sequence[Sequence[float]]] = json.loads(path.read_text())
         return {(int(t), int(b)): float(s) for t, b, s in described["measured"][:MOST_POINTS]}
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        log.warning("costs: unreadable, learned anew", path=str(path), reason=str(error))
+        log.warning("costs: can't read file, starting over", path=str(path), reason=str(error))
         return {}

@@ -1,10 +1,10 @@
-"""From finished latents to a committed image, off the denoising thread.
+"""Turns finished latents into committed images, off the denoising thread.
 
-Decode, quantise, encode with the recipe, write and fsync, then commit with the fencing token: an
-image can be downloaded only after its bytes are safe. A commit that comes too late is refused by
-the queue, and the file goes again. Failures are reported here too, previews made, and images given
-back, so that the engine never waits for the queue or the disk. Where the pipeline's stages take
-turns, finished samples are kept until the decoder's. Knows nothing of steps or batches.
+Decode, quantise, encode with the recipe, write and fsync, then commit with the fencing token. So an
+image can be downloaded only after its bytes are safe. If the queue refuses a late commit, the file
+is removed. This thread also reports failures, makes previews and gives images back, so the engine
+never waits for the queue or the disk. With a phased pipeline, finished samples wait for the
+decoding phase.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ from jobs.queue.store import Commit, Store
 from jobs.runtime import tracing
 from pipelines.seam import Pipeline, Sample
 from workers import recipe
-from workers.in_flight import Flight, Flights
+from workers.in_flight import InFlight, InFlightImages
 from workers.phases import Phase, Phases
 
 T = TypeVar("T")
@@ -35,26 +35,26 @@ T = TypeVar("T")
 log = structlog.get_logger(__name__)
 
 RETRY_SECONDS = 1.0
-"""Pause before a store that refused a write is asked again."""
+"""Pause before a failed write is retried."""
 
 AGAIN_SECONDS = 2.0
-"""A failed image is tried again after this times two to the power of its attempts."""
+"""A failed image is retried after this times two to the power of its attempts."""
 
 BACKLOG = 16
-"""Finished samples that may wait for decoding before the engine waits for delivery."""
+"""Most finished samples to queue for decoding before the engine has to wait."""
 
 
-class _Word(Enum):
-    """What `run` is told between flights."""
+class _Signal(Enum):
+    """What else `run` can find in its queue."""
 
-    GIVE_BACK = "something goes back to the queue"
+    GIVE_BACK = "an image was given back"
     DECODE = "the decoding phase is open"
-    PREVIEW = "a preview waits"
-    CLOSE = "nothing more comes"
+    PREVIEW = "a preview was requested"
+    CLOSE = "nothing more will be put"
 
 
 class Delivery:
-    """Takes finished and failed flights from `put` and `give_up`, on one thread of its own."""
+    """Delivers the images passed to `put` and reports those passed to `give_up`, in `run`."""
 
     def __init__(
         self,
@@ -63,69 +63,70 @@ class Delivery:
         store: Store,
         images: LocalImages,
         pipeline: Pipeline,
-        flights: Flights,
+        flights: InFlightImages,
         phases: Phases,
     ) -> None:
         self.delivered = 0
         self.trouble: str | None = None
         self._model, self._store, self._images = model, store, images
         self._pipeline, self._flights, self._phases = pipeline, flights, phases
-        self._queue: queue.Queue[tuple[Flight, BaseException | None] | _Word]
+        self._queue: queue.Queue[tuple[InFlight, BaseException | None] | _Signal]
         self._queue = queue.Queue(BACKLOG)
-        self._returned: queue.SimpleQueue[Flight] = queue.SimpleQueue()
-        self._previews: dict[str, tuple[Flight, Sample]] = {}
-        self._kept: list[Flight] = []
+        self._returned: queue.SimpleQueue[InFlight] = queue.SimpleQueue()
+        self._previews: dict[str, tuple[InFlight, Sample]] = {}
+        self._undecoded: list[InFlight] = []
 
-    def put(self, flight: Flight) -> None:
+    def put(self, flight: InFlight) -> None:
         """Deliver a finished sample; waits when the backlog is full."""
         self._queue.put((flight, None))
 
-    def show(self, flight: Flight, sample: Sample) -> None:
-        """Make a preview of a sample as it stands, unless a newer one comes first.
+    def show(self, flight: InFlight, sample: Sample) -> None:
+        """Make a preview of the sample; replaces one of the same image that's still waiting.
 
-        Finished ones go before. Left out while the decoder's weights may not be in their place.
+        Finished samples go first. Does nothing with a phased pipeline, because the decoder's
+        weights may not be loaded.
         """
         if not self._phases.phased:
             self._previews[flight.lease.key] = flight, sample
-            if self._queue.empty():  # otherwise its turn comes after what waits there
-                self._queue.put(_Word.PREVIEW)
+            if self._queue.empty():  # otherwise `run` gets to it after those
+                self._queue.put(_Signal.PREVIEW)
 
-    def give_up(self, flight: Flight, error: BaseException) -> None:
-        """Report a failed one: final when it is the image's own fault, tried again otherwise."""
+    def give_up(self, flight: InFlight, error: BaseException) -> None:
+        """Report a failed image: final if it's an ImageFailed, otherwise it's retried."""
         self._queue.put((flight, error))
 
-    def give_back(self, flight: Flight) -> None:
-        """Leave an image that has not begun to another worker: at once, before what waits here."""
+    def give_back(self, flight: InFlight) -> None:
+        """Give an unstarted image back to the queue, ahead of what waits here."""
         self._returned.put(flight)
-        if self._queue.empty():  # otherwise `run` looks before it takes up what waits there
-            self._queue.put(_Word.GIVE_BACK)
+        if self._queue.empty():  # otherwise `run` checks before the next item
+            self._queue.put(_Signal.GIVE_BACK)
 
     def decode_all(self) -> None:
-        """The decoding phase is open: deliver what was put before, then end the phase."""
-        self._queue.put(_Word.DECODE)
+        """Deliver what was put before, then end the decoding phase. Call it once that's open."""
+        self._queue.put(_Signal.DECODE)
 
     def close(self) -> None:
         """Deliver what was put before, then end `run`."""
-        self._queue.put(_Word.CLOSE)
+        self._queue.put(_Signal.CLOSE)
 
     def run(self) -> None:
         """Deliver until closed."""
-        while (item := self._queue.get()) is not _Word.CLOSE:
+        while (item := self._queue.get()) is not _Signal.CLOSE:
             self._release_returned()
-            if item is _Word.DECODE:
-                self._deliver_kept()
+            if item is _Signal.DECODE:
+                self._deliver_undecoded()
                 self._phases.end(Phase.DECODE)
-            elif not isinstance(item, _Word):
+            elif not isinstance(item, _Signal):
                 self._handle(*item)
             while self._previews and self._queue.empty():
                 first, *_ = self._previews
                 self._preview(*self._previews.pop(first))
         self._release_returned()
-        self._deliver_kept()
+        self._deliver_undecoded()
 
-    def _handle(self, flight: Flight, error: BaseException | None) -> None:
+    def _handle(self, flight: InFlight, error: BaseException | None) -> None:
         if error is None and self._phases.phased:
-            self._kept.append(flight)
+            self._undecoded.append(flight)
         else:
             self._finish(flight, error)
 
@@ -135,19 +136,23 @@ class Delivery:
             self._insist(flight, partial(self._store.release, [flight.lease]))
             self._flights.remove(flight)
 
-    def _deliver_kept(self) -> None:
-        while self._kept:
-            self._finish(self._kept.pop(0), None)
+    def _deliver_undecoded(self) -> None:
+        while self._undecoded:
+            self._finish(self._undecoded.pop(0), None)
             self._release_returned()
 
-    def _finish(self, flight: Flight, error: BaseException | None) -> None:
+    def _finish(self, flight: InFlight, error: BaseException | None) -> None:
         with structlog.contextvars.bound_contextvars(job=flight.lease.job_id):
-            if not flight.dropped:
-                self._deliver(flight) if error is None else self._report(flight, error)
+            if flight.dropped:
+                pass
+            elif error is None:
+                self._deliver(flight)
+            else:
+                self._report(flight, error)
         self._flights.remove(flight)
 
-    def _preview(self, flight: Flight, sample: Sample) -> None:
-        """Write what the sample is about to become; a preview that fails is no failure."""
+    def _preview(self, flight: InFlight, sample: Sample) -> None:
+        """Write a preview of the sample; if that fails, the image isn't affected."""
         if flight.dropped or (flight.sample and flight.sample.done):
             return
         try:
@@ -160,13 +165,13 @@ class Delivery:
         except Exception as error:
             log.info("no preview", image=flight.lease.key, reason=str(error))
 
-    def _deliver(self, flight: Flight) -> None:
+    def _deliver(self, flight: InFlight) -> None:
         try:
             with tracing.under(flight.lease.trace, "decode", image=flight.lease.key):
                 data = self._bytes(flight)
         except OutOfMemory as error:
-            is_alone = len(self._flights) == 1  # the memory may be others' for the moment
-            final = ImageFailed(f"decoding does not fit the device: {error}")
+            is_alone = len(self._flights) == 1  # otherwise others may hold the memory right now
+            final = ImageFailed(f"decoding doesn't fit in the device's memory: {error}")
             self._report(flight, final if is_alone else error)
             return
         except (torch.AcceleratorError, GroupLost):
@@ -186,17 +191,17 @@ class Delivery:
         if uri is not None:
             self._commit(flight, uri, data)
 
-    def _bytes(self, flight: Flight) -> bytes:
+    def _bytes(self, flight: InFlight) -> bytes:
         assert flight.sample is not None
         [pixels] = self._pipeline.decode([flight.sample])
-        made = recipe.recipe(flight.sample, self._model, self._pipeline.card, flight.bucket)
-        return recipe.encode(pixels, made)
+        made_with = recipe.recipe(flight.sample, self._model, self._pipeline.card, flight.bucket)
+        return recipe.encode(pixels, made_with)
 
-    def _commit(self, flight: Flight, uri: str, data: bytes) -> None:
-        """Finish the image, or remove its file where the queue says that it is not ours.
+    def _commit(self, flight: InFlight, uri: str, data: bytes) -> None:
+        """Commit the image, or remove its file if the queue refuses the commit.
 
-        A dropped flight asks too: only the queue knows whether a commit whose answer got lost has
-        come to pass, and then the file must stay.
+        Dropped images are committed too, because only the queue knows whether a commit whose reply
+        got lost has taken effect. In that case the file must stay.
         """
         result = ImageResult(
             uri=uri,
@@ -206,16 +211,16 @@ class Delivery:
             seconds=time.monotonic() - flight.claimed,
         )
         with tracing.under(flight.lease.trace, "commit", image=flight.lease.key):
-            answer = self._insist(flight, lambda: self._store.commit([(flight.lease, result)]))
-        if answer == [Commit.STALE]:
-            log.info("commit refused: the image is not ours any more", image=flight.lease.key)
-            with suppress(OSError):  # then it goes with its job's files
+            outcome = self._insist(flight, lambda: self._store.commit([(flight.lease, result)]))
+        if outcome == [Commit.STALE]:
+            log.info("commit refused: lease lost or image cancelled", image=flight.lease.key)
+            with suppress(OSError):  # it's removed with the job's other files later
                 self._images.remove(uri)
-        elif answer is not None:
+        elif outcome is not None:
             self.delivered += 1
             log.info("image made", image=flight.lease.key, seconds=round(result.seconds, 3))
 
-    def _report(self, flight: Flight, error: BaseException) -> None:
+    def _report(self, flight: InFlight, error: BaseException) -> None:
         final = isinstance(error, ImageFailed)
         message = str(error) if final else f"{type(error).__name__}: {error}"
         log.warning("image failed", image=flight.lease.key, error=message, final=final)
@@ -225,11 +230,11 @@ class Delivery:
             lambda: self._store.fail(flight.lease, message, again=not final, delay_seconds=delay),
         )
 
-    def _insist(self, flight: Flight, write: Callable[[], T]) -> T | None:
-        """Write, again while the store refuses it; None when the flight was dropped meanwhile."""
+    def _insist(self, flight: InFlight, write: Callable[[], T]) -> T | None:
+        """Retry `write` while storage is unavailable; None if the image was dropped meanwhile."""
         while True:
             try:
-                answer = write()
+                result = write()
             except StorageUnavailable as error:
                 self.trouble = str(error)
                 log.warning("waiting for storage", image=flight.lease.key, reason=self.trouble)
@@ -238,4 +243,4 @@ class Delivery:
                 time.sleep(RETRY_SECONDS)
             else:
                 self.trouble = None
-                return answer
+                return result

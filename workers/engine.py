@@ -1,9 +1,15 @@
-"""The denoising loop: samples in flight advance together, a forward pass at a time or several.
+"""The denoising loop: runs forward passes over the samples in flight.
 
-At every step boundary it takes in what intake made ready, lets go of what was cancelled or lost,
-asks the scheduler who shares the next forward pass, and runs it: itself, or on another thread where
-the pipeline takes several at once. Finished samples go to delivery. Decides what an out-of-memory
-and a poisonous sample mean; a lost group ends it. Knows no Redis and no files.
+At every step boundary it admits samples from intake, drops those that were cancelled or lost, asks
+the scheduler which samples share the next forward pass, and runs it: on this thread, or on others
+if the pipeline runs several passes at once. Finished samples go to delivery. Doesn't use Redis or
+files.
+
+Two paths cross modules. Cancelling: cancel.lua marks the job's images, beat.lua's reply reports
+them to the heartbeat, which calls `InFlight.drop`, and `_drop_cancelled` removes the sample at the
+next step boundary. Out of memory: when a pass raises OutOfMemory, `_shrink` halves the group's
+batch limit, and a lone sample is retried with no other pass running before it fails. Decoding
+retries with VAE tiling first; `Delivery` then fails the image only if the worker holds no other.
 """
 
 import queue
@@ -21,7 +27,7 @@ from jobs.errors import GroupLost, ImageFailed, OutOfMemory
 from jobs.runtime import tracing
 from pipelines.seam import ROUND, Pipeline, Sample
 from workers.costs import Learner
-from workers.in_flight import Flight, Flights
+from workers.in_flight import InFlight, InFlightImages
 from workers.phases import Phase, Phases
 from workers.scheduler import (
     BUCKETS,
@@ -38,20 +44,20 @@ from workers.slots import Slots, first_done
 log = structlog.get_logger(__name__)
 
 IDLE_SECONDS = 0.5
-"""How long an idle engine waits for a sample before it looks at its stop flag again."""
+"""How long an idle engine waits for a sample before it checks its stop flag again."""
 
 ARRIVAL_SECONDS = 0.01
-"""How long an engine with a free slot waits for a running pass before it looks for arrivals."""
+"""How long an engine with a free slot waits for a running pass before it checks for arrivals."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Pass:
-    """A forward pass on its way: its flights, and the step that each was at before it.
+    """A running forward pass: its flights, and each one's step before it.
 
-    `candidates` are those that were in flight when it was chosen; none if it wasn't chosen.
+    `candidates` are those in flight when the scheduler chose it; empty if it wasn't chosen.
     """
 
-    batch: list[Flight]
+    batch: list[InFlight]
     before: list[int]
     forward: Forward
     alone: bool
@@ -60,16 +66,18 @@ class _Pass:
 
 
 class Engine:
-    """Runs forward passes until told to stop; `run` is called on one thread.
+    """Runs forward passes until `stopping` is set; call `run` on one thread only.
 
-    `usual_tokens` are those of a request of the model's default size, rows counted.
-    Once `stopping` is set nothing more is started, what has not begun is given back at the next
-    step boundary, and `run` returns when the rest has finished. `phases` are the worker's, where
-    its stages take turns; `round_over` is called when the denoising phase has ended. `surplus` is
-    set to have so many samples that have not begun given back, at the next step boundary.
-    `costs` are those of the warm-up; where there is a `learner`, its own count instead.
-    GroupLost leaves `run`: no image of this worker can go on then, and `suspects` are those that
-    ran when the group was lost.
+    Once `stopping` is set, no sample is started any more, unstarted ones are given back at the next
+    step boundary, and `run` returns when the rest have finished. Set `surplus` to give that many
+    unstarted samples back at the next step boundary.
+
+    `usual_tokens` is rows x tokens of a request of the model's default size. `phases` are the
+    worker's, if its pipeline is phased; `round_over` is called when the denoising phase has ended.
+    `costs` come from the warm-up; a `learner` replaces them with its own.
+
+    `run` raises GroupLost, after which this worker can't finish any image. `suspects` are then the
+    flights that were in a forward pass at that moment.
     """
 
     def __init__(
@@ -78,20 +86,20 @@ class Engine:
         pipeline: Pipeline,
         costs: Costs,
         usual_tokens: int,
-        flights: Flights,
-        ready: queue.SimpleQueue[Flight],
-        deliver: Callable[[Flight], None],
-        show: Callable[[Flight, Sample], None],
-        give_up: Callable[[Flight, BaseException], None],
+        flights: InFlightImages,
+        ready: queue.SimpleQueue[InFlight],
+        deliver: Callable[[InFlight], None],
+        show: Callable[[InFlight, Sample], None],
+        give_up: Callable[[InFlight, BaseException], None],
         phases: Phases | None = None,
         round_over: Callable[[], None] = lambda: None,
-        give_back: Callable[[Flight], None] = lambda _: None,
+        give_back: Callable[[InFlight], None] = lambda _: None,
         learner: Learner | None = None,
     ) -> None:
         self.stopping = threading.Event()
         self.steps = 0
         self.surplus = 0
-        self.suspects: list[Flight] = []
+        self.suspects: list[InFlight] = []
         self.slots = Slots(pipeline, learner)
         self._pipeline, self._flights = pipeline, flights
         self._measured, self._learner = costs, learner
@@ -99,13 +107,13 @@ class Engine:
         self._ready, self._deliver, self._show, self._give_up = ready, deliver, show, give_up
         self._phases = phases or Phases(phased=False)
         self._round_over, self._give_back = round_over, give_back
-        self._running: dict[str, Flight] = {}
+        self._running: dict[str, InFlight] = {}
         self._ceilings: dict[Hashable, int] = {}
         self._passes: dict[Future[None], _Pass] = {}
         self._cramped: str | None = None
 
     def capacity(self) -> int:
-        """How many images this worker should hold, by the size of those that it runs now."""
+        """How many images this worker should hold, given the sizes it runs now."""
         if self._phases.phased:
             return ROUND
         running = [self._tokens(flight) for flight in list(self._running.values())]
@@ -118,23 +126,23 @@ class Engine:
 
     @property
     def unstarted(self) -> int:
-        """Samples that have not made a step."""
+        """Number of samples that haven't made a step yet."""
         return sum(flight.step == 0 for flight in list(self._running.values()))
 
     def run(self) -> None:
-        """The loop; returns when told to stop and the samples in flight are done or dropped."""
+        """Loop until `stopping` is set and every sample in flight is done or dropped."""
         while self._turn():
             continue
         self.slots.close()
 
     def _turn(self) -> bool:
-        """One step boundary, and the forward passes that it leads to; False when all is over."""
+        """Handle one step boundary and its forward passes; False when there's nothing left."""
         self._pipeline.check()
         if self._phases.wait(Phase.DENOISE, IDLE_SECONDS):
             if not self.stopping.is_set():
                 self._admit(wait=not self._running and not self._phases.phased)
-            self._let_go()
-            self._part_with_unbegun()
+            self._drop_cancelled()
+            self._give_back_unstarted()
             if self.slots.count == 1:
                 self._advance_one()
             else:
@@ -153,49 +161,53 @@ class Engine:
             self._advance([self._running[key] for key in forward.keys], forward, candidates)
 
     def _advance_many(self) -> None:
-        """Fill the free slots, then wait for one of the passes and deal with those that are done.
+        """Fill the free slots, wait for a pass to end, and conclude those that did.
 
-        A sample that found no memory beside other passes is run when they have all ended.
+        A sample that ran out of memory next to other passes runs once they have all ended.
         """
         if self._cramped is None:
             self._fill()
         elif not self._passes:
             flight, self._cramped = self._running.get(self._cramped), None
             if flight is not None:
-                self._advance([flight], Forward((flight.lease.key,), self._alone(flight)))
+                self._advance([flight], Forward((flight.lease.key,), self._lone_bucket(flight)))
         is_full = len(self._passes) == self.slots.count
         for done in first_done(list(self._passes), IDLE_SECONDS if is_full else ARRIVAL_SECONDS):
             self._conclude(self._passes.pop(done), done.result)
 
     def _fill(self) -> None:
         while len(self._passes) < self.slots.count:
-            busy = {key for one in self._passes.values() for key in one.forward.keys}
-            everybody = self._candidates()
-            idle = [c for c in everybody if c.key not in busy]
+            busy = self._busy()
+            candidates = self._candidates()
+            idle = [c for c in candidates if c.key not in busy]
             forward = choose(
                 idle,
                 self._costs,
                 self._ceilings,
                 slots=self.slots.count,
                 running=len(self._passes),
-                busy=[c for c in everybody if c.key in busy],
+                busy=[c for c in candidates if c.key in busy],
             )
             if forward is None:
                 return
             batch = [self._running[key] for key in forward.keys]
-            one = _pass(batch, forward, idle, alone=False)
-            samples = [flight.sample for flight in one.batch if flight.sample]
-            self._passes[self.slots.start(samples, forward.bucket)] = one
+            started = _pass(batch, forward, idle, alone=False)
+            samples = [flight.sample for flight in batch if flight.sample]
+            self._passes[self.slots.start(samples, forward.bucket)] = started
 
-    def _alone(self, flight: Flight) -> int:
-        """The bucket in which this sample runs when no other does."""
+    def _busy(self) -> set[str]:
+        """Keys of the samples in a running forward pass."""
+        return {key for running in self._passes.values() for key in running.forward.keys}
+
+    def _lone_bucket(self, flight: InFlight) -> int:
+        """The bucket for this sample when it runs without others."""
         if not flight.lease.request.reproducible:
             return 1
         ceiling = self._ceilings.get(self._pipeline.batch_key(flight.lease.request), BUCKETS[-1])
         return min(self._costs.pinned(self._tokens(flight)), ceiling)
 
     def _admit(self, *, wait: bool) -> None:
-        """Start every sample whose prompt is encoded; wait a moment when there is nothing else."""
+        """Start every sample whose prompt is encoded; if `wait`, wait a moment for the first."""
         try:
             flight = self._ready.get(timeout=IDLE_SECONDS) if wait else self._ready.get_nowait()
             while True:
@@ -207,7 +219,7 @@ class Engine:
         except queue.Empty:
             return
 
-    def _start(self, flight: Flight) -> None:
+    def _start(self, flight: InFlight) -> None:
         assert flight.conditioning is not None
         try:
             flight.sample = self._pipeline.start(flight.lease.request, flight.conditioning)
@@ -219,27 +231,27 @@ class Engine:
         flight.ready = time.monotonic()
         self._running[flight.lease.key] = flight
 
-    def _let_go(self) -> None:
-        busy = {key for one in self._passes.values() for key in one.forward.keys}
+    def _drop_cancelled(self) -> None:
+        busy = self._busy()
         for key, flight in list(self._running.items()):
             if flight.dropped and key not in busy:
                 del self._running[key]
                 self._flights.remove(flight)
 
-    def _part_with_unbegun(self) -> None:
-        """Give back what would begin last: as many as are surplus, or all when this is the end."""
+    def _give_back_unstarted(self) -> None:
+        """Give back the samples that would start last: the surplus, or all when stopping."""
         count, self.surplus = self.surplus, 0
         if self.stopping.is_set():
             count = len(self._running)
         if not count:
             return
-        busy = {key for one in self._passes.values() for key in one.forward.keys}
+        busy = self._busy()
         order = [c.key for c in in_order(self._candidates(), self._costs) if c.key not in busy]
-        begun = {key for key, flight in self._running.items() if flight.step}
-        for key in [key for key in reversed(order) if key not in begun][:count]:
+        started = {key for key, flight in self._running.items() if flight.step}
+        for key in [key for key in reversed(order) if key not in started][:count]:
             self._give_back(self._running.pop(key))
 
-    def _tokens(self, flight: Flight) -> int:
+    def _tokens(self, flight: InFlight) -> int:
         request = flight.lease.request
         return self._pipeline.rows(request) * self._pipeline.tokens(request)
 
@@ -264,53 +276,56 @@ class Engine:
         ]
 
     def _advance(
-        self, batch: list[Flight], forward: Forward, candidates: Sequence[Candidate] = ()
+        self, batch: list[InFlight], forward: Forward, candidates: Sequence[Candidate] = ()
     ) -> None:
-        """One forward pass on this thread."""
+        """Run one forward pass on this thread."""
         samples = [flight.sample for flight in batch if flight.sample]
-        one = _pass(batch, forward, candidates, alone=not self._passes)
-        self._conclude(one, lambda: self.slots.run(samples, forward.bucket))
+        run = _pass(batch, forward, candidates, alone=not self._passes)
+        self._conclude(run, lambda: self.slots.run(samples, forward.bucket))
 
-    def _conclude(self, one: _Pass, outcome: Callable[[], None]) -> None:
-        """What a pass has come to; on failure a smaller one, down to the sample that is to blame.
+    def _conclude(self, ended: _Pass, outcome: Callable[[], None]) -> None:
+        """Handle the end of a pass; on failure, narrow it down to the sample at fault.
 
-        `outcome` returns, or raises what the pass raised.
+        `outcome` returns, or raises whatever the pass raised.
         """
         try:
             outcome()
         except OutOfMemory as error:
-            self._shrink(one, error)
+            self._shrink(ended, error)
             return
         except GroupLost:
-            self.suspects = [*one.batch, *(f for p in self._passes.values() for f in p.batch)]
+            # Any of the running samples may have killed a rank. The worker lets their leases
+            # expire, so each comes back to run alone.
+            self.suspects = [*ended.batch, *(f for p in self._passes.values() for f in p.batch)]
             raise
         except torch.AcceleratorError:
-            raise
+            raise  # the device's context is unusable now, so retrying any sample would fail too
         except Exception as error:
-            self._blame(one, error)
+            self._blame(ended, error)
             return
-        seconds = time.monotonic() - one.began
-        for flight in one.batch:
+        seconds = time.monotonic() - ended.began
+        for flight in ended.batch:
             flight.ran += seconds
-        self._count_overtaken(one, seconds / self.slots.count)
-        self._settle(one.batch, one.forward.bucket)
+        # Concurrent passes each charge the same wall time, so each counts for its part only.
+        self._count_overtaken(ended, seconds / self.slots.count)
+        self._settle(ended.batch, ended.forward.bucket)
 
-    def _count_overtaken(self, one: _Pass, seconds: float) -> None:
-        """Charge what newer samples in this pass took to those that waited meanwhile."""
-        members = [c for c in one.candidates if c.key in one.forward.keys]
-        for waiting in one.candidates:
+    def _count_overtaken(self, ended: _Pass, seconds: float) -> None:
+        """Charge the time that newer samples took in this pass to those that waited."""
+        members = [c for c in ended.candidates if c.key in ended.forward.keys]
+        for waiting in ended.candidates:
             flight = self._running.get(waiting.key)
-            if flight is not None and waiting.key not in one.forward.keys:
+            if flight is not None and waiting.key not in ended.forward.keys:
                 flight.passed = flight.passed.plus(overtaken(waiting, members), seconds)
 
-    def _settle(self, batch: list[Flight], bucket: int) -> None:
-        """Send on what is finished, fail what went wrong alone, keep the rest."""
+    def _settle(self, batch: list[InFlight], bucket: int) -> None:
+        """Deliver finished samples, fail those with an error of their own, keep the rest."""
         for flight in batch:
             sample = flight.sample
             assert sample is not None
             self.steps += 1 if self._pipeline.card.joins else sample.steps
             if flight.lease.request.reproducible and flight.bucket not in (0, bucket):
-                self._begin_again(flight)
+                self._restart(flight)
                 continue
             flight.bucket = bucket
             if sample.error is None and not sample.done:
@@ -322,52 +337,63 @@ class Engine:
             elif flight.dropped:
                 self._flights.remove(flight)
             else:
-                lease, taken = flight.lease, time.monotonic() - flight.ready
-                tracing.record(lease.trace, "denoise", taken, image=lease.key, steps=sample.steps)
+                lease, seconds = flight.lease, time.monotonic() - flight.ready
+                tracing.record(lease.trace, "denoise", seconds, image=lease.key, steps=sample.steps)
                 self._deliver(flight)
 
-    def _begin_again(self, flight: Flight) -> None:
-        """Memory has changed a reproducible sample's bucket: its bits must be of one alone."""
-        log.info("beginning again in another bucket", image=flight.lease.key)
+    def _restart(self, flight: InFlight) -> None:
+        """Restart a reproducible sample whose bucket shrank: all its steps must use one bucket."""
+        log.info("restarting image in a smaller bucket", image=flight.lease.key)
         del self._running[flight.lease.key]
         flight.bucket = 0
         self._start(flight)
 
-    def _preview(self, flight: Flight, sample: Sample) -> None:
-        """Hand on the sample as it stands, once a beat while somebody wishes to see it."""
+    def _preview(self, flight: InFlight, sample: Sample) -> None:
+        """Send a copy for a preview, once per heartbeat while a client asks for one."""
         if flight.wished:
             flight.wished = False
             self._show(flight, replace(sample, extra=dict(sample.extra)))
 
-    def _shrink(self, one: _Pass, error: OutOfMemory) -> None:
-        """Halve the group's forward batch; a sample that does not fit alone fails."""
-        batch, bucket = one.batch, one.forward.bucket
+    def _shrink(self, failed: _Pass, error: OutOfMemory) -> None:
+        """Halve the group's batch limit; a sample that doesn't fit on its own fails.
+
+        Nothing is run here: the pass changed no sample, so the scheduler can choose again.
+        """
+        batch, bucket = failed.batch, failed.forward.bucket
         group = self._pipeline.batch_key(batch[0].lease.request)
         if bucket > 1:
+            # Halve the bucket, not the number of samples: the padding used memory too. A smaller
+            # limit, set by a concurrent pass that failed first, stays. It's kept for the worker's
+            # life, because a batch that nearly fits would fail again and again.
             self._ceilings[group] = min(bucket // 2, self._ceilings.get(group, bucket))
             log.warning("out of memory", samples=len(batch), ceiling=self._ceilings[group])
-        elif not one.alone:  # the passes beside it held memory too
+        elif not failed.alone:
+            # The other passes held memory as well, so this says nothing about the sample itself.
+            # `_advance_many` retries it once they have ended.
             self._cramped = batch[0].lease.key
         else:
             del self._running[batch[0].lease.key]
-            self._give_up(batch[0], ImageFailed(f"does not fit the device's memory: {error}"))
+            self._give_up(batch[0], ImageFailed(f"doesn't fit in the device's memory: {error}"))
 
-    def _blame(self, one: _Pass, error: Exception) -> None:
-        """Run each sample that the failed pass left behind alone, and fail the one that fails."""
-        if len(one.batch) == 1:
-            del self._running[one.batch[0].lease.key]
-            self._give_up(one.batch[0], error)
+    def _blame(self, failed: _Pass, error: Exception) -> None:
+        """Run the failed pass's samples one by one, and fail those that fail alone."""
+        if len(failed.batch) == 1:
+            del self._running[failed.batch[0].lease.key]
+            self._give_up(failed.batch[0], error)
             return
         log.warning("forward pass failed; running its samples alone", error=str(error))
-        for flight, step in zip(one.batch, one.before, strict=True):
+        for flight, step in zip(failed.batch, failed.before, strict=True):
+            # The pass may have failed after some samples had made their step; another one would
+            # skip a sigma. Those that didn't keep their bucket even alone, because a reproducible
+            # sample's bits depend on it.
             if flight.sample and flight.sample.step == step:
-                self._advance([flight], Forward((flight.lease.key,), one.forward.bucket))
+                self._advance([flight], Forward((flight.lease.key,), failed.forward.bucket))
             else:
-                self._settle([flight], one.forward.bucket)
+                self._settle([flight], failed.forward.bucket)
 
 
 def _pass(
-    batch: list[Flight], forward: Forward, candidates: Sequence[Candidate], *, alone: bool
+    batch: list[InFlight], forward: Forward, candidates: Sequence[Candidate], *, alone: bool
 ) -> _Pass:
     steps = [flight.sample.step for flight in batch if flight.sample]
     return _Pass(batch, steps, forward, alone, candidates)

@@ -1,9 +1,9 @@
-"""Keeps the leases alive and the queue informed, apart from the forward pass.
+"""Keeps the worker's leases alive, independently of the forward pass.
 
-Every beat extends the leases of what is in flight and carries each sample's measured step; what
-comes back (lost leases, cancellations) drops flights. It also sweeps the queue for other workers'
-expired leases and registers what this worker is doing. Whatever may take long has no place here: a
-beat that comes too late costs the worker all that it holds. Knows no model, no pixels and no files.
+Every beat extends the leases of the images in flight and reports each one's step. The reply lists
+lost leases and cancelled images, which are dropped. A beat also registers the worker's state, and
+regularly sweeps the queue for other workers' expired leases. Nothing slow may run here: if a beat
+comes too late, the worker loses all images it holds.
 """
 
 import os
@@ -18,28 +18,29 @@ import structlog
 
 from jobs.errors import StorageUnavailable
 from jobs.queue.store import Store
-from workers.in_flight import Flights
+from workers.in_flight import InFlightImages
 from workers.settings import WorkerSettings
 
 log = structlog.get_logger(__name__)
 
 BEATS_A_LEASE = 6
-"""Beats in one lease's time: several may be lost before the lease is."""
+"""Beats per lease, so several may fail before the lease expires."""
 
 SLOWEST_BEAT = 0.5
-"""Seconds between beats at most, so that progress moves before a person's eyes."""
+"""Most seconds between beats, so that people see the progress move."""
 
 REGISTERED_SECONDS = 10.0
 """How long a worker counts as alive after its last beat."""
 
 SWEEP_SECONDS = 2.0
-"""Seconds between two looks for expired leases."""
+"""Seconds between sweeps for expired leases."""
 
 
 class Heartbeat:
-    """Beats until `stop`; `describe` returns what to register, `stuck` whether to give up.
+    """Beats until `stop`.
 
-    `share` is called at every beat, to look whether a neighbour could use what this worker holds.
+    `describe` returns the state to register, and `stuck` whether to end the process. `rebalance` is
+    called at every beat, to give images back if another worker is idle.
     """
 
     def __init__(
@@ -48,27 +49,27 @@ class Heartbeat:
         name: str,
         store: Store,
         settings: WorkerSettings,
-        flights: Flights,
+        flights: InFlightImages,
         describe: Callable[[], dict[str, Any]],
         stuck: Callable[[], bool],
-        share: Callable[[], None] = lambda: None,
+        rebalance: Callable[[], None] = lambda: None,
     ) -> None:
         self._name, self._store = name, store
         self._settings, self._flights = settings, flights
-        self._describe, self._stuck, self._share = describe, stuck, share
+        self._describe, self._stuck, self._rebalance = describe, stuck, rebalance
         self._stop = threading.Event()
         self._swept = 0.0
 
     def stop(self) -> None:
-        """End `run` after the beat in progress."""
+        """End `run` after the current beat."""
         self._stop.set()
 
     def run(self) -> None:
-        """Beat until stopped; a queue that is away is tried again at the next beat."""
+        """Beat until stopped; if the queue is unavailable, the next beat tries again."""
         interval = min(SLOWEST_BEAT, self._settings.lease_seconds / BEATS_A_LEASE)
         while not self._stop.wait(interval):
             if self._stuck():
-                log.error("a forward pass takes too long; giving this worker up")
+                log.error("forward pass takes too long; ending this worker")
                 os._exit(70)
             try:
                 self._beat()
@@ -79,25 +80,25 @@ class Heartbeat:
         flights = {flight.lease.key: flight for flight in self._flights.all()}
         leases = {(key, flight.lease.token): flight.step for key, flight in flights.items()}
         if leases:
-            answer = self._store.beat(self._name, leases, self._settings.lease_seconds)
-            held = set(self._flights.all())  # without those that were committed meanwhile
-            for key in answer.lost | answer.cancelled:
+            reply = self._store.beat(self._name, leases, self._settings.lease_seconds)
+            held = set(self._flights.all())  # excludes images committed during the call
+            for key in reply.lost | reply.cancelled:
                 if flights[key] in held:
-                    log.info("dropped", image=key, cancelled=key in answer.cancelled)
+                    log.info("dropped", image=key, cancelled=key in reply.cancelled)
                     flights[key].drop()
-            for key in answer.wished:
+            for key in reply.wished:
                 flights[key].wished = True
         self._store.register(self._name, self._describe(), REGISTERED_SECONDS)
-        self._share()
+        self._rebalance()
         if time.monotonic() - self._swept >= SWEEP_SECONDS:
             self._swept = time.monotonic()
             self._store.sweep()
 
 
 def worker_name(model: str, index: int) -> str:
-    """A name that no other process has, ever: a restarted worker is another worker.
+    """A name that's unique for all time, because a restarted worker is a different worker.
 
-    The host's name and the process id do not see to that: a restarted container has both again.
+    Host name and process id aren't enough: a restarted container may have the same ones.
     """
     host, process = socket.gethostname(), os.getpid()
     return f"{host}.{model}.{index}.{process}.{secrets.token_hex(4)}"

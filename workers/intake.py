@@ -1,10 +1,10 @@
-"""Claims images and encodes their prompts, ahead of the denoising and on a thread of its own.
+"""Claims images and encodes their prompts, on a thread of its own and ahead of denoising.
 
-Holds at most `capacity` images, so that a worker never sits on work that another could do; beside
-those it lets in some of a job of which it holds nothing. An image whose earlier worker died is run
-alone: nothing else is claimed until it has left. Where the pipeline's stages take turns, it claims
-only while it may encode. When told to stop it gives back whatever has not reached the engine. Knows
-the store and the text encoders; nothing of steps, pixels or files.
+Holds at most `capacity` images, so a worker never holds back work that another could do. A full
+worker still admits a few images of jobs it holds none of. An image whose earlier worker died runs
+alone: nothing else is claimed until it's finished. With a phased pipeline, images are claimed only
+while the encoding phase is open. When stopped, it gives back everything that hasn't reached the
+engine.
 """
 
 import queue
@@ -22,26 +22,26 @@ from jobs.job import Lease
 from jobs.queue.store import Store
 from jobs.runtime import tracing
 from pipelines.seam import Pipeline
-from workers.in_flight import Flight, Flights
+from workers.in_flight import InFlight, InFlightImages
 from workers.phases import Phase, Phases
 from workers.settings import WorkerSettings
 
 log = structlog.get_logger(__name__)
 
 BELL_SECONDS = 1.0
-"""How long one wait for the queue's bell lasts before the worker looks anyway."""
+"""How long to wait for the queue's bell before checking the queue anyway."""
 
 JOIN_SECONDS = 0.2
-"""How often a full worker looks whether a job has come of which it holds nothing."""
+"""How often a full worker checks for jobs that it holds none of."""
 
 JOINING = 4
-"""A full worker lets in this part of its capacity at once, and as much as its capacity in all."""
+"""A full worker admits its capacity divided by this at once, and its capacity again in all."""
 
 
 class Intake:
-    """Feeds `ready` with flights whose prompts are encoded, while `stopping` is not set.
+    """Puts images with encoded prompts into `ready` until `stopping` is set.
 
-    `is_starved` tells that the queue had less than was asked for.
+    `is_starved` is set if the last claim got fewer images than it asked for.
     """
 
     def __init__(
@@ -52,13 +52,13 @@ class Intake:
         store: Store,
         pipeline: Pipeline,
         settings: WorkerSettings,
-        flights: Flights,
+        flights: InFlightImages,
         capacity: Callable[[], int],
-        give_up: Callable[[Flight, BaseException], None],
-        give_back: Callable[[Flight], None],
+        give_up: Callable[[InFlight, BaseException], None],
+        give_back: Callable[[InFlight], None],
         phases: Phases,
     ) -> None:
-        self.ready: queue.SimpleQueue[Flight] = queue.SimpleQueue()
+        self.ready: queue.SimpleQueue[InFlight] = queue.SimpleQueue()
         self.stopping = threading.Event()
         self.is_starved = False
         self._rested = 0.0
@@ -67,19 +67,19 @@ class Intake:
         self._flights, self._capacity = flights, capacity
         self._give_up, self._give_back, self._phases = give_up, give_back, phases
         self._size: tuple[int, int] | None = None
-        self._solo: Flight | None = None
+        self._solo: InFlight | None = None
 
     @property
     def rests(self) -> bool:
-        """Whether `rest` is not over yet."""
+        """Whether the pause of `rest` is still on."""
         return time.monotonic() < self._rested
 
     def rest(self, seconds: float) -> None:
-        """Claim nothing for so long."""
+        """Claim nothing for `seconds`."""
         self._rested = time.monotonic() + seconds
 
     def run(self) -> None:
-        """Claim and encode until told to stop; a queue that is away is waited for."""
+        """Claim and encode until stopped; waits if the queue is unavailable."""
         while not self.stopping.is_set():
             try:
                 turn = self._round if self._phases.phased else self._turn
@@ -88,10 +88,10 @@ class Intake:
             except StorageUnavailable as error:
                 log.warning("queue unavailable", reason=str(error))
                 self.stopping.wait(BELL_SECONDS)
-        self._leave_rest()
+        self._give_back_rest()
 
-    def _leave_rest(self) -> None:
-        """Give back what is encoded and the engine has not taken, and the one that waits alone."""
+    def _give_back_rest(self) -> None:
+        """Give back the images that the engine hasn't taken, and a solo one that's waiting."""
         if self._solo is not None:
             self._give_back(self._solo)
         with suppress(queue.Empty):
@@ -99,18 +99,18 @@ class Intake:
                 self._give_back(self.ready.get_nowait())
 
     def _turn(self) -> bool:
-        """One claim and what follows from it; False when the queue had nothing."""
+        """Claim images and encode their prompts; False if the queue had none."""
         if self.rests:
             self.stopping.wait(max(0.0, self._rested - time.monotonic()))
         capacity = self._capacity()
         if self._flights.wait_below(capacity, JOIN_SECONDS):
-            wanted = capacity - len(self._flights)
-            leases = self._claim(wanted)
-            self.is_starved = len(leases) < wanted
+            room = capacity - len(self._flights)
+            leases = self._claim(room)
+            self.is_starved = len(leases) < room
         elif not (leases := self._join(capacity)):
             return True
-        taken = [self._take(lease) for lease in leases]  # at once: from now on they are kept alive
-        for flight in taken:
+        # Add all before encoding any, because the heartbeat only extends leases of added images.
+        for flight in [self._take(lease) for lease in leases]:
             if flight.lease.solo:
                 self._run_alone(flight)
             else:
@@ -118,42 +118,42 @@ class Intake:
         return bool(leases)
 
     def _join(self, capacity: int) -> list[Lease]:
-        """What a full worker lets in: so a long job in its hands keeps nobody else's waiting."""
+        """Claim a little although the worker is full, so a long job doesn't hold up others."""
         room = min(max(1, capacity // JOINING), 2 * capacity - len(self._flights))
         priority = max((f.lease.priority for f in self._flights.all()), default=0)
         return self._claim(room, priority) if room > 0 else []
 
     def _round(self) -> bool:
-        """A phased pipeline's round: claim and encode until the queue has no more; as `_turn`."""
+        """Like `_turn` for a phased pipeline: claim and encode until the queue is empty."""
         if not self._phases.wait(Phase.ENCODE, BELL_SECONDS):
             return True
-        found = False
-        while not self.stopping.is_set() and (taken := self._more()):
-            found = True
-            for flight in taken:
+        has_claimed = False
+        while not self.stopping.is_set() and (flights := self._more()):
+            has_claimed = True
+            for flight in flights:
                 self._encode(flight)
-            if taken[0].lease.solo:
+            if flights[0].lease.solo:
                 break
         if self.ready.empty():
-            return found
+            return has_claimed
         self._phases.end(Phase.ENCODE)
         return True
 
-    def _more(self) -> list[Flight]:
-        """What joins this round. A solo image waits for one of its own."""
+    def _more(self) -> list[InFlight]:
+        """Claim images for this round; a solo image waits for a round of its own."""
         if self._solo is None:
             room = self._capacity() - len(self._flights)
-            taken = [self._take(lease) for lease in self._claim(room)] if room > 0 else []
-            if not taken or not taken[0].lease.solo:
-                return taken
-            [self._solo] = taken
+            flights = [self._take(lease) for lease in self._claim(room)] if room > 0 else []
+            if not flights or not flights[0].lease.solo:
+                return flights
+            [self._solo] = flights
         if not self.ready.empty():
             return []
-        waiting, self._solo = self._solo, None
-        return [waiting]
+        solo, self._solo = self._solo, None
+        return [solo]
 
     def _claim(self, limit: int, joins_from: int | None = None) -> list[Lease]:
-        """Claim at most `limit` images; a reply that got lost is asked for again by its nonce."""
+        """Claim at most `limit` images; after a lost reply, the nonce gets the same ones again."""
         nonce, asked = uuid.uuid4().hex, time.monotonic()
         while not self.stopping.is_set():
             try:
@@ -172,19 +172,20 @@ class Intake:
             except StorageUnavailable:
                 self.stopping.wait(BELL_SECONDS)
             else:
-                for one in leases:
-                    tracing.record(one.trace, "claim", time.monotonic() - asked, image=one.key)
+                seconds = time.monotonic() - asked
+                for lease in leases:
+                    tracing.record(lease.trace, "claim", seconds, image=lease.key)
                 return leases
         return []
 
-    def _take(self, lease: Lease) -> Flight:
-        flight = Flight(lease)
+    def _take(self, lease: Lease) -> InFlight:
+        flight = InFlight(lease)
         self._flights.add(flight)
         self._size = (lease.request.width, lease.request.height)
         return flight
 
-    def _run_alone(self, flight: Flight) -> None:
-        """Hand over a solo image when all others have left, and wait until it has left too."""
+    def _run_alone(self, flight: InFlight) -> None:
+        """Start a solo image once all others have finished, and wait until it has too."""
         while not self._flights.wait_below(2, BELL_SECONDS):
             if self.stopping.is_set():
                 break
@@ -192,7 +193,7 @@ class Intake:
         while not self._flights.wait_below(1, BELL_SECONDS) and not self.stopping.is_set():
             continue
 
-    def _encode(self, flight: Flight) -> None:
+    def _encode(self, flight: InFlight) -> None:
         if flight.dropped:
             self._flights.remove(flight)
             return

@@ -1,7 +1,7 @@
-"""What a worker's forward passes came to, counted for whoever watches: sizes, seconds, tokens.
+"""Metrics of a worker's forward passes: batch sizes, seconds, tokens.
 
-Counts only rise, from the worker's start; they travel in its registration, as everything that is
-known of it. Histograms are in Prometheus' way: how many were at most so large. Knows no queue.
+Counts start at zero with the worker and only grow. They're published with its registration.
+Histograms are cumulative, as in Prometheus: each bucket counts the values up to its bound.
 """
 
 import threading
@@ -22,11 +22,11 @@ SMOOTHING = 0.3
 
 
 CROWDED = 1.2
-"""A worker that holds so many times what it runs has enough to run."""
+"""A worker that holds this many times the samples it runs at once has enough work."""
 
 
 class Measures:
-    """The counts of one worker; for any thread."""
+    """The counts of one worker; safe to call from any thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -40,7 +40,7 @@ class Measures:
         self._pace = Pace()
 
     def forward(self, samples: int, tokens: int, pixel_steps: int, seconds: float) -> None:
-        """Count a forward pass of so many samples and image tokens, rows counted."""
+        """Count a forward pass; `tokens` are its image tokens over all rows."""
         with self._lock:
             self._sizes[_place(SIZES, samples)] += 1
             self._seconds[_place(SECONDS, seconds)] += 1
@@ -51,13 +51,13 @@ class Measures:
             self._pixel_steps += pixel_steps
 
     def describe(self, busy_seconds: float, held: int = 0) -> dict[str, Any]:
-        """The counts, as JSON, and the pace since the last time.
+        """The counts as JSON, and the pace since the last call.
 
-        `busy_seconds` in all; `held` is how many samples the worker holds now.
+        `busy_seconds` is the total so far; `held` is how many samples the worker holds now.
         """
         with self._lock:
             counts = busy_seconds, self._pixel_steps, self._sample_seconds
-            self._pace.take(time.monotonic(), *counts, held)
+            self._pace.update(time.monotonic(), *counts, held)
             return {
                 "pixel_steps_per_second": self._pace.rate,
                 "samples_per_forward": self._pace.samples,
@@ -68,13 +68,12 @@ class Measures:
 
 
 class Pace:
-    """How fast, and how many samples at once, while there is enough to denoise: averages.
+    """Moving averages of the speed and of the samples at once, while there's enough work.
 
-    Both are as they were while there is less; None before there was anything. A sample alone gets
-    its steps as a sample among others does, so a job's last few, or a first one, say how fast one
-    is and not how many would go. Between two looks the denoiser is taken to have had work all the
-    time if it ran for most of it: what it then stood still, it waited for others, and so will what
-    comes.
+    Both are None before the first pass, and don't change while the worker is idle. The last few
+    samples of a job, or a first one, still show how fast one sample is, but not how many fit at
+    once, so they only count for the speed. If the denoiser ran for most of the time between two
+    updates, the rest counts as work time too, because later images will stall the same way.
     """
 
     def __init__(self) -> None:
@@ -84,21 +83,21 @@ class Pace:
 
     @property
     def rate(self) -> float | None:
-        """Pixel-steps per second of so many samples at once."""
+        """Pixel-steps per second with `samples` at once."""
         return None if self._each is None or self.samples is None else self._each * self.samples
 
-    def take(
+    def update(
         self, now: float, busy_seconds: float, pixel_steps: float, sample_seconds: float, held: int
     ) -> None:
-        """Counts by now: seconds with a forward pass running, and what came of them."""
+        """Update with the counts so far: seconds with a pass running, and the work done in them."""
         counts = (now, busy_seconds, pixel_steps, sample_seconds)
-        passed, busy, made, occupied = (a - b for a, b in zip(counts, self._seen, strict=True))
+        passed, busy, work, occupied = (a - b for a, b in zip(counts, self._seen, strict=True))
         self._seen = counts
-        if busy <= 0 or made <= 0:
+        if busy <= 0 or work <= 0:
             return
         samples = occupied / busy
         elapsed = passed if busy > passed / 2 else busy
-        self._each = _smoothed(self._each, made / elapsed / samples)
+        self._each = _smoothed(self._each, work / elapsed / samples)
         if self.samples is None or samples > self.samples or held > CROWDED * samples:
             self.samples = _smoothed(self.samples, samples)
 
@@ -108,9 +107,9 @@ def _smoothed(before: float | None, now: float) -> float:
 
 
 def device_memory(device: str) -> dict[str, int]:
-    """Bytes of an accelerator: `allocated` now, `peak` since the start, and its `total`.
+    """Bytes of an accelerator's memory: `allocated` now, `peak` since the start, and `total`.
 
-    Empty where the device counts none.
+    Empty if the device doesn't report them.
     """
     if not device.startswith("cuda") or not torch.cuda.is_available():
         return {}
@@ -122,7 +121,7 @@ def device_memory(device: str) -> dict[str, int]:
 
 
 def cache_counts(pipeline: object) -> dict[str, int]:
-    """How often a prompt was found encoded, and how often not; empty without such a cache."""
+    """Hits and misses of the pipeline's prompt cache; empty if it has none."""
     cache = getattr(pipeline, "cache", None)
     if cache is None:
         return {}
@@ -134,7 +133,7 @@ def _place(bounds: tuple[float, ...], value: float) -> int:
 
 
 def _histogram(bounds: tuple[float, ...], counts: list[int], total: float) -> dict[str, Any]:
-    """Pairs of bound and how many were at most that; None is the bound of all."""
+    """(bound, count of values up to it) pairs; the bound None counts all values."""
     pairs, so_far = [], 0
     for bound, count in zip((*bounds, None), counts, strict=True):
         so_far += count

@@ -1,14 +1,13 @@
-"""Whose turn it is to use a pipeline whose stages' weights take turns on the device.
+"""Which thread may use a pipeline whose stages take turns on the device.
 
-Under a phased pipeline the worker encodes all that it holds, then denoises all of it, then decodes
-all, so that each stage's weights are loaded once a round and not once an image:
+With a phased pipeline the worker encodes all images it holds, then denoises all of them, then
+decodes them, so each stage's weights are loaded once per round instead of once per image:
 
     ENCODE (intake) -> DENOISE (engine) -> DECODE (delivery) -> ENCODE ...
 
-One phase is open at a time; the thread that it belongs to ends it, which opens the next. A round
-takes what there is when it begins: what is claimed while prompts are encoded joins it, what comes
-later waits for the next. Under any other pipeline every phase is open, always. Knows no model, no
-queue and no flight.
+One phase is open at a time, and the thread that it belongs to ends it, which opens the next. Images
+claimed while the round's prompts are encoded join it, and later ones wait for the next round. With
+any other pipeline every phase is always open.
 """
 
 import threading
@@ -16,7 +15,7 @@ from enum import Enum
 
 
 class Phase(Enum):
-    """What one thread may do with the pipeline while no other may."""
+    """A use of the pipeline that's reserved for one thread."""
 
     ENCODE = 0
     DENOISE = 1
@@ -29,7 +28,7 @@ class Phase(Enum):
 
 
 class Phases:
-    """The open phase of a `phased` pipeline; of any other one all are open."""
+    """The open phase of a `phased` pipeline. If it isn't phased, all are open."""
 
     def __init__(self, *, phased: bool) -> None:
         self.phased = phased
@@ -37,12 +36,12 @@ class Phases:
         self._changed = threading.Condition()
 
     def wait(self, phase: Phase, seconds: float) -> bool:
-        """Wait for the phase, at most so long; whether it is open."""
+        """Wait up to `seconds` for the phase to open; False on timeout."""
         with self._changed:
             return not self.phased or self._changed.wait_for(lambda: self._open is phase, seconds)
 
     def end(self, phase: Phase) -> None:
-        """The phase's thread has done all there was to do: open the next. No other may call it."""
+        """End the phase and open the next. Only the phase's own thread may call this."""
         if not self.phased:
             return
         with self._changed:

@@ -1,13 +1,12 @@
-"""What a forward pass costs on this device: measured at the first start, kept on disk.
+"""What a forward pass costs on this device: measured at the first start, then kept on disk.
 
-Warm-up takes the path that requests take (encode, start, step, decode), at the model's default
-size, for growing buckets, and stops where a larger one no longer pays; and one sample at smaller
-sizes, since they cost less than that. The result decides the pinned bucket of reproducible images,
-so it is kept: the same deployment keeps making the same bits. Only where two starts in a row find
-that bucket clearly wrong is it measured anew. On the CPU, time during which other programs had the
-processor is left out, so that a busy machine comes to the same result as a quiet one. At every
-start the sizes and buckets that requests will take are run once, because a first run of each is
-slow. What real work then teaches (`workers/costs.py`) is kept next to it. Knows no queue.
+Warm-up takes the same path as requests (encode, start, step, decode). It measures growing buckets
+at the model's default size until a larger one no longer pays, and single samples at smaller sizes.
+The result decides the pinned bucket of reproducible images, so it's kept: the same deployment keeps
+making the same bits. It's measured again only if two starts in a row find the bucket clearly wrong.
+On the CPU, time taken by other programs isn't counted, so a busy machine gets the same result as an
+idle one. Every start also runs the sizes and buckets that requests will use once, because the first
+run of each is slow. Costs learned from real work (`workers/costs.py`) are kept next to the profile.
 """
 
 import hashlib
@@ -35,25 +34,25 @@ from workers.trials import Trials
 log = structlog.get_logger(__name__)
 
 ROUNDS, MOST_ROUNDS, ROUNDS_SECONDS = 3, 12, 0.25
-"""Timed forward passes a bucket: the first number, and on until so many or so many seconds of
-them; the fastest counts, since noise only adds."""
+"""Timed forward passes per bucket: at least `ROUNDS`, then more up to `MOST_ROUNDS` or
+`ROUNDS_SECONDS` in all. The fastest counts, because noise only makes passes slower."""
 
 LONGEST_SECONDS = 5.0
-"""A bucket whose forward pass takes longer is the last one measured."""
+"""No larger bucket is measured after one whose forward pass takes longer than this."""
 
 SMALLER = (4, 2)
-"""Where any size may be asked for, these parts of the default's sides are measured too."""
+"""If any size is allowed, sizes with the default's sides divided by these are measured too."""
 
 CONVINCING = 2
-"""Buckets, one after the other, that must pay less than a smaller one before growing ends: a busy
-moment has not the last word."""
+"""How many buckets in a row must pay less than a smaller one before measuring stops, so that one
+busy moment doesn't end it."""
 
 TURNS, TURNS_SECONDS = 4, 5.0
-"""Further rounds over all buckets in turn, and the seconds after which there are no more."""
+"""Extra rounds over all buckets in turn, and the seconds after which none is started."""
 
 CLEARLY, DOUBTS = 1.25, 2
-"""At a start, a pinned bucket that's off its limit by this factor is doubted; after so many starts
-in a row it's pinned anew."""
+"""A start doubts the pinned bucket if it's off its limit by the factor `CLEARLY`. After `DOUBTS`
+such starts in a row, it's measured again."""
 
 _DEGREES = ("ring", "ulysses", "cfg", "tensor", "stages", "chunks")
 _SPEEDS = (
@@ -63,9 +62,9 @@ _SPEEDS = (
 
 
 def warm_up(pipeline: Pipeline, model: Model, device: str, data: Path) -> Costs:
-    """Run the path that requests take; the costs from disk, or measured now and written there.
+    """Warm the pipeline up; return costs from disk, or measure them now and write them there.
 
-    Together with what earlier workers learned from real work.
+    Includes what earlier workers learned from real work.
     """
     request = probe(model)
     try:
@@ -75,29 +74,31 @@ def warm_up(pipeline: Pipeline, model: Model, device: str, data: Path) -> Costs:
     except Exception:
         if pipeline.card.joins or request.steps == model.defaults.steps:
             raise
-        request = replace(request, steps=model.defaults.steps)  # it may make no fewer
+        request = replace(request, steps=model.defaults.steps)  # it may not support fewer
         _once(pipeline, request)
     path = _profile_file(pipeline, model, device, data)
     trials = Trials(path)
     timer = _Timer(pipeline, device, trials, computes_here(model, device))
-    if not pipeline.card.joins:  # a pipeline that is called whole may turn sizes into others
-        for one in _smaller(pipeline, model)[:1]:
-            timer.seconds(one, 1, rounds=1)
+    if not pipeline.card.joins:
+        # Such a pipeline may silently round sizes; running another size reveals that it does.
+        for smaller_request in _smaller(pipeline, model)[:1]:
+            timer.seconds(smaller_request, 1, rounds=1)
     if path.exists():
-        _look_again(path, model, device, timer, request)
+        _check_pinned(path, model, device, timer, request)
     else:
         smaller = _smaller(pipeline, model)
         costs = measure(pipeline, request, smaller, device, trials, timer.on_cpu)
         _keep(path, model, device, costs)
+    # Read back even what was just measured: another worker's profile may have been first.
     costs = replace(_read(path), exact=read_learned(_learned_file(path)))
     _rehearse(model, costs, timer)
     return costs
 
 
 def keeper(pipeline: Pipeline, model: Model, device: str, data: Path, costs: Costs) -> Keeper:
-    """What learns costs from real work, and keeps them next to the profile.
+    """A `Keeper` that learns costs from real work and keeps them next to the profile.
 
-    Under a feature cache nothing is learned, because passes differ in what they skip.
+    With a feature cache it learns nothing, because passes differ in what they skip.
     """
     learner = Learner(
         costs,
@@ -109,7 +110,7 @@ def keeper(pipeline: Pipeline, model: Model, device: str, data: Path, costs: Cos
 
 
 def usual_tokens(pipeline: Pipeline, model: Model) -> int:
-    """Tokens of a request of the model's default size, all rows."""
+    """Rows x tokens of a request of the model's default size."""
     return _tokens(pipeline, probe(model))
 
 
@@ -118,7 +119,7 @@ def _learned_file(path: Path) -> Path:
 
 
 def computes_here(model: Model, device: str) -> bool:
-    """Whether the thread that runs a forward pass is the one that computes it."""
+    """Whether the thread that calls a forward pass also computes it."""
     return device == "cpu" and model.ranks == 1
 
 
@@ -126,34 +127,37 @@ def _profile_file(pipeline: Pipeline, model: Model, device: str, data: Path) -> 
     return data / "profiles" / f"{_fingerprint(pipeline, model, device)}.json"
 
 
-def _look_again(
+def _check_pinned(
     path: Path, model: Model, device: str, timer: "_Timer", request: ImageRequest
 ) -> None:
-    """Pin anew where two starts in a row clearly contradict the profile.
+    """Measure again if two starts in a row clearly contradict the profile's pinned bucket.
 
     The pinned bucket decides the bits of reproducible images, so one busy moment must not move it.
     """
+    # Three buckets suffice: the pinned one costs at most PINNED_SLOWDOWN times a lone sample, and
+    # the next one more than that. Timed in turn, a busy spell doesn't change their ratios.
     before = _read(path)
     tokens = _tokens(timer.pipeline, request)
     pinned = before.pinned(tokens)
     if not is_contradicted(pinned, timer.in_turn(request, (1, pinned, 2 * pinned), ROUNDS)):
         _note_doubts(path, 0)
     elif _doubts(path) + 1 < DOUBTS:
-        log.warning("warm-up: the pinned batch size doesn't fit what it costs now", pinned=pinned)
+        log.warning("warm-up: pinned batch size doesn't match its current cost", pinned=pinned)
         _note_doubts(path, _doubts(path) + 1)
     else:
         smaller = _smaller(timer.pipeline, model)
         after = measure(timer.pipeline, request, smaller, device, timer.trials, timer.on_cpu)
         _write(path, _described(model, device, after))
         log.warning(
-            "warm-up: pinned anew, reproducible images may get other bits than before",
+            "warm-up: pinned batch size changed, reproducible images may get different bits",
             before=pinned,
             after=after.pinned(tokens),
         )
 
 
 def is_contradicted(pinned: int, seconds: Mapping[int, float]) -> bool:
-    """Whether these seconds, by bucket, clearly speak against this pinned bucket."""
+    """Whether these seconds by bucket clearly contradict the pinned bucket."""
+    # CLEARLY widens the limit in both directions, or a bucket near it would flip between starts.
     alone, own, double = (seconds.get(bucket) for bucket in (1, pinned, 2 * pinned))
     if alone is None or own is None:
         return False
@@ -162,7 +166,7 @@ def is_contradicted(pinned: int, seconds: Mapping[int, float]) -> bool:
 
 
 def probe(model: Model) -> ImageRequest:
-    """The request that warm-up runs: the entry's defaults, so the sizes that users take."""
+    """The request that warm-up runs: the entry's defaults, so the size most users ask for."""
     d = model.defaults
     return ImageRequest(
         model=model.name,
@@ -170,7 +174,7 @@ def probe(model: Model) -> ImageRequest:
         seed=0,
         width=d.width,
         height=d.height,
-        steps=min(d.steps, 4),  # some models can't make more than the entry says
+        steps=min(d.steps, 4),  # some models can't do more than the entry says
         guidance_scale=d.guidance_scale,
     )
 
@@ -183,19 +187,19 @@ def measure(
     trials: Trials | None = None,
     on_cpu: bool | None = None,
 ) -> Costs:
-    """Seconds of a forward pass for growing buckets of `request`, until one no longer pays.
+    """Time a forward pass for growing buckets of `request`, until a larger one no longer pays.
 
-    And of one sample for each of the `smaller` requests. The `device` None is torch's current one.
-    `on_cpu` tells that a pass computes on this thread, None that it does if the device is the CPU.
+    Also times one sample of each of the `smaller` requests. `device` defaults to torch's current
+    one. `on_cpu` says whether passes compute on this thread; by default if the device is the CPU.
     """
     if on_cpu is None:
         on_cpu = device == "cpu" or (device is None and not torch.accelerator.is_available())
     timer = _Timer(pipeline, device, trials, on_cpu)
     tokens = _tokens(pipeline, request)
     points = {}
-    for one in smaller:
-        if (seconds := timer.seconds(one, 1)) is not None:
-            points[_tokens(pipeline, one)] = seconds
+    for smaller_request in smaller:
+        if (seconds := timer.seconds(smaller_request, 1)) is not None:
+            points[_tokens(pipeline, smaller_request)] = seconds
     best_rate, poorer = 0.0, 0
     buckets = []
     for bucket in BUCKETS:
@@ -208,18 +212,18 @@ def measure(
         if poorer == CONVINCING or seconds > LONGEST_SECONDS:
             break
         best_rate = max(best_rate, bucket / seconds)
+    # A busy spell may have hit only some of the buckets above, so time them again in turn.
     for bucket, seconds in timer.in_turn(request, buckets, TURNS, TURNS_SECONDS).items():
         points[bucket * tokens] = min(points[bucket * tokens], seconds)
     return Costs(_without_bumps(sorted(points.items())))
 
 
 def _without_bumps(points: list[tuple[int, float]]) -> tuple[tuple[int, float], ...]:
-    """Points that never fall: what took longer than more tokens did was a busy moment."""
+    """Make seconds ascend with tokens: a pass can't really take longer than one of more tokens."""
     return tuple((tokens, min(s for _, s in points[at:])) for at, (tokens, _) in enumerate(points))
 
 
 def _smaller(pipeline: Pipeline, model: Model) -> list[ImageRequest]:
-    """Requests of sizes below the default's."""
     usual, grid = probe(model), pipeline.card.multiple
     sizes = model.limits.sizes or [
         (
@@ -228,12 +232,12 @@ def _smaller(pipeline: Pipeline, model: Model) -> list[ImageRequest]:
         )
         for part in SMALLER
     ]
-    found = [replace(usual, width=width, height=height) for width, height in sizes]
-    return [one for one in found if one.pixels < usual.pixels]
+    requests = [replace(usual, width=width, height=height) for width, height in sizes]
+    return [request for request in requests if request.pixels < usual.pixels]
 
 
 def _rehearse(model: Model, costs: Costs, timer: "_Timer") -> None:
-    """Run each size that is listed, and the default, once in each bucket that it will take."""
+    """Run the default and every listed size once in each bucket that requests will use."""
     usual = probe(model)
     sizes = {(usual.width, usual.height), *model.limits.sizes}
     for request in [replace(usual, width=width, height=height) for width, height in sorted(sizes)]:
@@ -255,9 +259,9 @@ class _Timer:
     def in_turn(
         self, request: ImageRequest, buckets: Sequence[int], rounds: int, limit: float = math.inf
     ) -> dict[int, float]:
-        """The fastest pass of each bucket, timed in turn, so that a busy spell hits all alike.
+        """The fastest pass of each bucket, timed in turn so that a busy spell slows all alike.
 
-        At most `rounds` times each, and no further round after `limit` seconds.
+        Each bucket runs at most `rounds` times, and no pass is started after `limit` seconds.
         """
         fastest: dict[int, float] = {}
         began = time.perf_counter()
@@ -272,12 +276,10 @@ class _Timer:
     def seconds(
         self, request: ImageRequest, bucket: int, rounds: int = MOST_ROUNDS
     ) -> float | None:
-        """The fastest of a few forward passes; None where the pipeline can't, such as for memory.
-
-        A pipeline that refuses even one sample is for the requests to find out, which say so.
-        """
+        """The fastest of a few forward passes; None if they fail: requests will report why."""
         if self.trials is None:
             return self._tried(request, bucket, rounds)
+        # A pass may kill the process, which only the marker that `trying` leaves can report.
         if self.trials.is_deadly(request, bucket):
             return None
         with self.trials.trying(request, bucket):
@@ -291,7 +293,7 @@ class _Timer:
             raise
         except Exception as error:
             size = f"{request.width}x{request.height}"
-            log.info("warm-up: not possible", bucket=bucket, size=size, reason=str(error))
+            log.info("warm-up: batch size failed", bucket=bucket, size=size, reason=str(error))
             return None
 
     def _time(
@@ -327,13 +329,13 @@ def _once(pipeline: Pipeline, request: ImageRequest) -> None:
 
 
 def _synchronise(device: str | None) -> None:
-    """Wait for what the device was given to do."""
     if device != "cpu" and torch.accelerator.is_available():
         torch.accelerator.synchronize(device)
 
 
 def _fingerprint(pipeline: Pipeline, model: Model, device: str) -> str:
-    """Names the measurement: model, device, precision, and the shape that was measured."""
+    """Identifies the measurement: model, device, precision, and the shape measured."""
+    # Unset options are left out, so adding one to imagemill doesn't invalidate existing profiles.
     request = probe(model)
     parts = (
         model.path,
@@ -359,7 +361,8 @@ def _described(model: Model, device: str, costs: Costs) -> dict[str, Any]:
 
 
 def _keep(path: Path, model: Model, device: str, costs: Costs) -> None:
-    """Write it, unless a worker that measured at the same time was first: both then go by that."""
+    """Write the profile, unless a worker that measured at the same time was first."""
+    # Unlike a rename, a link fails if the file exists: another worker may use that one already.
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = _partial(path, _described(model, device, costs))
     with suppress(FileExistsError):
@@ -378,18 +381,17 @@ def _partial(path: Path, described: Mapping[str, Any]) -> Path:
 
 
 def _doubts(path: Path) -> int:
-    """How many starts in a row have contradicted the profile."""
     return int(json.loads(path.read_text()).get("doubts", 0))
 
 
 def _note_doubts(path: Path, doubts: int) -> None:
-    """Keep the number; a disk that refuses costs nothing but this."""
+    """Write the number of doubts; a failed write only loses the number."""
     if doubts == _doubts(path):
         return
     try:
         _write(path, {**json.loads(path.read_text()), "doubts": doubts})
     except OSError as error:
-        log.warning("warm-up: no note can be kept", note=str(path), reason=str(error))
+        log.warning("warm-up: can't write note", note=str(path), reason=str(error))
 
 
 def _read(path: Path) -> Costs:

@@ -1,10 +1,10 @@
-"""At the end of a backlog: whether to leave some of what this worker holds to one that is idle.
+"""Decides how many images a worker gives back to the queue so that idle workers can run them.
 
-A worker holds more than one forward batch, so that it never waits for the queue. When the queue is
-empty, that would leave others of its model idle beside images that have not begun. It then gives an
-even share of those back to the queue. An image that has begun stays, a worker that has any in
-flight is not idle, and whoever gave some back claims nothing for a moment; so an image moves only
-towards idle workers, and from each at most once a beat.
+A worker holds more than one forward batch, so it never waits for the queue. At the end of a backlog
+the queue is empty, and other workers of the model would be idle while this one holds images that
+haven't started. So it gives an even share of those back. Started images stay, a worker with any
+image in flight isn't idle, and a worker that gave some back claims nothing for a moment. So images
+only move towards idle workers, and at most once per heartbeat from each worker.
 """
 
 from jobs.queue.store import WorkerInfo
@@ -13,8 +13,8 @@ REST_SECONDS = 1.0
 """How long a worker that gave images back leaves the queue to the others."""
 
 
-def idle_neighbours(workers: list[WorkerInfo], name: str, model: str) -> int:
-    """How many other workers of the model have nothing to do, by what they last registered."""
+def idle_workers(workers: list[WorkerInfo], name: str, model: str) -> int:
+    """Number of other workers of the model that last registered as idle."""
     return sum(
         worker.info.get("model") == model
         and worker.info.get("state") == "ready"
@@ -25,5 +25,5 @@ def idle_neighbours(workers: list[WorkerInfo], name: str, model: str) -> int:
 
 
 def surplus(held: int, unstarted: int, idle: int) -> int:
-    """How many of the unstarted images to give back, so that all hold about as many."""
+    """How many unstarted images to give back, so that all workers hold about the same number."""
     return min(unstarted, held * idle // (idle + 1))

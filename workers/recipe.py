@@ -1,13 +1,12 @@
-"""Pixels to the bytes of a picture, with its recipe inside.
+"""Encodes pixels as a picture file with its recipe inside.
 
-The recipe is what it takes to make the picture again: the request, the model and its scheduler,
-the class of reproducibility and the bucket that the image ran in, the versions. PNG carries it as
-text chunks (`imagemill`: JSON; `parameters`: the form that A1111 and its readers use), JPEG and
-WebP as EXIF (ImageDescription: the JSON; UserComment: A1111's form). All three carry it as XMP as
-well, for everybody else's programs. Knows no queue and no model.
+The recipe is everything needed to make the picture again: the request, the model and its scheduler,
+whether it's reproducible, the bucket it ran in, and the versions. PNG has it in text chunks
+(`imagemill`: JSON; `parameters`: A1111's format), JPEG and WebP in EXIF (ImageDescription: JSON;
+UserComment: A1111's format). All three also have it as XMP, for other programs.
 
-A segment of a JPEG ends at 64 KiB. A recipe whose prompts are longer than that goes into as many
-APP15 segments as it takes, each beginning with `imagemill` and a zero byte.
+A segment of a JPEG is at most 64 KiB. A longer recipe is split into APP15 segments, each of which
+begins with `imagemill` and a zero byte.
 """
 
 import io
@@ -36,28 +35,28 @@ MEDIA_TYPES: dict[ImageFormat, str] = {
 EXIF_IMAGE_DESCRIPTION = 0x010E
 EXIF_USER_COMMENT = 0x9286
 EXIF_UNICODE = b"UNICODE\0"
-"""How a UserComment says that it is UTF-16; readers take the big end first."""
+"""Marks a UserComment as UTF-16; readers expect it big-endian."""
 
 JPEG_SEGMENT = 65_000
-"""Bytes that go into one segment: its length is a 16-bit number that counts some more."""
+"""Data bytes per segment: its 16-bit length also counts the length itself and a name."""
 
 APP15, APP15_NAME = b"\xff\xef", b"imagemill\0"
 
 PNG_COMPRESS_LEVEL = 4
-"""zlib level: within a few percent of the default's size at under half its time."""
+"""zlib level: within a few percent of the default's size in less than half the time."""
 
 LOSSY_QUALITY = 95
 
 PREVIEW_SIDE, PREVIEW_QUALITY = 512, 80
-"""The longer side of a preview, in pixels at most, and its JPEG quality."""
+"""Maximum of a preview's longer side in pixels, and its JPEG quality."""
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """What one picture was made from and with: all that may change its bits.
+    """Everything that affects a picture's bits.
 
-    `bucket` is the forward batch that it ran in, in samples; `tiled` tells that it was decoded in
-    tiles, since the device had no room for the whole.
+    `bucket` is the size of the forward batch it ran in, in samples. `tiled` is set if it was
+    decoded in tiles, because the device had no memory for the whole.
     """
 
     request: ImageRequest
@@ -76,7 +75,7 @@ class Recipe:
     tiled: bool = False
 
     def facts(self) -> dict[str, Any]:
-        """One flat object: the request's fields beside the others."""
+        """One flat object: the request's fields and the others."""
         fields: dict[str, Any] = asdict(self)
         return {**fields.pop("request"), **fields}
 
@@ -85,7 +84,7 @@ class Recipe:
         return json.dumps(self.facts(), ensure_ascii=ascii_only)
 
     def parameters(self) -> str:
-        """The text that A1111 writes under `parameters`: prompt, negative prompt, settings."""
+        """The text in A1111's `parameters` format: prompt, negative prompt, settings."""
         r = self.request
         lines = [r.prompt]
         if r.negative_prompt:
@@ -96,7 +95,7 @@ class Recipe:
             if field.label and field.kind is not str
         }
         settings = {
-            "Steps": labelled.pop("Steps"),  # A1111's readers find the settings by this first word
+            "Steps": labelled.pop("Steps"),  # readers look for this word to find the settings
             "Sampler": self.scheduler,
             **labelled,
             "Size": f"{r.width}x{r.height}",
@@ -111,14 +110,14 @@ def _short(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-@cache  # reading packages' metadata costs two milliseconds
+@cache  # reading package metadata takes two milliseconds
 def versions() -> dict[str, str]:
-    """The versions of the packages that decide what a seed becomes."""
+    """Versions of the packages that affect the picture made from a seed."""
     return {name: version(name) for name in ("imagemill", "torch", "diffusers", "transformers")}
 
 
 def recipe(sample: Sample, model: Model, card: Card, bucket: int) -> Recipe:
-    """The recipe of a decoded sample of `model` that ran in forward batches of `bucket`."""
+    """Build the recipe of a decoded sample that ran in forward batches of `bucket`."""
     return Recipe(
         request=sample.request,
         model_path=model.path if not model.local else model.name,
@@ -138,7 +137,7 @@ def recipe(sample: Sample, model: Model, card: Card, bucket: int) -> Recipe:
 
 
 def thumbnail(pixels: torch.Tensor) -> bytes:
-    """float32 [3, height, width] in 0..1 to a small JPEG: a preview, without a recipe."""
+    """Encode float32 [3, height, width] in 0..1 as a small JPEG preview, without a recipe."""
     picture = _picture(pixels)
     picture.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE))
     out = io.BytesIO()
@@ -147,9 +146,9 @@ def thumbnail(pixels: torch.Tensor) -> bytes:
 
 
 def _picture(pixels: torch.Tensor) -> Image.Image:
-    """Quantised as diffusers does: times 255, rounded to the nearest.
+    """Quantise as diffusers does: times 255, rounded to nearest.
 
-    Raises ImageFailed for pixels that are NaN or outside of 0..1, which would wrap around.
+    Raises ImageFailed for pixels that are NaN or outside 0..1, which would wrap around.
     """
     check_pixels(pixels)
     rounded = (pixels.permute(1, 2, 0) * 255).round().clamp(0, 255)
@@ -157,7 +156,7 @@ def _picture(pixels: torch.Tensor) -> Image.Image:
 
 
 def encode(pixels: torch.Tensor, made: Recipe) -> bytes:
-    """float32 [3, height, width] in 0..1 to the file's bytes, recipe included."""
+    """Encode float32 [3, height, width] in 0..1 as a file with its recipe; return its bytes."""
     picture = _picture(pixels)
     out = io.BytesIO()
     described = xmp.packet(made.facts())
@@ -171,12 +170,12 @@ def encode(pixels: torch.Tensor, made: Recipe) -> bytes:
         exif = _exif(made).tobytes()
         picture.save(out, "WEBP", exif=exif, xmp=described, quality=LOSSY_QUALITY)
     else:
-        kept = {"xmp": described, "quality": LOSSY_QUALITY}
+        options = {"xmp": described, "quality": LOSSY_QUALITY}
         exif = _exif(made).tobytes()
         if len(exif) <= JPEG_SEGMENT:
-            picture.save(out, "JPEG", exif=exif, **kept)
+            picture.save(out, "JPEG", exif=exif, **options)
         else:
-            picture.save(out, "JPEG", extra=_segments(made.to_json().encode()), **kept)
+            picture.save(out, "JPEG", extra=_segments(made.to_json().encode()), **options)
     return out.getvalue()
 
 
@@ -189,7 +188,7 @@ def _exif(made: Recipe) -> Image.Exif:
 
 
 def _segments(data: bytes) -> bytes:
-    """Bytes of any length as APP15 segments of a JPEG."""
+    """Split bytes of any length into APP15 segments of a JPEG."""
     pieces = [data[at : at + JPEG_SEGMENT] for at in range(0, len(data), JPEG_SEGMENT)]
     return b"".join(
         APP15 + (2 + len(APP15_NAME) + len(piece)).to_bytes(2, "big") + APP15_NAME + piece

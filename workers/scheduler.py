@@ -1,25 +1,25 @@
 """Which samples share the next forward pass: pure functions over values.
 
-Knows no GPU, no Redis, no clock and no model: the engine describes what is in flight, and
-`choose` answers. Samples of one group (one batch key) may share a forward pass; its size is a
-bucket, and what a bucket costs was measured (`Costs`).
+Uses no GPU, Redis, clock or model: the engine describes what's in flight, and `choose` returns the
+next pass. Samples of one group (one batch key) can share a forward pass. Passes are padded to a
+bucket, and the cost of each bucket has been measured (`Costs`).
 
-Order: priority first, raised by waiting. Inside a priority one sample of each job, then a second
-one of each, and so on, so that a large job doesn't hold up a small one. Among those, the job with
-the least work in flight (shortest remaining processing time), where the work of a late sample
-counts several times: it has little more to lose, and on-time ones still have. Equal work goes by
-age.
+Order: priority first, raised by waiting. Within a priority, one sample of each job, then a second
+of each, and so on, so a large job doesn't hold up a small one. Among those, the job with the least
+work in flight goes first (shortest remaining processing time). A late sample's work counts several
+times, because it has little left to lose while on-time samples can still be finished in time. Equal
+work goes by age.
 
-That alone would starve late samples while newer ones keep coming. So each sample keeps count of
-the time that newer ones ran while it waited (`overtaken`), and a late sample for which that is more
-than a fixed share of its age is overdue. Overdue samples go first within their round, the oldest at
-the head. Which images are claimed at all, the queue has decided by caller and priority.
+That alone would starve late samples while newer ones keep coming. So each sample counts the time
+that newer ones ran while it waited (`overtaken`). Once that exceeds a fixed share of a late
+sample's age, the sample is overdue. Overdue samples go first within their round, oldest first.
+Which images are claimed in the first place is the queue's decision, by caller and priority.
 
-A reproducible sample runs in the pinned bucket of its shape and nothing else, so that its bits
-never depend on how many ran beside it; fast ones may ride in the pinned bucket's free places.
+A reproducible sample always runs in the pinned bucket of its shape, so its bits never depend on
+how many samples ran with it. Fast samples can fill the pinned bucket's free places.
 
-A pipeline may take several forward passes at once. `choose` then fills one slot after the other:
-a group gets the slots that no other group needs, and its fast samples are divided over them.
+A pipeline may run several forward passes at once. `choose` then fills one slot after another: a
+group gets the slots that no other group needs, and its fast samples are divided among them.
 """
 
 from bisect import bisect_left
@@ -32,43 +32,43 @@ BUCKETS = (1, 2, 4, 8, 16, 32)
 """Sizes of a forward batch, in samples."""
 
 PINNED_SLOWDOWN = 1.5
-"""The pinned bucket is the largest that costs a lone sample at most this times its own time."""
+"""The pinned bucket is the largest whose pass takes at most this many times a lone sample's."""
 
 WORTHWHILE = 0.97
-"""A bucket is large enough when it reaches this share of the best images per second."""
+"""A bucket is large enough once it reaches this share of the best images per second."""
 
 WORTH_WAITING = 0.9
-"""The same where somebody waits: a larger bucket makes everyone in it slower for little more."""
+"""The share for on-time samples: a larger bucket slows all of them down for little throughput."""
 
 GOOD_TIME = 4.0
-"""An image is made in good time within this many times the time that it takes alone."""
+"""An image is on time if it finishes within this many times the time it would take alone."""
 
 LATE_WEIGHT = 4.0
-"""Factor on a late sample's remaining work: an on-time one up to four times as long goes first."""
+"""Factor on a late sample's remaining work, so an on-time one up to 4 times as long goes first."""
 
 PASSED_BY_EQUALS = 0.28
-"""Share of a late sample's age that newer samples of at least its own work may take.
+"""Share of a late sample's age that newer samples with at least as much work may take.
 
-Its latency is then at most about 1 / (1 - 0.28) = 1.4 times that under first come, first served.
+This limits its latency to about 1 / (1 - 0.28) = 1.4 times that of first come, first served.
 """
 
 PASSED_BY_ANY = 0.9
-"""The same for all newer samples, shorter ones included, so that those can't starve long ones."""
+"""The same for all newer samples, including shorter ones, so they can't starve long ones."""
 
 PROMOTION_SECONDS = 30.0
-"""Waiting this long raises a sample's priority by one, as in the queue."""
+"""Each wait this long raises a sample's priority by one, as in the queue."""
 
 LEAST_HELD = 8
-"""Samples to hold at least, so that a short one can overtake where batches do not pay."""
+"""Minimum samples to hold, so a short one can overtake even where batching doesn't pay."""
 
 
 @dataclass(frozen=True, slots=True)
 class Costs:
     """Measured seconds of one forward pass.
 
-    `points` are seconds by image tokens, of ascending tokens. `exact` holds better figures where
-    there are any, by the tokens of one sample and the bucket. The pinned bucket goes by `pinning`
-    alone, points as well, so that it stays when the others change; by `points` where it's empty.
+    `points` are (image tokens, seconds) pairs in ascending order of tokens. `exact` overrides them
+    for pairs of one sample's tokens and a bucket. `pinning` holds points too and alone decides the
+    pinned bucket, so that it doesn't move as the other costs change. If empty, `points` decide.
     """
 
     points: tuple[tuple[int, float], ...]
@@ -85,19 +85,19 @@ class Costs:
         return self.seconds(bucket * tokens) if known is None else known
 
     def pinned(self, tokens: int) -> int:
-        """The bucket of reproducible samples of `tokens` each."""
+        """The bucket for reproducible samples of `tokens` each."""
         points = self.pinning or self.points
         most = PINNED_SLOWDOWN * _interpolated(points, tokens)
         return max((b for b in BUCKETS if _interpolated(points, b * tokens) <= most), default=1)
 
     def largest(self, tokens: int, share: float = WORTHWHILE) -> int:
-        """The smallest bucket with this share of the best throughput: the knee."""
+        """The smallest bucket that reaches `share` of the best throughput: the knee."""
         rates = {b: b / self.of(tokens, b) for b in BUCKETS}
         best = max(rates.values())
         return min(b for b, rate in rates.items() if rate >= share * best)
 
     def held(self, tokens: int, slots: int = 1) -> int:
-        """How many samples of `tokens` each a worker should hold: a forward batch more than run."""
+        """How many samples of `tokens` each a worker should hold: one batch more than it runs."""
         return max((slots + 1) * max(self.largest(tokens), self.pinned(tokens)), LEAST_HELD)
 
 
@@ -114,13 +114,16 @@ def _interpolated(points: Sequence[tuple[int, float]], tokens: int) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Passed:
-    """Seconds that newer samples ran while one waited: of at least its own work, and of any."""
+    """Seconds that newer samples ran while one waited.
+
+    `equals` counts only newer samples with at least as much work, `any` all of them.
+    """
 
     equals: float = 0.0
     any: float = 0.0
 
     def plus(self, other: "Passed", seconds: float) -> "Passed":
-        """This, and `seconds` times the shares in `other`."""
+        """Add `seconds` times the shares in `other`."""
         return Passed(self.equals + other.equals * seconds, self.any + other.any * seconds)
 
 
@@ -131,10 +134,10 @@ NOT_PASSED = Passed()
 class Candidate:
     """A sample in flight as the scheduler sees it.
 
-    `tokens` is rows x tokens of one forward pass, `steps` all denoising steps and `remaining` those
-    to come, `age` seconds since it was asked for, `waited` seconds without a forward pass since it
-    became ready. `passed` is the time, in seconds, that it waited while newer samples ran, as
-    `overtaken` counts it.
+    `tokens` is rows x tokens of one forward pass. `steps` is the total number of denoising steps
+    and `remaining` how many are left. `age` is seconds since the request, `waited` seconds without
+    a forward pass since it became ready. `passed` is the seconds it waited while newer samples ran,
+    as counted by `overtaken`.
     """
 
     key: str
@@ -151,24 +154,24 @@ class Candidate:
 
     @property
     def work(self) -> int:
-        """All its work, done and to come, in token-steps."""
+        """Total work, done and remaining, in token-steps."""
         return self.steps * self.tokens
 
 
 @dataclass(frozen=True, slots=True)
 class Forward:
-    """The next forward pass: the samples in it, and the bucket that it is padded to."""
+    """The next forward pass: its samples, and the bucket that it's padded to."""
 
     keys: tuple[str, ...]
     bucket: int
 
 
 Trial = Callable[[int, int, int], int | None]
-"""From tokens of a sample, its knee and the most samples: a larger bucket to try now, or None."""
+"""Takes a sample's tokens, its knee and the most samples; returns a bucket to try, or None."""
 
 
 def no_trial(tokens: int, knee: int, most: int) -> None:
-    """Tries nothing."""
+    """Never try a larger bucket."""
 
 
 def choose(
@@ -181,12 +184,12 @@ def choose(
     busy: Sequence[Candidate] = (),
     trial: Trial = no_trial,
 ) -> Forward | None:
-    """The next forward pass, or None when no sample waits for one.
+    """Return the next forward pass, or None if no sample is waiting for one.
 
-    `ceilings` holds the groups that ran out of memory, and the most samples they may have. `slots`
-    is how many forward passes run at once at most, `running` how many run now, fewer than that,
-    and `busy` are the samples in those. `trial` may name a bucket above the knee to be filled for
-    once, so that its cost becomes known. It's asked about fast samples only, when enough wait.
+    `ceilings` maps groups that ran out of memory to the most samples they may have. `slots` is the
+    maximum number of concurrent forward passes, `running` how many are running now (fewer than
+    `slots`), and `busy` the samples in those. `trial` can name a bucket above the knee to fill
+    once, so its cost becomes known. It's only called for fast samples, and only if enough wait.
     """
     if not candidates:
         return None
@@ -195,15 +198,20 @@ def choose(
     group = [c for c in order if c.group == head.group]
     ceiling = ceilings.get(head.group, BUCKETS[-1])
     if head.reproducible:
+        # Always the pinned bucket, even if nearly empty: another size could change the bits.
         bucket = min(costs.pinned(head.tokens), ceiling)
         return Forward(tuple(c.key for c in group[:bucket]), bucket)
     fast = [c for c in group if not c.reproducible]
     share = _share(fast, candidates, busy, slots, slots - running)
+    # A late head has already missed its target, so throughput is all that's left to gain. For an
+    # on-time one, a smaller bucket keeps the latency of every step down.
     worth = WORTHWHILE if is_late(head, costs) else WORTH_WAITING
     knee = costs.largest(head.tokens, worth)
+    # Trials need samples of one size, because a mixed pass doesn't give the cost of either size.
     alike = [c.key for c in fast if c.tokens == head.tokens][: min(ceiling, share)]
     if len(alike) > knee and (tried := trial(head.tokens, knee, len(alike))):
         return Forward(tuple(alike[:tried]), tried)
+    # The knee was measured for the head's size, so samples of other sizes count by their tokens.
     largest = min(knee, ceiling)
     members = _within(fast[: min(largest, share)], knee * head.tokens)
     bucket = _bucket(len(members), head.tokens, costs, largest)
@@ -211,14 +219,14 @@ def choose(
 
 
 def _within(members: Sequence[Candidate], tokens: int) -> Sequence[Candidate]:
-    """The first of them, and the next ones that fit beside it into so many tokens."""
+    """The first member, and those after it as long as the total stays within `tokens`."""
     totals = accumulate(c.tokens for c in members)
     fitting = sum(total <= tokens for total in totals)
     return members[: max(1, fitting)]
 
 
 def _bucket(count: int, tokens: int, costs: Costs, largest: int) -> int:
-    """The bucket for so many samples: filled, or the next one padded, whichever makes more."""
+    """The bucket for `count` samples: a full one or a padded one, whichever is faster per image."""
     filled = max(b for b in BUCKETS if b <= count)
     padded = min(b for b in BUCKETS if b >= count)
     if padded > largest:
@@ -234,11 +242,18 @@ def _share(
     slots: int,
     free: int,
 ) -> int:
-    """How many of the group's `fast` samples, all that wait, one slot gets.
+    """How many of the group's waiting `fast` samples the next slot gets.
 
-    So many that each free slot is to have some, and that no slot has more than its part of all
-    that are in flight. Each other group takes a slot, as long as one is left for this group.
+    Every free slot should get some, and no slot more than its even part of those in flight. Every
+    other group gets a slot of its own, as long as one is left for this group.
     """
+    # Two limits, because either alone leaves a slot idle or a batch lopsided. `even` divides all
+    # of the group's samples, running ones included, over the slots it can use in the long run:
+    # without it, a pass that starts while the rest are busy would take all waiting samples, and
+    # the slots freed next would find none. The second limit divides just the waiting samples over
+    # the slots that are free now: without it, the first of two free slots could take them all.
+    # Groups that run already hold a slot, so only groups that don't still need a free one. At
+    # least one slot is always left for this group, or it would never run.
     group = fast[0].group
     alike = len(fast) + sum(c.group == group and not c.reproducible for c in busy)
     running = {c.group for c in busy}
@@ -250,23 +265,30 @@ def _share(
 def in_order(
     candidates: Sequence[Candidate], costs: Costs, busy: Sequence[Candidate] = ()
 ) -> list[Candidate]:
-    """All candidates, the most urgent first; `busy` count as work of their jobs."""
+    """All candidates, most urgent first; `busy` samples count as work of their jobs."""
     work = {c.key: _work(c, costs) for c in [*candidates, *busy]}
     overdue = {c.key for c in candidates if is_overdue(c, costs)}
 
     def urgency(c: Candidate) -> tuple[float, float]:
         return (-1.0, -c.age) if c.key in overdue else (work[c.key], -c.age)
 
+    # Turns are dealt within each job by urgency: every job's most urgent sample is in round 0, the
+    # next one in round 1, and so on. Hundreds of samples of one job then can't crowd out another
+    # job's only one, however short they are.
     of_job: Counter[str] = Counter()
     turns: dict[str, int] = {}
     ranked = sorted(candidates, key=lambda c: (*urgency(c), c.key))
-    for turn_taker in ranked:
-        turns[turn_taker.key] = of_job[turn_taker.job]
-        of_job[turn_taker.job] += 1
+    for c in ranked:
+        turns[c.key] = of_job[c.job]
+        of_job[c.job] += 1
+    # Jobs rank by their total work, not per sample, because a caller waits for the whole job.
     in_flight: dict[str, float] = {}
     for c in [*candidates, *busy]:
         in_flight[c.job] = in_flight.get(c.job, 0.0) + work[c.key]
 
+    # The turn comes before overdue: a large job whose samples are all overdue would otherwise run
+    # them all before anyone else's first. Overdue samples ignore their job's size and go by age,
+    # so the oldest can't be overtaken again.
     def place(c: Candidate) -> tuple[float, ...]:
         of_its_job = 0.0 if c.key in overdue else in_flight[c.job]
         return (-_promoted(c), turns[c.key], c.key not in overdue, of_its_job, -c.age)
@@ -275,9 +297,9 @@ def in_order(
 
 
 def overtaken(waiting: Candidate, batch: Sequence[Candidate]) -> Passed:
-    """The shares of a forward pass over `batch` that newer samples took from one that waited.
+    """The shares of a forward pass over `batch` that newer samples took while `waiting` waited.
 
-    Samples of higher priority overtake by right and those of its own job don't overtake at all.
+    Higher priorities may always overtake, and samples of the same job don't count as overtaking.
     """
     newer = [
         c
@@ -289,20 +311,24 @@ def overtaken(waiting: Candidate, batch: Sequence[Candidate]) -> Passed:
 
 
 def is_overdue(candidate: Candidate, costs: Costs) -> bool:
-    """Whether it is late, and newer samples have taken more of its age than they may."""
+    """Whether it's late, and newer samples have taken more than their share of its age."""
+    # Shares of the age, not fixed seconds, so the bound scales with load: under a long backlog
+    # every sample is old, and a fixed limit would make all of them overdue, which is first come,
+    # first served. Longer newer samples get a smaller share than shorter ones, because letting a
+    # short one pass costs little and lowers the mean latency, whereas an equal one gains nothing.
     passed, age = candidate.passed, candidate.age
     over = passed.equals > PASSED_BY_EQUALS * age or passed.any > PASSED_BY_ANY * age
     return over and is_late(candidate, costs)
 
 
 def is_late(candidate: Candidate, costs: Costs) -> bool:
-    """Whether it can no longer be finished in good time, even if it ran alone from now on."""
+    """Whether it can't finish on time any more, even if it ran alone from now on."""
     step = costs.of(candidate.tokens, 1)
     return candidate.age + candidate.remaining * step > GOOD_TIME * candidate.steps * step
 
 
 def _work(candidate: Candidate, costs: Costs) -> float:
-    """Seconds of work that count for the order."""
+    """Seconds of remaining work, weighted for the order."""
     weight = LATE_WEIGHT if is_late(candidate, costs) else 1.0
     return weight * candidate.remaining * costs.of(candidate.tokens, 1)
 

@@ -1,4 +1,4 @@
-"""Settings of a worker and its supervisor: the queue's, and these. Read once, in `__main__`."""
+"""Settings of workers and their supervisor, read once in `__main__`."""
 
 from pydantic import Field
 
@@ -6,12 +6,12 @@ from jobs.runtime.settings import MOST_SECONDS, QueueSettings
 
 
 class WorkerSettings(QueueSettings):
-    """`IMAGEMILL_*` variables of the worker side; times in seconds.
+    """`IMAGEMILL_*` variables for workers; times in seconds.
 
-    `threads` are torch's CPU threads for each worker. `drain_seconds` is how long SIGTERM lets
-    running images finish before their leases are given back. `stuck_seconds` is how long one
-    forward pass may take before the worker gives itself up. `linger_seconds` is how long a worker
-    with nothing to do waits for a fuller batch.
+    `threads` is the number of torch's CPU threads per worker. `drain_seconds` is how long running
+    images may take to finish after SIGTERM before they're given back. `stuck_seconds` is how long
+    one forward pass may take before the worker exits. `linger_seconds` is how long an idle worker
+    waits for a fuller batch.
     """
 
     threads: int = Field(default=1, ge=1)

@@ -1,7 +1,7 @@
-"""Where forward passes run: on the calling thread, or several at once on threads of their own.
+"""Runs forward passes: on the calling thread, or several at once on threads of their own.
 
-Keeps the clock of what the denoiser did: seconds with a forward pass running, however many ran at
-once, and when the oldest that runs now began. Decides nothing, and knows no flights.
+Also keeps time: the seconds during which at least one pass ran, and when the oldest running pass
+began. Doesn't decide what runs.
 """
 
 import threading
@@ -16,7 +16,7 @@ from workers.metrics import Measures, cache_counts
 
 
 class Slots:
-    """As many places for forward passes as the pipeline takes at once; the engine's alone."""
+    """One slot for each forward pass that the pipeline can run at once. Only the engine uses it."""
 
     def __init__(self, pipeline: Pipeline, learner: Learner | None = None) -> None:
         self._learner = learner
@@ -32,12 +32,12 @@ class Slots:
 
     @property
     def oldest(self) -> float | None:
-        """When the forward pass that has run longest began, by the monotonic clock."""
+        """When the longest-running forward pass began, by the monotonic clock; None if idle."""
         with self._lock:
             return min(self._begun, default=None)
 
     def run(self, samples: Sequence[Sample], bucket: int) -> None:
-        """One forward pass, here and now."""
+        """Run one forward pass on this thread."""
         began = self._enter()
         stopwatch = Stopwatch(on_cpu=self._learner is not None and self._learner.on_cpu)
         try:
@@ -46,30 +46,33 @@ class Slots:
             self._leave(began)
         passes = 1 if self._pipeline.card.joins else samples[0].steps
         rows, tokens = self._pipeline.rows, self._pipeline.tokens
-        each = [rows(one.request) * tokens(one.request) for one in samples]
-        self._learn(each, bucket, stopwatch.seconds() / passes)
-        made = passes * sum(each)
-        drawn = passes * sum(one.request.pixels for one in samples)
-        self.measures.forward(len(samples), made, drawn, time.monotonic() - began)
+        sizes = [rows(sample.request) * tokens(sample.request) for sample in samples]
+        self._learn(sizes, bucket, stopwatch.seconds() / passes)
+        all_tokens = passes * sum(sizes)
+        pixel_steps = passes * sum(sample.request.pixels for sample in samples)
+        self.measures.forward(len(samples), all_tokens, pixel_steps, time.monotonic() - began)
 
     def _learn(self, tokens: Sequence[int], bucket: int, seconds: float) -> None:
-        """Note what a pass over samples of one size cost; one beside others says nothing."""
+        """Record the cost of a pass over samples of one size.
+
+        Concurrent passes slow each other down, so their times aren't the cost of a bucket.
+        """
         if self._learner is not None and self.count == 1 and len(set(tokens)) == 1:
             self._learner.observe(tokens[0], max(bucket, len(tokens)), seconds)
 
     def start(self, samples: Sequence[Sample], bucket: int) -> "Future[None]":
-        """One forward pass on another thread; the caller sees to it that a slot is free."""
+        """Run one forward pass on another thread; the caller makes sure that a slot is free."""
         assert self._threads is not None
         return self._threads.submit(self.run, samples, bucket)
 
     def describe(self, held: int = 0) -> dict[str, Any]:
-        """What the forward passes came to, and the prompts before them; `held` samples are held."""
+        """Counts of forward passes and cached prompts; `held` is the number of samples held now."""
         counts = self.measures.describe(self.busy_seconds, held)
         buckets = self._learner.describe() if self._learner else None
         return {**counts, "prompt_cache": cache_counts(self._pipeline), "buckets": buckets}
 
     def close(self) -> None:
-        """End the threads; none runs a forward pass any more."""
+        """End the threads. No forward pass may be running."""
         if self._threads is not None:
             self._threads.shutdown()
 
@@ -91,6 +94,6 @@ class Slots:
 
 
 def first_done(passes: Sequence["Future[None]"], seconds: float) -> list["Future[None]"]:
-    """Wait for any of them, at most so long; those that are done, in the order given."""
+    """Wait up to `seconds` for any pass to end; return those that have, in the same order."""
     wait(passes, seconds, FIRST_COMPLETED)
-    return [one for one in passes if one.done()]
+    return [future for future in passes if future.done()]

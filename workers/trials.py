@@ -1,4 +1,4 @@
-"""Which warm-up trials workers didn't survive: a note next to the profile, removed by success."""
+"""Records which warm-up trials killed workers, in notes next to the profile."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ from jobs.request import ImageRequest
 log = structlog.get_logger(__name__)
 
 DEADLY = 2
-"""A trial that this many workers ended in isn't run again."""
+"""A trial that this many workers died in isn't run again."""
 
 
 class Trials:
@@ -19,10 +19,10 @@ class Trials:
 
     One that's still there means that the worker died in its trial.
 
-    In a group, what does not fit a device ends the group and its processes, and every later start
-    would try it again. A worker may also be killed for another reason while it tries, or beside
-    one that tries the same: so it takes more than one death, counted from start to start, and a
-    success removes the note. A note may cost a bucket, never an image.
+    In a group, a batch that doesn't fit a device kills the whole group, and every later start would
+    try it again. But a worker may also be killed for another reason during a trial, or because
+    another worker runs the same one. So it takes more than one death, counted from start to start,
+    and a success removes the note. A wrong note costs a larger batch size, never an image.
     """
 
     def __init__(self, profile: Path) -> None:
@@ -31,12 +31,12 @@ class Trials:
         self._deaths = {note.name: _count(note) for note in notes}
 
     def is_deadly(self, request: ImageRequest, bucket: int) -> bool:
-        """Whether workers keep ending in it; said to the log."""
+        """Whether workers keep dying in this trial; if so, logs a warning."""
         note = self._note(request, bucket)
         if self._deaths.get(note.name, 0) < DEADLY:
             return False
         log.warning(
-            "warm-up: left out, as workers ended in it; remove the note to try again",
+            "warm-up: skipping a batch size that workers died in; delete the note to try again",
             bucket=bucket,
             size=f"{request.width}x{request.height}",
             note=str(note),
@@ -45,16 +45,16 @@ class Trials:
 
     @contextmanager
     def trying(self, request: ImageRequest, bucket: int) -> Iterator[None]:
-        """Keep a note while it runs; an error that ends the worker leaves it there.
+        """Keep a note while the trial runs; if the worker dies in it, the note stays.
 
-        Where there is no room for a note, it runs without one.
+        If the note can't be written, the trial runs without one.
         """
         note = self._note(request, bucket)
         try:
             note.parent.mkdir(parents=True, exist_ok=True)
             note.write_text(str(self._deaths.get(note.name, 0) + 1))
         except OSError as error:
-            log.warning("warm-up: no note can be kept", note=str(note), reason=str(error))
+            log.warning("warm-up: can't write note", note=str(note), reason=str(error))
         yield
         note.unlink(missing_ok=True)
 
@@ -64,7 +64,7 @@ class Trials:
 
 
 def _count(note: Path) -> int:
-    """Deaths that a note tells of; none if it is gone again or just being written."""
+    """Number of deaths in a note; 0 if it was just removed or is being written."""
     try:
         return int(note.read_text() or 0)
     except (OSError, ValueError):

@@ -1,9 +1,8 @@
-"""A recipe as an XMP packet (ISO 16684-1): what photo libraries, archives and search read.
+"""Writes a recipe as an XMP packet (ISO 16684-1), for photo libraries, archives and search.
 
 The prompt is `dc:description`, the program `xmp:CreatorTool`, and IPTC's `DigitalSourceType` says
-that a trained model made the picture. Everything else stands in a namespace of imagemill's own, a
-property a fact. XMP is for other people's programs: imagemill reads its own JSON. Knows no picture
-and no file format.
+that a trained model made the picture. Everything else is a property in imagemill's own namespace.
+XMP is for other programs: imagemill itself reads its JSON.
 """
 
 import re
@@ -15,7 +14,7 @@ NAMESPACE = "urn:imagemill:recipe:"
 MADE_BY_A_MODEL = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 
 LONGEST_TEXT = 24_000
-"""Bytes of a property at most: a packet with two prompts must fit into one segment of a JPEG."""
+"""Most bytes per property, so a packet with two prompts fits in one segment of a JPEG."""
 
 _NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
@@ -39,15 +38,15 @@ _PACKET = """\
 
 
 def packet(facts: Mapping[str, Any]) -> bytes:
-    """The packet of a recipe's facts: `prompt`, `versions` and whatever else is not None."""
+    """Return the packet for a recipe's facts: `prompt`, `versions` and others that aren't None."""
     versions: Mapping[str, str] = facts["versions"]
-    others = {name: one for name, one in facts.items() if one is not None and name != "prompt"}
+    others = {key: value for key, value in facts.items() if value is not None and key != "prompt"}
     text = _PACKET.format(
         namespace=NAMESPACE,
         prompt=_text(facts["prompt"]),
         tool=_text(f"imagemill {versions['imagemill']}"),
         source=MADE_BY_A_MODEL,
-        properties="\n".join(_property(name, one) for name, one in others.items()),
+        properties="\n".join(_property(key, value) for key, value in others.items()),
     )
     return text.encode()
 
@@ -55,16 +54,18 @@ def packet(facts: Mapping[str, Any]) -> bytes:
 def _property(name: str, value: Any) -> str:
     tag = f"imagemill:{name}"
     if isinstance(value, Mapping):
-        inside = "".join(_property(key, one) for key, one in value.items())
+        inside = "".join(_property(key, item) for key, item in value.items())
         return f'<{tag} rdf:parseType="Resource">{inside}</{tag}>'
-    said = str(value) if not isinstance(value, bool) else str(value).capitalize()  # XMP's own way
-    return f"<{tag}>{_text(said)}</{tag}>"
+    text = (
+        str(value) if not isinstance(value, bool) else str(value).capitalize()
+    )  # as XMP spells it
+    return f"<{tag}>{_text(text)}</{tag}>"
 
 
 def _text(text: str) -> str:
-    """Text as XML may hold it, cut where it is too long for a packet."""
-    shown = escape(_NOT_XML.sub("\ufffd", text), {"\r": "&#13;"})
-    if len(shown.encode()) <= LONGEST_TEXT:
-        return shown
-    cut = shown.encode()[:LONGEST_TEXT].decode(errors="ignore")
+    """Escape text for XML, and cut it if it's too long for a packet."""
+    escaped = escape(_NOT_XML.sub("\ufffd", text), {"\r": "&#13;"})
+    if len(escaped.encode()) <= LONGEST_TEXT:
+        return escaped
+    cut = escaped.encode()[:LONGEST_TEXT].decode(errors="ignore")
     return cut[: cut.rfind("&")] + "…" if "&" in cut[-8:] else cut + "…"

@@ -1,4 +1,4 @@
-"""The Python client: `Client` for plain code, `AsyncClient` for asyncio."""
+"""The Python client: `Client` for blocking code, `AsyncClient` for asyncio."""
 
 from imagemill.client.clients import AsyncClient, Client
 

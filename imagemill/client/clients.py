@@ -1,11 +1,11 @@
-"""The Python client: `Client` for plain code, `AsyncClient` for asyncio.
+"""The Python client: `Client` for blocking code, `AsyncClient` for asyncio.
 
     with Client("http://127.0.0.1:8000") as client:
         job = client.submit("demo", ["a large red circle", "a blue heart"], steps=8)
         job.wait().save("out")
 
-Only the driving of a conversation is here, blocking or awaited; what is said is in `wire.py`, and
-what can be done with a job in `handles.py`.
+This module only sends requests, blocking or awaited. `protocol.py` defines the requests, and
+`jobs.py` what can be done with a job.
 """
 
 import asyncio
@@ -29,31 +29,33 @@ T = TypeVar("T")
 
 DEFAULT_SERVER = "http://127.0.0.1:8000"
 PAGE = 100
-"""Jobs that one question of `jobs` asks for."""
+"""Jobs per page that `jobs` requests."""
 
 LONGEST_SILENCE = 45.0
-"""Seconds without a line after which a stream is dead: three of the server's heartbeats."""
+"""Seconds of silence after which a stream counts as dead: three of the server's heartbeats."""
 
 Prompts = str | Mapping[str, Any] | Iterable[str | Mapping[str, Any]]
 
 
 def _http_settings(server: str | None, api_key: str | None) -> dict[str, Any]:
-    """What both kinds of httpx client are made from; the environment fills what is not given."""
-    given = server or os.environ.get("IMAGEMILL_SERVER") or DEFAULT_SERVER
+    """Arguments for both kinds of httpx client; defaults come from the environment."""
+    address = server or os.environ.get("IMAGEMILL_SERVER") or DEFAULT_SERVER
     try:
-        url = httpx.URL(given)
-        url.host.encode("idna")  # as looking it up will do
+        url = httpx.URL(address)
+        url.host.encode("idna")  # the name lookup does the same, but fails with an obscure error
     except (httpx.InvalidURL, UnicodeError):
         url = httpx.URL()
     if url.scheme not in ("http", "https") or not url.host:
-        raise InvalidInput(f"{given!r} is no server's address, such as {DEFAULT_SERVER}")
+        raise InvalidInput(
+            f"invalid server address {address!r}: expected a URL such as {DEFAULT_SERVER}"
+        )
     key = api_key or os.environ.get("IMAGEMILL_API_KEY")
     if key and not protocol.VISIBLE.fullmatch(key):
         raise InvalidInput(
-            "the API key (IMAGEMILL_API_KEY) is none: only ASCII letters, digits and signs can be"
+            "invalid API key (IMAGEMILL_API_KEY): it must be 1 to 255 visible ASCII characters"
         )
     headers = {"Authorization": f"Bearer {key}"} if key else {}
-    # A local server is never meant to be reached through the environment's proxy.
+    # Never connect to a local server through the environment's proxy.
     local = url.host in ("127.0.0.1", "localhost", "::1")
     return {
         "base_url": url,
@@ -65,15 +67,15 @@ def _http_settings(server: str | None, api_key: str | None) -> dict[str, Any]:
 
 @contextmanager
 def _usable_proxy() -> Iterator[None]:
-    """Raises InvalidInput where the environment names a proxy that httpx cannot use."""
+    """Raise InvalidInput if the environment names a proxy that httpx can't use."""
     try:
         yield
     except (httpx.InvalidURL, ImportError, ValueError) as error:
-        raise InvalidInput(f"the environment's proxy cannot be used: {error}") from error
+        raise InvalidInput(f"invalid proxy settings in the environment: {error}") from error
 
 
 def _request(call: protocol.Call) -> dict[str, Any]:
-    """A call as arguments of httpx's `request`."""
+    """A call as arguments for httpx's `request`."""
     return {
         "method": call.method,
         "url": call.path,
@@ -85,11 +87,11 @@ def _request(call: protocol.Call) -> dict[str, Any]:
 
 
 class Client:
-    """A server, for plain code. Safe to share between threads.
+    """A connection to a server, for blocking code. Can be shared between threads.
 
-    `server` and `api_key` default to IMAGEMILL_SERVER and IMAGEMILL_API_KEY. `patience` is how
-    many seconds of waiting a call may spend on retries (connection errors, 429, 502, 503), and
-    `pause` does the waiting; what it raises ends the call.
+    `server` and `api_key` default to IMAGEMILL_SERVER and IMAGEMILL_API_KEY. `patience` limits how
+    many seconds a call may spend waiting between retries (after connection errors, 429, 502 and
+    503). `pause` does the waiting; an exception that it raises ends the call.
     """
 
     def __init__(
@@ -120,19 +122,22 @@ class Client:
         idempotency_key: str | None = None,
         **fields: Unpack[JobFields],
     ) -> Job:
-        """Queue a batch and return at once. `fields` are defaults for all prompts, and the job's
-        own: those of `JobFields`. However often the request must be sent, one job comes of it."""
+        """Queue a batch and return immediately.
+
+        `fields` are the job's own fields and the defaults for all prompts; see `JobFields`. Retries
+        never create a second job.
+        """
         key = idempotency_key or str(uuid.uuid4())
         return Job(self, self.say(protocol.submit(model, prompts, fields, key, self.patience)))
 
     def job(self, job_id: str) -> Job:
-        """A job by its id; raises ApiError 404 where there is none."""
+        """Get a job by its id; raises ApiError 404 if it doesn't exist."""
         return Job(self, self.say(protocol.fetch(protocol.job_path(job_id), self.patience)))
 
     def jobs(self, state: State | None = None) -> Iterator[Job]:
-        """The caller's jobs, newest first, asked for a page at a time.
+        """The caller's jobs, newest first, fetched page by page.
 
-        They come without images: `refresh` one to see them.
+        They come without images; `refresh()` a job to get them.
         """
         cursor: str | None = None
         while True:
@@ -144,32 +149,32 @@ class Client:
                 return
 
     def models(self) -> list[Model]:
-        """The models that the server offers, in its catalog's order."""
+        """The server's models, in the order of its catalog."""
         return [Model.parse(raw) for raw in self.get("/v1/models")["data"]]
 
     def workers(self) -> list[Worker]:
-        """Who makes the images."""
+        """The server's workers."""
         return [Worker.parse(raw) for raw in self.get("/v1/workers")["data"]]
 
     def get(self, path: str, **params: Any) -> dict[str, Any]:
-        """Any other JSON resource by its path."""
+        """Get any other JSON resource by its path."""
         return self.say(protocol.fetch(path, self.patience, **params))
 
     def say(self, talk: protocol.Conversation[T]) -> T:
-        """Carry out one conversation of `protocol.py`."""
+        """Carry out a conversation of `protocol.py` and return its result."""
         try:
-            wanted = next(talk)
+            step = next(talk)
             while True:
-                if isinstance(wanted, protocol.Pause):
-                    self._pause(wanted.seconds)
-                    wanted = talk.send(None)
+                if isinstance(step, protocol.Pause):
+                    self._pause(step.seconds)
+                    step = talk.send(None)
                     continue
                 try:
-                    response = self._http.request(**_request(wanted))
+                    response = self._http.request(**_request(step))
                 except httpx.TransportError as error:
-                    wanted = talk.throw(error)
+                    step = talk.throw(error)
                 else:
-                    wanted = talk.send(response)
+                    step = talk.send(response)
         except StopIteration as end:
             result: T = end.value
             return result
@@ -189,9 +194,9 @@ class Client:
 def stream_lines(
     client: Client, path: str, headers: Mapping[str, str]
 ) -> Iterator[Iterator[str] | None]:
-    """The lines of a stream as they come, or None where there is none (204).
+    """The lines of an event stream as they arrive, or None if there is no stream (204).
 
-    Never tried again: raises ApiError, or httpx's errors when the connection breaks.
+    Never retries: raises ApiError, or httpx's errors if the connection breaks.
     """
     timeout = httpx.Timeout(LONGEST_SILENCE, connect=5)
     with client._http.stream("GET", path, headers=headers, timeout=timeout) as response:
@@ -232,21 +237,21 @@ class AsyncClient:
         idempotency_key: str | None = None,
         **fields: Unpack[JobFields],
     ) -> AsyncJob:
-        """As `Client.submit`."""
+        """Queue a batch and return immediately, like `Client.submit`."""
         key = idempotency_key or str(uuid.uuid4())
         talk = protocol.submit(model, prompts, fields, key, self.patience)
         return AsyncJob(self, await self.say(talk))
 
     async def job(self, job_id: str) -> AsyncJob:
-        """A job by its id; raises ApiError 404 where there is none."""
+        """Get a job by its id; raises ApiError 404 if it doesn't exist."""
         return AsyncJob(
             self, await self.say(protocol.fetch(protocol.job_path(job_id), self.patience))
         )
 
     async def jobs(self, state: State | None = None) -> AsyncIterator[AsyncJob]:
-        """The caller's jobs, newest first, asked for a page at a time.
+        """The caller's jobs, newest first, fetched page by page.
 
-        They come without images: `refresh` one to see them.
+        They come without images; `refresh()` a job to get them.
         """
         cursor: str | None = None
         while True:
@@ -258,32 +263,32 @@ class AsyncClient:
                 return
 
     async def models(self) -> list[Model]:
-        """The models that the server offers, in its catalog's order."""
+        """The server's models, in the order of its catalog."""
         return [Model.parse(raw) for raw in (await self.get("/v1/models"))["data"]]
 
     async def workers(self) -> list[Worker]:
-        """Who makes the images."""
+        """The server's workers."""
         return [Worker.parse(raw) for raw in (await self.get("/v1/workers"))["data"]]
 
     async def get(self, path: str, **params: Any) -> dict[str, Any]:
-        """Any other JSON resource by its path."""
+        """Get any other JSON resource by its path."""
         return await self.say(protocol.fetch(path, self.patience, **params))
 
     async def say(self, talk: protocol.Conversation[T]) -> T:
-        """Carry out one conversation of `protocol.py`."""
+        """Carry out a conversation of `protocol.py` and return its result."""
         try:
-            wanted = next(talk)
+            step = next(talk)
             while True:
-                if isinstance(wanted, protocol.Pause):
-                    await self._pause(wanted.seconds)
-                    wanted = talk.send(None)
+                if isinstance(step, protocol.Pause):
+                    await self._pause(step.seconds)
+                    step = talk.send(None)
                     continue
                 try:
-                    response = await self._http.request(**_request(wanted))
+                    response = await self._http.request(**_request(step))
                 except httpx.TransportError as error:
-                    wanted = talk.throw(error)
+                    step = talk.throw(error)
                 else:
-                    wanted = talk.send(response)
+                    step = talk.send(response)
         except StopIteration as end:
             result: T = end.value
             return result

@@ -1,17 +1,17 @@
-"""What can go wrong on this side of HTTP, as a branch of `jobs.errors`' tree.
+"""Errors of the client and the command, as a branch of the tree in `jobs.errors`.
 
     ImagemillError
-    ├── ApiError            the server answered, and said no
-    ├── NoServer            none was named, and none runs here
-    ├── ServerUnreachable   no answer, for as long as the client was willing to try
-    ├── CorruptDownload     bytes arrived that are not the image's
-    ├── CannotSave          a file cannot be written here
-    ├── NoRecipe            a file is no image, or none that says how it was made
-    ├── InvalidInput        what the user typed, or a prompt file; one problem a line; exit code 2
+    ├── ApiError            the server answered with an error
+    ├── NoServer            no server was named and none is running here
+    ├── ServerUnreachable   no answer, despite retries
+    ├── CorruptDownload     the bytes that arrived don't match the image's checksum
+    ├── CannotSave          a file can't be written
+    ├── NoRecipe            a file isn't an image or contains no recipe
+    ├── InvalidInput        invalid arguments or prompt file; one problem per line; exit code 2
     ├── AlreadyRunning      another `up` holds the data folder; exit code 3
-    └── StartFailed         a server on this machine could not be started
+    └── StartFailed         a server on this machine couldn't be started
 
-Each message is for the person at the terminal; none is ever shown with a traceback.
+Messages are written for the person at the terminal and shown without a traceback.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from jobs.errors import FieldProblem, ImagemillError
 
 
 class ApiError(ImagemillError):
-    """The server refused; mirrors its `application/problem+json` (RFC 9457)."""
+    """The server answered with an error; mirrors its `application/problem+json` (RFC 9457)."""
 
     def __init__(
         self, status: int, title: str, detail: str = "", errors: Sequence[FieldProblem] = ()
@@ -33,31 +33,31 @@ class ApiError(ImagemillError):
 
 
 class NoServer(ImagemillError):
-    """No server was named, and none runs on the data folder."""
+    """No server was named, and none is running on the data folder."""
 
 
 class ServerUnreachable(ImagemillError):
-    """Nobody answered at `url`."""
+    """No answer from `url`."""
 
     def __init__(self, url: str, reason: str) -> None:
-        super().__init__(f"no imagemill server answers at {url}: {reason}")
+        super().__init__(f"couldn't reach an imagemill server at {url}: {reason}")
         self.url = url
 
 
 class CorruptDownload(ImagemillError):
-    """An image's bytes do not have the checksum that the server committed."""
+    """An image's bytes don't match the checksum that the server committed."""
 
 
 class CannotSave(ImagemillError):
-    """A downloaded image, or the sheet, cannot be written."""
+    """A downloaded image or the contact sheet can't be written."""
 
 
 class NoRecipe(ImagemillError):
-    """A file is no image, or one that does not say how it was made."""
+    """A file isn't an image or contains no recipe."""
 
 
 class InvalidInput(ImagemillError):
-    """What the user asked for cannot be done as asked; `problems` has a line for each reason."""
+    """The user's input is invalid; `problems` has one line per problem."""
 
     def __init__(self, *problems: str) -> None:
         super().__init__("\n".join(problems))
@@ -69,4 +69,4 @@ class AlreadyRunning(ImagemillError):
 
 
 class StartFailed(ImagemillError):
-    """A server on this machine could not be started; the message says why and where to look."""
+    """A server on this machine couldn't be started; the message says why or where to look."""

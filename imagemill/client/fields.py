@@ -1,7 +1,6 @@
-"""What `submit` takes beside model and prompts, so that type checkers see a slip of the pen.
+"""Keyword arguments of `submit` beyond model and prompts, so that type checkers catch typos.
 
-The fields are those of `POST /v1/jobs`; None says the same as leaving out. Ranges are the server's
-to judge.
+These are the fields of `POST /v1/jobs`. None means unset. The server checks ranges.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,14 +14,14 @@ WebhookEvent = Literal[
 
 
 class Webhook(TypedDict, total=False):
-    """Where to report to, and what; without `events`, the job's end."""
+    """Where to send notifications, and for which events; by default only when the job ends."""
 
     url: Required[str]
     events: Sequence[WebhookEvent]
 
 
 class JobFields(TypedDict, total=False):
-    """Defaults for all prompts, and what is the job's own."""
+    """Defaults for all prompts, and the job's own fields."""
 
     negative_prompt: str | None
     seed: int | None

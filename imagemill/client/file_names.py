@@ -1,7 +1,7 @@
-"""What a downloaded image is called, and whether it is already there.
+"""Names of downloaded images, and whether an image was already downloaded.
 
-A name follows from the image's index and prompt alone, so a resumed download finds what an
-earlier one left without any record of its own. Nothing here talks to a server.
+A name depends only on the image's index and prompt, so a resumed download finds the earlier files
+without keeping a record.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ from pathlib import Path
 from imagemill.client.errors import CannotSave
 
 SUFFIXES = {"image/png": ".png", "image/jpeg": ".jpg", "image/webp": ".webp"}
-"""File suffix of each media type that an image may have."""
+"""File suffix for each media type of an image."""
 
 SLUG_CHARACTERS = 48
 SLUG_BYTES = 150
@@ -24,7 +24,7 @@ SLUG_BYTES = 150
 def slug(prompt: str) -> str:
     """A prompt as part of a file name: letters and digits of any script, joined by hyphens.
 
-    At most SLUG_CHARACTERS long, cut between words where there is a place to cut.
+    At most SLUG_CHARACTERS long, cut between words if possible.
     """
     text = unicodedata.normalize("NFKC", prompt[:400]).lower()
     words = "-".join(re.findall(r"[^\W_]+", text))
@@ -37,7 +37,7 @@ def slug(prompt: str) -> str:
 
 
 def file_name(index: int, prompt: str, suffix: str, total: int = 0) -> str:
-    """`0007-a-red-circle.png`; the number is as wide as the last of `total` needs, at least 4."""
+    """Such as `0007-a-red-circle.png`; the number has the width of the last of `total`, min. 4."""
     width = max(4, len(str(max(total - 1, 0))))
     return f"{index:0{width}d}-{slug(prompt)}{suffix}"
 
@@ -58,10 +58,10 @@ def _candidates(path: Path) -> Iterator[Path]:
 
 
 def place_for(path: Path, sha256: str) -> tuple[Path, bool]:
-    """Where the image of that checksum belongs, and whether it is there already.
+    """Where the image with that checksum belongs, and whether it's already there.
 
-    A file with other bytes is never overwritten: it is some other job's image, and the next free
-    name is taken.
+    A file with different bytes is never overwritten, because it's another job's image; the next
+    free name is used instead.
     """
     for candidate in _candidates(path):
         if not candidate.exists():
@@ -72,9 +72,9 @@ def place_for(path: Path, sha256: str) -> tuple[Path, bool]:
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Write so that the name appears only with all its bytes: a temporary file, then a rename.
+    """Write a file atomically, through a temporary file and a rename.
 
-    Raises CannotSave, and leaves nothing, when the disk refuses.
+    Raises CannotSave on failure and leaves nothing behind.
     """
     temporary = path.with_name(f".{path.name[:80]}.{os.getpid()}.part")
     try:
@@ -83,4 +83,4 @@ def write_file(path: Path, data: bytes) -> None:
     except OSError as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise CannotSave(f"cannot write {path}: {error.strerror or error}") from error
+        raise CannotSave(f"couldn't write {path}: {error.strerror or error}") from error

@@ -1,6 +1,6 @@
-"""Jobs on a server, `Job` and `AsyncJob`: their last known state, and what can be done with them.
+"""Jobs on a server: `Job` and `AsyncJob` hold the last known state and offer operations on it.
 
-Requests are described in `protocol.py` and carried out by the client that made the job.
+`protocol.py` defines the requests; the client that created the job sends them.
 """
 
 import asyncio
@@ -24,25 +24,25 @@ OnProgress = Callable[[Progress], object]
 
 
 class Talker(Protocol):
-    """What a `Job` needs of its `Client`."""
+    """The part of `Client` that `Job` uses."""
 
     patience: float
 
     def say(self, talk: protocol.Conversation[T]) -> T:
-        """Carry out one conversation with the server."""
+        """Carry out a conversation with the server."""
 
 
 class AsyncTalker(Protocol):
-    """What an `AsyncJob` needs of its `AsyncClient`."""
+    """The part of `AsyncClient` that `AsyncJob` uses."""
 
     patience: float
 
     async def say(self, talk: protocol.Conversation[T]) -> T:
-        """Carry out one conversation with the server."""
+        """Carry out a conversation with the server."""
 
 
 class _Snapshot:
-    """A job as the server last told it, as plain values; `raw` is the whole answer."""
+    """A job as last reported by the server; `raw` is the whole response."""
 
     def __init__(self, raw: dict[str, Any]) -> None:
         self.raw = raw
@@ -52,7 +52,7 @@ class _Snapshot:
 
     @property
     def id(self) -> str:
-        """The job's name on the server."""
+        """The job's id on the server."""
         return str(self.raw["id"])
 
     @property
@@ -62,26 +62,28 @@ class _Snapshot:
 
     @property
     def counts(self) -> Counts:
-        """How many images are in each state."""
+        """The number of images in each state."""
         return counts_of(self.raw)
 
     @property
     def progress(self) -> float:
-        """The share of all denoising steps that are done, 0..1."""
+        """The share of all denoising steps that's done, 0..1."""
         return float(self.raw["progress"])
 
     def images(self) -> list[Image]:
         """Every image of the job, finished or not, in order."""
-        return [Image.parse(raw) for raw in self._listed()]
+        return [Image.parse(raw) for raw in self._raw_images()]
 
-    def _listed(self) -> list[dict[str, Any]]:
+    def _raw_images(self) -> list[dict[str, Any]]:
         if "images" not in self.raw:
-            raise ImagemillError(f"job {self.id} was listed without its images: refresh() it first")
+            raise ImagemillError(
+                f"job {self.id} was listed without its images; call refresh() first"
+            )
         images: list[dict[str, Any]] = self.raw["images"]
         return images
 
-    def _made(self) -> list[dict[str, Any]]:
-        return [image for image in self._listed() if image["state"] == State.SUCCEEDED]
+    def _succeeded(self) -> list[dict[str, Any]]:
+        return [image for image in self._raw_images() if image["state"] == State.SUCCEEDED]
 
     def _sha256(self, index: int) -> str:
         image = self.images()[index]
@@ -91,73 +93,74 @@ class _Snapshot:
 
 
 class Job(_Snapshot):
-    """A job on the server; every method but `images` talks to it, and those return fresh news."""
+    """A job on the server. Every method except `images` sends requests and updates the state."""
 
     def __init__(self, client: Talker, raw: dict[str, Any]) -> None:
         super().__init__(raw)
         self._client = client
 
     def refresh(self) -> Self:
-        """Ask how the job is now."""
+        """Fetch the job's current state."""
         self.raw = self._client.say(
             protocol.fetch(protocol.job_path(self.id), self._client.patience)
         )
         return self
 
     def wait(self, timeout: float | None = None, on_progress: OnProgress | None = None) -> Self:
-        """Block until the job has ended, well or not; raises TimeoutError after `timeout` s.
+        """Block until the job has ended, whatever the outcome.
 
-        `on_progress` is called with how the job stands, first and whenever that has changed.
+        Raises TimeoutError after `timeout` seconds. `on_progress` is called with the current
+        progress immediately and after every change.
         """
         limit = FOREVER if timeout is None else timeout
         patience = self._client.patience
-        talk = protocol.until_finished(self.id, limit, patience, _teller(on_progress))
+        talk = protocol.until_finished(self.id, limit, patience, _raw_callback(on_progress))
         self.raw = self._client.say(talk)
         return self
 
     def download(self, index: int) -> bytes:
-        """A finished image's bytes, its checksum verified; raises NotFound before it is made."""
+        """A finished image's bytes, checksum verified; raises NotFound if it isn't finished."""
         talk = protocol.download(self.id, index, self._sha256(index), self._client.patience)
         return self._client.say(talk)
 
     def recipe(self, index: int) -> dict[str, Any]:
-        """What a finished image was made of: its request, scheduler, versions."""
+        """A finished image's recipe: its request, scheduler and versions."""
         path = protocol.job_path(self.id, f"/images/{index}/recipe")
         return self._client.say(protocol.fetch(path, self._client.patience))
 
     def save(self, folder: str | Path) -> list[Path]:
-        """Put every finished image into `folder`, a few at once, skipping those that are there.
+        """Download every finished image to `folder`, a few at a time, skipping those already there.
 
         Returns their paths in the images' order.
         """
-        place, made = Path(folder), self._made()
-        place.mkdir(parents=True, exist_ok=True)
-        over = threading.Event()
+        target, images = Path(folder), self._succeeded()
+        target.mkdir(parents=True, exist_ok=True)
+        failed = threading.Event()
 
-        def bring_unless_over(image: Mapping[str, Any]) -> Path:
-            if over.is_set():
-                raise CancelledError  # which nobody sees: one before it in line has failed
+        def download_unless_failed(image: Mapping[str, Any]) -> Path:
+            if failed.is_set():
+                raise CancelledError  # never seen, because `map` raises the earlier error first
             try:
-                return bring(self._client, self.raw, image, place)[0]
+                return fetch_file(self._client, self.raw, image, target)[0]
             except BaseException:
-                over.set()
+                failed.set()
                 raise
 
         with ThreadPoolExecutor(protocol.DOWNLOADS_AT_ONCE, thread_name_prefix="download") as pool:
-            return list(pool.map(bring_unless_over, made))
+            return list(pool.map(download_unless_failed, images))
 
     def cancel(self) -> Self:
-        """Stop what has not finished; what has stays."""
+        """Cancel the unfinished images; finished ones are kept."""
         self.raw = self._client.say(protocol.act(self.id, "cancel", self._client.patience))
         return self
 
     def retry(self) -> Self:
-        """Make again what failed or was cancelled, and only that."""
+        """Queue the failed and cancelled images again; finished ones are kept."""
         self.raw = self._client.say(protocol.act(self.id, "retry", self._client.patience))
         return self
 
     def delete(self) -> None:
-        """Remove the job and its files from the server."""
+        """Delete the job and its files from the server."""
         self._client.say(protocol.remove(self.id, self._client.patience))
 
 
@@ -169,7 +172,7 @@ class AsyncJob(_Snapshot):
         self._client = client
 
     async def refresh(self) -> Self:
-        """Ask how the job is now."""
+        """Fetch the job's current state."""
         talk = protocol.fetch(protocol.job_path(self.id), self._client.patience)
         self.raw = await self._client.say(talk)
         return self
@@ -177,35 +180,36 @@ class AsyncJob(_Snapshot):
     async def wait(
         self, timeout: float | None = None, on_progress: OnProgress | None = None
     ) -> Self:
-        """Return once the job has ended, well or not; raises TimeoutError after `timeout` s.
+        """Return once the job has ended, whatever the outcome.
 
-        `on_progress` is called with how the job stands, first and whenever that has changed.
+        Raises TimeoutError after `timeout` seconds. `on_progress` is called with the current
+        progress immediately and after every change.
         """
         limit = FOREVER if timeout is None else timeout
         patience = self._client.patience
-        talk = protocol.until_finished(self.id, limit, patience, _teller(on_progress))
+        talk = protocol.until_finished(self.id, limit, patience, _raw_callback(on_progress))
         self.raw = await self._client.say(talk)
         return self
 
     async def download(self, index: int) -> bytes:
-        """A finished image's bytes, its checksum verified; raises NotFound before it is made."""
+        """A finished image's bytes, checksum verified; raises NotFound if it isn't finished."""
         talk = protocol.download(self.id, index, self._sha256(index), self._client.patience)
         return await self._client.say(talk)
 
     async def recipe(self, index: int) -> dict[str, Any]:
-        """What a finished image was made of: its request, scheduler, versions."""
+        """A finished image's recipe: its request, scheduler and versions."""
         path = protocol.job_path(self.id, f"/images/{index}/recipe")
         return await self._client.say(protocol.fetch(path, self._client.patience))
 
     async def save(self, folder: str | Path) -> list[Path]:
-        """Put every finished image into `folder`, a few at once, skipping those that are there.
+        """Download every finished image to `folder`, a few at a time, skipping those already there.
 
         Returns their paths in the images' order. Files are read and written on other threads.
         """
-        place, made = Path(folder), self._made()
-        await asyncio.to_thread(place.mkdir, parents=True, exist_ok=True)
+        target, images = Path(folder), self._succeeded()
+        await asyncio.to_thread(target.mkdir, parents=True, exist_ok=True)
         slots = asyncio.Semaphore(protocol.DOWNLOADS_AT_ONCE)
-        tasks = [asyncio.create_task(self._bring(image, place, slots)) for image in made]
+        tasks = [asyncio.create_task(self._fetch(image, target, slots)) for image in images]
         try:
             return await asyncio.gather(*tasks)
         finally:
@@ -213,12 +217,12 @@ class AsyncJob(_Snapshot):
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _bring(
+    async def _fetch(
         self, image: Mapping[str, Any], folder: Path, slots: asyncio.Semaphore
     ) -> Path:
         async with slots:
-            wanted = folder / protocol.name_of(self.raw, image)
-            path, is_there = await asyncio.to_thread(place_for, wanted, image["sha256"])
+            name = folder / protocol.name_of(self.raw, image)
+            path, is_there = await asyncio.to_thread(place_for, name, image["sha256"])
             if not is_there:
                 patience = self._client.patience
                 talk = protocol.download(self.id, image["index"], image["sha256"], patience)
@@ -226,24 +230,24 @@ class AsyncJob(_Snapshot):
             return path
 
     async def cancel(self) -> Self:
-        """Stop what has not finished; what has stays."""
+        """Cancel the unfinished images; finished ones are kept."""
         self.raw = await self._client.say(protocol.act(self.id, "cancel", self._client.patience))
         return self
 
     async def retry(self) -> Self:
-        """Make again what failed or was cancelled, and only that."""
+        """Queue the failed and cancelled images again; finished ones are kept."""
         self.raw = await self._client.say(protocol.act(self.id, "retry", self._client.patience))
         return self
 
     async def delete(self) -> None:
-        """Remove the job and its files from the server."""
+        """Delete the job and its files from the server."""
         await self._client.say(protocol.remove(self.id, self._client.patience))
 
 
-def bring(
+def fetch_file(
     client: Talker, job: Mapping[str, Any], image: Mapping[str, Any], folder: Path
 ) -> tuple[Path, bool]:
-    """The file of a finished image in `folder`, and whether it had to be downloaded."""
+    """Ensure that a finished image is in `folder`; returns its path and whether it's new."""
     path, is_there = place_for(folder / protocol.name_of(job, image), image["sha256"])
     if not is_there:
         talk = protocol.download(job["id"], image["index"], image["sha256"], client.patience)
@@ -251,5 +255,5 @@ def bring(
     return path, not is_there
 
 
-def _teller(on_progress: OnProgress | None) -> Callable[[dict[str, Any]], object] | None:
+def _raw_callback(on_progress: OnProgress | None) -> Callable[[dict[str, Any]], object] | None:
     return None if on_progress is None else lambda raw: on_progress(Progress.parse(raw))

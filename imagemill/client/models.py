@@ -1,6 +1,6 @@
-"""What a server answers, as frozen values: an image, how a job stands, a model, a worker.
+"""Responses of a server as frozen values: an image, a job's progress, a model, a worker.
 
-Fields that older servers do not tell are None. Talks to nobody.
+Fields that older servers don't report are None.
 """
 
 from collections.abc import Mapping
@@ -13,9 +13,9 @@ from jobs.request import ImageFormat
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """One image of a job as the server last told it; `step` of `steps` is measured, not guessed.
+    """One image of a job as last reported by the server; `step` is measured, not estimated.
 
-    `reproducible` and `format` are as asked for.
+    `reproducible` and `format` are as requested.
     """
 
     index: int
@@ -31,7 +31,7 @@ class Image:
 
     @classmethod
     def parse(cls, raw: Mapping[str, Any]) -> Self:
-        """An entry of a job's `images`."""
+        """Parse an item of a job's `images`."""
         return cls(
             index=raw["index"],
             prompt=raw["prompt"],
@@ -48,7 +48,7 @@ class Image:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How a job stands: `share` of all denoising steps, 0..1; `eta_seconds` None while unknown."""
+    """A job's progress. `share` is that of all denoising steps, 0..1; `eta_seconds` may be None."""
 
     state: State
     share: float
@@ -58,7 +58,7 @@ class Progress:
 
     @classmethod
     def parse(cls, raw: Mapping[str, Any]) -> Self:
-        """A job, with or without its images."""
+        """Parse a job, with or without its images."""
         return cls(
             state=State(raw["state"]),
             share=float(raw["progress"]),
@@ -70,7 +70,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model that the server offers; `card` is what a worker found when it loaded it."""
+    """A model on the server; `card` holds what a worker measured after loading it."""
 
     id: str
     dtype: str
@@ -83,13 +83,13 @@ class Model:
 
     @classmethod
     def parse(cls, raw: Mapping[str, Any]) -> Self:
-        """An entry of `/v1/models`."""
+        """Parse an item of `/v1/models`."""
         return cls(**{name: raw[name] for name in cls.__slots__})
 
 
 @dataclass(frozen=True, slots=True)
 class Worker:
-    """A worker as it last reported; `raw` has the rest of what it tells."""
+    """A worker as last reported; `raw` has the remaining fields."""
 
     id: str
     model: str | None
@@ -103,11 +103,11 @@ class Worker:
 
     @classmethod
     def parse(cls, raw: Mapping[str, Any]) -> Self:
-        """An entry of `/v1/workers`."""
-        told = {name: raw.get(name) for name in cls.__slots__ if name != "raw"}
-        return cls(**told, raw=raw)  # type: ignore[arg-type]  # the server's word for it
+        """Parse an item of `/v1/workers`."""
+        fields = {name: raw.get(name) for name in cls.__slots__ if name != "raw"}
+        return cls(**fields, raw=raw)  # type: ignore[arg-type]  # the server is trusted here
 
 
 def counts_of(raw: Mapping[str, Any]) -> Counts:
-    """How many images of a job are in each state."""
+    """The number of a job's images in each state."""
     return Counts(**{name: int(raw["counts"][name]) for name in Counts.__slots__})

@@ -1,8 +1,8 @@
-"""A job's images as they finish, from the server's event stream, on a thread of its own.
+"""Reads a job's finished images from the server's event stream, on a separate thread.
 
-A job of 10,000 images is megabytes of JSON; its stream tells each image once. The stream is a
-saving and no more: it may end, miss a frame or never begin, and then `lost` says so, and whoever
-follows the job asks for all of it again.
+A job of 10,000 images is megabytes of JSON; the stream sends each image only once. It's purely an
+optimization: if it ends, skips a frame or never starts, `lost` becomes true and the caller falls
+back to fetching the whole job.
 """
 
 import json
@@ -19,7 +19,7 @@ from imagemill.client.errors import ApiError
 from jobs.errors import ImagemillError
 
 FAILURES = 3
-"""Streams that bring nothing, one after the other, after which it is given up."""
+"""Consecutive connections without any event after which the stream is given up."""
 
 RETRY_SECONDS = 1.0
 
@@ -34,7 +34,7 @@ class Frame:
 
 
 def frames(lines: Iterable[str]) -> Iterator[Frame]:
-    """The frames in a stream's lines (WHATWG HTML, 9.2.6); one that is cut off is left out."""
+    """The frames in a stream's lines (WHATWG HTML, 9.2.6); a truncated one is dropped."""
     event, identity = "message", ""
     data: list[str] = []
     for line in lines:
@@ -53,7 +53,7 @@ def frames(lines: Iterable[str]) -> Iterator[Frame]:
 
 
 class Stream:
-    """Reads a job's stream from `start` to the job's end or to `close`."""
+    """Reads a job's stream from `start` until the job ends or `close` is called."""
 
     def __init__(self, client: Client, job_id: str) -> None:
         self._client, self._path = client, f"/v1/jobs/{job_id}/events"
@@ -65,22 +65,22 @@ class Stream:
 
     @property
     def lost(self) -> bool:
-        """Whether no more will come, though the job may go on."""
+        """Whether no more events will arrive, although the job may still be running."""
         return self._lost.is_set()
 
     def start(self) -> None:
-        """Begin to read."""
+        """Start reading."""
         self._thread.start()
 
     def take(self) -> list[dict[str, Any]]:
-        """The images that finished or failed since the last time, as the server tells them."""
-        taken = []
+        """The images that finished or failed since the last call, as sent by the server."""
+        images = []
         while not self._images.empty():
-            taken.append(self._images.get())
-        return taken
+            images.append(self._images.get())
+        return images
 
     def close(self) -> None:
-        """Stop reading; the thread ends with the next line that comes, or with the process."""
+        """Stop reading; the thread ends at the next line, or with the process."""
         self._closed.set()
 
     def _run(self) -> None:
@@ -94,7 +94,7 @@ class Stream:
         self._lost.set()
 
     def _is_over(self) -> bool:
-        """Read one connection; False when another is worth a try, as after a broken one."""
+        """Read one connection; False if reconnecting makes sense, as after a broken one."""
         try:
             return not self._read()
         except ApiError as error:
@@ -103,7 +103,7 @@ class Stream:
             return False
 
     def _read(self) -> bool:
-        """One connection's worth; False when the server says that the job is over."""
+        """Read one connection; False if the server says that the job has ended."""
         headers = {"Last-Event-ID": self._after} if self._after else {}
         with stream_lines(self._client, self._path, headers) as lines:
             if lines is None:

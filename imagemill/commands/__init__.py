@@ -1,1 +1,1 @@
-"""The commands: what each one reads, asks the server for, and prints."""
+"""One module per command or group of commands: flags, requests to the server, output."""

@@ -1,8 +1,7 @@
-"""`imagemill doctor`: whether this machine can make images, check by check.
+"""`imagemill doctor`: checks whether this machine can generate images.
 
-Every check returns a `Finding` and none raises. Looks at files and ports and asks the packages for
-their versions; what takes torch is asked of child processes, where it costs this one nothing and
-may be broken.
+Every check returns a `Finding`; none raises. Checks that need torch run in a child process, because
+importing it is slow and may fail or crash.
 """
 
 import json
@@ -36,12 +35,12 @@ Verdict = Literal["ok", "warning", "bad"]
 OLDEST_PYTHON = (3, 11)
 OLDEST_TORCH = (2, 11)
 LITTLE_SPACE = 2**30
-"""Bytes of free disk below which a warning is due: a thousand large images."""
+"""Free disk space in bytes below which doctor warns: about a thousand large images."""
 
 TORCH_SECONDS = 300
-"""An import of torch takes minutes from a slow disk; one that hangs is what is looked for."""
+"""Importing torch can take minutes from a slow disk, so only a hanging import hits this limit."""
 
-_ASK_TORCH = """
+_REPORT_TORCH = """
 import json, torch
 accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
 kind = accelerator.type if accelerator else "cpu"
@@ -50,14 +49,14 @@ names = [torch.cuda.get_device_name(i) for i in range(count)] if kind == "cuda" 
 print(json.dumps({"version": torch.__version__, "kind": kind, "count": count, "names": names}))
 """
 
-_LOOK_OVER = """
+_CHECK_MODELS = """
 import json, sys
 from pathlib import Path
 from jobs.catalog import load_catalog
 from jobs.errors import ConfigurationError, ModelUnavailable
 from pipelines.loading.checkpoint import find_checkpoint, look_over
 from pipelines.device import check_device
-wrong, devices = {}, sys.argv[2:]
+problems, devices = {}, sys.argv[2:]
 for model in load_catalog(Path(sys.argv[1])):
     try:
         if model.local:
@@ -66,14 +65,14 @@ for model in load_catalog(Path(sys.argv[1])):
             for device in list(model.devices) or devices:
                 check_device(model, checkpoint, device)
     except (ModelUnavailable, ConfigurationError) as error:
-        wrong[model.name] = str(error)
-print(json.dumps(wrong))
+        problems[model.name] = str(error)
+print(json.dumps(problems))
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One check: what was looked at, how it is, and a sentence. `bad` means: cannot work."""
+    """The result of one check: its subject, a verdict and a sentence; `bad` means it can't work."""
 
     name: str
     verdict: Verdict
@@ -81,7 +80,7 @@ class Finding:
 
 
 def findings(data: Path, models: Path, host: str, port: int) -> Iterator[Finding]:
-    """All checks, each as soon as it is done."""
+    """Run all checks, yielding each result as soon as it's known."""
     yield _python()
     yield from _torch()
     yield _settings(data, models)
@@ -92,36 +91,36 @@ def findings(data: Path, models: Path, host: str, port: int) -> Iterator[Finding
 
 
 def _python() -> Finding:
-    wanted = ".".join(map(str, OLDEST_PYTHON))
-    is_new = sys.version_info >= OLDEST_PYTHON
     detail = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
-    return Finding(
-        "python", "ok" if is_new else "bad", detail + f" (needs {wanted})" * (not is_new)
-    )
+    if sys.version_info >= OLDEST_PYTHON:
+        return Finding("python", "ok", detail)
+    oldest = ".".join(map(str, OLDEST_PYTHON))
+    return Finding("python", "bad", f"{detail}; {oldest} or newer is required")
 
 
 def _torch() -> Iterator[Finding]:
-    """torch's version and the devices it sees; the child process's import is the proof."""
+    """torch's version and the devices it sees, from actually importing it in a child process."""
     try:
-        listed = version("torch")
+        installed = version("torch")
     except PackageNotFoundError:
-        yield Finding("torch", "bad", "not installed; workers cannot run here")
+        yield Finding("torch", "bad", "not installed; workers can't run here")
         return
     try:
-        seen = _asked(_ASK_TORCH)
+        report = _run_python(_REPORT_TORCH)
     except RuntimeError as error:
-        yield Finding("torch", "bad", f"{listed} does not import: {error}")
+        yield Finding("torch", "bad", f"couldn't import {installed}: {error}")
         return
-    numbers = tuple(int(part) for part in listed.split("+")[0].split(".")[:2])
-    wanted = ".".join(map(str, OLDEST_TORCH))
-    is_new = numbers >= OLDEST_TORCH
-    detail = listed if is_new else f"{listed}, needs {wanted}"
-    yield Finding("torch", "ok" if is_new else "bad", detail)
-    yield _devices(seen)
+    numbers = tuple(int(part) for part in installed.split("+")[0].split(".")[:2])
+    if numbers >= OLDEST_TORCH:
+        yield Finding("torch", "ok", installed)
+    else:
+        oldest = ".".join(map(str, OLDEST_TORCH))
+        yield Finding("torch", "bad", f"{installed}; {oldest} or newer is required")
+    yield _devices(report)
 
 
-def _asked(program: str, *arguments: str) -> dict[str, Any]:
-    """What a child process prints. Raises RuntimeError with the last line of what went wrong."""
+def _run_python(program: str, *arguments: str) -> dict[str, Any]:
+    """The JSON that a child process prints. Raises RuntimeError with its last line of stderr."""
     try:
         done = subprocess.run(
             [sys.executable, "-c", program, *arguments],
@@ -132,8 +131,8 @@ def _asked(program: str, *arguments: str) -> dict[str, Any]:
             check=True,
         )
     except subprocess.CalledProcessError as error:
-        said = (error.stderr.strip().splitlines() or ["no message"])[-1]
-        raise RuntimeError(said) from error
+        message = (error.stderr.strip().splitlines() or ["no message"])[-1]
+        raise RuntimeError(message) from error
     except subprocess.TimeoutExpired as error:
         raise RuntimeError(f"no answer within {TORCH_SECONDS} s") from error
     answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -141,33 +140,33 @@ def _asked(program: str, *arguments: str) -> dict[str, Any]:
 
 
 def _settings(data: Path, models: Path) -> Finding:
-    """The `IMAGEMILL_*` variables, as the processes read them at their start."""
+    """The `IMAGEMILL_*` variables, validated the way the processes do when they start."""
     try:
         for kind in (QueueSettings, WorkerSettings, ServiceSettings):
             kind.read(data=data, models=models)
     except ConfigurationError as error:
         return Finding("settings", "bad", str(error))
-    return Finding("settings", "ok", "every IMAGEMILL_ variable can be used")
+    return Finding("settings", "ok", "all IMAGEMILL_ variables are valid")
 
 
-def _devices(seen: dict[str, Any]) -> Finding:
-    """What torch sees, next to what the supervisor counts."""
+def _devices(report: dict[str, Any]) -> Finding:
+    """The devices that torch sees, compared with those that the supervisor counts."""
     try:
         counted, reason = accelerators(), why_none()
     except ConfigurationError as error:
         return Finding("devices", "bad", str(error))
-    if seen["count"]:
-        names = ", ".join(seen["names"]) or seen["kind"]
-        return Finding("devices", "ok", f"{seen['count']} {seen['kind']}: {names}")
+    if report["count"]:
+        names = ", ".join(report["names"]) or report["kind"]
+        return Finding("devices", "ok", f"{report['count']} {report['kind']}: {names}")
     if counted != [CPU]:
-        listed = f"the driver lists {', '.join(counted)}"
-        return Finding("devices", "bad", f"{listed}, but torch {seen['version']} sees none of them")
-    small = f"{os.cpu_count()} CPU cores, small models only"
-    return Finding("devices", "warning", f"no accelerator ({reason}): {small}")
+        detail = f"the driver lists {', '.join(counted)}, but torch {report['version']} finds none"
+        return Finding("devices", "bad", detail)
+    small = f"{os.cpu_count()} CPU cores, suitable for small models only"
+    return Finding("devices", "warning", f"no accelerator ({reason}); {small}")
 
 
 def _counted() -> list[str]:
-    """The devices that workers would get; none where that can't be told."""
+    """The devices that workers would get; empty if they can't be determined."""
     try:
         return accelerators()
     except ConfigurationError:
@@ -175,7 +174,7 @@ def _counted() -> list[str]:
 
 
 def _queue(data: Path) -> Finding:
-    """The queue server that would be used: the named one, or the binary of the embedded one."""
+    """The configured queue server, or the binary of the embedded one."""
     try:
         settings = QueueSettings.read(data=data)
     except ConfigurationError as error:
@@ -188,17 +187,17 @@ def _queue(data: Path) -> Finding:
                 store.ping()
         except ImagemillError as error:
             return Finding("queue", "bad", f"IMAGEMILL_REDIS_URL: {error}")
-        return Finding("queue", "ok", "the server of IMAGEMILL_REDIS_URL answers")
+        return Finding("queue", "ok", "the server at IMAGEMILL_REDIS_URL answers")
     try:
         binary = find_binary(settings.redis_server)
-        said = subprocess.run([binary, "--version"], capture_output=True, text=True, timeout=60)
+        result = subprocess.run([binary, "--version"], capture_output=True, text=True, timeout=60)
     except (ConfigurationError, OSError, subprocess.TimeoutExpired) as error:
         return Finding("queue", "bad", str(error))
-    return Finding("queue", "ok", f"embedded: {' '.join(said.stdout.split()[:3])}")
+    return Finding("queue", "ok", f"embedded: {' '.join(result.stdout.split()[:3])}")
 
 
 def _data(data: Path) -> Finding:
-    """Whether the data folder, or the nearest parent that is there, takes files; and its space."""
+    """Whether the data folder (or its nearest existing parent) is writable, and its free space."""
     folder = data.absolute()
     while not folder.exists():
         folder = folder.parent
@@ -221,22 +220,24 @@ def _models(path: Path) -> Iterator[Finding]:
 
 
 def _checkpoints(catalog: Catalog, path: Path) -> Iterator[Finding]:
-    """Whether the models' folders are whole and devices fit them; hub ids aren't looked at."""
+    """Whether local models are complete and fit their devices; hub ids aren't checked."""
     try:
-        wrong = _asked(_LOOK_OVER, str(path.absolute()), *_counted())
+        problems = _run_python(_CHECK_MODELS, str(path.absolute()), *_counted())
     except RuntimeError as error:
-        yield Finding("models", "warning", f"not looked over: {error}")
+        yield Finding("models", "warning", f"not checked: {error}")
         return
     for model in catalog:
         where = model.path if model.local else f"{model.path} from the Hugging Face hub"
-        said = wrong.get(model.name, where).removeprefix(f"model {model.name!r}: ")
-        yield Finding(f"model {model.name}", "bad" if model.name in wrong else "ok", said)
+        detail = problems.get(model.name, where).removeprefix(f"model {model.name!r}: ")
+        yield Finding(f"model {model.name}", "bad" if model.name in problems else "ok", detail)
 
 
 def _port(data: Path, host: str, port: int) -> Finding:
     record = running(data)
     if record is not None:
-        return Finding("port", "ok", f"imagemill runs on this folder already, at {record.url}")
+        return Finding(
+            "port", "ok", f"imagemill is already running on this data folder, at {record.url}"
+        )
     try:
         choose_port(host, port)
     except StartFailed as error:

@@ -1,6 +1,6 @@
-"""The flags of `imagemill generate`, and what its prompts are.
+"""The flags of `imagemill generate`, and how they become prompts and job fields.
 
-Imports nothing heavy: `--help` passes through here. Ranges are the server's to judge.
+Imports nothing heavy, because `--help` runs through here. The server checks ranges.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,21 +17,23 @@ if TYPE_CHECKING:
     from imagemill.commands.prompts import Prompt
 
 Prompts = Annotated[
-    list[str] | None, typer.Argument(help="What to draw, each in quotes; - alone reads stdin.")
+    list[str] | None, typer.Argument(help="Prompts, each in quotes. A single - reads stdin.")
 ]
 File = Annotated[
     str | None,
-    typer.Option("--file", "-f", help=".txt (one a line), .json, .jsonl, .csv, or - for stdin."),
+    typer.Option(
+        "--file", "-f", help=".txt (one prompt per line), .json, .jsonl, .csv, or - for stdin."
+    ),
 ]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the images.")]
 Model = Annotated[
     str | None,
-    typer.Option(help="Default: the catalog's first.", autocompletion=complete.models),
+    typer.Option(help="Default: the first in the catalog.", autocompletion=complete.models),
 ]
 
 
 def _option(name: str, *short: str) -> Any:
-    """The flag of a request field, with its help text from the table."""
+    """The flag of a request field, with its help text from FIELDS."""
     return typer.Option(FIELDS[name].flag, *short, help=FIELDS[name].help)
 
 
@@ -45,75 +47,79 @@ Copies = Annotated[int | None, _option("n", "-n")]
 Priority = Annotated[int | None, _option("priority")]
 Format = Annotated[str | None, _option("format")]
 Fast = Annotated[
-    bool, typer.Option("--fast", help="Give up bit-equal pictures from run to run, for speed.")
+    bool, typer.Option("--fast", help="Run faster, without bit-identical results across runs.")
 ]
 Webhook = Annotated[
-    str | None, typer.Option(metavar="URL", help="Told by the server when the job has ended.")
+    str | None, typer.Option(metavar="URL", help="Notified by the server when the job ends.")
 ]
 Metadata = Annotated[
     list[str] | None,
-    typer.Option(metavar="KEY=VALUE", help="Kept with the job; may be given several times."),
+    typer.Option(metavar="KEY=VALUE", help="Stored with the job. Repeatable."),
 ]
 Detach = Annotated[
     bool,
-    typer.Option("--detach", "-d", help="Submit and leave; --resume JOB brings the images later."),
+    typer.Option("--detach", "-d", help="Submit and exit. Download later with --resume JOB."),
 ]
 IdempotencyKey = Annotated[
-    str | None, typer.Option(help="The same key again is the same job, not another.")
+    str | None, typer.Option(help="Reusing a key finds the same job instead of adding one.")
 ]
 Watch = Annotated[
-    bool, typer.Option("--watch", "-w", help="Show the pictures in the terminal as they come.")
+    bool,
+    typer.Option("--watch", "-w", help="Show the images in the terminal as they are generated."),
 ]
 Picture = Annotated[
     Pictures | None,
-    typer.Option(help="--watch, and how it draws; default: the best that the terminal can."),
+    typer.Option(help="How --watch draws (implies it). Default: the best the terminal supports."),
 ]
 Title = Annotated[
     str | None,
-    typer.Option(help="The job's name; default: that of its file, or the first prompt."),
+    typer.Option(help="The job's name. Default: the prompt file's name, or the first prompt."),
 ]
 Resume = Annotated[
     str | None,
-    typer.Option(metavar="JOB", help="Go on with an earlier job.", autocompletion=complete.jobs),
+    typer.Option(metavar="JOB", help="Continue an earlier job.", autocompletion=complete.jobs),
 ]
 
 
 TITLE_LENGTH = 80
-"""Characters of a title that nobody gave; as on the page."""
+"""Characters of a default title; the page uses the same number."""
 
 SETTINGS = tuple(name for name, field in FIELDS.items() if field.kind is not bool)
-"""Flags that have the name of their field; `--fast` is `reproducible` turned off."""
+"""Flags named after their field. `--fast` isn't: it turns `reproducible` off."""
 
 OWN = (*SETTINGS, "fast", "webhook", "metadata", "model", "title", "idempotency_key")
-"""Flags of that which a resumed job has of its own."""
+"""Flags that `--resume` refuses, because the job already has these values."""
 
 
 def all_prompts(texts: Sequence[str], file: str | None, resume: str | None) -> "list[Prompt]":
-    """What was typed, then what is in the file. Raises InvalidInput for none, or one too many."""
+    """The prompts on the command line, then those in the file.
+
+    Raises InvalidInput if there are none, or if there are any with `--resume`.
+    """
     from imagemill.client.errors import InvalidInput
     from imagemill.commands.prompts import Prompt, read_prompts
 
     if resume is not None and (texts or file is not None):
-        raise InvalidInput("--resume takes no prompts: the job has its own")
+        raise InvalidInput("--resume takes no prompts, because the job has its own")
     if list(texts) == ["-"] and file is None:
         texts, file = [], "-"
     prompts = [Prompt(text) for text in texts]
     if file is not None:
         prompts += read_prompts(file)
     if resume is None and not prompts:
-        raise InvalidInput("no prompts: give some in quotes, or a file of them with --file")
+        raise InvalidInput("no prompts: pass some in quotes, or a file with --file")
     return prompts
 
 
-def job_fields(given: Mapping[str, Any], prompts: "Sequence[Prompt]") -> dict[str, Any]:
-    """The fields of `POST /v1/jobs` that the flags of `generate`, by name, amount to."""
-    fields = {name: given[name] for name in SETTINGS if given[name] is not None}
-    if given["fast"]:
+def job_fields(flags: Mapping[str, Any], prompts: "Sequence[Prompt]") -> dict[str, Any]:
+    """The fields of `POST /v1/jobs` for the flags of `generate`, which are given by name."""
+    fields = {name: flags[name] for name in SETTINGS if flags[name] is not None}
+    if flags["fast"]:
         fields["reproducible"] = False
-    if given["webhook"] is not None:
-        fields["webhook"] = {"url": given["webhook"]}
-    metadata = _metadata(given["metadata"] or ())
-    title = _title(given["title"], given["file"], metadata, prompts)
+    if flags["webhook"] is not None:
+        fields["webhook"] = {"url": flags["webhook"]}
+    metadata = _metadata(flags["metadata"] or ())
+    title = _title(flags["title"], flags["file"], metadata, prompts)
     if title:
         metadata["title"] = title
     return {**fields, "metadata": metadata} if metadata else fields
@@ -126,43 +132,47 @@ def _metadata(pairs: Sequence[str]) -> dict[str, str]:
     for pair in pairs:
         key, is_pair, value = pair.partition("=")
         if not key or not is_pair:
-            raise InvalidInput(f"--metadata {pair}: must be KEY=VALUE")
+            raise InvalidInput(f"invalid --metadata {pair!r}: expected KEY=VALUE")
         if key in metadata:
-            raise InvalidInput(f"--metadata {pair}: `{key}` is there twice")
+            raise InvalidInput(f"invalid --metadata {pair!r}: `{key}` is given twice")
         metadata[key] = value
     return metadata
 
 
 def _title(
-    given: str | None, file: str | None, metadata: Mapping[str, str], prompts: "Sequence[Prompt]"
+    title: str | None, file: str | None, metadata: Mapping[str, str], prompts: "Sequence[Prompt]"
 ) -> str | None:
-    """The job's name, where the page and `status` look for it."""
+    """The job's title. Default: the prompt file's name, or the first prompt."""
     from imagemill.client.errors import InvalidInput
 
     if "title" in metadata:
-        if given is not None:
-            raise InvalidInput("--title and --metadata title=... name the job twice")
+        if title is not None:
+            raise InvalidInput("use either --title or --metadata title=..., not both")
         return metadata["title"]
-    if given is not None or not prompts:
-        return given
-    named = Path(file).name if file not in (None, "-") else prompts[0].text
-    # a file's name may hold bytes that are no text
-    return named.encode(errors="replace").decode()[:TITLE_LENGTH]
+    if title is not None or not prompts:
+        return title
+    default = Path(file).name if file not in (None, "-") else prompts[0].text
+    # a file's name may contain bytes that aren't valid UTF-8
+    return default.encode(errors="replace").decode()[:TITLE_LENGTH]
 
 
-def check(given: Mapping[str, Any]) -> None:
-    """Raises InvalidInput for flags of `generate`, by name, that make no sense together."""
+def check(flags: Mapping[str, Any]) -> None:
+    """Raise InvalidInput for flags of `generate` that contradict each other."""
     from imagemill.client.errors import InvalidInput
 
-    if given["resume"] is not None:
-        own = ["--" + name.replace("_", "-") for name in OWN if _is_given(given[name])]
+    if flags["resume"] is not None:
+        own = ["--" + name.replace("_", "-") for name in OWN if _is_set(flags[name])]
         if own:
-            raise InvalidInput(f"--resume takes no {', '.join(own)}: the job has its own")
-        if given["detach"]:
-            raise InvalidInput("--resume waits for the job; `imagemill retry JOB` does not")
-    if given["detach"] and (given["watch"] or given["pictures"] is not None):
-        raise InvalidInput("--detach does not wait for pictures to show")
+            raise InvalidInput(f"--resume takes no {', '.join(own)}, because the job has its own")
+        if flags["detach"]:
+            raise InvalidInput(
+                "--detach doesn't work with --resume; use `imagemill retry JOB` to not wait"
+            )
+    if flags["detach"] and (flags["watch"] or flags["pictures"] is not None):
+        raise InvalidInput(
+            "--detach doesn't work with --watch or --pictures, because it doesn't wait for images"
+        )
 
 
-def _is_given(value: Any) -> bool:
+def _is_set(value: Any) -> bool:
     return value is not None and value is not False and value != [] and value != ()

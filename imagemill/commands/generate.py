@@ -1,8 +1,8 @@
-"""`imagemill generate`: prompts in, image files out, whatever happens in between.
+"""`imagemill generate`: turns prompts into image files.
 
-Submits one job (or takes up an old one), follows it, and reports. Ctrl-C cancels what has not
-finished and keeps the rest; the command that goes on from there is always told. Knows no HTTP
-beyond the client and draws nothing itself.
+Submits one job (or resumes an earlier one), follows it, and reports the results. Ctrl-C cancels
+unfinished images and keeps the rest; the command to resume is always printed. Drawing is left to
+`imagemill.terminal`.
 """
 
 import json
@@ -23,32 +23,32 @@ from imagemill.client.errors import ApiError, InvalidInput
 from imagemill.commands.follow import Hopeless, Saved, follow, wait_for_defaults
 from imagemill.commands.options import DATA, catalog_path
 from imagemill.commands.prompts import Prompt
-from imagemill.local.find_server import given_server, server_for
+from imagemill.local.find_server import resolve_server, server_for
 from imagemill.terminal import show
 from imagemill.terminal.detect import Pictures, screen
 from imagemill.terminal.interrupts import Interrupted, Interrupts
 from imagemill.terminal.progress import Bar, Lines
 from imagemill.terminal.sheet import LARGEST, contact_sheet
-from imagemill.terminal.watch import Watched
-from imagemill.terminal.watch_graphics import Painted
+from imagemill.terminal.watch import PreviewBar
+from imagemill.terminal.watch_graphics import GraphicsPreviewBar
 from jobs.errors import ImagemillError
 from jobs.job import State
 
 INTERRUPTED = 130
-"""The exit code after Ctrl-C, as shells have it: 128 + SIGINT."""
+"""The exit code after Ctrl-C, as in shells: 128 + SIGINT."""
 
 ROWS_SHOWN = 20
-"""A job of more images lists only those that went wrong."""
+"""Larger jobs list only their failed images."""
 
 CANCEL_PATIENCE = 5.0
 
 FLAGS = {"reproducible": "fast"}
-"""Fields whose flags have another name."""
+"""Fields whose flag has a different name."""
 
 
 @dataclass(frozen=True, slots=True)
 class GenerateOptions:
-    """What `generate` was asked for; `fields` are the job's own and its defaults for prompts."""
+    """The options of `generate`; `fields` are the job's own fields and the prompts' defaults."""
 
     prompts: Sequence[Prompt]
     fields: Mapping[str, Any]
@@ -75,7 +75,7 @@ class Generation:
         self._started, self._began = time.monotonic(), time.time()
 
     def run(self) -> int:
-        """Everything from the prompts to the files."""
+        """Submit, follow, download and report; returns the exit code."""
         options = self._options
         try:
             options.out.mkdir(parents=True, exist_ok=True)
@@ -89,16 +89,16 @@ class Generation:
                 with server_for(*where, view.say, view.note, interrupts) as (client, is_private):
                     return self._with_server(client, is_private, interrupts)
             except (Interrupted, KeyboardInterrupt):
-                self._tell_stopped()
+                self._report_stopped()
                 return INTERRUPTED
             except ImagemillError:
-                self._tell_resume()
+                self._print_resume()
                 raise
 
-    def leave(self) -> int:
-        """Submit the job to a server that runs, tell how to get its images, and go."""
+    def detach(self) -> int:
+        """Submit the job to a running server, print how to get its images, and return."""
         options = self._options
-        with Client(given_server(options.server, options.data)) as client:
+        with Client(resolve_server(options.server, options.data)) as client:
             job = self._begin(client)
         command = self._resume_command(job["id"])
         if options.as_json:
@@ -106,7 +106,7 @@ class Generation:
             document = {"job": job["id"], **{name: job[name] for name in names}, "resume": command}
             self._print_json(document)
         else:
-            self._say(f"to bring its images: {command}")
+            self._say(f"to download its images: {command}")
         return 0
 
     def _with_server(self, client: Client, is_private: bool, interrupts: Interrupts) -> int:
@@ -114,10 +114,10 @@ class Generation:
         if self._options.resume is None:
             self._wait_for_defaults(client, is_private, interrupts)
         self._job = job = self._begin(client)
-        if isinstance(self._view, Watched):
-            self._view.look_at(client, job["id"])
+        if isinstance(self._view, PreviewBar):
+            self._view.show_job(client, job["id"])
         log = self._options.data / "workers.log"
-        advice = "start one with `imagemill worker`" if not is_private else f"{log} may tell why"
+        advice = "start one with `imagemill worker`" if not is_private else f"see {log}"
         try:
             with self._view as view, suppress(Interrupted):
                 job = follow(
@@ -135,24 +135,24 @@ class Generation:
             self._cancel(client, job, saved)
             raise
         if not State(job["state"]).finished:
-            self._say("cancelling what has not finished (Ctrl-C again to leave at once)")
+            self._say("cancelling unfinished images (press Ctrl-C again to exit immediately)")
             job = self._cancel(client, job, saved)
         self._job = job
         self._report(job, saved)
         if interrupts.asked():
-            self._tell_stopped()
+            self._report_stopped()
             return INTERRUPTED
-        self._tell_resume()
+        self._print_resume()
         return 0 if job["state"] == State.SUCCEEDED else 1
 
     def _begin(self, client: Client) -> dict[str, Any]:
-        """The job to follow: a new one, or an old one with its failed images queued again."""
+        """The job to follow: a new one, or an earlier one with its failed images queued again."""
         options = self._options
         if options.resume is not None:
             job = client.job(options.resume)
             if job.counts.failed or job.counts.cancelled:
                 job.retry()
-            self._say(f"job {job.id}: {job.counts.succeeded} of {job.counts.total} images are made")
+            self._say(f"job {job.id}: {job.counts.succeeded} of {job.counts.total} images are done")
             return job.raw
         key = options.key or str(uuid.uuid4())
         bodies = [prompt.body() for prompt in options.prompts]
@@ -160,7 +160,7 @@ class Generation:
             model = options.model or self._only_model(client)
             job = client.submit(model, bodies, idempotency_key=key, **options.fields)
         except ApiError as error:
-            raise _for_the_user(error, options.prompts) from error
+            raise _as_invalid_input(error, options.prompts) from error
         images = job.counts.total
         self._say(f"job {job.id}: {images} image{'' if images == 1 else 's'} of {model}")
         for warning in job.raw.get("warnings", ()):
@@ -181,28 +181,28 @@ class Generation:
         )
 
     def _only_model(self, client: Client) -> str:
-        """The catalog's first model, for who named none."""
+        """The first model in the catalog, used when none was named."""
         models = [str(model["id"]) for model in client.get("/v1/models")["data"]]
         if not models:
             raise InvalidInput("the server has no models")
         return models[0]
 
     def _cancel(self, client: Client, job: dict[str, Any], saved: Saved) -> dict[str, Any]:
-        """Cancel, and bring what had finished before that took effect."""
+        """Cancel the job and download what finished before that took effect."""
         with Client(client.server, patience=CANCEL_PATIENCE) as patient:
             try:
                 job = patient.say(protocol.act(job["id"], "cancel", CANCEL_PATIENCE))
                 saved.save(patient, job)
             except ImagemillError as error:
-                self._say(f"could not cancel: {error}")
+                self._say(f"couldn't cancel: {error}")
         return job
 
     def _report(self, job: dict[str, Any], saved: Saved) -> None:
         rows = [self._row(image, saved) for image in job["images"]]
         sheet = self._options.out / "sheet.png" if saved.paths else None
         if sheet is not None:
-            made = [(r["index"], r["prompt"], saved.paths[r["index"]]) for r in rows if r["file"]]
-            contact_sheet(made, sheet)
+            images = [(r["index"], r["prompt"], saved.paths[r["index"]]) for r in rows if r["file"]]
+            contact_sheet(images, sheet)
         seconds = time.monotonic() - self._started
         if self._options.as_json:
             self._print_json(self._document(job, rows, sheet, seconds))
@@ -212,7 +212,7 @@ class Generation:
         if rows:
             self._console.print(show.results_table(rows[:ROWS_SHOWN]))
         if len(rows) > ROWS_SHOWN:
-            self._say(f"… and {len(rows) - ROWS_SHOWN} more that failed")
+            self._say(f"… and {len(rows) - ROWS_SHOWN} more failed images")
         self._say(self._summary(job, saved, sheet, seconds))
 
     def _summary(
@@ -221,14 +221,14 @@ class Generation:
         counts = job["counts"]
         parts = [f"{counts['succeeded']} of {counts['total']} images in {self._options.out}"]
         if len(saved.paths) > saved.downloaded:
-            parts.append(f"{len(saved.paths) - saved.downloaded} were there already")
+            parts.append(f"{len(saved.paths) - saved.downloaded} already downloaded")
         for state in ("failed", "cancelled"):
             if counts[state]:
                 parts.append(f"{counts[state]} {state}")
         parts.append(show.duration(seconds))
         if sheet is not None:
             more = f" (the first {LARGEST})" if len(saved.paths) > LARGEST else ""
-            parts.append(f"all on {sheet}{more}")
+            parts.append(f"overview in {sheet}{more}")
         return ", ".join(parts)
 
     def _row(self, image: dict[str, Any], saved: Saved) -> dict[str, Any]:
@@ -266,13 +266,13 @@ class Generation:
                 words += ["--models", str(options.models)]
         return shlex.join(words)
 
-    def _tell_resume(self) -> None:
+    def _print_resume(self) -> None:
         if self._job is not None and self._job["state"] != State.SUCCEEDED:
-            self._say(f"to go on from here: {self._resume_command(self._job['id'])}")
+            self._say(f"to resume: {self._resume_command(self._job['id'])}")
 
-    def _tell_stopped(self) -> None:
+    def _report_stopped(self) -> None:
         self._say("stopped" if self._job else "stopped before anything was submitted")
-        self._tell_resume()
+        self._print_resume()
 
     def _print_json(self, document: Mapping[str, Any]) -> None:
         self._stdout.file.write(json.dumps(document, ensure_ascii=False, indent=2) + "\n")
@@ -282,17 +282,21 @@ class Generation:
 
 
 def _view(console: Console, pictures: Pictures | None) -> Bar | Lines:
-    """Where progress is shown; pictures only on a terminal, and where they are wanted."""
+    """Where progress is shown; with images only in a terminal and only if asked for."""
     if not console.is_interactive:
         return Lines(console)
-    found = screen(console, pictures) if pictures else None
-    if found is None:
+    target = screen(console, pictures) if pictures else None
+    if target is None:
         return Bar(console)
-    return Watched(console) if found.kind is Pictures.BLOCKS else Painted(console, found)
+    return (
+        PreviewBar(console)
+        if target.kind is Pictures.BLOCKS
+        else GraphicsPreviewBar(console, target)
+    )
 
 
-def _for_the_user(error: ApiError, prompts: Sequence[Prompt]) -> ImagemillError:
-    """A refusal of what was typed as InvalidInput, against the prompts' own places."""
+def _as_invalid_input(error: ApiError, prompts: Sequence[Prompt]) -> ImagemillError:
+    """A refused request as InvalidInput, with each problem located in the user's own input."""
     if error.status not in (400, 404, 413, 422):
         return error
     if not error.errors:
@@ -311,6 +315,6 @@ def _sentence(pointer: str, detail: str, prompts: Sequence[Prompt]) -> str:
         return f"--title and --metadata: {detail}"
     else:
         place = "--" + FLAGS.get(parts[0], parts[0].replace("_", "-"))
-    named = parts[-1] if not parts[-1].isdecimal() else ""
-    said = detail if not named or named in detail else f"{named} {detail}"
-    return f"{place}: {said}"
+    name = parts[-1] if not parts[-1].isdecimal() else ""
+    sentence = detail if not name or name in detail else f"{name} {detail}"
+    return f"{place}: {sentence}"

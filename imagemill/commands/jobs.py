@@ -1,6 +1,6 @@
 """Commands that change jobs: cancel, retry, delete.
 
-They start nothing: without a server there is nothing to change, and one sentence says so.
+They never start a server; without one they fail with a sentence.
 """
 
 import json
@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 Jobs = Annotated[
     list[str],
-    typer.Argument(metavar="JOB...", help="As `status` shows them.", autocompletion=complete.jobs),
+    typer.Argument(
+        metavar="JOB...", help="Job ids, as printed by `status`.", autocompletion=complete.jobs
+    ),
 ]
 
 
@@ -30,58 +32,58 @@ def register(app: typer.Typer) -> None:
 
 
 def cancel(jobs: Jobs, server: Server = None, data: Data = DATA, as_json: AsJson = False) -> None:
-    """Stop what has not finished of these jobs; finished images stay."""
+    """Cancel the unfinished images of jobs. Finished images are kept."""
 
-    def one(job: "Job") -> tuple[dict[str, Any], str]:
+    def cancel_job(job: "Job") -> tuple[dict[str, Any], str]:
         counts = job.cancel().counts
-        made = f"{counts.succeeded} of {counts.total} images were made"
-        return _standing(job), f"{job.state}; {made}, {counts.cancelled} cancelled"
+        finished = f"{counts.succeeded} of {counts.total} images finished"
+        return _summary(job), f"{job.state}; {finished}, {counts.cancelled} cancelled"
 
-    _each(jobs, one, server, data, as_json)
+    _for_each(jobs, cancel_job, server, data, as_json)
 
 
 def retry(jobs: Jobs, server: Server = None, data: Data = DATA, as_json: AsJson = False) -> None:
-    """Make again what failed or was cancelled of these jobs, and only that."""
+    """Queue the failed and cancelled images of jobs again. Finished images are kept."""
 
-    def one(job: "Job") -> tuple[dict[str, Any], str]:
+    def retry_job(job: "Job") -> tuple[dict[str, Any], str]:
         counts = job.retry().counts
-        return _standing(job), f"{job.state}; {counts.queued} of {counts.total} images are queued"
+        return _summary(job), f"{job.state}; {counts.queued} of {counts.total} images queued"
 
-    _each(jobs, one, server, data, as_json)
+    _for_each(jobs, retry_job, server, data, as_json)
 
 
 def delete(jobs: Jobs, server: Server = None, data: Data = DATA, as_json: AsJson = False) -> None:
-    """Remove these jobs and their images from the server; what runs of them stops."""
+    """Delete jobs and their images from the server, stopping those that are running."""
 
-    def one(job: "Job") -> tuple[dict[str, Any], str]:
+    def delete_job(job: "Job") -> tuple[dict[str, Any], str]:
         job.delete()
         return {"id": job.id, "deleted": True}, "deleted"
 
-    _each(jobs, one, server, data, as_json)
+    _for_each(jobs, delete_job, server, data, as_json)
 
 
-def _standing(job: "Job") -> dict[str, Any]:
+def _summary(job: "Job") -> dict[str, Any]:
     return {"id": job.id, "state": job.state, "counts": job.raw["counts"]}
 
 
-def _each(
+def _for_each(
     jobs: list[str],
     change: "Callable[[Job], tuple[dict[str, Any], str]]",
     server: str | None,
     data: Path,
     as_json: bool,
 ) -> None:
-    """Change one job after the other; the first refusal ends it."""
+    """Change the jobs one by one, stopping at the first error."""
     from imagemill.client.clients import Client
-    from imagemill.local.find_server import given_server
+    from imagemill.local.find_server import resolve_server
 
     console, documents = Console(highlight=False, soft_wrap=True), []
-    with Client(given_server(server, data)) as client:
+    with Client(resolve_server(server, data)) as client:
         for name in jobs:
             job = client.job(name)
-            document, said = change(job)
+            document, outcome = change(job)
             documents.append(document)
             if not as_json:
-                console.print(f"{job.id}: {said}")
+                console.print(f"{job.id}: {outcome}")
     if as_json:
         typer.echo(json.dumps(documents, ensure_ascii=False, indent=2))

@@ -1,7 +1,7 @@
-"""`imagemill keys`: who may use a server that others can reach; the keys of one data folder.
+"""`imagemill keys`: manages the API keys of one data folder.
 
-What a key is and where it is kept is `service/keys.py`'s business, all of it. A running server
-notices a change within a second.
+The format and storage of keys are up to `service/keys.py`. A running server notices a change
+within a second.
 """
 
 import json
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 keys = typer.Typer(
     no_args_is_help=True,
-    help="Make, list and revoke the API keys of a data folder.",
+    help="Create, list and revoke the API keys of a data folder.",
     rich_markup_mode="rich",
 )
 
@@ -31,20 +31,26 @@ def register(app: typer.Typer) -> None:
 
 @keys.command()
 def add(
-    tenant: Annotated[str, typer.Argument(help="Whose jobs the key sees; may have several keys.")],
+    tenant: Annotated[
+        str, typer.Argument(help="Whose jobs the key can see. A tenant may have several keys.")
+    ],
     weight: Annotated[
-        float | None, typer.Option(help="Share beside other tenants; default 1.")
+        float | None, typer.Option(help="Share relative to other tenants. Default: 1.")
     ] = None,
     max_unfinished: Annotated[
-        int | None, typer.Option(help="Images queued or running at once.")
+        int | None, typer.Option(help="Maximum number of images queued or running.")
     ] = None,
-    max_priority: Annotated[int | None, typer.Option(help="Highest priority, 0 to 9.")] = None,
-    rate: Annotated[str | None, typer.Option(help="Requests, such as 600/minute.")] = None,
+    max_priority: Annotated[
+        int | None, typer.Option(help="Highest priority allowed, 0 to 9.")
+    ] = None,
+    rate: Annotated[
+        str | None, typer.Option(help="Request rate limit, such as 600/minute.")
+    ] = None,
     data: Data = DATA,
     as_json: AsJson = False,
 ) -> None:
-    """Make a key and print it, this once; only its hash is kept."""
-    given = {
+    """Create a key and print it. It can't be shown again, because only its hash is stored."""
+    options = {
         "weight": weight,
         "max_unfinished": max_unfinished,
         "max_priority": max_priority,
@@ -52,43 +58,47 @@ def add(
     }
     ring = _ring(data)
     is_first = not ring
-    shown, made = ring.add(tenant, **{name: one for name, one in given.items() if one is not None})
+    secret, key = ring.add(
+        tenant, **{name: value for name, value in options.items() if value is not None}
+    )
     if as_json:
-        typer.echo(json.dumps({"key": shown, **made.model_dump(exclude={"sha256"})}, indent=2))
+        typer.echo(json.dumps({"key": secret, **key.model_dump(exclude={"sha256"})}, indent=2))
     else:
-        typer.echo(shown)
-    _note(f"{made.id} for tenant {made.tenant}; the key is shown only now")
-    _note("whoever holds it sets IMAGEMILL_API_KEY, or sends `Authorization: Bearer KEY`")
+        typer.echo(secret)
+    _note(f"created {key.id} for tenant {key.tenant}; the key won't be shown again")
+    _note("to use it, set IMAGEMILL_API_KEY or send `Authorization: Bearer KEY`")
     if is_first:
-        _note(f"it is the first: every caller of a server on {data} needs a key from now on")
+        _note(f"this is the first key: from now on, the server on {data} requires one")
 
 
 @keys.command("list")
 def list_keys(data: Data = DATA, as_json: AsJson = False) -> None:
-    """Show all keys, but not their secrets."""
+    """List all keys, without their secrets."""
     from imagemill.terminal import show
 
-    found = [key.model_dump(exclude={"sha256"}) for key in _ring(data).all()]
+    entries = [key.model_dump(exclude={"sha256"}) for key in _ring(data).all()]
     if as_json:
-        typer.echo(json.dumps(found, indent=2))
-    elif found:
-        Console().print(show.keys_table(found))
+        typer.echo(json.dumps(entries, indent=2))
+    elif entries:
+        Console().print(show.keys_table(entries))
     else:
-        Console().print(f"no keys on {escape(str(data))}: callers need none", soft_wrap=True)
+        Console().print(f"no keys in {escape(str(data))}; none is required", soft_wrap=True)
 
 
 @keys.command()
 def revoke(
-    ids: Annotated[list[str], typer.Argument(metavar="ID...", help="As `keys list` shows them.")],
+    ids: Annotated[
+        list[str], typer.Argument(metavar="ID...", help="Key ids, as printed by `keys list`.")
+    ],
     data: Data = DATA,
 ) -> None:
-    """Take keys back; their holders are refused at once."""
+    """Revoke keys. Requests with them are refused immediately."""
     ring = _ring(data)
     for key_id in ids:
         ring.revoke(key_id)
-        _note(f"{key_id} is revoked")
+        _note(f"revoked {key_id}")
     if not ring:
-        _note("it was the last: a server that only this machine can reach is open again")
+        _note("that was the last key: a server that only this machine can reach is open again")
 
 
 def _ring(data: Path) -> "KeyRing":

@@ -1,4 +1,4 @@
-"""Commands about pictures that are made: `inspect` reads a recipe, `replay` makes it again."""
+"""Commands for finished images: `inspect` reads a recipe, `replay` runs it again."""
 
 import json
 from pathlib import Path
@@ -21,9 +21,9 @@ def inspect(
     files: Annotated[list[Path], typer.Argument(help="PNG, JPEG or WebP files.")],
     as_json: AsJson = False,
 ) -> None:
-    """Show the recipe inside a picture: prompt, seed, model, versions.
+    """Show the recipe stored in an image: prompt, seed, model, versions.
 
-    The exit code is 1 when a file has no recipe or is no image.
+    The exit code is 1 if a file has no recipe or isn't an image.
     """
     from imagemill.client.errors import NoRecipe
     from imagemill.commands.recipe import read_recipe
@@ -50,24 +50,23 @@ def inspect(
 
 
 def replay(
-    file: Annotated[Path, typer.Argument(help="A picture with a recipe.")],
+    file: Annotated[Path, typer.Argument(help="An image with a recipe.")],
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Keep the new picture under this name.")
+        Path | None, typer.Option("--out", "-o", help="Save the new image as this file.")
     ] = None,
     server: Server = None,
     data: Data = DATA,
     models: Models = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a picture again from its recipe and compare the pixels of both.
+    """Generate an image again from its recipe and compare the pixels.
 
-    The exit code is 0 when they are bit-equal, 1 when not. Without a server, one is started.
+    The exit code is 0 if they're bit-equal, else 1. Starts a private server if none is running.
     """
     from imagemill.commands.replay import Replay
 
     console, stderr = Console(), Console(stderr=True)
-    again = Replay(file, out, server, data, models, stderr if as_json else console)
-    verdict = again.run()
+    verdict = Replay(file, out, server, data, models, stderr if as_json else console).run()
     if verdict is None:
         raise typer.Exit(130)
     if as_json:

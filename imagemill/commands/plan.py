@@ -1,6 +1,6 @@
-"""`imagemill plan`: which placements of a model fit which devices, and the lines to paste.
+"""`imagemill plan`: which placements of a model fit which devices, and the catalog lines for them.
 
-Reads the model, the devices as they are written and the catalog; `pipelines.planner.survey` counts.
+Resolves the model and the devices; `pipelines.planner.survey` does the arithmetic.
 """
 
 import json
@@ -31,24 +31,24 @@ _NOT_IN_A_NAME = re.compile(r"[^A-Za-z0-9._-]+")
 def run_plan(
     name: str, devices: str | None, cpu: str, models: Path, as_json: bool, console: Console
 ) -> None:
-    """Tell how the model can be placed. Raises InvalidInput and ConfigurationError."""
+    """Print how the model can be placed. Raises InvalidInput and ConfigurationError."""
     from pipelines.planner.memory import bytes_of
     from pipelines.planner.survey import survey
 
     sizes = devices_of(devices) if devices else devices_here()
     model = model_of(name, models)
     try:
-        found = survey(model, _checkpoint(model), sizes, bytes_of(cpu))
+        result = survey(model, _checkpoint(model), sizes, bytes_of(cpu))
     except ModelUnavailable as error:
         raise ConfigurationError(str(error)) from error
     if as_json:
-        typer.echo(json.dumps(asdict(found), ensure_ascii=False, indent=2))
+        typer.echo(json.dumps(asdict(result), ensure_ascii=False, indent=2))
     else:
-        show(found, console)
+        show(result, console)
 
 
 def devices_of(text: str) -> list[int]:
-    """ "2x24GB", "24GB" or "1x24GB+1x80GB" as bytes of each device. Raises InvalidInput."""
+    """Bytes of each device in "2x24GB", "24GB" or "1x24GB+1x80GB". Raises InvalidInput."""
     from pipelines.planner.memory import bytes_of
 
     sizes: list[int] = []
@@ -56,32 +56,34 @@ def devices_of(text: str) -> list[int]:
         match = _DEVICES.fullmatch(part.strip())
         count = int(match[1] or 1) if match else 0
         if match is None or not 1 <= count <= MOST_DEVICES or not bytes_of(match[2]):
-            raise InvalidInput(f"--devices {text!r} is none such as 2x24GB, 80GB or 1x24GB+1x80GB")
+            raise InvalidInput(
+                f"invalid --devices {text!r}: expected something like 2x24GB, 80GB or 1x24GB+1x80GB"
+            )
         sizes += [bytes_of(match[2])] * count
     return sizes
 
 
 def devices_here() -> list[int]:
-    """Bytes of each accelerator of this machine. Raises InvalidInput where there is none."""
+    """Bytes of each accelerator of this machine. Raises InvalidInput if there aren't any."""
     import torch
 
     if not torch.accelerator.is_available():
-        raise InvalidInput("there is no accelerator here; name some with --devices, as in 2x24GB")
+        raise InvalidInput("no accelerator found; describe devices with --devices, such as 2x24GB")
     module = torch.get_device_module()
     return [module.mem_get_info(index)[1] for index in range(torch.accelerator.device_count())]
 
 
 def model_of(name: str, models: Path) -> Model:
-    """The catalog's model of that name, a diffusers folder, a weight file or a hub id.
+    """The model with that name in the catalog, or a diffusers folder, a weight file or a hub id.
 
     Raises ConfigurationError.
     """
-    place = Path(name)
-    if (place / "model_index.json").is_file() or place.is_file():
-        plain = place.resolve()
+    path = Path(name)
+    if (path / "model_index.json").is_file() or path.is_file():
+        resolved = path.resolve()
         return Model(
-            _plain_name(plain.stem if place.is_file() else plain.name),
-            str(plain),
+            _plain_name(resolved.stem if path.is_file() else resolved.name),
+            str(resolved),
             True,
             unset=DERIVED,
         )
@@ -91,7 +93,7 @@ def model_of(name: str, models: Path) -> Model:
         if _HUB_ID.fullmatch(name):
             return Model(_plain_name(name.rpartition("/")[2]), name, unset=DERIVED)
         raise ConfigurationError(
-            f"{error}; nor is {name!r} a diffusers folder, a weight file or a hub id"
+            f"{error}; {name!r} isn't a diffusers folder, a weight file or a hub id either"
         ) from error
 
 
@@ -100,7 +102,7 @@ def _plain_name(text: str) -> str:
 
 
 def _checkpoint(model: Model) -> "Checkpoint":
-    """The model's folder; of a hub id the configs alone, weights are not fetched for a plan."""
+    """The model's folder; for a hub id only its configs, because planning needs no weights."""
     from pipelines.loading.checkpoint import find_checkpoint, has_weights, look_over
 
     checkpoint = find_checkpoint(model, weights=False)
@@ -109,23 +111,23 @@ def _checkpoint(model: Model) -> "Checkpoint":
     return checkpoint
 
 
-def show(found: "Survey", console: Console) -> None:
-    """The tables, and the catalog lines of what fits."""
-    console.print(f"[bold]{escape(found.model)}[/bold]: {escape(found.image)}", highlight=False)
+def show(result: "Survey", console: Console) -> None:
+    """Print the tables, and the catalog lines for the placements that fit."""
+    console.print(f"[bold]{escape(result.model)}[/bold]: {escape(result.image)}", highlight=False)
     console.print()
-    console.print(_components(found))
+    console.print(_components(result))
     console.print()
-    console.print(_options(found))
-    for note in found.notes:
+    console.print(_options(result))
+    for note in result.notes:
         console.print(f"\n[dim]{escape(note)}[/dim]", highlight=False)
-    fitting = [option.catalog for option in found.options if option.catalog]
+    fitting = [option.catalog for option in result.options if option.catalog]
     console.print("\n[bold]For models.toml:[/bold]")
     for lines in fitting:
         console.print(f"\n{escape(lines)}", highlight=False, soft_wrap=True)
-    console.print(f"\n[bold]{escape(found.use)}[/bold]", highlight=False, soft_wrap=True)
+    console.print(f"\n[bold]{escape(result.use)}[/bold]", highlight=False, soft_wrap=True)
 
 
-def _components(found: "Survey") -> Table:
+def _components(result: "Survey") -> Table:
     from pipelines.planner.memory import in_words
 
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -133,22 +135,22 @@ def _components(found: "Survey") -> Table:
         table.add_column(name, no_wrap=True)
     for name in ("weights", "for an image"):
         table.add_column(name, justify="right", no_wrap=True)
-    for component in found.components:
+    for component in result.components:
         sizes = in_words(component.weights), in_words(component.activations)
         table.add_row(component.stage, component.name, component.kind, *sizes)
-    total = in_words(sum(c.weights for c in found.components))
-    most = in_words(max((c.activations for c in found.components), default=0))
+    total = in_words(sum(c.weights for c in result.components))
+    most = in_words(max((c.activations for c in result.components), default=0))
     table.add_row("[bold]all[/bold]", "", "", f"[bold]{total}[/bold]", f"at most {most}")
     return table
 
 
-def _options(found: "Survey") -> Table:
+def _options(result: "Survey") -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold", expand=True)
     table.add_column("placement", width=len("ring 2 x ulysses 2"))
     table.add_column("fits", no_wrap=True)
     table.add_column("arithmetic", ratio=5)
     table.add_column("speed of a replica", ratio=3)
-    for option in found.options:
+    for option in result.options:
         fits = "[green]yes[/green]" if option.fits else "[red]no[/red]"
         row = escape(option.name), fits, escape(option.arithmetic), escape(option.speed or "–")
         table.add_row(*row)

@@ -1,6 +1,6 @@
-"""Commands that run one part by itself, `worker` and `serve`, and `doctor`.
+"""The commands `worker` and `serve`, which run one part by itself, and `doctor`.
 
-The parts replace this process, so that signals and exit codes are theirs.
+`worker` and `serve` replace this process, so signals and exit codes are their own.
 """
 
 import os
@@ -34,19 +34,19 @@ def worker(
     model: Annotated[
         str | None,
         typer.Argument(
-            help="Only this model's workers; default: all models'.",
+            help="Run only this model's workers. Default: all models.",
             autocompletion=complete.models,
         ),
     ] = None,
     data: Data = DATA,
     models: Models = None,
 ) -> None:
-    """Run this machine's workers alone; IMAGEMILL_REDIS_URL names the queue they share."""
+    """Run only this machine's workers, on the queue at IMAGEMILL_REDIS_URL."""
     _become("workers", *(["--model", model] if model else []), data=data, models=models)
 
 
 def serve(host: Host = HOST, port: Port = PORT, data: Data = DATA, models: Models = None) -> None:
-    """Run the HTTP service alone; IMAGEMILL_REDIS_URL names the queue."""
+    """Run only the HTTP service, on the queue at IMAGEMILL_REDIS_URL."""
     _become("service", "--host", host, "--port", str(port), data=data, models=models)
 
 
@@ -65,7 +65,7 @@ def doctor(
     models: Models = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check whether this machine can make images; exit code 1 if something essential is amiss."""
+    """Check whether this machine can generate images. Exits with 1 if something essential fails."""
     import json
     from dataclasses import asdict
 
@@ -74,16 +74,17 @@ def doctor(
 
     from imagemill.commands.doctor import findings
 
-    found = list(findings(data, catalog_path(models), host, port))
+    results = list(findings(data, catalog_path(models), host, port))
     if as_json:
-        typer.echo(json.dumps([asdict(finding) for finding in found], indent=2))
+        typer.echo(json.dumps([asdict(result) for result in results], indent=2))
     else:
         styles = {"ok": "green", "warning": "yellow", "bad": "bold red"}
         table = Table(box=None, pad_edge=False, show_header=False)
         table.add_column(style="bold", no_wrap=True)
         table.add_column(no_wrap=True)
         table.add_column(overflow="fold")
-        for one in found:
-            table.add_row(one.name, Text(one.verdict, style=styles[one.verdict]), Text(one.detail))
+        for result in results:
+            verdict = Text(result.verdict, style=styles[result.verdict])
+            table.add_row(result.name, verdict, Text(result.detail))
         Console().print(table)
-    raise typer.Exit(1 if any(finding.verdict == "bad" for finding in found) else 0)
+    raise typer.Exit(1 if any(result.verdict == "bad" for result in results) else 0)

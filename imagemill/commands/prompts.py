@@ -1,7 +1,7 @@
-"""Prompts out of files: text, JSON, JSONL, CSV or standard input, each with the place it came from.
+"""Reads prompts from text, JSON, JSONL and CSV files or standard input.
 
-Knows the fields that a prompt may carry and their types; their ranges are the server's to judge,
-and `Prompt.source` lets the judgement be shown against the file and line.
+Checks the names and types of a prompt's fields. The server checks their ranges; `Prompt.source`
+lets its errors be reported by file and line.
 """
 
 import csv
@@ -21,27 +21,26 @@ SHOWN_PROBLEMS = 20
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One prompt, the fields given with it, and where it came from: `file line 3`."""
+    """One prompt, the fields given with it, and where it came from, such as `file line 3`."""
 
     text: str
     fields: dict[str, Any] = field(default_factory=dict)
     source: str = ""
 
     def body(self) -> str | dict[str, Any]:
-        """The prompt as it stands in a job's `prompts`."""
+        """The prompt as an item of a job's `prompts`."""
         return {"prompt": self.text, **self.fields} if self.fields else self.text
 
 
 class _Bad(Exception):
-    """One line's problem, on its way to the list of all of them."""
+    """A problem with one line; all of them are collected before anything is raised."""
 
 
 def read_prompts(path: str) -> list[Prompt]:
     """All prompts of a file, by its suffix (.jsonl, .json, .csv, else text); `-` is standard input.
 
-    Standard input is JSONL when its first character is `{`, JSON when it is `[`, CSV when its first
-    line names a column `prompt`, text otherwise.
-    Raises InvalidInput with a line for every bad line.
+    Standard input is JSONL if its first character is `{`, JSON if it's `[`, CSV if its first line
+    names a column `prompt`, otherwise text. Raises InvalidInput with one line per bad line.
     """
     name, text = ("stdin", _stdin()) if path == "-" else (path, _file(path))
     suffix = _suffix_of(text) if path == "-" else Path(path).suffix.lower()
@@ -51,16 +50,16 @@ def read_prompts(path: str) -> list[Prompt]:
     prompts = list(parse(name, text, problems.append))
     if len(problems) > SHOWN_PROBLEMS:
         more = len(problems) - SHOWN_PROBLEMS
-        problems[SHOWN_PROBLEMS:] = [f"{name}: {more} more lines with problems"]
+        problems[SHOWN_PROBLEMS:] = [f"{name}: {more} more invalid lines"]
     if problems:
         raise InvalidInput(*problems)
     if not prompts:
-        raise InvalidInput(f"{name}: no prompts in it")
+        raise InvalidInput(f"{name}: contains no prompts")
     return prompts
 
 
 def _suffix_of(text: str) -> str:
-    """What the name of a file of this text would end in."""
+    """The suffix that a file with this text would have."""
     begin = text.lstrip()
     if begin[:1] in ("{", "["):
         return ".jsonl" if begin[0] == "{" else ".json"
@@ -83,12 +82,12 @@ def _file(path: str) -> str:
 
 
 def _decode(name: str, data: bytes) -> str:
-    """UTF-8, with or without a byte order mark; names the line of the first bad byte."""
+    """Decode UTF-8 with or without a byte order mark; an error names the line of the bad byte."""
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise InvalidInput(f"{name} line {line}: not UTF-8 text") from error
+        raise InvalidInput(f"{name} line {line}: invalid UTF-8") from error
 
 
 def _lines(text: str) -> Iterator[tuple[int, str]]:
@@ -113,51 +112,51 @@ def _jsonl(name: str, text: str, complain: Callable[[str], None]) -> Iterator[Pr
 
 
 def _json(name: str, text: str, complain: Callable[[str], None]) -> Iterator[Prompt]:
-    """A list of what a line of JSONL may hold, alone or as an object's `prompts`."""
+    """A list of JSONL values, either at the top level or as an object's `prompts`."""
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:
-        return complain(f"{name} line {error.lineno}: not JSON: {error.msg}")
-    listed = value.get("prompts") if isinstance(value, dict) else value
-    if not isinstance(listed, list):
-        return complain(f"{name}: must be a list of prompts, or an object with such `prompts`")
-    for number, one in enumerate(listed, 1):
+        return complain(f"{name} line {error.lineno}: invalid JSON: {error.msg}")
+    items = value.get("prompts") if isinstance(value, dict) else value
+    if not isinstance(items, list):
+        return complain(f"{name}: must be a list of prompts, or an object with a list `prompts`")
+    for number, item in enumerate(items, 1):
         source = f"{name} prompt {number}"
         try:
-            yield _from_value(one, source)
+            yield _from_value(item, source)
         except _Bad as problem:
             complain(f"{source}: {problem}")
     return None
 
 
 def _from_json(line: str, source: str) -> Prompt:
-    """One line of JSONL."""
+    """Parse one line of JSONL."""
     try:
         value = json.loads(line)
     except json.JSONDecodeError as error:
-        raise _Bad(f"not JSON: {error.msg} at column {error.colno}") from error
+        raise _Bad(f"invalid JSON: {error.msg} at column {error.colno}") from error
     return _from_value(value, source)
 
 
 def _from_value(value: Any, source: str) -> Prompt:
-    """A JSON string, or an object with `prompt` and any of PER_PROMPT; null means not given."""
+    """Parse a string, or an object with `prompt` and any fields of PER_PROMPT; null means unset."""
     if isinstance(value, str):
         value = {"prompt": value}
     if not isinstance(value, dict):
         raise _Bad("must be a string or an object with a `prompt`")
     text = value.pop("prompt", None)
     if not isinstance(text, str) or not text.strip():
-        raise _Bad("`prompt` must be a text that is not blank")
-    fields = {key: _typed(key, given) for key, given in value.items() if given is not None}
+        raise _Bad("`prompt` must be a non-blank string")
+    fields = {key: _typed(key, item) for key, item in value.items() if item is not None}
     return Prompt(text.strip(), fields, source)
 
 
 def _typed(key: str, value: Any) -> Any:
-    """A JSON value of the field's type; an integer will do for a float, true for neither."""
-    wanted = _wanted(key)
-    allowed = (int, float) if wanted is float else wanted
+    """Check a JSON value's type. A float field accepts integers; no field accepts booleans."""
+    kind = _kind_of(key)
+    allowed = (int, float) if kind is float else kind
     if isinstance(value, bool) or not isinstance(value, allowed):
-        raise _Bad(f"`{key}` must be {_NAMES[wanted]}, not {json.dumps(value)}")
+        raise _Bad(f"`{key}` must be {_NAMES[kind]}, not {json.dumps(value)}")
     return value
 
 
@@ -177,7 +176,7 @@ def _csv(name: str, text: str, complain: Callable[[str], None]) -> Iterator[Prom
                 continue
             yield _from_row(header, row, f"{name} line {first}")
         except csv.Error as error:
-            complain(f"{name} line {first}: not CSV: {error}")
+            complain(f"{name} line {first}: invalid CSV: {error}")
             return
         except _Bad as problem:
             complain(f"{name} line {first}: {problem}")
@@ -186,22 +185,22 @@ def _csv(name: str, text: str, complain: Callable[[str], None]) -> Iterator[Prom
 
 
 def _header(row: list[str]) -> list[str]:
-    """Column names; `prompt` must be one, and none may be unknown or come twice."""
+    """The column names. `prompt` is required; unknown and duplicate columns are errors."""
     names = [cell.strip() for cell in row]
     if "prompt" not in names:
-        raise _Bad(f"the first line must name the columns, `prompt` among them; it is {row}")
+        raise _Bad(f"the first line must name the columns, including `prompt`; got {row}")
     for column in names:
         if column != "prompt":
-            _wanted(column)
+            _kind_of(column)
         if names.count(column) > 1:
-            raise _Bad(f"column `{column}` is there twice")
+            raise _Bad(f"duplicate column `{column}`")
     return names
 
 
 def _from_row(header: list[str], row: list[str], source: str) -> Prompt:
-    """A row under its header; an empty cell means not given."""
+    """Parse a row; an empty cell means unset."""
     if len(row) > len(header):
-        raise _Bad(f"{len(row)} cells under {len(header)} columns (put quotes around commas)")
+        raise _Bad(f"{len(row)} cells for {len(header)} columns (quote cells that contain commas)")
     cells = {key: cell.strip() for key, cell in zip(header, row, strict=False) if cell.strip()}
     text = cells.pop("prompt", None)
     if text is None:
@@ -210,17 +209,17 @@ def _from_row(header: list[str], row: list[str], source: str) -> Prompt:
 
 
 def _parsed(key: str, cell: str) -> Any:
-    wanted = _wanted(key)
+    kind = _kind_of(key)
     try:
-        return wanted(cell)
+        return kind(cell)
     except ValueError as error:
-        raise _Bad(f"`{key}` must be {_NAMES[wanted]}, not {cell!r}") from error
+        raise _Bad(f"`{key}` must be {_NAMES[kind]}, not {cell!r}") from error
 
 
-_NAMES: dict[type, str] = {str: "a text", int: "a whole number", float: "a number"}
+_NAMES: dict[type, str] = {str: "a string", int: "an integer", float: "a number"}
 
 
-def _wanted(key: str) -> type:
+def _kind_of(key: str) -> type:
     if key not in PER_PROMPT:
-        raise _Bad(f"unknown field `{key}`; known: prompt, {', '.join(PER_PROMPT)}")
+        raise _Bad(f"unknown field `{key}`; expected prompt, {', '.join(PER_PROMPT)}")
     return FIELDS[key].kind

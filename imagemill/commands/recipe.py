@@ -1,7 +1,7 @@
-"""The recipe inside a picture, read back: what `inspect` shows and `replay` follows.
+"""Reads the recipe stored in an image, for `inspect` and `replay`.
 
-Where it stands in a file is known to `jobs/recipe.py`. A file may come from anywhere, so nothing in
-it is believed before it is checked.
+`jobs/recipe.py` knows where it's stored. Files may come from anywhere, so everything in them is
+validated before use.
 """
 
 import json
@@ -19,20 +19,20 @@ from jobs.request import ImageRequest
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """The request that a picture was made of, and `made_with`: model, scheduler, versions, ..."""
+    """The request an image was generated from, and `made_with`: scheduler, versions, ..."""
 
     request: ImageRequest
     made_with: dict[str, Any]
 
     def facts(self) -> dict[str, Any]:
-        """All of it, flat: a fact a name, `versions` one for each package."""
+        """All values as one flat mapping, with an entry for each package in `versions`."""
         flat = {**asdict(self.request), **self.made_with}
         versions = flat.pop("versions", None)
-        named = versions if isinstance(versions, dict) else {}
-        return {**flat, **{f"{name} version": number for name, number in named.items()}}
+        packages = versions if isinstance(versions, dict) else {}
+        return {**flat, **{f"{name} version": number for name, number in packages.items()}}
 
     def differences(self, other: "Recipe") -> dict[str, tuple[Any, Any]]:
-        """The facts that are not the same here and there, each with both values."""
+        """The values that differ between the two recipes, each as a pair."""
         here, there = self.facts(), other.facts()
         names = [*here, *(name for name in there if name not in here)]
         pairs = {name: (here.get(name), there.get(name)) for name in names}
@@ -40,30 +40,30 @@ class Recipe:
 
 
 def read_recipe(path: Path) -> Recipe:
-    """The recipe in an image file; raises NoRecipe where there is none, or no image."""
+    """The recipe in an image file. Raises NoRecipe if it has none or isn't an image."""
     text = _text(path)
     if not text:
-        raise NoRecipe(f"{path}: an image, but without a recipe of imagemill's")
+        raise NoRecipe(f"{path}: this image has no imagemill recipe")
     try:
         value = json.loads(text)
     except ValueError:
         value = None
     if not isinstance(value, dict) or "prompt" not in value:
-        raise NoRecipe(f"{path}: its description is no recipe of imagemill's")
+        raise NoRecipe(f"{path}: its description isn't an imagemill recipe")
     return _checked(path, value)
 
 
 def _text(path: Path) -> str | None:
-    """The description as written, of whatever there may be."""
+    """The raw description, if there is one. Raises NoRecipe for anything but a readable image."""
     try:
         with Image.open(path) as picture:
             return description(picture)
     except UnidentifiedImageError as error:
         raise NoRecipe(f"{path}: not an image") from error
     except OSError as error:
-        raise NoRecipe(f"{path}: {error.strerror or 'not a whole image'}") from error
+        raise NoRecipe(f"{path}: {error.strerror or 'the image is truncated'}") from error
     except (ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise NoRecipe(f"{path}: not an image that can be read: {error}") from error
+        raise NoRecipe(f"{path}: couldn't read the image: {error}") from error
 
 
 def _checked(path: Path, value: dict[str, Any]) -> Recipe:
@@ -71,7 +71,7 @@ def _checked(path: Path, value: dict[str, Any]) -> Recipe:
         if item.name not in value and item.default is MISSING:
             raise NoRecipe(f"{path}: its recipe lacks `{item.name}`")
         if item.name in value and not _is_right(item.name, value[item.name]):
-            raise NoRecipe(f"{path}: its recipe's `{item.name}` makes no sense")
+            raise NoRecipe(f"{path}: its recipe has an invalid `{item.name}`")
     names = {item.name for item in fields(ImageRequest)}
     request = ImageRequest(**{name: value[name] for name in value if name in names})
     return Recipe(request, {name: value[name] for name in value if name not in names})

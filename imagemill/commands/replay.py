@@ -1,7 +1,7 @@
-"""`imagemill replay`: a picture's recipe followed once more, and the pixels of both compared.
+"""`imagemill replay`: generates an image again from its recipe and compares the pixels.
 
-What counts is what a viewer decodes: two files may differ in their bytes (the bucket in the
-recipe, say) and be the same picture. Knows nothing of how pictures are made.
+Compares decoded pixels, because two files may differ in their bytes (for example, in the recipe's
+bucket) and still show the same image.
 """
 
 import tempfile
@@ -34,9 +34,10 @@ CANCEL_PATIENCE = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """How the new picture compares; `largest` is the largest difference of a pixel's channel.
+    """The result of the comparison.
 
-    `largest` is None when the sizes differ; `differences` are facts then and now.
+    `largest` is the largest difference in any channel of any pixel, None if the sizes differ.
+    `differences` maps values of the recipe to their old and new value.
     """
 
     file: Path
@@ -53,24 +54,26 @@ class Verdict:
         return self.largest == 0
 
     def sentences(self) -> list[str]:
-        """What to tell people, the verdict first."""
+        """The result in words, starting with the verdict."""
         if self.is_equal:
-            said = [f"bit-equal: all {self.pixels} pixels of {self.file} are the same again"]
+            lines = [f"bit-equal: all {self.pixels} pixels of {self.file} are identical"]
         elif self.largest is None:
-            said = [f"not equal: the new picture has another size than {self.file}"]
+            lines = [f"not equal: the new image and {self.file} have different sizes"]
         else:
             share = f"{self.differing} of {self.pixels} pixels"
-            said = [f"not equal: {share} differ, by {self.largest} of 255 at most"]
+            lines = [f"not equal: {share} differ, by at most {self.largest} of 255"]
         for name, (then, now) in self.differences.items():
-            said.append(f"  {show.printable(f'{name}: {then} then, {now} now')}")
+            lines.append(f"  {show.printable(f'{name}: was {then}, now {now}')}")
         if not self.is_equal and not self.differences:
-            said.append("  the recipes are the same: the device, or the file itself, has changed")
+            lines.append("  the recipes match, so the device or the file itself has changed")
         if not self.is_equal and not self.reproducible:
-            said.append("  it was not made as `reproducible`, so what ran beside it had a say")
-        return [*said, *([f"the new picture is {self.out}"] if self.out else [])]
+            lines.append(
+                "  it wasn't `reproducible`, so other images in its batch affected the result"
+            )
+        return [*lines, *([f"the new image is {self.out}"] if self.out else [])]
 
     def document(self) -> dict[str, Any]:
-        """The same as JSON."""
+        """The result as JSON."""
         pairs = {name: {"then": a, "now": b} for name, (a, b) in self.differences.items()}
         own = {"file": str(self.file), "equal": self.is_equal, "largest": self.largest}
         counted = {"differing_pixels": self.differing, "pixels": self.pixels}
@@ -78,7 +81,7 @@ class Verdict:
 
 
 class Replay:
-    """One run of the command; `run` returns None when the user stopped it."""
+    """One run of the command; `run` returns None if the user stopped it."""
 
     def __init__(
         self,
@@ -95,27 +98,27 @@ class Replay:
         self._began = time.time()
 
     def run(self) -> Verdict | None:
-        """Read, make again, compare. Raises NoRecipe, or whatever making it raises."""
+        """Read the recipe, generate the image and compare. Raises NoRecipe, ImageFailed, ..."""
         recipe = read_recipe(self._file)
         if self._out is not None and not self._out.absolute().parent.is_dir():
-            raise InvalidInput(f"--out {self._out}: there is no such folder")
+            raise InvalidInput(f"--out {self._out}: folder not found")
         with (
             tempfile.TemporaryDirectory(prefix="imagemill-replay-") as folder,
             Interrupts() as interrupts,
         ):
             try:
-                made = self._make(recipe, Path(folder), interrupts)
+                image = self._make(recipe, Path(folder), interrupts)
             except (Interrupted, KeyboardInterrupt):
-                made = None
-            if made is None:
+                image = None
+            if image is None:
                 self._view.say("stopped")
                 return None
             if self._out is not None:
-                write_file(self._out, made.read_bytes())
-            return compare(self._file, recipe, made, self._out)
+                write_file(self._out, image.read_bytes())
+            return compare(self._file, recipe, image, self._out)
 
     def _make(self, recipe: Recipe, folder: Path, interrupts: Interrupts) -> Path | None:
-        """The new picture's file; None when stopped."""
+        """The new image's file; None if stopped."""
         where = (self._server, self._data, self._models)
         view = self._view
         with server_for(*where, view.say, view.note, interrupts) as (client, is_private):
@@ -123,7 +126,7 @@ class Replay:
             model = fields.pop("model")
             per_job = {name: fields.pop(name) for name in PER_JOB if name in fields}
             job = client.submit(model, [fields], **per_job).raw
-            self._view.say(f"job {job['id']}: {self._file} once more")
+            self._view.say(f"job {job['id']}: replaying {self._file}")
             saved = Saved(folder)
             job = self._follow(client, job, saved, interrupts, is_private)
             if State(job["state"]) is State.SUCCEEDED:
@@ -131,7 +134,7 @@ class Replay:
             if interrupts.asked():
                 return None
             reason = job["images"][0]["error"] or f"its job is {job['state']}"
-            raise ImageFailed(f"it could not be made again: {reason}")
+            raise ImageFailed(f"couldn't generate it again: {reason}")
 
     def _follow(
         self,
@@ -141,9 +144,9 @@ class Replay:
         interrupts: Interrupts,
         is_private: bool,
     ) -> dict[str, Any]:
-        """The job at its end, or cancelled when the wait for it ends otherwise."""
+        """Follow the job to its end; cancel it if the wait ends for any other reason."""
         log = self._data / "workers.log"
-        advice = f"{log} may tell why" if is_private else "start one with `imagemill worker`"
+        advice = f"see {log}" if is_private else "start one with `imagemill worker`"
         try:
             with self._view as view:
                 job = follow(
@@ -166,9 +169,9 @@ class Replay:
         return job
 
 
-def compare(file: Path, recipe: Recipe, made: Path, out: Path | None) -> Verdict:
-    """The picture in `file`, of that recipe, against the one in `made`."""
-    then, now = _pixels(file), _pixels(made)
+def compare(file: Path, recipe: Recipe, image: Path, out: Path | None) -> Verdict:
+    """Compare the image in `file`, which has that recipe, with the new one in `image`."""
+    then, now = _pixels(file), _pixels(image)
     largest, differing = None, 0
     if then.size == now.size:
         bands = ImageChops.difference(then, now).split()
@@ -183,7 +186,7 @@ def compare(file: Path, recipe: Recipe, made: Path, out: Path | None) -> Verdict
         largest=largest,
         differing=differing,
         pixels=now.width * now.height,
-        differences=recipe.differences(read_recipe(made)),
+        differences=recipe.differences(read_recipe(image)),
         reproducible=recipe.request.reproducible,
         out=out,
     )
@@ -194,4 +197,4 @@ def _pixels(path: Path) -> Image.Image:
         with Image.open(path) as picture:
             return picture.convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise NoRecipe(f"{path}: its pixels cannot be read: {error}") from error
+        raise NoRecipe(f"{path}: couldn't read its pixels: {error}") from error

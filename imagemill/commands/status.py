@@ -1,6 +1,6 @@
-"""Commands that look at a server: status, models, workers.
+"""Commands that show a server's state: status, models, workers.
 
-They start nothing: without a server there is nothing to look at, and one sentence says so.
+They never start a server; without one they fail with a sentence.
 """
 
 import json
@@ -25,14 +25,14 @@ def register(app: typer.Typer) -> None:
 def status(
     job: Annotated[
         str | None,
-        typer.Argument(help="A job; default: the latest ones.", autocompletion=complete.jobs),
+        typer.Argument(help="A job id. Default: the latest jobs.", autocompletion=complete.jobs),
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, max=200, help="How many jobs.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, max=200, help="Number of jobs to list.")] = 20,
     server: Server = None,
     data: Data = DATA,
     as_json: AsJson = False,
 ) -> None:
-    """Show the latest jobs, or one of them with its images."""
+    """Show the latest jobs, or one job with its images."""
     from imagemill.client import protocol
     from imagemill.terminal import show
 
@@ -46,21 +46,21 @@ def status(
         else:
             console.print("no jobs yet")
         return
-    found = _get(server, data, protocol.job_path(job))
+    document = _get(server, data, protocol.job_path(job))
     if as_json:
-        _print_json(found)
+        _print_json(document)
         return
-    console.print(show.job_facts(found))
-    rows = [{**image, "file": _doing(image)} for image in found["images"][:ROWS_SHOWN]]
+    console.print(show.job_facts(document))
+    rows = [{**image, "file": _detail(image)} for image in document["images"][:ROWS_SHOWN]]
     console.print()
-    console.print(show.results_table(rows, last="doing"))
-    if len(found["images"]) > ROWS_SHOWN:
-        console.print(f"… and {len(found['images']) - ROWS_SHOWN} more")
+    console.print(show.results_table(rows, last="details"))
+    if len(document["images"]) > ROWS_SHOWN:
+        console.print(f"… and {len(document['images']) - ROWS_SHOWN} more")
 
 
-def _doing(image: dict[str, Any]) -> str:
+def _detail(image: dict[str, Any]) -> str:
     if image["state"] == "succeeded":
-        return f"made in {image['seconds']:.1f} s" if image["seconds"] is not None else "made"
+        return f"took {image['seconds']:.1f} s" if image["seconds"] is not None else ""
     if image["state"] == "queued" or not image["step"]:
         return ""
     stopped = "stopped at " if image["state"] == "cancelled" else ""
@@ -68,34 +68,34 @@ def _doing(image: dict[str, Any]) -> str:
 
 
 def models(server: Server = None, data: Data = DATA, as_json: AsJson = False) -> None:
-    """Show the models that a server offers."""
+    """List the models of a server."""
     from imagemill.terminal import show
 
-    found = _get(server, data, "/v1/models")["data"]
+    entries = _get(server, data, "/v1/models")["data"]
     if as_json:
-        _print_json(found)
+        _print_json(entries)
     else:
-        Console().print(show.models_table(found))
+        Console().print(show.models_table(entries))
 
 
 def workers(server: Server = None, data: Data = DATA, as_json: AsJson = False) -> None:
-    """Show who makes the images: model, device, speed."""
+    """List the workers of a server with their model, device and speed."""
     from imagemill.terminal import show
 
-    found = _get(server, data, "/v1/workers")["data"]
+    entries = _get(server, data, "/v1/workers")["data"]
     if as_json:
-        _print_json(found)
-    elif found:
-        Console().print(show.workers_table(found))
+        _print_json(entries)
+    elif entries:
+        Console().print(show.workers_table(entries))
     else:
         Console().print("no workers are running")
 
 
 def _get(server: str | None, data: Path, path: str, **params: Any) -> dict[str, Any]:
     from imagemill.client.clients import Client
-    from imagemill.local.find_server import given_server
+    from imagemill.local.find_server import resolve_server
 
-    with Client(given_server(server, data), patience=5) as client:
+    with Client(resolve_server(server, data), patience=5) as client:
         return client.get(path, **params)
 
 

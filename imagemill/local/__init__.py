@@ -1,1 +1,1 @@
-"""Processes on this machine: `up`, its children and its lock, and how a command finds a server."""
+"""Local processes: `up`, its children and its lock, and how commands find a server."""

@@ -1,7 +1,7 @@
-"""The processes that `up` keeps alive: how each is started, whether it lives, when to try again.
+"""The child processes of `up`: starting, watching and restarting them.
 
-Knows nothing of what they serve. Every child runs in a session of its own, so that Ctrl-C in the
-terminal reaches `up` alone and the order of stopping is `up`'s to decide.
+Every child runs in its own session, so Ctrl-C in the terminal reaches only `up`, which decides the
+order of stopping.
 """
 
 import os
@@ -21,25 +21,25 @@ from jobs.runtime.embedded_queue import EmbeddedServer
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
 SETTLED_SECONDS = 60.0
-"""A child that lived this long died of something new: its pauses start over."""
+"""After a child has run this long, its restart pause starts over."""
 
 LARGEST_LOG = 10 * 2**20
-"""Bytes after which a log is set aside at the next start."""
+"""Bytes above which a log is rotated at the next start."""
 
 ROOT = Path(__file__).resolve().parents[2]
-"""The folder that holds our packages: a checkout, or site-packages."""
+"""The folder of our packages: a checkout or site-packages."""
 
 
 def environment(**settings: object) -> dict[str, str]:
-    """Ours, with `IMAGEMILL_*` for the settings that are given.
+    """This process's environment, with `IMAGEMILL_*` variables for the given settings.
 
-    PYTHONSAFEPATH keeps a `service` folder of the user's own, in the folder where the command was
-    typed, from being run in place of ours.
+    PYTHONSAFEPATH prevents a `service` folder in the user's current folder from being imported
+    instead of ours.
     """
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    given = {f"IMAGEMILL_{k.upper()}": str(v) for k, v in settings.items() if v is not None}
+    variables = {f"IMAGEMILL_{k.upper()}": str(v) for k, v in settings.items() if v is not None}
     fixed = {"PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"}
-    return {**os.environ, **fixed, **given}
+    return {**os.environ, **fixed, **variables}
 
 
 def module(name: str, *arguments: str) -> list[str]:
@@ -48,31 +48,31 @@ def module(name: str, *arguments: str) -> list[str]:
 
 
 class Child(Protocol):
-    """Something that should be alive, and is started again when it is not."""
+    """Something that should be running and is restarted if it isn't."""
 
     name: str
 
     def start(self) -> None:
-        """Start it; called again after every death."""
+        """Start it; called again after every crash."""
 
     def alive(self) -> bool:
-        """Whether it lives."""
+        """Whether it's running."""
 
     def last_words(self) -> str:
-        """Why it died, as far as one can tell."""
+        """Why it died, if that can be determined."""
 
     def stop(self) -> None:
-        """Ask it to end; returns at once."""
+        """Ask it to stop; returns immediately."""
 
     def gone(self, seconds: float) -> bool:
-        """Wait up to so long for its end; whether it has ended."""
+        """Wait up to `seconds` for it to end; returns whether it has."""
 
     def kill(self) -> None:
-        """End it and all that it started, now."""
+        """Kill it and everything it started."""
 
 
 class Program:
-    """A child process of ours whose output goes to a log file."""
+    """A child process that writes to a log file."""
 
     def __init__(self, name: str, argv: list[str], env: dict[str, str], log: Path) -> None:
         self.name = name
@@ -97,16 +97,16 @@ class Program:
 
     @property
     def pid(self) -> int | None:
-        """The process's id, once started."""
+        """The process id; None before the start."""
         return self._process.pid if self._process else None
 
     @property
     def code(self) -> int | None:
-        """The exit code of a process that has ended; negative is a signal's number."""
+        """The exit code once the process has ended; negative for a signal."""
         return self._process.poll() if self._process else None
 
     def alive(self) -> bool:
-        """Whether it lives. What a dead one had started is remembered until it is gone as well."""
+        """Whether it's running. Remembers a dead process's group until its last member is gone."""
         if self._process is None:
             return False
         code = self._process.poll()
@@ -127,7 +127,7 @@ class Program:
             self._process.terminate()
 
     def gone(self, seconds: float) -> bool:
-        """Wait up to so long for its end; whether it and all that it started have ended."""
+        """Wait up to `seconds`; returns whether it and everything it started have ended."""
         if self._process is None or self._killed:
             return True
         try:
@@ -139,7 +139,7 @@ class Program:
         return not self._orphans
 
     def kill(self) -> None:
-        """SIGKILL to its whole process group and to what its earlier lives left behind."""
+        """SIGKILL its process group and those of its earlier runs."""
         if self._process is None:
             return
         self.alive()
@@ -151,7 +151,6 @@ class Program:
 
 
 def _has_members(group: int) -> bool:
-    """Whether any process of that group lives."""
     try:
         os.killpg(group, 0)
     except ProcessLookupError:
@@ -160,7 +159,7 @@ def _has_members(group: int) -> bool:
 
 
 class Queue:
-    """The embedded queue server as a child. Start it from the main thread only."""
+    """The embedded queue server as a child. Must be started from the main thread."""
 
     name = "queue server"
 
@@ -169,19 +168,19 @@ class Queue:
         self._server: EmbeddedServer | None = None
 
     def start(self) -> None:
-        """Start one or adopt the one that runs; returns when it answers."""
+        """Start a server, or adopt a running one; returns once it answers."""
         if self._server is not None:
             self._server.stop()
         self._server = EmbeddedServer.ensure(self._data, self._binary)
 
     @property
     def url(self) -> str:
-        """Where it answers; the same after every restart."""
+        """Its address; stays the same after restarts."""
         assert self._server is not None
         return self._server.url
 
     def alive(self) -> bool:
-        """Whether the process lives, even one too busy to answer: the lock that it holds tells."""
+        """Whether the process is running, from its lock, because it may be too busy to answer."""
         return is_held(self._data / "queue.alive")
 
     def last_words(self) -> str:
@@ -189,23 +188,23 @@ class Queue:
         return last_line(self._data / "queue.log")
 
     def stop(self) -> None:
-        """End it if we started it, everything saved."""
+        """Stop it, with everything saved, if we started it."""
         if self._server is not None:
             self._server.stop()
             self._server = None
 
     def gone(self, seconds: float) -> bool:
-        """Nothing to wait for: `stop` has waited."""
+        """Always true, because `stop` waits."""
         return True
 
     def kill(self) -> None:
-        """As `stop`: ending it takes milliseconds."""
+        """Like `stop`, which takes only milliseconds."""
         self.stop()
 
 
 @dataclass(slots=True)
-class Kept:
-    """A child and when to start it again; times are of the monotonic clock."""
+class ManagedChild:
+    """A child and when to restart it; times are from the monotonic clock."""
 
     child: Child
     started: float = 0.0
@@ -213,7 +212,7 @@ class Kept:
     pause: float = FIRST_PAUSE
 
     def tend(self) -> str | None:
-        """Start the child again if it is dead and due; a sentence when there is news."""
+        """Restart the child if it's dead and due; returns a sentence if anything changed."""
         now = time.monotonic()
         if self.due is None:
             if self.child.alive():
@@ -223,15 +222,15 @@ class Kept:
             self.due, pause = now + self.pause, self.pause
             self.pause = min(2 * self.pause, LONGEST_PAUSE)
             why = self.child.last_words()
-            return f"the {self.child.name} died ({why}); starting it again in {pause:g} s"
+            return f"the {self.child.name} died ({why}); restarting it in {pause:g} s"
         if now < self.due:
             return None
         try:
             self.start()
         except ImagemillError as error:
             self.due = now + self.pause
-            return f"the {self.child.name} does not start: {error}"
-        return f"the {self.child.name} runs again"
+            return f"couldn't restart the {self.child.name}: {error}"
+        return f"the {self.child.name} is running again"
 
     def start(self) -> None:
         """Start the child now."""
@@ -240,7 +239,7 @@ class Kept:
 
 
 def open_log(path: Path) -> IO[bytes]:
-    """The log, for appending; a large one is set aside as `.1` first."""
+    """Open the log for appending; a large one is first renamed to `.1`."""
     try:
         if path.stat().st_size > LARGEST_LOG:
             path.replace(path.with_name(f"{path.name}.1"))
@@ -250,12 +249,12 @@ def open_log(path: Path) -> IO[bytes]:
 
 
 def last_line(path: Path) -> str:
-    """The last line of a log that says something."""
+    """The last non-blank line of a log."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - 8192))
             lines = file.read().decode(errors="replace").split("\n")
     except OSError:
         return f"nothing in {path}"
-    said = [line.strip() for line in lines if line.strip()]
-    return said[-1][:300] if said else f"nothing in {path}"
+    texts = [line.strip() for line in lines if line.strip()]
+    return texts[-1][:300] if texts else f"nothing in {path}"

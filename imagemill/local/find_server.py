@@ -1,8 +1,7 @@
-"""Finds the server that a command talks to, or starts a private one for as long as it is needed.
+"""Finds the server that a command talks to, or starts a private one for as long as it's needed.
 
-Order: the address that was given (or IMAGEMILL_SERVER), then the `up` that runs on the data
-folder, then, for `generate` only, a private `up` of its own. Knows the locks of `running.py` and
-nothing of jobs.
+Order: the given address (or IMAGEMILL_SERVER), then the `up` running on the data folder, then, for
+`generate` and `replay` only, a private `up`. `up_lock.py` has the locks that this relies on.
 """
 
 import os
@@ -25,34 +24,37 @@ from jobs.errors import ImagemillError
 NO_WORKER, WAITING = "waiting for a worker", "waiting for the server"
 LOOK_PAUSE = 0.1
 FIRST_PATIENCE = 2.0
-"""Seconds of retries at the first contact with a named server, which may just be a wrong name."""
+"""Seconds of retries when first contacting a named server, since the address may be wrong."""
 
 LOCAL_PATIENCE = 600.0
-"""Seconds of retries at a local server whose `up` lives and starts what has died again."""
+"""Seconds of retries with a local server, because its `up` restarts a crashed service."""
 
 START_LIMIT = 1800.0
-"""Seconds for an `up` that lives to answer; models may go on loading after that."""
+"""Seconds for a running `up` to answer; models may continue loading afterwards."""
 
 ENDING_LIMIT = 600.0
-"""Seconds to wait for a private `up` that is ending."""
+"""Seconds to wait for a private `up` to end."""
 
 NEWS_PAUSE = 30.0
-"""Seconds between two sentences about what a command still waits for."""
+"""Seconds between two messages about what a command is waiting for."""
 
 SHARED_LOOKS = 3
-"""Looks in a row that must find another user before a private `up` is left to it."""
+"""Consecutive checks that must find another user before a private `up` is left to that user.
+
+One check isn't enough: `is_used` also takes another process's check for a user.
+"""
 
 
-def given_server(server: str | None, data: Path) -> str:
-    """The address for commands that start nothing; raises NoServer when there is none."""
-    named = server or os.environ.get("IMAGEMILL_SERVER")
-    if named:
-        return named
+def resolve_server(server: str | None, data: Path) -> str:
+    """The address for commands that never start a server; raises NoServer if none is running."""
+    address = server or os.environ.get("IMAGEMILL_SERVER")
+    if address:
+        return address
     record = running(data)
     if record is None:
         raise NoServer(
-            f"nothing runs on the data folder {data}; start `imagemill up`, or name a server "
-            "with --server or IMAGEMILL_SERVER"
+            f"no server is running on the data folder {data}; start one with `imagemill up`, or "
+            "name one with --server or IMAGEMILL_SERVER"
         )
     return record.url
 
@@ -66,33 +68,36 @@ def server_for(
     note: Callable[[str], None],
     interrupts: Interrupts,
 ) -> Iterator[tuple[Client, bool]]:
-    """A client of the named server, or of a local one kept running meanwhile.
+    """A client for the named server, or for a local one that's kept running inside the context.
 
-    The second value tells whether the server is a private one. `say` gets what happened and
-    `note` what the client waits for. Raises Interrupted when the user stops the wait.
+    Also yields whether the server is private. `say` receives what happened, `note` what the client
+    is waiting for. Raises Interrupted if the user stops the wait.
     """
 
     def pause(seconds: float) -> None:
         note(WAITING)
         interrupts.pause(seconds)
 
-    named = server or os.environ.get("IMAGEMILL_SERVER")
-    if named:
-        with Client(named, patience=FIRST_PATIENCE, pause=interrupts.pause) as first:
+    address = server or os.environ.get("IMAGEMILL_SERVER")
+    if address:
+        # Fail fast if the address is wrong; once it has answered, sit out longer outages.
+        with Client(address, patience=FIRST_PATIENCE, pause=interrupts.pause) as first:
             first.get("/healthz")
-        with Client(named, pause=pause) as client:
+        with Client(address, pause=pause) as client:
             yield client, False
         return
 
     with _local(data, models, say, interrupts) as record:
 
-        def pause_while_it_runs(seconds: float) -> None:
+        def pause_while_up_runs(seconds: float) -> None:
+            # Retrying makes sense only while there is an `up` to restart the service. Its lock
+            # tells immediately, however it ended.
             if running(data) is None:
                 raise ServerUnreachable(record.url, f"the `up` on {data} has ended")
             pause(seconds)
 
         patience = LOCAL_PATIENCE
-        with Client(record.url, patience=patience, pause=pause_while_it_runs) as client:
+        with Client(record.url, patience=patience, pause=pause_while_up_runs) as client:
             yield client, record.private
 
 
@@ -100,22 +105,26 @@ def server_for(
 def _local(
     data: Path, models: Path, say: Callable[[str], None], interrupts: Interrupts
 ) -> Iterator[Record]:
-    """The `up` of the folder, adopted or started; a private one is seen off at the end."""
+    """The folder's `up`, found or started; waits for a private one to end."""
     users, started = Users(data), None
     record: Record | None = None
     try:
-        ending = f"an `up` on {data} has not ended yet"
+        # Become a user before looking for an `up`: a private one found afterwards can't end while
+        # we use it. Joining fails only while a private one is ending.
+        ending = f"the previous `up` on {data} hasn't ended yet"
         _until(users.join, ENDING_LIMIT, ending, say, interrupts)
         record = running(data)
         if record is None:
             say(f"starting imagemill on {data}")
             started = _start(data, models)
-            record = _announced(data, started, say, interrupts)
+            record = _wait_for_address(data, started, say, interrupts)
         else:
             say(f"using imagemill at {record.url}")
         _wait_until_it_answers(record, data, say, interrupts)
         yield record
     finally:
+        # Leave first, because a private `up` ends once it has no users. Then wait for it, so that a
+        # following command finds the folder free; but not after a second Ctrl-C.
         users.leave()
         is_private = started is not None or (record is not None and record.private)
         if is_private and not isinstance(sys.exception(), KeyboardInterrupt):
@@ -123,8 +132,8 @@ def _local(
 
 
 def _start(data: Path, models: Path) -> subprocess.Popen[bytes]:
-    """Start `up --private`, which ends by itself once nobody holds the users' lock."""
-    load_catalog(models)  # a mistake in it is said here, not in a log
+    """Start `up --private`, which ends by itself once it has no users."""
+    load_catalog(models)  # report mistakes in it here instead of in a log
     where = ["--host", "127.0.0.1", "--port", "0", "--data", str(data), "--models", str(models)]
     with open_log(data / "up.log") as output:
         return subprocess.Popen(
@@ -137,27 +146,30 @@ def _start(data: Path, models: Path) -> subprocess.Popen[bytes]:
         )
 
 
-def _announced(
+def _wait_for_address(
     data: Path,
     process: subprocess.Popen[bytes],
     say: Callable[[str], None],
     interrupts: Interrupts,
 ) -> Record:
-    """The address, once told: by the process that was started, or by one that was faster."""
-    found: list[Record] = []
+    """Wait for the address of the started process, or of one that got the lock before it."""
+    records: list[Record] = []
 
     def is_known() -> bool:
+        # Check for the exit first, so that the checks below see everything that happened before it,
+        # such as another `up` taking the lock.
         has_ended = process.poll() is not None
         record = running(data)
         if record is not None:
-            found.append(record)
+            records.append(record)
         elif has_ended and not is_held(data / "up.lock"):
-            raise StartFailed(f"imagemill did not start: {last_line(data / 'up.log')}")
+            # If the lock is held, another `up` was faster and will announce its address.
+            raise StartFailed(f"imagemill failed to start: {last_line(data / 'up.log')}")
         return record is not None
 
-    starting = f"imagemill has not started yet; see {data / 'up.log'}"
+    starting = f"imagemill hasn't started yet; see {data / 'up.log'}"
     _until(is_known, START_LIMIT, starting, say, interrupts)
-    return found[0]
+    return records[0]
 
 
 def _wait_until_it_answers(
@@ -165,7 +177,7 @@ def _wait_until_it_answers(
 ) -> None:
     def answers() -> bool:
         if running(data) is None:
-            raise StartFailed(f"imagemill did not start: {last_line(data / 'up.log')}")
+            raise StartFailed(f"imagemill failed to start: {last_line(data / 'up.log')}")
         try:
             with Client(record.url, patience=0) as client:
                 client.get("/healthz")
@@ -173,12 +185,12 @@ def _wait_until_it_answers(
             return False
         return True
 
-    silent = f"no answer from {record.url} yet; see {data / 'service.log'}"
-    _until(answers, START_LIMIT, silent, say, interrupts)
+    waiting = f"no answer from {record.url} yet; see {data / 'service.log'}"
+    _until(answers, START_LIMIT, waiting, say, interrupts)
 
 
 def _wait_until_gone(data: Path, started: subprocess.Popen[bytes] | None) -> None:
-    """Return when the private `up` has ended, or when others still use it."""
+    """Return once the private `up` has ended, or if others are still using it."""
     deadline, others = time.monotonic() + ENDING_LIMIT, 0
     while time.monotonic() < deadline:
         if not is_held(data / "up.lock") and (started is None or started.poll() is not None):
@@ -192,28 +204,28 @@ def _wait_until_gone(data: Path, started: subprocess.Popen[bytes] | None) -> Non
 def _until(
     done: Callable[[], bool],
     limit: float,
-    complaint: str,
+    message: str,
     say: Callable[[str], None],
     interrupts: Interrupts,
 ) -> None:
-    """Wait, and say now and then what for; StartFailed after `limit` seconds."""
+    """Wait for `done`, repeating `message` now and then; StartFailed after `limit` seconds."""
     began = time.monotonic()
-    told = began
+    reported = began
     while not done():
         now = time.monotonic()
         if now - began > limit:
-            raise StartFailed(complaint)
-        if now - told > NEWS_PAUSE:
-            say(complaint)
-            told = now
+            raise StartFailed(message)
+        if now - reported > NEWS_PAUSE:
+            say(message)
+            reported = now
         interrupts.pause(LOOK_PAUSE)
 
 
 def why_not_ready(client: Client, model: str, since: float) -> tuple[str, bool]:
-    """Why a model makes no images yet, as a sentence, and whether it never will.
+    """Why a model isn't generating images yet, as a sentence, and whether waiting is hopeless.
 
-    It never will when no worker is ready and one that has said so after `since` (seconds since the
-    epoch) has failed to load it; older failures may have been mended meanwhile.
+    It's hopeless if no worker is ready and one has reported after `since` (seconds since the epoch)
+    that it failed to load the model. Older failures may have been fixed since.
     """
     try:
         workers = client.get("/v1/workers")["data"]
@@ -222,14 +234,14 @@ def why_not_ready(client: Client, model: str, since: float) -> tuple[str, bool]:
     mine = [worker for worker in workers if worker.get("model") == model]
     if any(worker["state"] in ("ready", "draining") for worker in mine):
         return "waiting for its turn", False
-    failed = [w for w in mine if w["state"] == "failed" and _said(w) >= since]
+    failed = [w for w in mine if w["state"] == "failed" and _reported_at(w) >= since]
     if failed:
-        return f"the model cannot be loaded: {failed[-1].get('error')}", True
+        return f"couldn't load the model: {failed[-1].get('error')}", True
     if any(worker["state"] == "starting" for worker in mine):
         return "loading the model", False
     return NO_WORKER, False
 
 
-def _said(worker: Mapping[str, Any]) -> float:
-    """When a worker last told of itself, in seconds since the epoch."""
+def _reported_at(worker: Mapping[str, Any]) -> float:
+    """When a worker last reported, in seconds since the epoch."""
     return float(worker.get("at") or worker.get("started") or 0.0)

@@ -1,12 +1,12 @@
-"""`imagemill up`: queue server, service and workers of one machine, as children of one process.
+"""`imagemill up`: runs the queue server, service and workers of one machine as child processes.
 
     up ── queue server    the embedded one, unless IMAGEMILL_REDIS_URL names another
        ├─ service         python -m service
        └─ workers         python -m workers, which starts and watches the worker processes
 
-A dead child is started again; all of them end with this process, even when it is killed. A
-`private` one belongs to the `generate` commands that use it and ends with the last of them.
-Knows no torch and makes no images.
+Crashed children are restarted. All of them end with this process, even if it's killed. A `private`
+`up` belongs to the `generate` commands that use it and ends with the last of them. Never imports
+torch.
 """
 
 import errno
@@ -25,7 +25,15 @@ from typing import Any
 import httpx
 
 from imagemill.client.errors import StartFailed
-from imagemill.local.children import Child, Kept, Program, Queue, environment, last_line, module
+from imagemill.local.children import (
+    Child,
+    ManagedChild,
+    Program,
+    Queue,
+    environment,
+    last_line,
+    module,
+)
 from imagemill.local.up_lock import Record, Users, announce, claimed, withdraw
 from jobs.catalog import Catalog, load_catalog
 from jobs.errors import StorageUnavailable
@@ -36,24 +44,24 @@ from service.keys import KeyRing
 from service.settings import ServiceSettings
 
 TICK = 0.1
-"""Seconds between two looks at the children."""
+"""Seconds between two checks of the children."""
 
 PROBE_PAUSE = 0.25
-"""Seconds between two questions whether all is ready."""
+"""Seconds between two checks whether everything is ready."""
 
 LONELY_SECONDS = 30.0
 """Seconds without any worker after which the user is told where to look."""
 
 DRAIN_LIMIT, STOP_LIMIT = 60.0, 15.0
-"""Seconds that the workers and the service get to end by themselves."""
+"""Seconds that the workers and the service get to stop before they're killed."""
 
 BAD_SETTINGS = 2
-"""The exit code of a service or supervisor whose settings cannot work: no use trying again."""
+"""The exit code of a service or supervisor with invalid settings; restarting it is pointless."""
 
 
 @dataclass(frozen=True, slots=True)
 class UpOptions:
-    """What `up` was asked for; `workers` overrides the catalog's count for every model."""
+    """The options of `up`; `workers` overrides the catalog's count for every model."""
 
     host: str
     port: int
@@ -65,7 +73,10 @@ class UpOptions:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """What there is to show once images can be made (or can not: `failures`)."""
+    """What to show once every model has a worker that's ready or has failed.
+
+    `keys` counts the API keys; `is_exposed`: whether other machines can reach the service.
+    """
 
     url: str
     options: UpOptions
@@ -73,11 +84,10 @@ class Ready:
     workers: list[dict[str, Any]]
     keys: int
     is_exposed: bool
-    """How many API keys there are, and whether other machines can reach the service."""
 
     @property
     def add_key(self) -> str:
-        """The command that makes an API key for this server."""
+        """The command that creates an API key for this server."""
         return shlex.join(["imagemill", "keys", "add", "NAME", *self._data_flag])
 
     @property
@@ -87,13 +97,13 @@ class Ready:
 
     @property
     def example(self) -> str:
-        """A command that makes a first picture here."""
+        """A command that generates a first image here."""
         words = ["imagemill", "generate", "a large red circle on a blue background"]
         return shlex.join([*words, *self._data_flag])
 
     @property
     def failures(self) -> list[str]:
-        """A sentence for each worker that could not start."""
+        """A sentence for each worker that failed to start."""
         failed = [worker for worker in self.workers if worker["state"] == "failed"]
         return sorted({f"{worker['model']}: {worker.get('error')}" for worker in failed})
 
@@ -101,10 +111,10 @@ class Ready:
 def run_up(
     options: UpOptions, say: Callable[[str], None], show_ready: Callable[[Ready], None]
 ) -> None:
-    """Run until told to stop, and leave nothing behind.
+    """Run until asked to stop, leaving no processes behind.
 
-    Raises AlreadyRunning, StartFailed or ConfigurationError when it cannot start. `say` gets
-    sentences of news, `show_ready` is called once.
+    Raises AlreadyRunning, StartFailed or ConfigurationError if it can't start. `say` receives
+    messages; `show_ready` is called once.
     """
     settings = QueueSettings.read(data=options.data, models=options.models)
     catalog = load_catalog(options.models)
@@ -116,7 +126,7 @@ def run_up(
 
 
 def choose_port(host: str, port: int) -> int:
-    """The port itself, or a free one for 0; raises StartFailed where it cannot be listened on."""
+    """The port itself, or a free one for 0; raises StartFailed if it can't be bound."""
     try:
         family, kind, proto, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -129,20 +139,20 @@ def choose_port(host: str, port: int) -> int:
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise StartFailed(
-                f"port {port} on {host} is taken; choose another with --port, or --port 0 for "
-                "any that is free"
+                f"port {port} on {host} is already in use; choose another with --port, or let "
+                "--port 0 pick a free one"
             ) from error
-        raise StartFailed(f"cannot listen on {host} port {port}: {error.strerror}") from error
+        raise StartFailed(f"can't listen on {host} port {port}: {error.strerror}") from error
 
 
 def reachable(host: str) -> str:
-    """A host to connect to from this machine, for one to listen on."""
+    """The host under which this machine can connect to a server listening on `host`."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     return f"[{host}]" if ":" in host else host
 
 
 class Launcher:
-    """Starts the children, watches them, stops them."""
+    """Starts, watches and stops the children."""
 
     def __init__(
         self,
@@ -157,7 +167,7 @@ class Launcher:
         self._options, self._settings, self._catalog = options, settings, catalog
         self._port, self._url = port, url
         self._say, self._show_ready = say, show_ready
-        self._kept: list[Kept] = []
+        self._children: list[ManagedChild] = []
         self._asked_to_stop = 0
         self._wake = threading.Event()
         self._http = httpx.Client(base_url=url, timeout=2, trust_env=False)
@@ -168,32 +178,38 @@ class Launcher:
         self._next_probe = 0.0
 
     def run(self) -> None:
-        """Start, watch until stopped, stop all."""
+        """Start the children, watch them until asked to stop, and stop them."""
         with ExitStack() as stack:
             stack.callback(self._http.close)
+            # The stack unwinds in reverse: `_end` runs first, while the handlers are still in
+            # place, so a second Ctrl-C reaches `stop`, which makes `_end` kill the children.
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 before = signal.signal(number, lambda *_: self.stop())
                 stack.callback(signal.signal, number, before)
             lifeline.watch(self.stop)
+            # Registered before `_start`, so a failed start also stops the children it has started.
             stack.callback(self._end)
             self._start()
             while not self._asked_to_stop and not (self._options.private and self._is_unused()):
                 self._tend()
                 self._wake.wait(TICK)
-            self._say("stopping; running images are finished first (Ctrl-C again: at once)")
+            self._say(
+                "stopping after the running images finish (press Ctrl-C again to stop immediately)"
+            )
 
     def stop(self) -> None:
-        """Ask for the end; asked twice, the children are killed instead of waited for."""
+        """Ask to stop; a second call kills the children instead of waiting for them."""
         self._asked_to_stop += 1
         self._wake.set()
 
     def _start(self) -> None:
-        self._say(f"starting imagemill on {self._options.data}, to answer at {self._url}")
+        self._say(f"starting imagemill on {self._options.data} at {self._url}")
         data = self._options.data.absolute()
         redis_url = self._settings.redis_url
         if redis_url is None:
+            # The service and the workers need its address, so it starts first.
             queue = Queue(data, self._settings.redis_server)
-            self._keep(queue)
+            self._start_child(queue)
             redis_url = queue.url
         self._redis_url = redis_url
         env = environment(
@@ -206,27 +222,30 @@ class Launcher:
         supervisor = module("workers")
         if self._options.workers is not None:
             supervisor += ["--workers", str(self._options.workers)]
-        self._keep(Program("service", module("service"), env, data / "service.log"))
-        self._keep(Program("workers", supervisor, env, data / "workers.log"))
+        self._start_child(Program("service", module("service"), env, data / "service.log"))
+        self._start_child(Program("workers", supervisor, env, data / "workers.log"))
+        # Others may connect from now on; they retry until the service answers.
         announce(data, Record(os.getpid(), self._url, self._options.private))
 
-    def _keep(self, child: Child) -> None:
-        kept = Kept(child)
-        self._kept.append(kept)
-        kept.start()
+    def _start_child(self, child: Child) -> None:
+        managed = ManagedChild(child)
+        self._children.append(managed)
+        managed.start()
 
     def _is_unused(self) -> bool:
         """Whether this private `up` has no users left; if so, none can join until it has ended."""
         users = Users(self._options.data)
         if users.is_empty():
-            return True  # the lock stays ours, until the process is gone
+            # Keep holding the exclusive lock until this process is gone: a `generate` that starts
+            # now must not join an `up` that's ending. It waits and starts its own.
+            return True
         users.leave()
         return False
 
     def _tend(self) -> None:
-        for kept in self._kept:
-            self._refuse_bad_settings(kept.child)
-            news = kept.tend()
+        for managed in self._children:
+            self._refuse_bad_settings(managed.child)
+            news = managed.tend()
             if news:
                 self._say(news)
         if not self._is_ready and time.monotonic() >= self._next_probe:
@@ -235,25 +254,25 @@ class Launcher:
 
     def _refuse_bad_settings(self, child: Child) -> None:
         if isinstance(child, Program) and child.code == BAD_SETTINGS and not self._is_ready:
-            raise StartFailed(f"the {child.name} cannot start: {child.last_words()}")
+            raise StartFailed(f"the {child.name} failed to start: {child.last_words()}")
 
     def _probe(self) -> None:
-        """Show that all is ready, once every model has a worker that is, or that cannot be."""
+        """Show the ready panel once every model has a worker that's ready or has failed."""
         try:
             self._http.get("/healthz").raise_for_status()
-            listed = self._listed()
+            listed = self._list_workers()
         except (httpx.HTTPError, StorageUnavailable):
             return
         workers = [worker for worker in listed if not self._is_stale(worker)]
-        self._complain_if_lonely(workers)
+        self._report_missing_workers(workers)
         settled = {w["model"] for w in workers if w["state"] in ("ready", "failed")}
-        wanted = {model.name for model in self._catalog}
-        if self._options.workers == 0 or wanted <= settled:
+        models = {model.name for model in self._catalog}
+        if self._options.workers == 0 or models <= settled:
             self._is_ready = True
             self._show_ready(self._ready(workers))
 
-    def _listed(self) -> list[dict[str, Any]]:
-        """All workers, asked of the queue: the service would want a key where there are any."""
+    def _list_workers(self) -> list[dict[str, Any]]:
+        """All workers, read from the queue because the service might require an API key."""
         if self._store is None:
             self._store = Store.connect(self._redis_url, pool=self._settings.pool)
         known = self._store.workers()
@@ -270,12 +289,12 @@ class Launcher:
         )
 
     def _is_stale(self, worker: dict[str, Any]) -> bool:
-        """Whether the entry is of this machine and older than this start: the queue remembers."""
+        """Whether the queue still lists this worker from an earlier `up` on this machine."""
         started = float(worker.get("started", self._began))
         return worker.get("host") == socket.gethostname() and started < self._began
 
-    def _complain_if_lonely(self, workers: list[dict[str, Any]]) -> None:
-        """Say once where to look when workers die before they can say anything themselves."""
+    def _report_missing_workers(self, workers: list[dict[str, Any]]) -> None:
+        """Say once where to look if workers die before they can register."""
         if workers:
             self._lonely_since = None
         elif self._lonely_since and time.monotonic() - self._lonely_since > LONELY_SECONDS:
@@ -284,12 +303,14 @@ class Launcher:
             self._lonely_since = None
 
     def _end(self) -> None:
-        """Workers first, so that what they finish can still be kept; then the rest."""
+        """Stop the children, workers first, so that what they finish can still be saved."""
+        # Withdraw the address first, so that no command connects to a server that's ending.
         withdraw(self._options.data)
         if self._store is not None:
             self._store.close()
-        for kept in reversed(self._kept):
-            child = kept.child
+        # Reverse order of starting: the queue server goes last, because the others write to it.
+        for managed in reversed(self._children):
+            child = managed.child
             child.stop()
             limit = DRAIN_LIMIT if child.name == "workers" else STOP_LIMIT
             deadline = time.monotonic() + limit

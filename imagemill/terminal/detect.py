@@ -1,9 +1,8 @@
-"""What a terminal can show: pictures by one of three protocols, or half blocks.
+"""Detects how a terminal can show images: with one of three protocols, or with half blocks.
 
-Its environment tells where it can; else it is asked in a way that every terminal answers at once
-(primary device attributes, DA1), and has pictures only if it says so. Nothing is asked of a
-terminal through a multiplexer, from the background, or after something was typed already.
-Imports nothing heavy: `--help` passes through here.
+Checks the environment first. If that's inconclusive, sends a query that every terminal answers
+immediately (primary device attributes, DA1). Doesn't query through a multiplexer, from the
+background, or if there is unread input. Imports nothing heavy, because `--help` runs through here.
 """
 
 import fcntl
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Pictures(StrEnum):
-    """How pictures are drawn; AUTO is the best that the terminal can."""
+    """How images are drawn; AUTO is the best way that the terminal supports."""
 
     AUTO = "auto"
     KITTY = "kitty"
@@ -35,43 +34,43 @@ class Pictures(StrEnum):
 
 
 PATIENCE = 1.0
-"""Seconds for an answer. One that is slower is taken for typing by whatever reads next."""
+"""Seconds to wait for an answer. A later one would look like typing to the next reader."""
 
 ASSUMED_CELL = 8, 16
-"""Pixels of a character where nobody tells: rather too small, then nothing is painted over."""
+"""Pixels of a character if unknown. Rather too small, so that images don't cover other text."""
 
 CAN_KITTY = b"\x1b_Gi=31,s=1,v=1,a=q,t=d,f=24;AAAA\x1b\\"
 CELL_SIZE = b"\x1b[16t"
 ATTRIBUTES = b"\x1b[c"
-"""The last question, since it is the one with an answer everywhere."""
+"""Sent last: every terminal answers it, so its answer marks the end of all answers."""
 
 _ATTRIBUTES_ANSWER = re.compile(rb"\x1b\[\?([\d;]*)c")
 _CELL_ANSWER = re.compile(rb"\x1b\[6;(\d+);(\d+)t")
 _KITTY_ANSWER = b"\x1b_Gi=31;OK\x1b\\"
 _SIXEL = b"4"
 _LOCAL = 3
-"""Where `tcgetattr` has the local modes."""
+"""Index of the local modes in the result of `tcgetattr`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Screen:
-    """How to draw on a terminal, never AUTO, and how many pixels a character has."""
+    """How to draw on a terminal (never AUTO), and the size of a character in pixels."""
 
     kind: Pictures
     cell: tuple[int, int]
 
 
-def screen(console: "Console", wanted: Pictures) -> Screen | None:
-    """How to draw pictures on the console; None where there is no way.
+def screen(console: "Console", choice: Pictures) -> Screen | None:
+    """How to draw images on the console; None if it can't show any.
 
-    Who names a way gets it, unasked, on anything that is a terminal.
+    Any choice but AUTO is used on any terminal, without checking.
     """
     if not console.is_interactive:
         return None
     kind, cell = Pictures.BLOCKS, ASSUMED_CELL
     descriptor = _descriptor(console)
     if descriptor is not None:
-        known = by_environment(os.environ) if wanted is Pictures.AUTO else wanted
+        known = by_environment(os.environ) if choice is Pictures.AUTO else choice
         answer = _ask(descriptor, _question(os.environ)) if known is None else b""
         kind = known or by_answer(answer)
         cell = _cell(descriptor, answer)
@@ -82,9 +81,9 @@ def screen(console: "Console", wanted: Pictures) -> Screen | None:
 
 @contextmanager
 def undisturbed(console: "Console") -> Iterator[None]:
-    """Inside, Ctrl-C throws nothing away that is on its way, and no key is written in between.
+    """Keep the terminal driver from discarding output on Ctrl-C and from echoing keys.
 
-    Both are the terminal driver's habits, and a picture that is cut off swallows what comes next.
+    Either could interrupt an escape sequence, and a truncated image swallows the output after it.
     """
     descriptor = _descriptor(console)
     if descriptor is None or _is_in_background(descriptor):
@@ -101,7 +100,7 @@ def undisturbed(console: "Console") -> Iterator[None]:
 
 
 def by_environment(variables: Mapping[str, str]) -> Pictures | None:
-    """What the environment is sure of; None to ask the terminal."""
+    """The way to draw, if the environment is conclusive; None to query the terminal."""
     term, program = variables.get("TERM", ""), variables.get("TERM_PROGRAM", "")
     is_within = any(name in variables for name in ("TMUX", "STY", "ZELLIJ"))
     if is_within or term.startswith(("screen", "tmux")):
@@ -116,13 +115,13 @@ def _question(variables: Mapping[str, str]) -> bytes:
 
 
 def may_be_kitty(variables: Mapping[str, str]) -> bool:
-    """Whether kitty's own question may be asked; not every terminal keeps quiet about it."""
+    """Whether kitty's query may be sent; some other terminals print it."""
     names = variables.get("TERM", "") + " " + variables.get("TERM_PROGRAM", "")
     return "kitty" in names or "ghostty" in names or "KITTY_WINDOW_ID" in variables
 
 
 def by_answer(answer: bytes) -> Pictures:
-    """What the terminal said that it can."""
+    """The way to draw, according to the terminal's answer."""
     if _KITTY_ANSWER in answer:
         return Pictures.KITTY
     attributes = _ATTRIBUTES_ANSWER.search(answer)
@@ -131,7 +130,7 @@ def by_answer(answer: bytes) -> Pictures:
 
 
 def _descriptor(console: "Console") -> int | None:
-    """The console's, if it is really a terminal and not just told to behave as one."""
+    """The console's file descriptor, if it's a real terminal and not just forced to act as one."""
     try:
         number = console.file.fileno()
     except (OSError, ValueError):
@@ -140,7 +139,7 @@ def _descriptor(console: "Console") -> int | None:
 
 
 def _ask(output: int, question: bytes) -> bytes:
-    """All answers up to that to ATTRIBUTES; nothing where none may be had."""
+    """All answers up to the one to ATTRIBUTES; empty if the terminal can't be queried."""
     if _is_in_background(output):
         return b""
     try:  # standard input may be a file of prompts
@@ -170,7 +169,7 @@ def _is_in_background(output: int) -> bool:
     """Whether the kernel would stop this process for touching its terminal."""
     try:
         return os.tcgetpgrp(output) != os.getpgrp()
-    except OSError:  # no job control here, so no background either
+    except OSError:  # without job control there is no background
         return False
 
 
@@ -179,7 +178,7 @@ def _has_input(descriptor: int, seconds: float) -> bool:
 
 
 def _cell(descriptor: int, answer: bytes) -> tuple[int, int]:
-    """Pixels of a character, across and down, as the terminal's driver or its answer has them."""
+    """Width and height of a character in pixels, from the terminal's driver or its answer."""
     try:
         size = fcntl.ioctl(descriptor, termios.TIOCGWINSZ, bytes(8))
     except OSError:
@@ -187,5 +186,7 @@ def _cell(descriptor: int, answer: bytes) -> tuple[int, int]:
     rows, columns, width, height = struct.unpack("HHHH", size)
     if 0 < columns <= width and 0 < rows <= height:
         return width // columns, height // rows
-    told = _CELL_ANSWER.search(answer)
-    return (int(told[2]), int(told[1])) if told and int(told[1]) and int(told[2]) else ASSUMED_CELL
+    size_answer = _CELL_ANSWER.search(answer)
+    if size_answer and int(size_answer[1]) and int(size_answer[2]):
+        return int(size_answer[2]), int(size_answer[1])
+    return ASSUMED_CELL

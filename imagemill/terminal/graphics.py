@@ -1,8 +1,8 @@
-"""Pictures as escape sequences, in the three protocols that terminals have for them.
+"""Encodes images as escape sequences for the three terminal graphics protocols.
 
-Each function returns what paints a picture at the cursor over `Place.columns` by `Place.rows`
-characters; where the cursor is afterwards differs between terminals. Pure: writes nothing and
-knows no terminal. What each means is at
+Each function returns a sequence that draws an image at the cursor, over `Place.columns` by
+`Place.rows` characters. The cursor position afterwards differs between terminals. The functions are
+pure. The protocols are specified at
 
     kitty    https://sw.kovidgoyal.net/kitty/graphics-protocol/
     iTerm2   https://iterm2.com/documentation-images.html
@@ -20,13 +20,13 @@ from PIL import Image, ImageOps
 from imagemill.terminal.detect import Pictures
 
 KITTY_CHUNK = 4096
-"""Most bytes of base64 that one command of kitty's may carry."""
+"""Maximum bytes of base64 in one kitty command."""
 
 LARGEST = 320
-"""Pixels across, at most, where the terminal scales a picture to its characters itself."""
+"""Maximum width in pixels when the terminal scales the image itself."""
 
 BAND = 6
-"""Rows of pixels in a line of sixels."""
+"""Rows of pixels per line of sixels."""
 
 COLOURS = 256
 
@@ -35,9 +35,9 @@ _APC, _OSC, _DCS, _BEL, _ST = "\x1b_G", "\x1b]", "\x1bP", "\x07", "\x1b\\"
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Room for a picture: its size in characters, a character's in pixels, and its number.
+    """Where to draw an image: its size in characters, a character's size in pixels, and a number.
 
-    A picture of the same number replaces the earlier one, where the protocol has numbers.
+    An image replaces an earlier one with the same number, if the protocol has numbers.
     """
 
     columns: int
@@ -47,7 +47,7 @@ class Place:
 
 
 def kitty(picture: Image.Image, place: Place) -> str:
-    """A PNG in chunks, shown at once; the terminal answers nothing (`q=2`)."""
+    """A PNG in chunks, shown immediately; `q=2` suppresses the terminal's answer."""
     data = base64.b64encode(_png(_scalable(picture, place))).decode()
     chunks = [data[at : at + KITTY_CHUNK] for at in range(0, len(data), KITTY_CHUNK)]
     how = f"a=T,f=100,i={place.number},p=1,c={place.columns},r={place.rows},C=1,"
@@ -59,7 +59,7 @@ def kitty(picture: Image.Image, place: Place) -> str:
 
 
 def kitty_gone(number: int) -> str:
-    """Take a picture of kitty's away; erasing text leaves it where it is."""
+    """Delete an image in kitty, where erasing text doesn't remove images."""
     return f"{_APC}a=d,d=I,i={number},q=2{_ST}"
 
 
@@ -72,9 +72,9 @@ def iterm2(picture: Image.Image, place: Place) -> str:
 
 
 def sixel(picture: Image.Image, place: Place) -> str:
-    """Lines of six rows, each once for every colour in it; never larger than its place."""
+    """Lines of six rows, each drawn once per colour in it; never larger than its place."""
     width, height = place.columns * place.cell[0], place.rows * place.cell[1]
-    height = max(BAND, height - height % BAND)  # a line cut short would still take its six rows
+    height = max(BAND, height - height % BAND)  # a partial line would still take up six rows
     flat = ImageOps.pad(picture.convert("RGB"), (width, height)).quantize(COLOURS)
     levels = [round(level * 100 / 255) for level in flat.getpalette("RGB") or ()]
     registers = "".join(
@@ -88,7 +88,7 @@ def sixel(picture: Image.Image, place: Place) -> str:
 
 
 def _band(pixels: bytes, width: int) -> str:
-    """Six rows of palette numbers as sixels: for each number, which of a column's six have it."""
+    """Encode six rows of palette numbers as sixels: per number, a bit per pixel of a column."""
     lines: dict[int, bytearray] = {}
     for y in range(BAND):
         for x, number in enumerate(pixels[y * width : (y + 1) * width]):
@@ -99,12 +99,12 @@ def _band(pixels: bytes, width: int) -> str:
 
 
 def _short(line: str) -> str:
-    """With runs of four and more written as a count; what is blank at the end is left out."""
+    """Shorten runs of four or more to a count, and drop trailing blanks."""
     return re.sub(r"(.)\1{3,}", lambda run: f"!{len(run[0])}{run[1]}", line.rstrip("?"))
 
 
 def _scalable(picture: Image.Image, place: Place) -> Image.Image:
-    """In the shape of its place, and no larger than is worth sending."""
+    """Fit the image to the shape of its place, no larger than LARGEST."""
     across, down = place.columns * place.cell[0], place.rows * place.cell[1]
     width = min(across, LARGEST)
     return ImageOps.pad(picture.convert("RGB"), (width, max(1, round(width * down / across))))

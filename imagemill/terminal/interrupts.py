@@ -1,7 +1,7 @@
-"""Ctrl-C as a question that is asked at safe places, not an exception that strikes anywhere.
+"""Handles Ctrl-C as a flag that's checked at safe points instead of an exception anywhere.
 
-The first SIGINT or SIGTERM only sets a flag, so that a job can be cancelled and files finished;
-the second raises KeyboardInterrupt. Knows nothing of what is interrupted.
+The first SIGINT or SIGTERM only sets the flag, so that jobs can be cancelled and files completed.
+The second raises KeyboardInterrupt.
 """
 
 import signal
@@ -19,7 +19,7 @@ class Interrupted(Exception):
 
 
 class Interrupts:
-    """Watches for Ctrl-C while it is entered as a context manager; for the main thread."""
+    """A context manager that watches for Ctrl-C. Only for the main thread."""
 
     def __init__(self) -> None:
         self._asked = threading.Event()
@@ -30,12 +30,12 @@ class Interrupts:
         return self._asked.is_set()
 
     def pause(self, seconds: float) -> None:
-        """Sleep; raises Interrupted as soon as the user wants to stop."""
+        """Sleep, but raise Interrupted as soon as the user wants to stop."""
         if self._asked.wait(seconds):
             raise Interrupted
 
     def rest(self, seconds: float) -> None:
-        """Sleep, shorter when the user wants to stop."""
+        """Sleep, but return early if the user wants to stop."""
         self._asked.wait(seconds)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
@@ -54,10 +54,11 @@ class Interrupts:
 
 
 @contextmanager
-def unbroken() -> Iterator[None]:
-    """Let this thread's writes be whole: one that a signal cuts short can lose its rest.
+def signals_blocked() -> Iterator[None]:
+    """Block signals in this thread, because a write that a signal interrupts can lose its rest.
 
-    A thread that is started inside is spared for good; the handlers run in the main thread anyway.
+    Threads started inside inherit the block for good, which is fine because handlers run in the
+    main thread.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
     try:

@@ -1,6 +1,6 @@
-"""Progress as people see it: bars on a terminal, the job's and the images'; lines elsewhere.
+"""Progress output: bars for the job and its images in a terminal, plain lines elsewhere.
 
-Both are a `View` of `follow.py`. Talks to no server.
+Both implement the `View` of `follow.py`.
 """
 
 import time
@@ -16,17 +16,17 @@ from rich.table import Table
 from rich.text import Text
 
 from imagemill.commands.follow import News, Running
-from imagemill.terminal.interrupts import unbroken
+from imagemill.terminal.interrupts import signals_blocked
 from imagemill.terminal.show import duration, printable, speed
 
 PLAIN_PAUSE = 5.0
-"""Seconds between two lines of progress where there is no terminal."""
+"""Seconds between two lines of progress outside a terminal."""
 
 ROWS = 8
-"""Running images that have a bar of their own, in a terminal that is high enough."""
+"""Maximum number of running images with their own bar."""
 
 ROW_BAR = 20
-"""Characters of such a bar; the prompt has the rest of the line."""
+"""Characters of an image's bar; its prompt gets the rest of the line."""
 
 
 class _Rate(ProgressColumn):
@@ -44,36 +44,36 @@ class _Left(ProgressColumn):
 
 
 def image_rows(running: Sequence[Running], most: int) -> Iterator[RenderableType]:
-    """A line for each image in work, `most` lines at most: number, prompt, bar, steps."""
+    """A line per running image with number, prompt, bar and steps; at most `most` lines."""
     if not running or most <= 0:
         return
-    shown = running if len(running) <= most else running[: most - 1]
+    visible = running if len(running) <= most else running[: most - 1]
     table = Table.grid(padding=(0, 1), expand=True)
     table.add_column(justify="right", style="dim", no_wrap=True)
     table.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
     table.add_column(width=ROW_BAR)
     table.add_column(justify="right", no_wrap=True)
-    for image in shown:
+    for image in visible:
         prompt = Text(printable(" ".join(image.prompt.split())))
         bar = ProgressBar(image.steps, image.step, width=ROW_BAR)
         table.add_row(f"#{image.index}", prompt, bar, f"{image.step}/{image.steps}")
     yield table
-    if len(running) > len(shown):
-        yield Text(f"… and {len(running) - len(shown)} more", style="dim")
+    if len(running) > len(visible):
+        yield Text(f"… and {len(running) - len(visible)} more", style="dim")
 
 
 class _Progress(Progress):
-    """With something above the bar, and something below it."""
+    """A progress display with additional lines above and below the bar."""
 
     def __init__(
         self,
         above: Callable[[], Iterable[RenderableType]],
         below: Callable[[], Iterable[RenderableType]],
         *columns: ProgressColumn,
-        **kept: Any,
+        **options: Any,
     ) -> None:
         self._above, self._below = above, below
-        super().__init__(*columns, **kept)
+        super().__init__(*columns, **options)
 
     def get_renderables(self) -> Iterable[RenderableType]:
         yield from self._above()
@@ -82,10 +82,9 @@ class _Progress(Progress):
 
 
 class Bar:
-    """Progress on a terminal: bars that move by denoising steps; use as a context manager.
+    """Progress in a terminal: bars that advance by denoising steps. A context manager.
 
-    The job's is the first line and the running images' are below it, so that it stays in its place
-    while they come and go.
+    The job's bar comes first, so it stays in place while the images' bars below come and go.
     """
 
     def __init__(
@@ -94,7 +93,7 @@ class Bar:
         above: Callable[[], Iterable[RenderableType]] = list,
         frames: float = 10,
     ) -> None:
-        """`above` is asked at every refresh for what stands over the bar."""
+        """`above` is called at every refresh and returns the lines above the bar."""
         self._running: Sequence[Running] = ()
         self._console = console
         self._progress = _Progress(
@@ -115,41 +114,41 @@ class Bar:
 
     def say(self, message: str) -> None:
         """Show a sentence above the bar."""
-        # a terminal's own line breaks are no part of a command that is copied from it
+        # After the end, let the terminal wrap long lines: hard line breaks would end up in a
+        # command that the user copies. The live display itself needs rich to wrap.
         is_over = not self._progress.live.is_started
-        said = escape(printable(message))
-        self._progress.console.print(said, highlight=False, soft_wrap=is_over)
+        text = escape(printable(message))
+        self._progress.console.print(text, highlight=False, soft_wrap=is_over)
 
     def note(self, reason: str) -> None:
-        """Show why nothing moves, until the next news."""
+        """Show why there is no progress, until the next update."""
         news: News | None = self._progress.tasks[0].fields["news"]
         if news is not None:
             self._progress.update(self._task, news=replace(news, note=reason))
 
     def update(self, news: News) -> None:
-        """Move the bar."""
+        """Update the bars."""
         failed = f" ({news.failed} failed)" if news.failed else ""
         images = f"{news.saved}/{news.total}{failed}"
         self._running = news.running
         self._progress.update(self._task, completed=news.progress, images=images, news=news)
 
     def _below(self) -> Iterable[RenderableType]:
-        """The running images."""
-        # a display that is higher than its terminal cannot be erased again
+        # A live display that's higher than its terminal can't be erased again.
         return image_rows(self._running, min(ROWS, self._console.height - 2))
 
     def __enter__(self) -> "Bar":
-        with unbroken():
+        with signals_blocked():
             self._progress.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        with unbroken():
+        with signals_blocked():
             self._progress.stop()
 
 
 class Lines:
-    """Progress where there is no terminal: a plain line now and then, and at every tenth."""
+    """Progress outside a terminal: a line every PLAIN_PAUSE seconds and at every 10 %."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -160,13 +159,13 @@ class Lines:
         self._console.print(escape(printable(message)), highlight=False, soft_wrap=True)
 
     def note(self, reason: str) -> None:
-        """Print why nothing moves, once for each reason."""
+        """Print why there is no progress, once per reason."""
         if reason != self._note:
             self._note = reason
             self.say(reason)
 
     def update(self, news: News) -> None:
-        """Print how it goes, if there is enough that is new."""
+        """Print the progress if enough has changed or enough time has passed."""
         now, tenth = time.monotonic(), int(news.progress * 10)
         is_new = (tenth, news.note) != (self._tenth, self._note)
         if now - self._shown < PLAIN_PAUSE and not is_new:

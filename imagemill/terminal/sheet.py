@@ -1,6 +1,6 @@
-"""The contact sheet: thumbnails of a job's images on a grid, each with its number and prompt.
+"""The contact sheet: a grid of thumbnails of a job's images, each with its number and prompt.
 
-Works on files; knows no server. Shows at most LARGEST images, as many as a screen can take.
+Shows at most LARGEST images, about as many as fit a screen.
 """
 
 import io
@@ -14,22 +14,22 @@ from imagemill.client.file_names import write_file
 
 LARGEST = 400
 TILE, GAP, CAPTION = 176, 12, 34
-"""Pixels: longer side of a thumbnail, space between tiles, height of the text below one."""
+"""Pixels: longer side of a thumbnail, space between tiles, height of a caption."""
 
 MOST_COLUMNS = 12
 PAPER, INK, FAINT = "#ffffff", "#222222", "#8a8a8a"
 
 
 def contact_sheet(images: Sequence[tuple[int, str, Path]], target: Path) -> None:
-    """Write `target` as a PNG from (index, prompt, file) triples, in their order."""
-    shown = images[:LARGEST]
-    columns = columns_for(len(shown))
-    rows = math.ceil(len(shown) / columns)
+    """Write a PNG to `target` from (index, prompt, file) triples, in their order."""
+    images_shown = images[:LARGEST]
+    columns = columns_for(len(images_shown))
+    rows = math.ceil(len(images_shown) / columns)
     size = (GAP + columns * (TILE + GAP), GAP + rows * (TILE + CAPTION + GAP))
     sheet = Image.new("RGB", size, PAPER)
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(12)
-    for position, (index, prompt, path) in enumerate(shown):
+    for position, (index, prompt, path) in enumerate(images_shown):
         row, column = divmod(position, columns)
         left, top = GAP + column * (TILE + GAP), GAP + row * (TILE + CAPTION + GAP)
         thumbnail = _thumbnail(path)
@@ -42,12 +42,12 @@ def contact_sheet(images: Sequence[tuple[int, str, Path]], target: Path) -> None
 
 
 def columns_for(count: int) -> int:
-    """A grid somewhat wider than high, at most MOST_COLUMNS across."""
+    """Columns of a grid that's slightly wider than high, at most MOST_COLUMNS."""
     return max(1, min(MOST_COLUMNS, count, math.ceil(math.sqrt(count * 1.4))))
 
 
 def _thumbnail(path: Path) -> Image.Image:
-    """The picture fitted into a tile; a small one is enlarged without blur."""
+    """The image fitted to a tile; small ones are enlarged."""
     with Image.open(path) as picture:
         picture.draft("RGB", (TILE, TILE))
         flat = picture.convert("RGB")
@@ -63,7 +63,7 @@ def _caption(
     index: int,
     prompt: str,
 ) -> None:
-    """The number, then as much of the prompt as two lines hold."""
+    """Draw the number and as much of the prompt as fits two lines."""
     number = f"{index:04d}  "
     draw.text(place, number, FAINT, font)
     indent = int(draw.textlength(number, font))
@@ -81,7 +81,7 @@ def _fit(
     *,
     more: bool,
 ) -> tuple[str, str]:
-    """The words that fit into so many pixels, and the rest; `more` ends a cut with an ellipsis."""
+    """The words that fit into `width` pixels, and the rest; `more`: end with an ellipsis if cut."""
     words = text[:200].split(" ")
     for count in range(len(words), 0, -1):
         left_out = words[count:]
@@ -97,7 +97,7 @@ def _cut(
     word: str,
     width: int,
 ) -> str:
-    """As much of one long word as fits."""
+    """As much of a long word as fits, with an ellipsis."""
     while word and draw.textlength(word + "…", font) > width:
         word = word[:-1]
     return word + "…"

@@ -1,7 +1,4 @@
-"""What people see: tables, times and speeds, the panel of `up`.
-
-Takes plain values and gives what a rich console prints; talks to no server.
-"""
+"""Renders tables, durations, speeds and the panel of `up` for a rich console."""
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -30,12 +27,12 @@ COLOURS = {
 
 
 def coloured(state: str) -> Text:
-    """A state's name in its colour."""
+    """A state's name, in its colour."""
     return Text(state, style=COLOURS.get(state, ""))
 
 
 def duration(seconds: float | None) -> str:
-    """`8 s`, `1:05 min`, `2:03:00 h`; a dash when unknown."""
+    """Such as `8 s`, `1:05 min` or `2:03:00 h`; a dash if unknown."""
     if seconds is None:
         return "–"
     whole = max(0, round(seconds))
@@ -48,7 +45,7 @@ def duration(seconds: float | None) -> str:
 
 
 def speed(per_second: float | None) -> str:
-    """`1.3 images/s`, or a time per image where they are slower than one in ten seconds."""
+    """Such as `1.3 images/s`, or seconds per image below one image in ten seconds."""
     if not per_second:
         return "–"
     if per_second >= 0.1:
@@ -57,7 +54,7 @@ def speed(per_second: float | None) -> str:
 
 
 def results_table(rows: Sequence[Mapping[str, Any]], last: str = "file") -> Table:
-    """The images of a job: number, state, seed, prompt, and each row's `file` or its error."""
+    """The images of a job: number, state, seed, prompt, and each row's `file` or error."""
     table = Table(box=None, pad_edge=False, header_style="bold", expand=True)
     table.add_column("#", justify="right", style="dim", no_wrap=True)
     table.add_column("state", no_wrap=True)
@@ -78,7 +75,7 @@ def results_table(rows: Sequence[Mapping[str, Any]], last: str = "file") -> Tabl
 
 
 def jobs_table(jobs: Sequence[Mapping[str, Any]]) -> Table:
-    """A list of jobs, a line each."""
+    """A list of jobs, one per line."""
     table = Table(box=None, pad_edge=False, header_style="bold", expand=True)
     for name in ("job", "state"):
         table.add_column(name, no_wrap=True)
@@ -99,40 +96,40 @@ def jobs_table(jobs: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def job_facts(job: Mapping[str, Any]) -> Table:
-    """One job's own facts, a line each."""
+    """One job's properties, one per line."""
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold")
     table.add_column()
     states = [state.value for state in State]
     counts = ", ".join(f"{job['counts'][s]} {s}" for s in states if job["counts"][s])
-    title, is_going = title_of(job), not State(job["state"]).finished
+    title, is_unfinished = title_of(job), not State(job["state"]).finished
     rows: list[tuple[str, Any]] = [
         ("job", job["id"]),
         *([("title", Text(title))] if title else []),
         ("state", coloured(job["state"])),
         ("model", Text(job["model"])),
-        *([("progress", f"{job['progress']:.0%} of all steps")] if is_going else []),
+        *([("progress", f"{job['progress']:.0%} of all steps")] if is_unfinished else []),
         ("images", f"{job['counts']['total']} ({counts})"),
         ("submitted", moment(job["created"])),
     ]
     if job.get("queue_position") is not None:
-        rows.append(("in front", f"{job['queue_position']} images"))
+        rows.append(("ahead", f"{job['queue_position']} images"))
     if job.get("eta_seconds"):
         rows.append(("left", f"about {duration(job['eta_seconds'])}"))
-    rows += [("warning", Text(printable(one), style="red")) for one in job.get("warnings", ())]
+    rows += [("warning", Text(printable(text), style="red")) for text in job.get("warnings", ())]
     for name, value in rows:
         table.add_row(name, value)
     return table
 
 
 def title_of(job: Mapping[str, Any]) -> str:
-    """What the job's owner calls it, on one line; blank where nobody named it."""
+    """The job's title on one line; empty if it has none."""
     title = (job.get("metadata") or {}).get("title")
     return printable(" ".join(title.split())) if isinstance(title, str) else ""
 
 
 def models_table(models: Sequence[Mapping[str, Any]]) -> Table:
-    """The catalog as served."""
+    """The models of a server."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("model", overflow="fold")
     for name in ("placement", "dtype", "default", "limits", "batch", "step"):
@@ -140,14 +137,14 @@ def models_table(models: Sequence[Mapping[str, Any]]) -> Table:
     for name in ("ready", "queued"):
         table.add_column(name, justify="right", no_wrap=True)
     for model in models:
-        usual, limits = model["defaults"], model["limits"]
+        defaults, limits = model["defaults"], model["limits"]
         sizes = "\n".join(limits.get("sizes") or ()) or f"{limits['max_pixels'] / 1e6:.2g} Mpixel"
         ready = int(model["ready_workers"])
         table.add_row(
             Text(model["id"], style="bold"),
             model["placement"],
             model["dtype"],
-            _usual(usual),
+            _defaults(defaults),
             f"{sizes}\n{limits['max_steps']} steps",
             *measured(model.get("card")),
             Text(str(ready), style="green" if ready else "red"),
@@ -156,8 +153,8 @@ def models_table(models: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
-def _usual(defaults: Mapping[str, Any]) -> str:
-    """Size, steps and guidance of an image that asks for none; a dash for what isn't known yet."""
+def _defaults(defaults: Mapping[str, Any]) -> str:
+    """Default size, steps and guidance; a dash for those that aren't known yet."""
     names = ("width", "height", "steps", "guidance_scale")
     width, height, steps, scale = ("–" if (d := defaults.get(n)) is None else d for n in names)
     scale = f"{scale:g}" if isinstance(scale, int | float) else scale
@@ -165,10 +162,10 @@ def _usual(defaults: Mapping[str, Any]) -> str:
 
 
 def measured(card: Mapping[str, Any] | None) -> tuple[str, str]:
-    """What warm-up found, once a worker has loaded the model: batches, and a step's time.
+    """The batch sizes and the time per step that a worker measured during warm-up.
 
-    The batches are that of `reproducible` images and the largest that pays; the time is of one
-    step of the former, which the card tells by tokens and first for a batch of one image.
+    The batch sizes are that of `reproducible` images and the largest useful one; the time is for
+    one step of the former. The card lists costs by tokens, starting with a batch of one image.
     """
     if not card or not card.get("costs") or not card.get("pinned"):
         return "–", "–"
@@ -182,10 +179,10 @@ def measured(card: Mapping[str, Any] | None) -> tuple[str, str]:
 
 
 def workers_table(workers: Sequence[Mapping[str, Any]]) -> Table:
-    """Who runs what, where, how fast."""
+    """The workers of a server."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("model", "state", "device", "host", "pid", "in flight", "made", "steps/s"):
-        right = name in ("pid", "in flight", "made", "steps/s")
+    for name in ("model", "state", "device", "host", "pid", "in flight", "finished", "steps/s"):
+        right = name in ("pid", "in flight", "finished", "steps/s")
         table.add_column(name, justify="right" if right else "left", no_wrap=True)
     table.add_column("error", style="red")
     for worker in workers:
@@ -205,9 +202,9 @@ def workers_table(workers: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def keys_table(keys: Sequence[Mapping[str, Any]]) -> Table:
-    """API keys and what each may do."""
+    """API keys and their limits."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("key", "tenant", "made", "weight", "unfinished images", "priority", "rate"):
+    for name in ("key", "tenant", "created", "weight", "unfinished images", "priority", "rate"):
         table.add_column(name, no_wrap=True)
     for key in keys:
         quota, rate = key["max_unfinished"], key["rate"]
@@ -224,7 +221,7 @@ def keys_table(keys: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def recipe_table(path: Path, facts: Mapping[str, Any]) -> Table:
-    """What a picture was made of, a fact a line; what was not given is left out."""
+    """An image's recipe, one value per line, without those that are unset."""
     table = Table(box=None, pad_edge=False, show_header=False, title_justify="left")
     table.title = Text(printable(str(path)), style="bold")
     table.add_column(style="bold", no_wrap=True)
@@ -236,14 +233,14 @@ def recipe_table(path: Path, facts: Mapping[str, Any]) -> Table:
 
 
 def printable(text: str) -> str:
-    """Text out of a file from anywhere, without what could give a terminal orders."""
+    """Replace control characters, because untrusted text could contain escape sequences."""
     return "".join(
-        one if one.isprintable() or one == "\n" else "\N{REPLACEMENT CHARACTER}" for one in text
+        char if char.isprintable() or char == "\n" else "\N{REPLACEMENT CHARACTER}" for char in text
     )
 
 
 def moment(epoch: float | None) -> str:
-    """A time for people: the clock alone if it was today."""
+    """A local time; without the date if it's today."""
     if epoch is None:
         return "–"
     local = datetime.fromtimestamp(epoch).astimezone()
@@ -252,7 +249,7 @@ def moment(epoch: float | None) -> str:
 
 
 def ready_panel(ready: "Ready") -> Panel:
-    """What `up` shows once images can be made."""
+    """The panel that `up` shows once it's ready."""
     facts = Table.grid(padding=(0, 2))
     facts.add_column(style="bold")
     facts.add_column(overflow="fold")
@@ -264,23 +261,25 @@ def ready_panel(ready: "Ready") -> Panel:
     facts.add_row("Workers", Text(f"{len(usable)} ready" + (f": {where}" if where else "")))
     for failure in ready.failures:
         facts.add_row("", Text(failure, style="red"))
-    _add_reach(facts, ready)
+    _add_access(facts, ready)
     facts.add_row("Data", Text(f"{ready.options.data} (with service.log and workers.log)"))
     facts.add_row("Try", Text(ready.example, style="green"))
     facts.add_row("Stop", Text("Ctrl-C"))
     style = "yellow" if ready.failures else "green"
-    title = "imagemill is up, but no worker is ready" if not usable else "imagemill is ready"
+    title = "imagemill is running, but no worker is ready" if not usable else "imagemill is ready"
     return Panel(facts, title=title, border_style=style, expand=False)
 
 
-def _add_reach(facts: Table, ready: "Ready") -> None:
-    """Who can use it, where that is not simply everybody on this machine."""
+def _add_access(facts: Table, ready: "Ready") -> None:
+    """Add rows about access, unless it's simply open to everyone on this machine."""
     callers = f"callers need one of {ready.keys} API key{'' if ready.keys == 1 else 's'}"
     if ready.is_exposed and not ready.keys:
-        warning = "without a key, whoever reaches this machine can use it and see all its images"
+        warning = (
+            "there are no API keys: anyone who can reach this machine can use it and see all images"
+        )
         facts.add_row("Open to all", Text(warning, style="bold red"))
     elif ready.is_exposed:
-        warning = f"other machines can reach it over plain HTTP; {callers}"
+        warning = f"reachable from other machines over plain HTTP; {callers}"
         facts.add_row("Open", Text(warning, style="yellow"))
     elif ready.keys:
         facts.add_row("Keys", Text(f"{callers}: set IMAGEMILL_API_KEY"))

@@ -1,9 +1,8 @@
-"""`generate --watch`: the pictures in the terminal while they become, above the bar.
+"""`generate --watch`: shows the images above the bar as they are generated.
 
-Drawn with half blocks, two pixels a character, in the terminal's own colours (24 bits, or what it
-has): that works in every terminal, over ssh and inside tmux. `painted.py` draws better ones where
-it can. Previews are asked for on a thread of their own, so that a slow one never holds the bar up.
-Knows no job beyond what `News` tells.
+Draws them with half blocks, two pixels per character, in as many colours as the terminal has. That
+works in every terminal, over ssh and inside tmux; `watch_graphics.py` draws better ones if the
+terminal supports it. Previews are fetched on a separate thread, so a slow one never delays the bar.
 """
 
 import io
@@ -29,35 +28,35 @@ from imagemill.terminal.progress import Bar
 from jobs.errors import ImagemillError
 
 PAUSE = 1.0
-"""Seconds between two rounds of questions for previews; a worker draws no faster."""
+"""Seconds between two rounds of preview requests; workers don't draw previews more often."""
 
 FRAMES = 4
-"""Frames a second: one is some tens of kilobytes."""
+"""Frames per second; a frame is some tens of kilobytes."""
 
 WIDE, NARROW = 24, 16
-"""Characters across a picture, and where the terminal is low; it is half as many high."""
+"""Width of an image in characters, normally and in a low terminal. The height is half of it."""
 
 LOW = 22
-"""Rows of a terminal under which the small size is used."""
+"""Rows of a terminal below which the small size is used."""
 
 GAP = 2
 EMPTY = "#262626"
 MOST = 8
-"""Pictures side by side, however wide the terminal is."""
+"""Maximum number of images side by side."""
 
 PATIENCE = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """A picture, or None while nothing can be seen of it, and what stands below."""
+    """An image, or None if there is no preview yet, and the caption below it."""
 
     picture: Image.Image | None
     caption: str
 
 
 class Strip:
-    """Tiles side by side, as many as the width takes."""
+    """Tiles side by side, as many as fit the width."""
 
     def __init__(self, tiles: list[Tile]) -> None:
         self._tiles = tiles
@@ -77,24 +76,24 @@ class Strip:
 
 
 def layout(width: int, height: int) -> tuple[int, int]:
-    """Characters across a tile, and how many tiles a terminal of that size takes."""
+    """The width of a tile in characters, and how many tiles fit a terminal of that size."""
     side = min(WIDE if height >= LOW else NARROW, width)
     return side, max(1, min(MOST, (width + GAP) // (side + GAP)))
 
 
 def _rows(tile: Tile, side: int) -> Iterator[list[Segment]]:
-    """The lines of a tile: half as many as it is wide, and the caption."""
+    """The lines of a tile, half as many as it's wide, and its caption."""
     yield from half_blocks(ImageOps.pad(tile.picture or empty_tile(), (side, side)))
     yield [Segment(tile.caption[:side].ljust(side), Style(dim=True))]
 
 
 def empty_tile() -> Image.Image:
-    """What is shown while nothing can be seen of a picture."""
+    """The placeholder for an image without a preview."""
     return Image.new("RGB", (8, 8), EMPTY)
 
 
 def half_blocks(picture: Image.Image) -> Iterator[list[Segment]]:
-    """RGB of an even height as lines of characters, each the upper pixel over the lower one."""
+    """Convert an RGB image of even height to lines of characters, two pixels per character."""
     pixels = picture.convert("RGB").tobytes()
     width = picture.width
 
@@ -108,40 +107,40 @@ def half_blocks(picture: Image.Image) -> Iterator[list[Segment]]:
         ]
 
 
-class Watched(Bar):
-    """The bar with the pictures above it; they stay when the bar goes."""
+class PreviewBar(Bar):
+    """The bar with images above it, which stay on the screen when the bar ends."""
 
     def __init__(self, console: Console, pixels: int = WIDE, frames: float = FRAMES) -> None:
-        """`pixels` is how large a picture is kept for drawing."""
+        """`pixels` is the size at which images are kept for drawing."""
         self._console = console
         self._pixels = pixels
         self._news: News | None = None
         self._previews: dict[int, Image.Image] = {}
-        self._made: dict[int, Image.Image] = {}
+        self._finished: dict[int, Image.Image] = {}
         super().__init__(console, self._above, frames)
         self._ask: tuple[Client, str] | None = None
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="previews", daemon=True)
 
-    def look_at(self, client: Client, job_id: str) -> None:
-        """Whose previews to show."""
+    def show_job(self, client: Client, job_id: str) -> None:
+        """Set the job whose previews to show."""
         self._ask = client, job_id
 
     def update(self, news: News) -> None:
-        """Move the bar, and take up what is running and what is made."""
+        """Update the bar, and the running and finished images."""
         recent = sorted(news.files)[-MOST:]
         for index in recent:
-            if index not in self._made:
-                self._made[index] = _thumbnail(news.files[index], self._pixels)
-        for index in self._made.keys() - recent:
-            del self._made[index]
+            if index not in self._finished:
+                self._finished[index] = _thumbnail(news.files[index], self._pixels)
+        for index in self._finished.keys() - recent:
+            del self._finished[index]
         for index in self._previews.keys() - {image.index for image in news.running}:
             self._previews.pop(index, None)
         self._news = news
         super().update(news)
 
     def tiles(self) -> list[Tile]:
-        """What runs, in its order, and at the end of the row the newest of what is made."""
+        """The running images in order, followed by the most recently finished ones."""
         if self._news is None:
             return []
         room = layout(self._console.width, self._console.height)[1]
@@ -150,24 +149,24 @@ class Watched(Bar):
                 self._previews.get(image.index),
                 f"#{image.index} step {image.step}/{image.steps}",
             )
-            for image in self._looked_at()
+            for image in self._visible()
         ]
-        newest = list(self._made.items())[: -1 - room + len(running) : -1]
+        newest = list(self._finished.items())[: -1 - room + len(running) : -1]
         return running + [Tile(picture, f"#{index}") for index, picture in newest]
 
-    def _looked_at(self) -> tuple[Running, ...]:
-        """The running images that are shown: all that fit, but for one place for what is made."""
+    def _visible(self) -> tuple[Running, ...]:
+        """The running images that fit, leaving room for one finished image if there is any."""
         if self._news is None:
             return ()
         room = layout(self._console.width, self._console.height)[1]
-        return self._news.running[: room - 1 if self._made and room > 1 else room]
+        return self._news.running[: room - 1 if self._finished and room > 1 else room]
 
     def _above(self) -> Iterable[RenderableType]:
         tiles = self.tiles()
         return [Strip(tiles)] if tiles else []
 
     def _below(self) -> Iterable[RenderableType]:
-        """Nothing: the captions tell of the running images."""
+        """Nothing, because the captions show the running images."""
         return []
 
     def _run(self) -> None:
@@ -178,12 +177,12 @@ class Watched(Bar):
         if self._ask is None or self._news is None:
             return
         client, job_id = self._ask
-        for index in [image.index for image in self._looked_at()]:
+        for index in [image.index for image in self._visible()]:
             try:
                 data = client.say(protocol.preview(job_id, index, PATIENCE))
             except (ImagemillError, httpx.HTTPError, Interrupted, RuntimeError):
-                return  # the job's own looks tell of a server that is away
-            if data is not None and index not in self._made:
+                return  # following the job reports an unreachable server
+            if data is not None and index not in self._finished:
                 self._previews[index] = _picture(data, self._pixels)
             if self._ended.is_set():
                 return
@@ -200,7 +199,7 @@ class Watched(Bar):
         self._leave()
 
     def _leave(self) -> None:
-        """What stays when the bar has gone."""
+        """Print the images once more, so that they stay when the bar is gone."""
         for line in self._above():
             self._console.print(line)
 
@@ -216,7 +215,7 @@ def _thumbnail(path: Path, pixels: int) -> Image.Image:
 
 
 def _small(picture: Image.Image, pixels: int) -> Image.Image:
-    """No larger than a tile: what is drawn again and again should be little."""
+    """Shrink an image to the size of a tile, because it's drawn over and over."""
     picture.draft("RGB", (pixels, pixels))
     flat = picture.convert("RGB")
     flat.thumbnail((pixels, pixels))

@@ -1,11 +1,11 @@
-"""`generate --watch` with real pictures, by a protocol of the terminal's.
+"""`generate --watch` with real images, using a graphics protocol of the terminal.
 
-Erasing a line of text erases the pictures on it, and rich erases all lines of a live display at
-every refresh. So the pictures are not part of it: they have lines of their own right above, and
-each is painted once, when it has changed. Only the captions below them are live.
+Erasing a line of text erases the images on it, and rich erases all lines of a live display at every
+refresh. So the images aren't part of the live display. They have their own lines directly above it
+and are painted only when they change. Only the captions below them are live.
 
-    what was said        scrolls away
-    pictures             painted in place, from the first live line upwards
+    messages             scroll away
+    images               painted in place, upwards from the first live line
     captions, bar        rich's live display
 """
 
@@ -20,8 +20,8 @@ from rich.text import Text
 from imagemill.commands.follow import News
 from imagemill.terminal.detect import Pictures, Screen, undisturbed
 from imagemill.terminal.graphics import LARGEST, PAINT, Place, kitty_gone
-from imagemill.terminal.interrupts import unbroken
-from imagemill.terminal.watch import GAP, Watched, empty_tile, layout
+from imagemill.terminal.interrupts import signals_blocked
+from imagemill.terminal.watch import GAP, PreviewBar, empty_tile, layout
 
 FRAMES = 10
 LIVE_LINES = 2
@@ -30,35 +30,39 @@ SAVE, RESTORE, ERASE_BELOW = "\x1b7", "\x1b8", "\x1b[J"
 
 
 class Raw:
-    """Escape sequences, which rich neither measures nor touches."""
+    """Escape sequences that rich prints as they are."""
 
     def __init__(self, text: str) -> None:
         self._text = text
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        # rich neither measures nor wraps a segment with a control code; which code doesn't matter.
         yield Segment(self._text, None, ((ControlType.CARRIAGE_RETURN,),))
 
 
-class Painted(Watched):
-    """The bar with painted pictures above it; they stay when the bar goes."""
+class GraphicsPreviewBar(PreviewBar):
+    """The bar with painted images above it, which stay on the screen when the bar ends."""
 
     def __init__(self, console: Console, screen: Screen) -> None:
         self._screen = screen
+        # kitty replaces an image that has the same number, also one painted by an earlier run.
         self._first = random.randint(1, 2**31)
-        self._side = 0
+        self._side = 0  # width of the painted images in characters; 0 while there are none
         self._painted: list[Image.Image | None] = []
         super().__init__(console, LARGEST, FRAMES)
 
     def say(self, message: str) -> None:
-        """Show a sentence above the pictures."""
+        """Show a sentence above the images."""
+        # Printing scrolls the lines above the live display, but the cursor movements in `_at` are
+        # relative to it. So remove the images, print, and paint them again below the sentence.
         has_pictures = self._side > 0
-        self._lift()
+        self._erase()
         super().say(message)
         if has_pictures:
             self._paint()
 
     def update(self, news: News) -> None:
-        """Move the bar, and paint what has changed."""
+        """Update the bar, and paint the images that have changed."""
         super().update(news)
         self._paint()
 
@@ -66,60 +70,67 @@ class Painted(Watched):
         side, _ = layout(self._console.width, self._console.height)
         tiles = self.tiles()
         if not tiles or side // 2 + LIVE_LINES >= self._console.height:
-            return
+            return  # the images would scroll out of reach of the cursor movements
         if len(tiles) < len(self._painted):
-            self._lift()
+            self._erase()  # painting only adds or replaces, so start over when tiles disappear
         if side != self._side:
+            # Print blank lines to paint on, which pushes the live display down.
             self._console.line(side // 2)
             self._side, self._painted = side, []
         before, now = self._painted, [tile.picture for tile in tiles]
         changed = [
             self._at(slot, picture)
             for slot, picture in enumerate(now)
+            # Identity is enough, because `PreviewBar` keeps each image as one object. Comparing
+            # pixels would be slow, and repainting an unchanged image makes it flicker.
             if slot >= len(before) or before[slot] is not picture
         ]
         if changed:
-            with unbroken():
+            # A signal could truncate the write, and the terminal would then swallow what follows.
+            with signals_blocked():
                 self._console.print(Raw("".join(changed)))
         self._painted = now
 
     def _at(self, slot: int, picture: Image.Image | None) -> str:
-        """From the first live line to the slot, the picture, and back."""
+        """Move from the first live line to the slot, paint the image, and move back."""
+        # Save and restore the cursor, because its position after an image differs by terminal.
         rows, left = self._side // 2, slot * (self._side + GAP)
         place = Place(self._side, rows, self._screen.cell, self._first + slot)
         painted = PAINT[self._screen.kind](picture or empty_tile(), place)
-        aside = f"\x1b[{left}C" if left else ""
-        return f"{SAVE}\x1b[{rows}A\r{aside}{painted}{RESTORE}"
+        indent = f"\x1b[{left}C" if left else ""  # a count of 0 would still move by one
+        return f"{SAVE}\x1b[{rows}A\r{indent}{painted}{RESTORE}"
 
-    def _lift(self) -> None:
-        """Take the pictures away, and the lines that they were on."""
+    def _erase(self) -> None:
+        """Remove the images and the lines they were on."""
         if not self._side:
             return
-        gone = ""
-        if self._screen.kind is Pictures.KITTY:
-            gone = "".join(kitty_gone(self._first + slot) for slot in range(len(self._painted)))
-        self._console.print(Raw(f"{gone}\x1b[{self._side // 2}A\r{ERASE_BELOW}"))
+        delete = ""
+        if self._screen.kind is Pictures.KITTY:  # where erasing text leaves the images
+            delete = "".join(kitty_gone(self._first + slot) for slot in range(len(self._painted)))
+        self._console.print(Raw(f"{delete}\x1b[{self._side // 2}A\r{ERASE_BELOW}"))
         self._side, self._painted = 0, []
 
     def _above(self) -> list[RenderableType]:
-        """The captions, or the blank line that holds their place."""
+        """The captions, or a blank line in their place so that the display keeps its height."""
         side = self._side
-        shown = self.tiles() if side else []
-        line = (" " * GAP).join(tile.caption[:side].ljust(side) for tile in shown)
+        tiles = self.tiles() if side else []
+        line = (" " * GAP).join(tile.caption[:side].ljust(side) for tile in tiles)
         return [Text(line or " ", style="dim", no_wrap=True, overflow="crop")]
 
     def __enter__(self) -> Self:
-        self._calm = undisturbed(self._console)
-        self._calm.__enter__()
+        # Before the first refresh, so that echoed keys can't end up in an image.
+        self._undisturbed = undisturbed(self._console)
+        self._undisturbed.__enter__()
         return super().__enter__()
 
     def __exit__(self, *_: object) -> None:
         try:
             super().__exit__()
         finally:
-            self._calm.__exit__(None, None, None)
+            self._undisturbed.__exit__(None, None, None)
 
     def _leave(self) -> None:
+        # The images are already on the screen; only their captions went with the live display.
         if self._side:
             super()._leave()
         self._side, self._painted = 0, []

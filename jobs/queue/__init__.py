@@ -1,1 +1,1 @@
-"""The queue in Redis: every key, every atomic move, and the reads."""
+"""The queue in Redis: its keys, its atomic moves and its reads."""

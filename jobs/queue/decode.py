@@ -1,7 +1,6 @@
-"""What the queue's hashes and lists say, as the frozen values of `jobs/job.py`.
+"""Converts the queue's hashes and lists into the frozen values of `jobs/job.py`, and back.
 
-Pure: turns the server's answers into values. Knows the fields that the Lua scripts write, and
-talks to no server.
+All functions are pure and talk to no server. They know the fields that the Lua scripts write.
 """
 
 import json
@@ -15,7 +14,7 @@ from jobs.request import ImageRequest
 
 
 class Commit(StrEnum):
-    """The answer to one commit."""
+    """The answer to a commit. STALE means that the lease is no longer valid."""
 
     COMMITTED = "committed"
     ALREADY_YOURS = "already"
@@ -24,7 +23,7 @@ class Commit(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Submitted:
-    """The job of a submission; `created` is False where the Idempotency-Key found an older one."""
+    """A submission's job; `created` is False if the Idempotency-Key matched an earlier one."""
 
     job_id: str
     created: bool
@@ -32,9 +31,9 @@ class Submitted:
 
 @dataclass(frozen=True, slots=True)
 class Beat:
-    """Keys (`job:index`) that a worker should stop with: another's or gone, and cancelled.
+    """Keys (`job:index`) of images that a worker should drop, because they are lost or cancelled.
 
-    `wished` are those of which somebody wants to see a preview.
+    `wished` are images that someone wants to preview.
     """
 
     lost: frozenset[str]
@@ -44,9 +43,9 @@ class Beat:
 
 @dataclass(frozen=True, slots=True)
 class Ahead:
-    """How many images go before a job's next and before its last one that is ready.
+    """How many images go before a job's next ready image, and before its last.
 
-    `work` is what others have before the last, in pixel-steps.
+    `work` is that of other jobs' images before the last, in pixel-steps.
     """
 
     next: int
@@ -56,7 +55,7 @@ class Ahead:
 
 @dataclass(frozen=True, slots=True)
 class WorkerInfo:
-    """A live worker, and what it said of itself when it last registered."""
+    """A live worker, and the report it last registered with."""
 
     id: str
     info: dict[str, Any]
@@ -64,11 +63,11 @@ class WorkerInfo:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One entry of the stream; `id` is where to read on.
+    """One entry of the event stream; pass `id` to read what follows it.
 
-    `type` is a job's new state (queued, running, succeeded, failed, cancelled), or
-    `image` and `image_failed` (`index` says which; data has the error), `progress` (something else
-    changed; at most every 250 ms a job), or `deleted`.
+    `type` is a job's new state (queued, running, succeeded, failed, cancelled); `image` or
+    `image_failed` (`index` says which one, `data` has the error); `progress` (something else
+    changed; at most every 250 ms per job); or `deleted`.
     """
 
     id: str
@@ -79,65 +78,68 @@ class Event:
 
 
 def packed(request: ImageRequest) -> str:
-    """A request as the queue keeps it: what Lua needs in front, the JSON behind."""
+    """A request as the queue stores it: a line with what Lua needs, then the JSON."""
     return f"{request.width} {request.height} {request.steps}\n{request.to_json()}"
 
 
-def job_view(job_id: str, found: Mapping[str, str], steps: Iterable[str]) -> Job:
+def job_view(job_id: str, fields: Mapping[str, str], steps: Iterable[str]) -> Job:
     """A job from its hash and the reported steps of its running images."""
     counts = Counts(
-        total=int(found["total"]),
-        queued=int(found["queued"]),
-        running=int(found["running"]),
-        succeeded=int(found["succeeded"]),
-        failed=int(found["failed"]),
-        cancelled=int(found["cancelled"]),
+        total=int(fields["total"]),
+        queued=int(fields["queued"]),
+        running=int(fields["running"]),
+        succeeded=int(fields["succeeded"]),
+        failed=int(fields["failed"]),
+        cancelled=int(fields["cancelled"]),
     )
-    done = int(float(found["steps_done"])) + sum(map(int, steps))
+    done = int(float(fields["steps_done"])) + sum(map(int, steps))
     return Job(
         id=job_id,
-        tenant=found["tenant"],
-        model=found["model"],
-        priority=int(found["priority"]),
+        tenant=fields["tenant"],
+        model=fields["model"],
+        priority=int(fields["priority"]),
         state=job_state(counts),
         counts=counts,
-        progress=min(1.0, done / int(found["steps_total"])),
-        created=int(found["created"]) / 1000,
-        started=_seconds(found.get("started")),
-        finished=_seconds(found.get("finished")),
-        expires=_seconds(found.get("expires")),
-        version=found["version"],
-        metadata=json.loads(found["metadata"]),
-        steps=int(found["steps_total"]),
-        cost=float(found["cost"]),
+        progress=min(1.0, done / int(fields["steps_total"])),
+        created=int(fields["created"]) / 1000,
+        started=_seconds(fields.get("started")),
+        finished=_seconds(fields.get("finished")),
+        expires=_seconds(fields.get("expires")),
+        version=fields["version"],
+        metadata=json.loads(fields["metadata"]),
+        steps=int(fields["steps_total"]),
+        cost=float(fields["cost"]),
     )
 
 
 def image_view(
     index: int, request: str, record: str | None, step: str | None, cut: int | None
 ) -> ImageView:
-    """An image from what the queue holds of it; images from `cut` on went untouched."""
+    """An image from what the queue stores about it.
+
+    An image without a record was never claimed; from index `cut` on, such images are cancelled.
+    """
     values = ImageRequest.from_json(request.partition("\n")[2])
     if record is None:
         state = State.QUEUED if cut is None or index < cut else State.CANCELLED
         return ImageView(index, values, state, 0, 0, None, None)
-    found = json.loads(record)
-    state = State(found["state"])
-    reported = int(step or found.get("step", 0))
+    fields = json.loads(record)
+    state = State(fields["state"])
+    reported = int(step or fields.get("step", 0))
     return ImageView(
         index=index,
         request=values,
         state=state,
         step=values.steps if state is State.SUCCEEDED else reported,
-        attempts=int(found["attempt"]),
-        result=_result(found["result"]) if state is State.SUCCEEDED else None,
-        error=found["error"] if state is State.FAILED else None,
+        attempts=int(fields["attempt"]),
+        result=_result(fields["result"]) if state is State.SUCCEEDED else None,
+        error=fields["error"] if state is State.FAILED else None,
     )
 
 
-def lease_view(found: Sequence[Any]) -> Lease:
+def lease_view(answer: Sequence[Any]) -> Lease:
     """A lease from claim.lua's answer."""
-    job_id, index, token, attempt, stalls, priority, body, trace, age = found
+    job_id, index, token, attempt, stalls, priority, body, trace, age = answer
     return Lease(
         job_id=job_id,
         index=int(index),
@@ -151,20 +153,20 @@ def lease_view(found: Sequence[Any]) -> Lease:
     )
 
 
-def ahead_view(found: Sequence[Any]) -> Ahead | None:
-    """position.lua's answer."""
-    return Ahead(int(found[0]), int(found[1]), float(found[2])) if found else None
+def ahead_view(answer: Sequence[Any]) -> Ahead | None:
+    """A job's place from position.lua's answer; None if none of its images is ready."""
+    return Ahead(int(answer[0]), int(answer[1]), float(answer[2])) if answer else None
 
 
-def event_view(event_id: str, found: Mapping[str, str]) -> Event:
+def event_view(event_id: str, fields: Mapping[str, str]) -> Event:
     """An event from its stream entry."""
-    index = int(found["index"]) if found["index"] else None
-    data = json.loads(found["data"]) if found["data"] else {}
-    return Event(event_id, found["job"], found["type"], index, data)
+    index = int(fields["index"]) if fields["index"] else None
+    data = json.loads(fields["data"]) if fields["data"] else {}
+    return Event(event_id, fields["job"], fields["type"], index, data)
 
 
 def result_json(result: ImageResult) -> str:
-    """A result as the queue keeps it."""
+    """A result as the queue stores it."""
     return json.dumps(
         {
             "uri": result.uri,

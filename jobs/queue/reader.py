@@ -1,7 +1,6 @@
-"""The reading half of the store: jobs, images, positions, workers, events.
+"""The read half of the store: jobs, images, positions, workers, events.
 
-Changes nothing. Several keys that belong together are read in one transaction, so that a job never
-contradicts its images.
+Keys that belong together are read in one transaction, so that a job never contradicts its images.
 """
 
 import json
@@ -23,42 +22,42 @@ from jobs.queue.decode import (
 )
 
 _PAGE = 100
-"""Jobs looked at in one round trip, where most may be of another state."""
+"""Jobs read per round trip, when listing."""
 
-_LOOKED_AT = 2000
-"""Jobs that one call looks at, to find those in a state."""
+_MOST_READ = 2000
+"""Most jobs that one call of `jobs` reads, to find those in a state."""
 
 CURSOR = r"^[0-9]{1,20}$"
-"""What a cursor of `jobs` looks like."""
+"""Pattern of the cursors that `jobs` returns."""
 
 _EVENTS_AT_ONCE = 1000
 
 _FEW = 256
-"""Up to so many images are read by index; of more, the whole hashes are."""
+"""Up to this many images are read by index; for more, the whole hashes are read."""
 
 
 class Reader:
-    """Reads one pool. Every method raises StorageUnavailable when the server is away."""
+    """Reads one pool. Every method raises StorageUnavailable if the server is unavailable."""
 
     def __init__(self, link: Link) -> None:
         self._link = link
         self._keys = link.keys
 
     def ping(self) -> None:
-        """Return if the server takes commands."""
+        """Return if the server accepts commands."""
         self._link.ask(lambda client: client.ping())
 
     def job(self, job_id: str, tenant: str | None) -> Job:
-        """The job as of now; `tenant` None sees all. Raises NotFound."""
-        [(found, steps)] = self._jobs([job_id])
-        if not found or tenant not in (None, found["tenant"]):
-            raise NotFound(f"no job {job_id}")
-        return job_view(job_id, found, steps)
+        """The job as of now; with `tenant` None, of any tenant. Raises NotFound."""
+        [(fields, steps)] = self._jobs([job_id])
+        if not fields or tenant not in (None, fields["tenant"]):
+            raise NotFound(f"job {job_id} not found")
+        return job_view(job_id, fields, steps)
 
     def look(
         self, job_id: str, tenant: str | None, *, images: bool
     ) -> tuple[Job, list[ImageView], Ahead | None]:
-        """The job, its images if they are wanted, and what goes before it: all of one moment.
+        """The job, its images if `images`, and what goes before it, all from the same moment.
 
         Raises NotFound.
         """
@@ -73,18 +72,18 @@ class Reader:
                 ("HGETALL", key("images", job_id)),
                 ("HGETALL", key("steps", job_id)),
             ]
-        ahead, found, steps, *rest = self._link.run_and_read("position", (job_id,), *commands)
-        if not found or tenant not in (None, found["tenant"]):
-            raise NotFound(f"no job {job_id}")
-        views = _image_views(found.get("cut"), *rest) if images else []
-        return job_view(job_id, found, steps), views, ahead_view(ahead)
+        ahead, fields, steps, *rest = self._link.run_and_read("position", (job_id,), *commands)
+        if not fields or tenant not in (None, fields["tenant"]):
+            raise NotFound(f"job {job_id} not found")
+        views = _image_views(fields.get("cut"), *rest) if images else []
+        return job_view(job_id, fields, steps), views, ahead_view(ahead)
 
     def spec(self, job_id: str) -> dict[str, Any]:
-        """What `submit` was given as `spec`. Raises NotFound."""
-        found = self._link.ask(lambda client: client.hget(self._keys("job", job_id), "spec"))
-        if found is None:
-            raise NotFound(f"no job {job_id}")
-        spec: dict[str, Any] = json.loads(found)
+        """The `spec` that `submit` stored. Raises NotFound."""
+        text = self._link.ask(lambda client: client.hget(self._keys("job", job_id), "spec"))
+        if text is None:
+            raise NotFound(f"job {job_id} not found")
+        spec: dict[str, Any] = json.loads(text)
         return spec
 
     def jobs(
@@ -92,12 +91,12 @@ class Reader:
     ) -> tuple[list[Job], str | None]:
         """A page of a tenant's jobs, newest first, and the cursor of the next page, if any.
 
-        With `state` a page may be short or empty and yet have a successor: one call looks at a
-        bounded number of jobs. Raises InvalidRequest for a cursor that it never gave.
+        With `state`, a page may be short or empty and still have a next one, because a call reads a
+        limited number of jobs. Raises InvalidRequest for an invalid cursor.
         """
         page: list[Job] = []
-        for looked, (score, job) in enumerate(self._newest_first(tenant, cursor)):
-            if len(page) == limit or looked == _LOOKED_AT:
+        for count, (score, job) in enumerate(self._newest_first(tenant, cursor)):
+            if len(page) == limit or count == _MOST_READ:
                 return page, cursor
             cursor = score
             if job is not None and state in (None, job.state):
@@ -116,101 +115,101 @@ class Reader:
             *self._touched(job_id, start, stop),
         )
         if fields[0] is None:
-            raise NotFound(f"no job {job_id}")
+            raise NotFound(f"job {job_id} not found")
         first = start if start >= 0 else max(0, int(fields[0]) + start)
         if isinstance(records, list):
             cut = None if fields[1] is None else int(fields[1])
             return [
-                image_view(index, *found, cut)
-                for index, found in enumerate(zip(requests, records, steps, strict=False), first)
+                image_view(index, *image, cut)
+                for index, image in enumerate(zip(requests, records, steps, strict=False), first)
             ]
         return _image_views(fields[1], requests, records, steps, first)
 
     def image(self, job_id: str, index: int) -> ImageView:
         """One image. Raises NotFound."""
-        found = self.images(job_id, index, index) if index >= 0 else []
-        if not found:
+        images = self.images(job_id, index, index) if index >= 0 else []
+        if not images:
             raise NotFound(f"job {job_id} has no image {index}")
-        return found[0]
+        return images[0]
 
     def ahead(self, job_id: str) -> Ahead | None:
-        """How many images go before the job's next and its last one, if nobody joins.
+        """How many images go before the job's next and its last one, if no other job joins.
 
-        None when no image of the job is ready to be claimed. Exact where images cost the same.
+        None if none of the job's images is ready to be claimed. Exact if images cost the same.
         """
         return ahead_view(self._link.run("position", job_id))
 
     def position(self, job_id: str) -> int | None:
-        """How many images go before the job's next one; None when none of it is ready."""
+        """How many images go before the job's next one; None if none is ready."""
         ahead = self.ahead(job_id)
         return None if ahead is None else ahead.next
 
     def queue_depth(self) -> dict[str, dict[int, int]]:
         """Images that are ready to be claimed, per model and priority."""
-        found = self._link.ask(lambda client: client.hgetall(self._keys("depth")))
+        counts = self._link.ask(lambda client: client.hgetall(self._keys("depth")))
         depths: dict[str, dict[int, int]] = {}
-        for band, count in sorted(found.items()):
+        for band, count in sorted(counts.items()):
             model, _, priority = band.rpartition(":")
             depths.setdefault(model, {})[int(priority)] = int(count)
         return depths
 
     def tallies(self) -> dict[str, dict[str, int]]:
-        """What was counted since the pool began, per kind and model.
+        """Counters since the pool was created, per kind and model.
 
-        `lost` leases ran out, `retried` images were tried again after a failure, `refused` commits
-        came too late; `waits` are first claims, `waited_ms` what they waited since their job's
-        submission, and `wait_MS` how many of them waited at most so long.
+        `lost` counts leases that expired, `retried` images tried again after a failure, `refused`
+        commits that came too late. `waits` counts first claims, `waited_ms` adds up the time since
+        their job was submitted, and `wait_MS` counts those that waited at most MS.
         """
-        found = self._link.ask(lambda client: client.hgetall(self._keys("tallies")))
+        tallies = self._link.ask(lambda client: client.hgetall(self._keys("tallies")))
         counts: dict[str, dict[str, int]] = {}
-        for name, count in sorted(found.items()):
+        for name, count in sorted(tallies.items()):
             what, _, model = name.partition(":")
             counts.setdefault(what, {})[model] = int(count)
         return counts
 
     def workers(self) -> list[WorkerInfo]:
-        """The workers whose registration has not run out, by id."""
+        """The workers whose registration hasn't expired, sorted by id."""
         ids = self._link.ask(lambda client: client.zrange(self._keys("workers"), 0, -1))
         if not ids:
             return []
         names = [self._keys("worker", worker) for worker in sorted(ids)]
-        found = self._link.ask(lambda client: client.mget(names))
-        pairs = zip(sorted(ids), found, strict=True)
+        reports = self._link.ask(lambda client: client.mget(names))
+        pairs = zip(sorted(ids), reports, strict=True)
         return [WorkerInfo(worker, json.loads(text)) for worker, text in pairs if text]
 
     def card(self, model: str) -> dict[str, Any] | None:
-        """What a worker published of the model, if one has."""
+        """The card that a worker published for the model, if any."""
         text = self._link.ask(lambda client: client.hget(self._keys("cards"), model))
         return None if text is None else dict(json.loads(text))
 
     def last_event(self) -> str:
-        """The id after which `events` finds whatever happens from now on."""
-        found = self._link.ask(
+        """The id to pass to `events` to read what happens from now on."""
+        entries = self._link.ask(
             lambda client: client.xrevrange(self._keys("events"), count=1),
         )
-        return str(found[0][0]) if found else "0-0"
+        return str(entries[0][0]) if entries else "0-0"
 
     def events(self, after: str, block_seconds: float) -> list[Event]:
-        """Events after the id `after`, oldest first; waits up to 4.5 s for one, or not at all at 0.
+        """Events after the id `after`, oldest first; waits up to 4.5 s for one, or not at all if 0.
 
-        Take the first id from `last_event`: two calls with "$" miss what happens between them.
+        Get the first id from `last_event`: two calls with "$" would miss what happens in between.
         """
         block = round(min(block_seconds, LONGEST_BLOCK_SECONDS) * 1000)
         key = self._keys("events")
-        found = self._link.block(
+        streams = self._link.block(
             lambda client: client.xread({key: after}, _EVENTS_AT_ONCE, block if block > 0 else None)
         )
-        return [event_view(*entry) for _, entries in found for entry in entries]
+        return [event_view(*entry) for _, entries in streams for entry in entries]
 
     def _touched(self, job_id: str, start: int, stop: int) -> list[tuple[str | int, ...]]:
-        """Commands for the records and steps of these images; of all of them if they are many."""
+        """Commands for the records and steps of these images, or of all if there are many."""
         names = [self._keys("images", job_id), self._keys("steps", job_id)]
         if 0 <= start <= stop < start + _FEW:
             return [("HMGET", name, *range(start, stop + 1)) for name in names]
         return [("HGETALL", name) for name in names]
 
     def _jobs(self, job_ids: list[str]) -> list[tuple[dict[str, str], list[str]]]:
-        """Hash and running steps of each job; an empty hash for one that is gone."""
+        """The hash and running steps of each job; the hash is empty if the job is gone."""
         commands = [
             command
             for job_id in job_ids
@@ -219,19 +218,19 @@ class Reader:
                 ("HVALS", self._keys("steps", job_id)),
             )
         ]
-        found = self._link.read(*commands)
-        return list(zip(found[::2], found[1::2], strict=True))
+        answers = self._link.read(*commands)
+        return list(zip(answers[::2], answers[1::2], strict=True))
 
     def _newest_first(self, tenant: str, cursor: str | None) -> Iterator[tuple[str, Job | None]]:
-        """Every job of the tenant with the cursor that follows it; None for one that is gone."""
+        """The tenant's jobs, each with the cursor that follows it; None for jobs that are gone."""
         if cursor is not None and not re.fullmatch(CURSOR, cursor):
-            raise InvalidRequest("no such cursor", (FieldProblem("/cursor", "no such cursor"),))
+            raise InvalidRequest("invalid cursor", (FieldProblem("/cursor", "invalid cursor"),))
         key = self._keys("jobs", tenant)
         while True:
             top = "+inf" if cursor is None else f"({cursor}"
             command = ("ZREVRANGEBYSCORE", key, top, "-inf", "LIMIT", 0, _PAGE, "WITHSCORES")
-            [found] = self._link.read(command)
-            ids, scores = found[::2], found[1::2]
+            [members] = self._link.read(command)
+            ids, scores = members[::2], members[1::2]
             for job_id, score, (fields, steps) in zip(ids, scores, self._jobs(ids), strict=True):
                 yield score, job_view(job_id, fields, steps) if fields else None
             if len(ids) < _PAGE:
@@ -246,14 +245,14 @@ def _image_views(
     steps: dict[str, str],
     first: int = 0,
 ) -> list[ImageView]:
-    """Images from index `first` on, of the whole hashes of records and steps."""
-    found, at = _by_index(records), _by_index(steps)
+    """Images from index `first` on, given the whole hashes of records and steps."""
+    record_at, step_at = _by_index(records), _by_index(steps)
     cut_at = None if cut is None else int(cut)
     return [
-        image_view(index, request, found.get(index), at.get(index), cut_at)
+        image_view(index, request, record_at.get(index), step_at.get(index), cut_at)
         for index, request in enumerate(requests, first)
     ]
 
 
-def _by_index(found: dict[str, str]) -> dict[int, str]:
-    return {int(index): value for index, value in found.items()}
+def _by_index(values: dict[str, str]) -> dict[int, str]:
+    return {int(index): value for index, value in values.items()}

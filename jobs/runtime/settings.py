@@ -1,7 +1,7 @@
-"""The settings that every imagemill process shares: where the queue and the data are, and limits.
+"""The settings that all imagemill processes share: where the queue and the data are, and limits.
 
-Read once in a process's `main`, then passed inward as plain values. `service/settings.py` and
-`workers/settings.py` add their own fields to it. Knows nothing of what the values are used for.
+They're read once, in a process's `main`, and passed inward as plain values. `service/settings.py`
+and `workers/settings.py` add their own fields.
 """
 
 from pathlib import Path
@@ -13,15 +13,15 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from jobs.errors import ConfigurationError
 
 MOST_SECONDS = 10**9
-"""Longest time that a setting may say: thirty years, which every clock and timer still takes."""
+"""Largest value of any time setting: thirty years, which every clock and timer can handle."""
 
 
 class QueueSettings(BaseSettings):
-    """Values from `IMAGEMILL_*` variables, frozen. Times are seconds.
+    """Values from `IMAGEMILL_*` variables, frozen. Times are in seconds.
 
-    `redis_url` unset means the embedded server in `data`, run from `redis_server` when that is
-    given. `max_unfinished` is the quota: images of one tenant that are queued or running.
-    `keep_seconds` is how long a job and its files outlive its end. `log` is the form of log lines.
+    Without `redis_url`, the embedded server in `data` is used, run from `redis_server` if that's
+    set. `max_unfinished` is the quota: how many images of one tenant may be queued or running.
+    `keep_seconds` is how long a job and its files are kept after it ends. `log` is the log format.
     """
 
     model_config = SettingsConfigDict(
@@ -41,22 +41,24 @@ class QueueSettings(BaseSettings):
     log: Literal["console", "json"] = "console"
 
     def tokenizer_file(self, model: str) -> Path:
-        """Where a worker leaves the model's tokenizer for the service to count prompts by."""
+        """Where a worker stores the model's tokenizer, which the service counts prompts with."""
         return self.data / "tokenizers" / f"{model}.json"
 
     @classmethod
-    def read(cls, **given: Any) -> Self:
-        """The environment's values, overridden by `given` (flags). Raises ConfigurationError."""
+    def read(cls, **flags: Any) -> Self:
+        """The environment's values, overridden by `flags`. Raises ConfigurationError."""
         try:
-            return cls(**given)
+            return cls(**flags)
         except ValidationError as error:
             first = error.errors()[0]
             name = "IMAGEMILL_" + "_".join(str(part) for part in first["loc"]).upper()
             raise ConfigurationError(f"{name}: {first['msg']}") from error
 
     def make_folder(self) -> None:
-        """Make the data folder, if there is none. Raises ConfigurationError."""
+        """Create the data folder if it's missing. Raises ConfigurationError."""
         try:
             self.data.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ConfigurationError(f"IMAGEMILL_DATA: no folder can be made: {error}") from error
+            raise ConfigurationError(
+                f"IMAGEMILL_DATA: cannot create the folder: {error}"
+            ) from error

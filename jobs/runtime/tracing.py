@@ -1,9 +1,9 @@
-"""Traces of one image's way, from its POST to its commit: OpenTelemetry, where it is wanted.
+"""Optional OpenTelemetry traces of an image's path, from its POST to its commit.
 
-Off unless the packages of the extra `otel` are installed and the environment names an endpoint
-(`OTEL_EXPORTER_OTLP_ENDPOINT` or `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT`); every function here does
-nothing then. A trace crosses the queue as a `traceparent` (W3C Trace Context), a text that the job
-carries and each lease brings along. Knows nothing of jobs and of what the spans mean.
+Tracing is off unless the extra `otel` is installed and the environment sets an endpoint
+(`OTEL_EXPORTER_OTLP_ENDPOINT` or `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT`). While it's off, every
+function here does nothing. A trace crosses the queue as a `traceparent` string (W3C Trace Context)
+that's stored with the job and returned with each lease.
 """
 
 import os
@@ -26,7 +26,7 @@ _tracer: "Tracer | None" = None
 
 
 def start(service: str) -> None:
-    """Send this process's spans from now on, as `service`, if the environment asks for it."""
+    """Send this process's spans, as `service`, if the environment enables tracing."""
     off = os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true"
     if off or not any(os.environ.get(name) for name in ENDPOINTS):
         return
@@ -36,7 +36,7 @@ def start(service: str) -> None:
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError:
-        log.warning("no traces: the extra is not installed: pip install 'imagemill[otel]'")
+        log.warning("tracing is off: run pip install 'imagemill[otel]' first")
         return
     name = os.environ.get("OTEL_SERVICE_NAME", service)
     provider = TracerProvider(resource=Resource.create({"service.name": name}))
@@ -45,13 +45,13 @@ def start(service: str) -> None:
 
 
 def use(provider: "TracerProvider | None") -> None:
-    """Make spans with `provider`, or none any more."""
+    """Create spans with `provider`; None turns tracing off."""
     global _tracer
     _tracer = provider.get_tracer("imagemill") if provider else None
 
 
 def join(parent: str) -> None:
-    """Have the spans of this task be part of the trace that a `traceparent` from outside names."""
+    """Add this task's spans to the trace of a `traceparent` that the caller sent."""
     if _tracer is None:
         return
     from opentelemetry.context import attach
@@ -62,7 +62,7 @@ def join(parent: str) -> None:
 
 @contextmanager
 def span(name: str, **attributes: Any) -> Iterator[str]:
-    """A span around what the context does; its `traceparent`, or "" when traces are off."""
+    """A span around the `with` block. Yields its `traceparent`, or "" if tracing is off."""
     if _tracer is None:
         yield ""
         return
@@ -76,7 +76,7 @@ def span(name: str, **attributes: Any) -> Iterator[str]:
 
 @contextmanager
 def under(parent: str, name: str, **attributes: Any) -> Iterator[None]:
-    """A span around what the context does, under the `traceparent` that a lease brought along."""
+    """A span around the `with` block, under a lease's `traceparent`."""
     began = time.monotonic()
     try:
         yield
@@ -85,14 +85,14 @@ def under(parent: str, name: str, **attributes: Any) -> Iterator[None]:
 
 
 def record(parent: str, name: str, seconds: float, **attributes: Any) -> None:
-    """A span of the last `seconds`, under the `traceparent` that a lease brought along."""
+    """A span of the last `seconds`, under a lease's `traceparent`."""
     if _tracer is None or not parent:
         return
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
     context = TraceContextTextMapPropagator().extract({"traceparent": parent})
     end = time.time_ns()
-    begun = _tracer.start_span(
+    past = _tracer.start_span(
         name, context=context, attributes=attributes, start_time=end - round(seconds * 1e9)
     )
-    begun.end(end)
+    past.end(end)

@@ -20,15 +20,15 @@ FAMILIES = {
     "StableDiffusionXLPipeline": "sdxl:StableDiffusionXL",
     "ZImagePipeline": "z_image:ZImage",
 }
-"""`_class_name` of a model_index.json to its family, as module:class; imported when needed."""
+"""`_class_name` in model_index.json -> family, as module:class, imported when needed."""
 
 FALLBACK = "whole_call:WholeCall"
 
 
 def check_class(class_name: str) -> None:
-    """Refuse a pipeline class that cannot make images from text, before any weight is loaded.
+    """Refuse a pipeline class that can't make images from text, before loading any weights.
 
-    A class that diffusers does not have is left for loading to name. Raises ModelUnavailable.
+    Passes classes that diffusers doesn't have; loading reports those. Raises ModelUnavailable.
     """
     pipeline = getattr(import_module("diffusers"), class_name, None)
     if class_name in FAMILIES or not isinstance(pipeline, type):
@@ -38,10 +38,10 @@ def check_class(class_name: str) -> None:
 
 
 def make_family(pipe: Any, max_sequence_length: int | None) -> Family:
-    """The family of a loaded diffusers pipeline, around it.
+    """Build the family around a loaded diffusers pipeline.
 
-    Raises ModelUnavailable when the pipeline does not make images from text, and
-    ConfigurationError when it cannot take `max_sequence_length`.
+    Raises ModelUnavailable if the pipeline doesn't make images from text, and ConfigurationError if
+    it doesn't support `max_sequence_length`.
     """
     module, name = FAMILIES.get(type(pipe).__name__, FALLBACK).split(":")
     family: Family = getattr(import_module(f"{__name__}.{module}"), name)(pipe, max_sequence_length)

@@ -1,11 +1,10 @@
-"""Chroma: Flux's transformer without guidance as an input, prompted by T5 under a mask.
+"""Chroma: Flux's transformer without a guidance input, prompted by T5 with a mask.
 
-Equals `ChromaPipeline(guidance_scale=g, negative_prompt=negative or "")`. The mask covers all of a
-prompt's padding but its first token. It reaches the attention as numbers, so diffusers adds it to
-the scores: 1 between tokens that count and 0 elsewhere. That is kept. Prompts are padded to the
-model's one length, so prompts of any length share a forward pass. Position ids are shared over a
-forward batch, so only images of one size go together.
-Doesn't support IP adapters.
+Equals `ChromaPipeline(guidance_scale=g, negative_prompt=negative or "")`. The mask covers a
+prompt's padding except the first padding token. It reaches the attention as numbers, so diffusers
+adds it to the scores: 1 between tokens that count and 0 elsewhere. We keep that. Prompts are padded
+to the model's fixed length, so prompts of any length can share a forward pass. Images in a forward
+batch share their position ids, so they must have the same size. Doesn't support IP adapters.
 """
 
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ from pipelines.text import TokenCounter, sequence_length
 
 
 class Chroma(Flux):
-    """A ChromaPipeline, stepped; latents, schedule and decoding are Flux's."""
+    """A ChromaPipeline run step by step; latents, schedule and decoding are Flux's."""
 
     def __init__(self, pipe: Any, max_sequence_length: int | None = None) -> None:
         self.pipe = pipe
@@ -44,7 +43,7 @@ class Chroma(Flux):
         return Stepped.guided(self, request)
 
     def sigmas(self, steps: int) -> Any:
-        """Evenly spaced, whatever the scheduler: the pipeline doesn't ask `use_flow_sigmas`."""
+        """Evenly spaced for any scheduler, because the pipeline ignores `use_flow_sigmas`."""
         return flow_sigmas({}, steps)
 
     def encode(self, text: str | None, role: Role) -> Conditioning:

@@ -1,10 +1,9 @@
 """Flux: a rectified-flow transformer over packed 2x2 latent patches, with CLIP and T5 prompts.
 
-Equals `FluxPipeline(guidance_scale=g)` where the transformer has embedded guidance (FLUX.1-dev),
-and `FluxPipeline(true_cfg_scale=g, negative_prompt=negative or "")` where it has none, so that
-guidance_scale works on both. Position ids are shared over a forward batch, so only images of one
-size go together; prompts are padded without a mask, so all have the model's one length.
-Knows nothing of IP adapters and LoRA scales.
+Equals `FluxPipeline(guidance_scale=g)` if the transformer has embedded guidance (FLUX.1-dev), else
+`FluxPipeline(true_cfg_scale=g, negative_prompt=negative or "")`, so guidance_scale works with both.
+Images in a forward batch share their position ids, so they must have the same size. Prompts are
+padded without a mask to the model's fixed length. Doesn't support IP adapters or LoRA scales.
 """
 
 from collections.abc import Sequence
@@ -22,10 +21,10 @@ from pipelines.text import TokenCounter, sequence_length
 
 
 class Flux(Stepped):
-    """A FluxPipeline, stepped.
+    """A FluxPipeline run step by step.
 
-    `truncated` and the card tell of T5, which carries the words. CLIP reads 77 tokens, of which
-    only one pooled vector is used, and that it read no more is not told.
+    `truncated` and the card refer to T5, which carries the words. CLIP stops at 77 tokens, but only
+    its pooled vector is used, so that isn't reported.
     """
 
     def __init__(self, pipe: Any, max_sequence_length: int | None = None) -> None:
@@ -48,7 +47,7 @@ class Flux(Stepped):
         return not self.embedded_guidance and super().guided(request)
 
     def sigmas(self, steps: int) -> Any:
-        """Noise levels [steps] that the pipeline gives its scheduler; None for the scheduler's."""
+        """Noise levels [steps] that the pipeline passes to its scheduler; None for the default."""
         return flow_sigmas(self.pipe.scheduler.config, steps)
 
     def encode(self, text: str | None, role: Role) -> Conditioning:

@@ -2,10 +2,10 @@
 
 `Flux2` equals `Flux2Pipeline(guidance_scale=g)`: FLUX.2-dev, prompted by Mistral, with guidance as
 an input of the transformer and no negative prompt. `Flux2Klein` equals
-`Flux2KleinPipeline(guidance_scale=g)`, prompted by Qwen3; a negative prompt is what that pipeline
-takes as `negative_prompt_embeds`, and "" when there is none. A distilled checkpoint of either kind
-has no guidance. Position ids are shared over a forward batch, so only images of one size go
-together. Doesn't edit images and doesn't rewrite prompts.
+`Flux2KleinPipeline(guidance_scale=g, negative_prompt_embeds=...)`, prompted by Qwen3, with the
+embeddings of the negative prompt, or of "" without one. Distilled checkpoints of either kind have
+no guidance. Images in a forward batch share their position ids, so they must have the same size.
+Doesn't edit images or rewrite prompts.
 """
 
 from collections.abc import Sequence
@@ -24,11 +24,11 @@ from pipelines.seam import Card, Conditioning, PromptForm, Sample
 from pipelines.text import TokenCounter, chat_form, sequence_length
 
 IMAGE_TOKEN = "[IMG]"
-"""What Flux2Pipeline takes out of prompts: in Mistral's vocabulary it stands for an image."""
+"""The text that Flux2Pipeline removes from prompts; in Mistral's vocabulary it means an image."""
 
 
 class Flux2(Stepped):
-    """A Flux2Pipeline, stepped."""
+    """A Flux2Pipeline run step by step."""
 
     def __init__(self, pipe: Any, max_sequence_length: int | None = None) -> None:
         self.pipe = pipe
@@ -46,11 +46,11 @@ class Flux2(Stepped):
         )
 
     def guided(self, request: ImageRequest) -> bool:
-        """False: guidance is an input of the transformer, or there is none."""
+        """Always False: guidance is an input of the transformer, or the model has no guidance."""
         return False
 
     def encode(self, text: str | None, role: Role) -> Conditioning:
-        """Three of the language model's hidden layers joined: prompt_embeds [1, length, 3 d]."""
+        """Three hidden layers of the language model, joined: prompt_embeds [1, length, 3 d]."""
         text = text or ""
         embeds, _ = self.pipe.encode_prompt(text, max_sequence_length=self.length)
         return Conditioning({"prompt_embeds": embeds}, truncated=self._tokens(text) > self.length)
@@ -99,7 +99,7 @@ class Flux2(Stepped):
         batch.advance(samples, batch.predictions(velocity, rows, guided))
 
     def decode(self, sample: Sample) -> torch.Tensor:
-        """The VAE's image; its batch norm's statistics are the latents' mean and deviation."""
+        """The VAE's image; the latents' mean and deviation are its batch norm's statistics."""
         pipe, vae = self.pipe, self.pipe.vae
         latents = self._unpacked(sample)
         variance = vae.bn.running_var.view(1, -1, 1, 1) + vae.config.batch_norm_eps
@@ -120,7 +120,7 @@ class Flux2(Stepped):
         return getattr(self.pipe.tokenizer, "tokenizer", self.pipe.tokenizer)
 
     def _tokens(self, text: str) -> int:
-        """Tokens of a text within the chat, where the tokenizer adds none of its own."""
+        """Tokens of a text within the chat, without those that the tokenizer adds itself."""
         return self.count(text) - self._added()
 
     def _added(self) -> int:
@@ -139,7 +139,7 @@ class Flux2(Stepped):
 
 
 class Flux2Klein(Flux2):
-    """A Flux2KleinPipeline, stepped."""
+    """A Flux2KleinPipeline run step by step."""
 
     def __init__(self, pipe: Any, max_sequence_length: int | None = None) -> None:
         super().__init__(pipe, max_sequence_length)

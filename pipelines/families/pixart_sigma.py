@@ -1,9 +1,9 @@
-"""PixArt-Sigma: a diffusion transformer over 8x latents, prompted by T5 under a mask.
+"""PixArt-Sigma: a diffusion transformer over 8x latents, prompted by T5 with a mask.
 
 Equals `PixArtSigmaPipeline(guidance_scale=g, negative_prompt=negative or "",
-use_resolution_binning=False)` under any scheduler class. No resolution binning: a request's size
-is the picture's size, computed and not cropped to. The transformer's learned variance is dropped,
-as the pipeline does.
+use_resolution_binning=False)` with any scheduler class. Without resolution binning, images are
+computed at the requested size instead of cropped to it. The transformer's learned variance is
+dropped, as in the pipeline.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from pipelines.text import TokenCounter, sequence_length
 
 
 class PixArtSigma(Stepped):
-    """A PixArtSigmaPipeline, stepped."""
+    """A PixArtSigmaPipeline run step by step."""
 
     def __init__(self, pipe: Any, max_sequence_length: int | None = None) -> None:
         self.pipe = pipe
@@ -91,5 +91,5 @@ class PixArtSigma(Stepped):
 
 
 def _cleans_markup() -> bool:
-    """Whether the packages are there with which the pipeline does more than lower the case."""
+    """Whether bs4 and ftfy are installed, with which the pipeline does more than lowercase."""
     return bool(is_bs4_available() and is_ftfy_available())

@@ -1,10 +1,11 @@
 """Qwen-Image: a rectified-flow transformer over packed 2x2 latent patches, prompted by Qwen2.5-VL.
 
 Equals `QwenImagePipeline(true_cfg_scale=g, negative_prompt=negative or "")`, or
-`QwenImagePipeline(guidance_scale=g)` where the transformer has embedded guidance. Prompts keep
-their own lengths: a forward batch pads them to its longest, under a mask. That length would make
-the last bits depend on the neighbours, so reproducible requests share a batch only with those
-that pad to the same rung, and always run masked.
+`QwenImagePipeline(guidance_scale=g)` if the transformer has embedded guidance. Prompts have
+different lengths: a forward batch pads them to its longest, with a mask. That padded length would
+make an image's last bits depend on the rest of the batch, so reproducible requests are padded to a
+multiple of `RUNG`, share a batch only with requests of the same padded length, and always have a
+mask.
 """
 
 from collections.abc import Hashable, Sequence
@@ -27,7 +28,7 @@ RUNG = 64
 
 
 class QwenImage(Stepped):
-    """A QwenImagePipeline, stepped."""
+    """A QwenImagePipeline run step by step."""
 
     def __init__(self, pipe: Any, max_sequence_length: int | None = None) -> None:
         self.pipe = pipe
@@ -49,7 +50,7 @@ class QwenImage(Stepped):
         return not self.embedded_guidance and super().guided(request)
 
     def batch_key(self, request: ImageRequest) -> Hashable:
-        """Same size and rows; for reproducible requests the same padded prompt length too."""
+        """Same size and rows; for reproducible requests also the same padded prompt length."""
         rung = self._rung(request) if request.reproducible else 0
         return super().batch_key(request), rung
 
@@ -106,24 +107,24 @@ class QwenImage(Stepped):
         batch.advance(samples, predicted)
 
     def decode(self, sample: Sample) -> torch.Tensor:
-        """The one frame that the video VAE makes of the unpacked, unnormalised latents."""
+        """The video VAE's single frame of the unpacked, unnormalised latents."""
         pipe, vae, request = self.pipe, self.pipe.vae, sample.request
         latents = pipe._unpack_latents(
             sample.latents, request.height, request.width, pipe.vae_scale_factor
         ).to(vae.dtype)
         mean = torch.tensor(vae.config.latents_mean).to(latents).view(1, -1, 1, 1, 1)
-        # Divided by its inverse, as the pipeline does: in half precision that rounds differently.
+        # Divided by the inverse, as in the pipeline: in half precision that rounds differently.
         inverse = (1.0 / torch.tensor(vae.config.latents_std)).to(latents).view(1, -1, 1, 1, 1)
         image = vae.decode(latents / inverse + mean, return_dict=False)[0][:, :, 0]
         return batch.pixels(pipe, image)
 
     def _form(self) -> PromptForm | None:
-        """The template, whose first tokens the pipeline drops again."""
+        """The template, whose first tokens the pipeline drops after encoding."""
         form = chat_form(self.pipe.prompt_template_encode.format)
         return form and replace(form, dropped=self.pipe.prompt_template_encode_start_idx)
 
     def _tokens(self, text: str) -> int:
-        """Tokens of a text past the template's first ones."""
+        """Tokens of a text, without the template's first tokens that are dropped."""
         start: int = self.pipe.prompt_template_encode_start_idx
         return self.count(text) - start
 
@@ -137,9 +138,9 @@ class QwenImage(Stepped):
 def _padded_prompts(
     rows: Sequence[Sample], guided: bool, rung: int
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Prompts [rows, longest, d] and mask [rows, longest], None when nothing is padded.
+    """Prompts [rows, longest, d] and mask [rows, longest], or None if nothing is padded.
 
-    With a `rung` they are that long, and the mask is never None.
+    With a `rung`, prompts are padded to that length and the mask is never None.
     """
     names = ("prompt_embeds", batch.NEGATIVE + "prompt_embeds")[: 2 if guided else 1]
     prompts = [s.conditioning.tensors[name] for name in names for s in rows]
@@ -152,7 +153,7 @@ def _padded_prompts(
 
 
 def _rescaled(predicted: Sequence[torch.Tensor], velocity: torch.Tensor) -> list[torch.Tensor]:
-    """Guided predictions with the norm, token by token, of the positive ones."""
+    """Guided predictions, each token rescaled to the norm of its positive prediction."""
     positive = velocity.chunk(2)[0].chunk(len(predicted))
     return [
         p * (torch.norm(c, dim=-1, keepdim=True) / torch.norm(p, dim=-1, keepdim=True))

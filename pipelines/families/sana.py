@@ -1,9 +1,9 @@
-"""Sana: a linear-attention transformer over 32x latents, prompted by Gemma 2 under a mask.
+"""Sana: a linear-attention transformer over 32x latents, prompted by Gemma 2 with a mask.
 
 Equals `SanaPipeline(guidance_scale=g, negative_prompt=negative or "",
-use_resolution_binning=False)` under any scheduler class. The prompt, not the negative one, follows
-the pipeline's own `complex_human_instruction`. No resolution binning: a request's size is the
-picture's size.
+use_resolution_binning=False)` with any scheduler class. The pipeline's default
+`complex_human_instruction` precedes the prompt, but not the negative prompt. Without resolution
+binning, images are computed at the requested size.
 """
 
 import inspect
@@ -21,11 +21,11 @@ from pipelines.seam import Card, Conditioning, PromptForm, Sample
 from pipelines.text import TokenCounter, sequence_length
 
 GRID = 32
-"""Sizes that the pipeline takes are multiples of this many pixels."""
+"""The pipeline takes sizes that are multiples of this many pixels."""
 
 
 class Sana(Stepped):
-    """A SanaPipeline, stepped."""
+    """A SanaPipeline run step by step."""
 
     def __init__(self, pipe: Any, max_sequence_length: int | None = None) -> None:
         self.pipe = pipe
@@ -59,7 +59,7 @@ class Sana(Stepped):
         )
 
     def start(self, request: ImageRequest, conditioning: Conditioning) -> Sample:
-        """Latents float32 [1, channels, height / 32, width / 32], whatever the model's dtype."""
+        """Latents float32 [1, channels, height / 32, width / 32] for any dtype of the model."""
         generator = batch.seeded(request)
         device = conditioning.tensors["prompt_embeds"].device
         latents = self.pipe.prepare_latents(

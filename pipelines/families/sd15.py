@@ -1,8 +1,8 @@
 """Stable Diffusion 1 and 2: a UNet over 8x latents, prompted by one CLIP.
 
-Equals `StableDiffusionPipeline(guidance_scale=g, negative_prompt=negative)` under any scheduler
-class. A UNet distilled with its guidance as an input (`time_cond_proj_dim`, as LCM's) gets it
-there. The safety checker speaks at decoding, image by image. Knows nothing of clip_skip and IP
+Equals `StableDiffusionPipeline(guidance_scale=g, negative_prompt=negative)` with any scheduler
+class. A UNet distilled with guidance as an input (`time_cond_proj_dim`, as in LCM) gets the scale
+there. The safety checker runs when decoding, image by image. Doesn't support clip_skip or IP
 adapters.
 """
 
@@ -23,11 +23,11 @@ from pipelines.text import TokenCounter
 
 
 class StableDiffusion(Stepped):
-    """A StableDiffusionPipeline, stepped."""
+    """A StableDiffusionPipeline run step by step."""
 
     def __init__(self, pipe: Any, max_sequence_length: int | None = None) -> None:
         if max_sequence_length is not None:
-            raise ConfigurationError("max_sequence_length is fixed for Stable Diffusion: CLIP's")
+            raise ConfigurationError("max_sequence_length isn't supported: CLIP's is fixed")
         self.pipe = pipe
         self.count = TokenCounter(pipe.tokenizer)
         self.card = Card(
@@ -79,7 +79,7 @@ class StableDiffusion(Stepped):
         batch.advance(samples, batch.predictions(noise, rows, guided), eta=0.0)
 
     def decode(self, sample: Sample) -> torch.Tensor:
-        """The VAE's image. Raises ImageFailed when the safety checker refuses it."""
+        """The VAE's image. Raises ImageFailed if the safety checker refuses it."""
         pipe, vae = self.pipe, self.pipe.vae
         assert sample.latents is not None
         image = vae.decode(sample.latents / vae.config.scaling_factor, return_dict=False)[0]

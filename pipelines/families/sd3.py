@@ -1,7 +1,7 @@
 """Stable Diffusion 3: a rectified-flow transformer with two CLIPs and, if present, T5.
 
 Equals `StableDiffusion3Pipeline(guidance_scale=g, negative_prompt=negative)`. Prompts are padded
-without a mask to one length. Knows nothing of skip-layer guidance and IP adapters.
+without a mask to a fixed length. Doesn't support skip-layer guidance or IP adapters.
 """
 
 from collections.abc import Sequence
@@ -19,10 +19,10 @@ from pipelines.text import TokenCounter, sequence_length
 
 
 class StableDiffusion3(Stepped):
-    """A StableDiffusion3Pipeline, stepped.
+    """A StableDiffusion3Pipeline run step by step.
 
-    `truncated` and the card tell of T5 where there is one: it reads what the CLIPs, which stop at
-    77 tokens, do not. That they stopped is not told.
+    `truncated` and the card refer to T5 if there is one, because it reads beyond the 77 tokens of
+    the CLIPs. That the CLIPs stop there isn't reported.
     """
 
     def __init__(self, pipe: Any, max_sequence_length: int | None = None) -> None:

@@ -1,9 +1,9 @@
-"""Stable Diffusion XL: a UNet over 8x latents, prompted by two CLIPs and told its size.
+"""Stable Diffusion XL: a UNet over 8x latents, conditioned on two CLIPs and the image's size.
 
-Equals `StableDiffusionXLPipeline(guidance_scale=g, negative_prompt=negative)` under any scheduler
-class; without a negative prompt the negative embeddings are zeros where the checkpoint says so.
-A half-precision VAE that overflows (`force_upcast`) is kept in float32. Knows nothing of
-refiners, clip_skip and IP adapters.
+Equals `StableDiffusionXLPipeline(guidance_scale=g, negative_prompt=negative)` with any scheduler
+class. Without a negative prompt, the negative embeddings are zeros if the checkpoint says so. A
+half-precision VAE that overflows (`force_upcast`) is kept in float32. Doesn't support refiners,
+clip_skip or IP adapters.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,11 +23,11 @@ from pipelines.text import TokenCounter
 
 
 class StableDiffusionXL(Stepped):
-    """A StableDiffusionXLPipeline, stepped."""
+    """A StableDiffusionXLPipeline run step by step."""
 
     def __init__(self, pipe: Any, max_sequence_length: int | None = None) -> None:
         if max_sequence_length is not None:
-            raise ConfigurationError("max_sequence_length is fixed for SDXL: CLIP's")
+            raise ConfigurationError("max_sequence_length isn't supported: CLIP's is fixed")
         if pipe.vae.dtype == torch.float16 and pipe.vae.config.force_upcast:
             pipe.vae.to(torch.float32)
         self.pipe = pipe
@@ -47,7 +47,7 @@ class StableDiffusionXL(Stepped):
         return not takes_guidance(self.pipe.unet) and super().guided(request)
 
     def texts(self, request: ImageRequest) -> Mapping[Role, str | None]:
-        """The prompt, and the negative one; None is not the empty one but zeros."""
+        """The prompt and the negative prompt, where None means zeros instead of an empty text."""
         texts: dict[Role, str | None] = {"positive": request.prompt}
         if self.guided(request):
             texts["negative"] = request.negative_prompt
@@ -108,7 +108,7 @@ class StableDiffusionXL(Stepped):
         batch.advance(samples, batch.predictions(noise, rows, guided), eta=0.0)
 
     def decode(self, sample: Sample) -> torch.Tensor:
-        """The VAE's image, watermarked where the pipeline is."""
+        """The VAE's image, with a watermark if the pipeline has one."""
         pipe, vae = self.pipe, self.pipe.vae
         assert sample.latents is not None
         image = vae.decode(self._unscaled(sample.latents.to(vae.dtype)), return_dict=False)[0]
@@ -117,7 +117,7 @@ class StableDiffusionXL(Stepped):
         return batch.pixels(pipe, image)
 
     def _unscaled(self, latents: torch.Tensor) -> torch.Tensor:
-        """Latents as the VAE wants them; some checkpoints give a mean and deviation a channel."""
+        """Latents for the VAE; some checkpoints have a mean and deviation per channel."""
         config = self.pipe.vae.config
         scaling = float(config.scaling_factor)
         if config.get("latents_mean") is None or config.get("latents_std") is None:

@@ -1,7 +1,8 @@
-"""What families that step sample by sample have in common unless they say otherwise.
+"""Defaults for families that step each sample on its own schedule.
 
-Images of one size and one number of rows share a forward pass; guidance above 1 is classifier-free
-and doubles the rows; an absent negative prompt is the empty one. A family sets `card` and `count`.
+Images of the same size and number of rows share a forward pass. Guidance above the card's
+`guides_above` is classifier-free and doubles the rows. A missing negative prompt means an empty
+one. A family sets `card` and `count`.
 """
 
 from collections.abc import Hashable, Mapping
@@ -13,13 +14,13 @@ from pipelines.text import TokenCounter
 
 
 class Stepped:
-    """Answers about requests; the mathematics is the families'."""
+    """What depends on the request alone; the families add the mathematics."""
 
     card: Card
     count: TokenCounter
 
     def tokenizer_json(self) -> str | None:
-        """The counter's tokenizer, where the card says how prompts are prepared for it."""
+        """The counter's tokenizer as JSON, if the card says how prompts are prepared for it."""
         return self.count.to_json() if self.card.prompt else None
 
     def guided(self, request: ImageRequest) -> bool:
@@ -35,11 +36,11 @@ class Stepped:
         return 2 if self.guided(request) else 1
 
     def tokens(self, request: ImageRequest) -> int:
-        """Cells of the model's grid: its patches, or its latent pixels where it has no patches."""
+        """Cells of the model's grid: its patches, or its latent pixels if it has no patches."""
         return (request.width // self.card.multiple) * (request.height // self.card.multiple)
 
     def texts(self, request: ImageRequest) -> Mapping[Role, str | None]:
-        """The prompt, and the negative one where it counts."""
+        """The prompt, and the negative prompt if guidance uses it."""
         texts: dict[Role, str | None] = {"positive": request.prompt}
         if self.guided(request):
             texts["negative"] = request.negative_prompt or ""

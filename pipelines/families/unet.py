@@ -1,4 +1,4 @@
-"""Guidance as an input of the UNet, which some checkpoints were distilled to have (LCM)."""
+"""Guidance as an input of the UNet, for checkpoints distilled with it, such as LCM."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,7 +17,7 @@ def takes_guidance(unet: Any) -> bool:
 def embedded_guidance(
     pipe: Any, rows: Sequence[Sample], latents: torch.Tensor
 ) -> torch.Tensor | None:
-    """The embedding [rows, d] of each row's guidance scale less one, for a UNet that takes it."""
+    """The embedding [rows, d] of each guidance scale minus 1; None if the UNet takes none."""
     if not takes_guidance(pipe.unet):
         return None
     weights = torch.tensor([s.request.guidance_scale - 1 for s in rows])

@@ -1,15 +1,14 @@
 """Any other text-to-image pipeline of diffusers, one whole call at a time.
 
-A step is the whole pipeline call over images of equal size, steps and guidance, so nothing joins
-it midway. Their prompts have equally many tokens, since many pipelines pad them to the longest;
-where that cannot be told, and where the pipeline takes no batches, every image has its own call.
-Progress and cancellation go through the pipeline's step callback. Passes only what the pipeline's
-`__call__` takes, and leaves everything else at its defaults, except that sizes are exact: no
-resolution binning; and that a class that makes videos makes one frame. Knows nothing of what
-happens inside the call.
+A step is a whole pipeline call for images of the same size, steps and guidance, so no image can
+join midway. Their prompts must have the same number of tokens, because many pipelines pad to the
+longest. If that can't be determined, or if the pipeline doesn't support batches, each image gets
+its own call. Progress and cancellation use the pipeline's step callback.
 
-The picture is the one that the class itself returns as PIL images: its own conversion to 0..1, its
-own watermark, its own safety checker.
+Equals the pipeline's own call with its defaults, except that sizes are exact (no resolution
+binning) and that video classes make a single frame. Passes only arguments that the pipeline's
+`__call__` takes, and knows nothing of what happens inside. The image is the one that the class
+itself returns as PIL images, with its own conversion to 0..1, watermark and safety checker.
 """
 
 import inspect
@@ -44,19 +43,19 @@ log = structlog.get_logger(__name__)
 
 
 class _AllCancelledError(Exception):
-    """Nobody wants the running call's images any more."""
+    """All images of the running call have been cancelled."""
 
 
 class _DrawsGloballyError(Exception):
-    """The pipeline draws from torch's global generator, so that a batch is not reproducible."""
+    """The pipeline draws from torch's global generator, so batches aren't reproducible."""
 
 
 class WholeCall:
-    """A DiffusionPipeline behind the seam; `extra["pixels"]` of a done sample is its image.
+    """A DiffusionPipeline behind the seam; `extra["pixels"]` of a finished sample is its image.
 
-    `batches` says whether a call takes several images: None until the first try has told. `draws`
-    says whether a call has drawn from torch's global generator; from then on each image has a call
-    of its own, with random numbers of its own.
+    `batches` is whether a call supports several images; None until the first try. `draws` is
+    whether a call has drawn from torch's global generator; from then on each image gets its own
+    call with its own random numbers.
     """
 
     def __init__(self, pipe: Any, max_sequence_length: int | None = None) -> None:
@@ -67,12 +66,12 @@ class WholeCall:
             raise ModelUnavailable(sentence)
         self.takes = frozenset(inspect.signature(pipe.__call__).parameters)
         self.frames = frames_argument(type(pipe))
-        # As for Flux: where the transformer has no embedded guidance, guidance is the true one.
+        # As for Flux: without embedded guidance, guidance_scale means the true CFG scale.
         self.true_cfg = "true_cfg_scale" in self.takes and not _has_embedded_guidance(pipe)
         self.prompts = PromptTexts(pipe, max_sequence_length)
         self.batches: bool | None = None if self.prompts.comparable else False
         self.draws = False
-        self._made: dict[tuple[int, int], tuple[int, int]] = {}
+        self._sizes: dict[tuple[int, int], tuple[int, int]] = {}  # requested -> returned
         self._card = Card(
             family="whole_call",
             multiple=_grid(pipe),
@@ -86,26 +85,26 @@ class WholeCall:
 
     @property
     def card(self) -> Card:
-        """What the model is; `sizes` once a call has made another size than it was asked for."""
-        if all(asked == made for asked, made in self._made.items()):
+        """What the model is, with `sizes` once a call has returned another size than requested."""
+        exact = sorted(size for size, returned in self._sizes.items() if size == returned)
+        if len(exact) == len(self._sizes):
             return self._card
-        kept = sorted(asked for asked, made in self._made.items() if asked == made)
-        return replace(self._card, sizes=tuple(kept))
+        return replace(self._card, sizes=tuple(exact))
 
     def tokenizer_json(self) -> str | None:
-        """The pipeline's only tokenizer; None where it has several or prepares its text."""
+        """The pipeline's only tokenizer as JSON; None if it has several or changes the text."""
         return self.prompts.tokenizer_json()
 
     def batch_key(self, request: ImageRequest) -> Hashable:
-        """All that one pipeline call has only one of; the request itself where it goes alone."""
+        """Everything that a pipeline call takes once; the request itself if it runs alone."""
         if self.batches is False:
             return request
         has_negative = request.negative_prompt is not None
-        one = (request.width, request.height, request.steps, request.guidance_scale, has_negative)
-        return one, self.prompts.key(request)
+        size = request.width, request.height
+        return size, request.steps, request.guidance_scale, has_negative, self.prompts.key(request)
 
     def rows(self, request: ImageRequest) -> int:
-        """Two under classifier-free guidance, as far as one can tell from outside."""
+        """Two with classifier-free guidance, as far as can be told from outside."""
         guided = self.card.guidance == "classifier-free" and request.guidance_scale > 1
         return 2 if guided else 1
 
@@ -114,31 +113,31 @@ class WholeCall:
         return (request.width // self.card.multiple) * (request.height // self.card.multiple)
 
     def texts(self, request: ImageRequest) -> Mapping[Role, str | None]:
-        """The prompts, only to tell whether they are too long."""
+        """The prompts, only to find out whether they're too long."""
         texts: dict[Role, str | None] = {"positive": request.prompt}
         if request.negative_prompt is not None:
             texts["negative"] = request.negative_prompt
         return texts
 
     def encode(self, text: str | None, role: Role) -> Conditioning:
-        """No tensors, since the call encodes for itself; only whether the text is cut."""
+        """No tensors, because the call encodes prompts itself; only whether the text is cut."""
         return Conditioning({}, truncated=self.prompts.truncated(text or ""))
 
     def start(self, request: ImageRequest, conditioning: Conditioning) -> Sample:
         """A sample without latents; its steps are the request's.
 
-        Raises ImageFailed for a size that is known to come out as another one.
+        Raises ImageFailed for a size that the pipeline is known to change.
         """
         size = request.width, request.height
-        if self._made.get(size, size) != size:
-            raise ImageFailed(self._rewritten(size))
+        if self._sizes.get(size, size) != size:
+            raise ImageFailed(self._changed_size(size))
         return Sample(request, conditioning, None, None, request.steps)
 
     def step(self, samples: Sequence[Sample], bucket: int = 0) -> None:
-        """The whole call. Returns early, samples undone, when all of them are cancelled.
+        """Run the whole call. Returns early, without images, if all samples are cancelled.
 
-        A call an image where a call takes no more: `bucket` counts for nothing then, so that an
-        image is always made alone.
+        Makes one call per image if the pipeline doesn't support more; then `bucket` is ignored, so
+        that each image is always made alone.
         """
         rows = batch.padded(samples, bucket)
         try:
@@ -149,24 +148,25 @@ class WholeCall:
             elif self.batches:
                 self._call(samples, rows)
             else:
-                self._find_out(samples, rows)
+                self._try_batch(samples, rows)
         except _DrawsGloballyError:
             self.batches = False
             self._call_each(samples)
 
-    def _find_out(self, samples: Sequence[Sample], rows: Sequence[Sample]) -> None:
-        """Call the pipeline for several images for the first time, or for each when it refuses.
+    def _try_batch(self, samples: Sequence[Sample], rows: Sequence[Sample]) -> None:
+        """Try the first batch, then single calls if it fails, and remember which of them works.
 
-        It refuses when the batch fails and every one of its images succeeds alone.
+        The pipeline doesn't support batches if the batch fails but each of its images succeeds
+        alone.
         """
         try:
             self._call(samples, rows)
         except (torch.AcceleratorError, _DrawsGloballyError):
             raise
-        except Exception as error:  # whatever a pipeline makes of a batch
+        except Exception as error:  # pipelines fail on batches in many ways
             if is_out_of_memory(error):
                 raise
-            refusal = error
+            batch_error = error
         else:
             self.batches = all(s.done for s in samples) or None
             return
@@ -175,19 +175,19 @@ class WholeCall:
         except Exception:
             for sample in samples:
                 _undo(sample)
-            raise refusal from None
+            raise batch_error from None
         if all(sample.done for sample in samples):  # none was cancelled
             self.batches = False
-            log.warning("no batches", pipeline=self.name, reason=str(refusal))
+            log.warning("no batches", pipeline=self.name, reason=str(batch_error))
 
     def _call_each(self, samples: Sequence[Sample]) -> None:
-        """A call for each; when one fails, those before it are done."""
+        """One call per sample; if one fails, those before it are finished."""
         for sample in samples:
             if not sample.done:
                 self._call([sample], [sample])
 
     def _call(self, samples: Sequence[Sample], rows: Sequence[Sample]) -> None:
-        """One call for the rows, of which the samples are the first."""
+        """One call for all rows; the samples are the first of them."""
         requests = [row.request for row in rows]
         try:
             output = self._run(samples, requests)
@@ -196,7 +196,7 @@ class WholeCall:
             for sample, image, verdict in zip(samples, images, verdicts, strict=False):
                 self._finish(sample, image, verdict)
         except BaseException as error:
-            self.pipe.maybe_free_model_hooks()  # as the call would at its end: empties caches
+            self.pipe.maybe_free_model_hooks()  # as at the end of a call, to empty its caches
             if isinstance(error, _AllCancelledError):
                 return
             for sample in samples:
@@ -204,9 +204,9 @@ class WholeCall:
             raise
 
     def _run(self, samples: Sequence[Sample], requests: Sequence[ImageRequest]) -> Any:
-        """The pipeline's output, whose bits depend on the requests alone.
+        """The pipeline's output, whose bits depend only on the requests.
 
-        Raises _DrawsGloballyError when a call of several draws from torch's global generator.
+        Raises _DrawsGloballyError if a call for several draws from torch's global generator.
         """
         arguments = {**self._arguments(requests), **self._callback(samples)}
         if not self.draws:
@@ -220,15 +220,15 @@ class WholeCall:
             _undo(sample)
         draws = Draws(requests[0].seed)
         with draws:
-            # The first call has moved the generator that it was given.
+            # A fresh generator, because the first call has advanced its own.
             output = self._converted(arguments | self._generator(requests))
         if draws.count and not self.draws:
             self.draws, self.batches = True, False
-            log.info("draws from the global generator: one image a call", pipeline=self.name)
+            log.info("draws from the global generator: one image per call", pipeline=self.name)
         return output
 
     def _converted(self, arguments: dict[str, Any]) -> Any:
-        """Call the pipeline. Where it makes 8-bit pictures itself, NaN must not become black."""
+        """Call the pipeline. If it makes 8-bit images itself, NaN must not become black."""
         as_bytes = arguments.get("output_type") == "pil"
         with np.errstate(invalid="raise") if as_bytes else nullcontext():
             try:
@@ -241,53 +241,54 @@ class WholeCall:
                 raise
 
     def decode(self, sample: Sample) -> torch.Tensor:
-        """The pixels that the call has made."""
+        """The pixels that the call returned."""
         if "pixels" not in sample.extra:
-            raise ImageFailed("the image has not been made")
+            raise ImageFailed("the pipeline call hasn't finished")
         pixels: torch.Tensor = sample.extra["pixels"]
         return pixels
 
     def _arguments(self, requests: Sequence[ImageRequest]) -> dict[str, Any]:
         first = requests[0]
-        asked: dict[str, Any] = {
+        arguments: dict[str, Any] = {
             "prompt": _one_or_list([r.prompt for r in requests]),
             "width": first.width,
             "height": first.height,
             "num_inference_steps": first.steps,
-            # Every class converts "np" as it does for its pictures, not so "pt"; only those with a
-            # watermarker add to the pictures what arrays don't get.
+            # Every class converts "np" the way it converts its images, which isn't true of "pt".
+            # Classes with a watermarker add the watermark only to "pil".
             "output_type": "np" if getattr(self.pipe, "watermarker", None) is None else "pil",
-            # Two ways to ask for the very size.
+            # Two ways to request the exact size.
             "use_resolution_binning": False,
             "max_area": first.width * first.height,
             **self._generator(requests),
         }
-        asked["guidance_schedule"] = None  # its default excludes a scale
-        asked["true_cfg_scale" if self.true_cfg else "guidance_scale"] = first.guidance_scale
+        arguments["guidance_schedule"] = None  # classes with it refuse a scale next to its default
+        arguments["true_cfg_scale" if self.true_cfg else "guidance_scale"] = first.guidance_scale
         if self.frames:
-            asked[self.frames] = 1
+            arguments[self.frames] = 1
         if self.length is not None:
-            asked["max_sequence_length"] = self.length
+            arguments["max_sequence_length"] = self.length
         needs_negative = self.true_cfg or self.name in NEGATIVE_NEEDED
         if needs_negative or first.negative_prompt is not None:
-            asked["negative_prompt"] = _one_or_list([r.negative_prompt or "" for r in requests])
-        return {name: value for name, value in asked.items() if name in self.takes}
+            negatives = [r.negative_prompt or "" for r in requests]
+            arguments["negative_prompt"] = _one_or_list(negatives)
+        return {name: value for name, value in arguments.items() if name in self.takes}
 
     def _generator(self, requests: Sequence[ImageRequest]) -> dict[str, Any]:
-        """One generator for one image, since some pipelines take no list."""
+        """A single generator for a single image, because some pipelines don't take lists."""
         if "generator" not in self.takes:
             return {}
         return {"generator": _one_or_list([batch.seeded(r) for r in requests])}
 
     def _callback(self, samples: Sequence[Sample]) -> dict[str, Any]:
-        """Arguments by which the call tells of every step, in today's way or the older one."""
+        """Arguments that make the call report each step, by the current API or the older one."""
 
         def on_step_end(pipe: Any, index: int, timestep: Any, tensors: Any) -> dict[str, Any]:
-            self._tell(samples, index)
+            self._report(samples, index)
             return {}
 
         def on_step(index: int, timestep: Any, latents: Any) -> None:
-            self._tell(samples, index)
+            self._report(samples, index)
 
         if self.name in MISCALLING:
             return {}
@@ -297,7 +298,7 @@ class WholeCall:
             return {"callback": on_step, "callback_steps": 1}
         return {}
 
-    def _tell(self, samples: Sequence[Sample], index: int) -> None:
+    def _report(self, samples: Sequence[Sample], index: int) -> None:
         if all(s.cancelled for s in samples):
             raise _AllCancelledError
         for sample in samples:
@@ -307,12 +308,12 @@ class WholeCall:
 
     def _finish(self, sample: Sample, image: torch.Tensor, verdict: bool) -> None:
         sample.step = sample.steps
-        asked = (sample.request.width, sample.request.height)
-        self._made[asked] = (image.shape[-1], image.shape[-2])
+        size = (sample.request.width, sample.request.height)
+        self._sizes[size] = (image.shape[-1], image.shape[-2])
         if verdict:
             sample.error = REFUSED
-        elif self._made[asked] != asked:
-            sample.error = self._rewritten(asked)
+        elif self._sizes[size] != size:
+            sample.error = self._changed_size(size)
         else:
             try:
                 check_pixels(image)
@@ -321,9 +322,9 @@ class WholeCall:
             else:
                 sample.extra["pixels"] = image
 
-    def _rewritten(self, asked: tuple[int, int]) -> str:
-        made = "x".join(map(str, self._made[asked]))
-        return f"{self.name} makes {made} pixels where {'x'.join(map(str, asked))} are asked for"
+    def _changed_size(self, size: tuple[int, int]) -> str:
+        returned = "x".join(map(str, self._sizes[size]))
+        return f"{self.name} returned {returned} pixels instead of {'x'.join(map(str, size))}"
 
     def _guidance_kind(self) -> str:
         if self.true_cfg or {"negative_prompt", "guidance_scale"} <= self.takes:
@@ -349,7 +350,7 @@ def _has_embedded_guidance(pipe: Any) -> bool:
 
 
 def _grid(pipe: Any) -> int:
-    """Pixels that sizes must be multiples of: the processor's, which counts patches too."""
+    """Sizes must be multiples of this many pixels: the processor's factor, including patches."""
     for name in ("image_processor", "video_processor"):
         config = getattr(getattr(pipe, name, None), "config", {})
         if "vae_scale_factor" in config:

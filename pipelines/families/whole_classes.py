@@ -1,9 +1,9 @@
-"""Which pipeline classes of diffusers can be called whole for an image, told from the class alone.
+"""Which pipeline classes of diffusers can make an image in one call, judged by the class alone.
 
-A call gets a prompt and a size, so a class that needs more, such as a picture, is refused before
-its weights are loaded. A signature says what a class takes, and not what it can do without: the
-tables here hold that, and a test over all classes of diffusers keeps them true. A class that makes
-videos is asked for one frame.
+A call passes a prompt and a size, so a class that needs more, such as an input image, is refused
+before its weights are loaded. A signature lists what a class takes, but not what it can do without.
+The tables here do, and a test over all classes of diffusers checks them. Classes that make videos
+are asked for a single frame.
 """
 
 import inspect
@@ -27,7 +27,7 @@ PICTURES = (
     "gligen_images",
     "gligen_inpaint_image",
 )
-"""Arguments of pipelines that are pictures or videos."""
+"""Arguments that are images or videos."""
 
 WITHOUT_PICTURES = frozenset(
     {
@@ -52,20 +52,20 @@ WITHOUT_PICTURES = frozenset(
         "ZImageOmniPipeline",
     }
 )
-"""Classes that take pictures and make images without them as well."""
+"""Classes that take images as input but also work without them."""
 
 ALSO_NEEDED = {
     "StableDiffusionGLIGENPipeline": ("gligen_phrases", "gligen_boxes"),
     "StableDiffusionGLIGENTextImagePipeline": ("gligen_phrases", "gligen_boxes"),
     "StableDiffusionPix2PixZeroPipeline": ("source_embeds", "target_embeds"),
 }
-"""Arguments with a default that their class refuses."""
+"""Arguments with a default that the class itself refuses."""
 
 NEGATIVE_NEEDED = frozenset({"EasyAnimatePipeline"})
-"""Classes that fail without a negative prompt, so that they get an empty one."""
+"""Classes that fail without a negative prompt, so they get an empty one."""
 
 MISCALLING = frozenset({"StableDiffusionParadigmsPipeline"})
-"""Classes that call a step callback wrongly and fail, so that it isn't passed to them."""
+"""Classes that call step callbacks with wrong arguments and fail, so they don't get one."""
 
 PRIORS = frozenset({"StableCascadePriorPipeline", "WuerstchenPriorPipeline"})
 """Classes that make embeddings for another pipeline."""
@@ -78,26 +78,26 @@ NO_SINGLE_FRAME = frozenset(
         "HeliosPyramidPipeline",
     }
 )
-"""Classes that make videos and can't make one of a single frame."""
+"""Video classes that can't make a single frame."""
 
 FRAMES = ("num_frames", "video_length", "frames")
-"""Arguments that say how long a video is."""
+"""Arguments that set the length of a video."""
 
 
 def frames_argument(pipeline: type) -> str | None:
-    """The argument by which a class that makes videos is asked for one frame; None for others."""
+    """The argument that sets a video class's number of frames; None for other classes."""
     return next((name for name in FRAMES if name in _parameters(pipeline)), None)
 
 
 def refusal(pipeline: type) -> str | None:
-    """The sentence that says why images can't be made with a class; None if they can."""
-    taken = _parameters(pipeline)
+    """Why a class can't make images, as a sentence; None if it can."""
+    parameters = _parameters(pipeline)
     if pipeline.__name__ in NO_SINGLE_FRAME:
         return f"{pipeline.__name__} makes videos, and can't make a single frame"
     if pipeline.__name__ in PRIORS:
         return f"{pipeline.__name__} makes embeddings for another pipeline, not images"
-    lacking = [name for name in ("prompt", "width", "height") if name not in taken]
-    needed = _needed(pipeline.__name__, taken)
+    lacking = [name for name in ("prompt", "width", "height") if name not in parameters]
+    needed = _needed(pipeline.__name__, parameters)
     if not lacking and not needed:
         return None
     return (
@@ -107,12 +107,12 @@ def refusal(pipeline: type) -> str | None:
     )
 
 
-def _needed(name: str, taken: dict[str, inspect.Parameter]) -> list[str]:
-    """Arguments besides the prompt that a call can't do without."""
+def _needed(name: str, parameters: dict[str, inspect.Parameter]) -> list[str]:
+    """Arguments other than the prompt that a call requires."""
     optional = name in WITHOUT_PICTURES
     return [
         argument
-        for argument, parameter in taken.items()
+        for argument, parameter in parameters.items()
         if argument != "prompt"
         and parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
         and (

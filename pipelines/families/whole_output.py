@@ -1,7 +1,7 @@
-"""What a whole call returns, as pictures in one form whatever the class calls or stores them.
+"""Read a whole call's output: images in one form, and the safety checker's verdicts.
 
-Pipelines return `images`, `image`, `frames` or `rgb`, or a tuple that begins with them; PIL images,
-arrays or tensors; and a safety checker's verdict by one of three names.
+Pipelines return `images`, `image`, `frames` or `rgb`, or a tuple that starts with them. These are
+PIL images, arrays or tensors. A safety checker's verdict has one of three names.
 """
 
 from collections.abc import Sequence
@@ -14,38 +14,39 @@ from PIL import Image
 from jobs.errors import ImageFailed
 
 PICTURES = ("images", "image", "frames", "rgb")
-"""Attributes of diffusers' outputs that hold pictures."""
+"""Attributes of diffusers' outputs that hold images."""
 
 VERDICTS = ("nsfw_content_detected", "nsfw_detected", "watermark_detected")
-"""Attributes that say, image by image, what the checkpoint's own safety checker has refused."""
+"""Attributes with the verdict of the checkpoint's own safety checker for each image."""
 
 
 def pictures(output: Any, name: str, count: int) -> list[torch.Tensor]:
-    """`count` pictures of an output of the class `name`, each float32 [3, height, width].
+    """The `count` images of an output of the class `name`, each float32 [3, height, width].
 
-    Their values are as the pipeline made them: 0..1, unless something is wrong with them. A video
-    of one frame is a picture. Raises ImageFailed for another number of pictures or for none.
+    Values are the pipeline's own, normally 0..1. A video of one frame counts as an image. Raises
+    ImageFailed for another number of images or none.
     """
-    held = _held(output)
-    if held is None:
-        raise ImageFailed(f"{name} makes no images but {type(output).__name__}")
-    each = [_only_frame(item, name) if _is_video(item) else item for item in held]
-    if len(each) != count:
-        raise ImageFailed(f"{name} made {len(each)} images of {count} prompts")
-    return [_tensor(picture, name) for picture in each]
+    items = _items(output)
+    if items is None:
+        raise ImageFailed(f"{name} returned no images but {type(output).__name__}")
+    images = [_only_frame(item, name) if _is_video(item) else item for item in items]
+    if len(images) != count:
+        raise ImageFailed(f"{name} returned {len(images)} images for {count} prompts")
+    return [_tensor(image, name) for image in images]
 
 
 def refused(output: Any, count: int) -> list[bool]:
     """For each of `count` images, whether the checkpoint's safety checker has refused it."""
     verdicts = [getattr(output, name, None) for name in VERDICTS]
-    given = [list(verdict) for verdict in verdicts if verdict is not None]
-    return [any(bool(verdict[at]) for verdict in given if at < len(verdict)) for at in range(count)]
+    lists = [list(verdict) for verdict in verdicts if verdict is not None]
+    return [any(bool(verdict[at]) for verdict in lists if at < len(verdict)) for at in range(count)]
 
 
-def _held(output: Any) -> Any:
+def _items(output: Any) -> Any:
     if isinstance(output, tuple):
         return output[0] if output else None
-    return next((held for n in PICTURES if (held := getattr(output, n, None)) is not None), None)
+    values = (getattr(output, name, None) for name in PICTURES)
+    return next((value for value in values if value is not None), None)
 
 
 def _is_video(item: Any) -> bool:
@@ -54,7 +55,7 @@ def _is_video(item: Any) -> bool:
 
 def _only_frame(frames: Sequence[Any], name: str) -> Any:
     if len(frames) != 1:
-        raise ImageFailed(f"{name} made {len(frames)} frames where 1 was asked for")
+        raise ImageFailed(f"{name} returned {len(frames)} frames instead of 1")
     return frames[0]
 
 
@@ -68,6 +69,6 @@ def _tensor(picture: Any, name: str) -> torch.Tensor:
     else:
         pixels = picture.detach().cpu()
     if pixels.ndim != 3 or pixels.shape[0] not in (1, 3):
-        raise ImageFailed(f"{name} made a picture of the shape {list(pixels.shape)}, not RGB")
+        raise ImageFailed(f"{name} returned an image of shape {list(pixels.shape)}, not RGB")
     scale = 1 if pixels.is_floating_point() else 255
     return (pixels.float() / scale).expand(3, -1, -1)

@@ -1,9 +1,9 @@
-"""The prompts of whole calls: which of them may share one, and how many tokens are read.
+"""The prompts of whole calls: which of them can share a call, and how many tokens are read.
 
-Many pipelines pad the prompts of a call to the longest of them, some without a mask, so that a
-prompt's picture depends on its neighbours' lengths. From outside one cannot tell which do. So
-prompts share a call when every tokenizer of the pipeline makes equally many tokens of them; then
-none is padded for another. Knows tokenizers, and no pipeline by name.
+Many pipelines pad the prompts of a call to the longest one, some without a mask, so an image then
+depends on the lengths of the other prompts. That can't be seen from outside. So prompts share a
+call only if each of the pipeline's tokenizers splits them into the same number of tokens, because
+then no prompt is padded for another. Knows tokenizers, but no pipeline by name.
 """
 
 import inspect
@@ -17,21 +17,21 @@ from pipelines.seam import PromptForm
 from pipelines.text import TokenCounter
 
 _CLIP = "CLIPTokenizer"
-"""Beginning of the class names of CLIP's tokenizers: all pipelines pad what they make to 77."""
+"""Prefix of the class names of CLIP's tokenizers, whose prompts are always padded to 77 tokens."""
 
-_PUTS_AROUND = ("system_prompt", "system_message", "instruction", "template")
-"""Words in the names of arguments and attributes by which a pipeline adds text to the prompt."""
+_ADDED_TEXT = ("system_prompt", "system_message", "instruction", "template")
+"""Words in the names of arguments and attributes with which pipelines add text to the prompt."""
 
 
 class PromptTexts:
-    """What can be told of a pipeline's prompts from outside.
+    """What can be found out about a pipeline's prompts from outside.
 
-    `comparable` says whether their lengths can be. `limit` is where its only tokenizer cuts, None
-    where there are several or it does not say; `form` is what is done to a prompt before it is
-    counted, None where that is unknown. `asked` is the catalog's max_sequence_length.
+    `comparable` is whether their lengths can be compared. `limit` is where the only tokenizer cuts;
+    None if there are several or the limit is unknown. `form` is how a prompt is prepared before
+    it's counted; None if unknown. `max_length` is the catalog's max_sequence_length.
     """
 
-    def __init__(self, pipe: Any, asked: int | None) -> None:
+    def __init__(self, pipe: Any, max_length: int | None) -> None:
         tokenizers = _tokenizers(pipe)
         prepare = _preparation(pipe)
         self.comparable = bool(tokenizers)
@@ -40,13 +40,13 @@ class PromptTexts:
         self._varying = [TokenCounter(t, prepare) for t in tokenizers if not _is_clip(t)]
         self._only: TokenCounter | None = None
         if len(tokenizers) == 1:
-            self.limit = _limit(pipe, tokenizers[0], asked)
+            self.limit = _limit(pipe, tokenizers[0], max_length)
         if self.limit is not None and not _adds_text(pipe, tokenizers[0]):
             self._only = TokenCounter(tokenizers[0], prepare)
             self.form = _form(pipe)
 
     def key(self, request: ImageRequest) -> Hashable:
-        """The lengths of the prompt and of the negative one, by every tokenizer."""
+        """The lengths of the prompt and the negative prompt, by every tokenizer."""
         texts = (request.prompt, request.negative_prompt or "")
         return tuple(count(text) for count in self._varying for text in texts)
 
@@ -57,14 +57,14 @@ class PromptTexts:
         return self._only(text) > self.limit
 
     def tokenizer_json(self) -> str | None:
-        """The only tokenizer, where `form` says how prompts are prepared for it."""
+        """The only tokenizer as JSON, if `form` says how prompts are prepared for it."""
         return self._only.to_json() if self._only is not None and self.form else None
 
 
 def _tokenizers(pipe: Any) -> list[Any]:
-    """The pipeline's tokenizers; none where something else reads the prompt too.
+    """The pipeline's tokenizers; an empty list if something else reads the prompt too.
 
-    That is a processor with a tokenizer inside, or a model that rewrites prompts with a tokenizer
+    Such as a processor with a tokenizer inside, or a model that rewrites prompts with a tokenizer
     of another name.
     """
     parts = {n: c for n, c in getattr(pipe, "components", {}).items() if c is not None}
@@ -77,7 +77,7 @@ def _tokenizers(pipe: Any) -> list[Any]:
 
 
 def _reads_text(part: Any) -> bool:
-    """Whether it is a tokenizer, or a processor that has one."""
+    """Whether it's a tokenizer, or a processor that has one."""
     return hasattr(part, "model_max_length") or hasattr(part, "tokenizer")
 
 
@@ -86,7 +86,7 @@ def _is_clip(tokenizer: Any) -> bool:
 
 
 def _preparation(pipe: Any) -> Callable[[str], str]:
-    """What the pipeline does to a caption before it tokenizes: lowers it, takes markup out."""
+    """What the pipeline does before it tokenizes: lowercase the text, remove markup."""
     if not hasattr(pipe, "_text_preprocessing"):
         return str
     cleans = _cleans(pipe)
@@ -98,25 +98,25 @@ def _cleans(pipe: Any) -> bool:
     return parameter is not None and parameter.default is True
 
 
-def _limit(pipe: Any, tokenizer: Any, asked: int | None) -> int | None:
-    """Tokens that are read of a prompt: what the call is told, else what CLIP has."""
-    taken = inspect.signature(pipe.__call__).parameters.get("max_sequence_length")
-    if taken is not None:
-        limit = asked or taken.default
+def _limit(pipe: Any, tokenizer: Any, max_length: int | None) -> int | None:
+    """How many tokens of a prompt are read: the call's max_sequence_length, else CLIP's limit."""
+    parameter = inspect.signature(pipe.__call__).parameters.get("max_sequence_length")
+    if parameter is not None:
+        limit = max_length or parameter.default
     else:
         limit = tokenizer.model_max_length if _is_clip(tokenizer) else None
     return limit if isinstance(limit, int) else None
 
 
 def _adds_text(pipe: Any, tokenizer: Any) -> bool:
-    """Whether the prompt may be put into a longer text, so that its tokens cannot be counted."""
+    """Whether the pipeline may add text to the prompt, so its tokens can't be counted."""
     names = [*inspect.signature(pipe.__call__).parameters, *vars(pipe)]
-    told = any(word in name for name in names for word in _PUTS_AROUND)
-    return told or getattr(tokenizer, "chat_template", None) is not None
+    has_name = any(word in name for name in names for word in _ADDED_TEXT)
+    return has_name or getattr(tokenizer, "chat_template", None) is not None
 
 
 def _form(pipe: Any) -> PromptForm | None:
-    """How a prompt is prepared; None where markup is taken out, which the service cannot do."""
+    """How a prompt is prepared; None if markup is removed, which the service can't do."""
     lowers = hasattr(pipe, "_text_preprocessing")
     if lowers and _cleans(pipe) and is_bs4_available() and is_ftfy_available():
         return None

@@ -1,10 +1,11 @@
 """Z-Image: a single-stream rectified-flow transformer, prompted by Qwen3.
 
 Equals `ZImagePipeline(guidance_scale=g, negative_prompt=negative)`: any guidance above 0 is
-classifier-free, and its formula is positive + g (positive - negative). The transformer takes
-lists, so images of different sizes and prompts of different lengths share a forward pass, padded
-inside it under a mask. That padding would make the last bits depend on the neighbours, so
-reproducible requests share a batch only with those of the same size and padded prompt lengths.
+classifier-free, with the formula positive + g (positive - negative). The transformer takes lists,
+so images of different sizes and prompts of different lengths can share a forward pass, padded
+inside it with a mask. That padding would make an image's last bits depend on the rest of the batch,
+so reproducible requests share a batch only with requests of the same size and padded prompt
+lengths.
 """
 
 from collections.abc import Hashable, Sequence
@@ -24,7 +25,7 @@ from pipelines.text import TokenCounter, chat_form, sequence_length
 
 
 class ZImage(Stepped):
-    """A ZImagePipeline, stepped."""
+    """A ZImagePipeline run step by step."""
 
     def __init__(self, pipe: Any, max_sequence_length: int | None = None) -> None:
         self.pipe = pipe
@@ -46,7 +47,7 @@ class ZImage(Stepped):
         return request.guidance_scale > self.card.guides_above
 
     def batch_key(self, request: ImageRequest) -> Hashable:
-        """Same number of rows; for reproducible requests every length that padding depends on."""
+        """Same rows; for reproducible requests also the same size and padded prompt lengths."""
         if not request.reproducible:
             return self.guided(request)
         texts = self.texts(request).values()
@@ -55,9 +56,9 @@ class ZImage(Stepped):
         return super().batch_key(request), padded
 
     def encode(self, text: str | None, role: Role) -> Conditioning:
-        """Qwen3's last hidden states but one: prompt_embeds [1, tokens, d]."""
+        """Qwen3's second-to-last hidden states: prompt_embeds [1, tokens, d]."""
         text = text or ""
-        # A list of its own: the pipeline writes the chat's text into it.
+        # A fresh list, because the pipeline writes the chat's text into it.
         [embeds], _ = self.pipe.encode_prompt(
             [text], do_classifier_free_guidance=False, max_sequence_length=self.length
         )
@@ -66,7 +67,7 @@ class ZImage(Stepped):
         )
 
     def start(self, request: ImageRequest, conditioning: Conditioning) -> Sample:
-        """Latents float32 [1, channels, height / 8, width / 8], whatever the model's dtype."""
+        """Latents float32 [1, channels, height / 8, width / 8] for any dtype of the model."""
         generator = batch.seeded(request)
         latents = self.pipe.prepare_latents(
             1,

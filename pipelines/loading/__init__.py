@@ -1,1 +1,1 @@
-"""From a catalog entry to checked, loaded components: folders, single files, quantized weights."""
+"""Check and load a catalog entry's components: folders, single files and quantized weights."""

@@ -1,8 +1,8 @@
-"""A checkpoint on disk, a diffusers folder or a single file: found, looked over, loaded.
+"""Find, check and load a checkpoint: a diffusers folder or a single file.
 
-Everything that can be wrong with one ends as ModelUnavailable: one sentence that names the catalog
-entry and the file. Files are looked over before anything is loaded, so that a truncated file is
-found in milliseconds and by name. Knows no family and no placement.
+Any problem raises ModelUnavailable with one sentence that names the catalog entry and the file.
+Files are checked before anything is loaded, so a truncated file is reported by name within
+milliseconds. This module doesn't depend on families or placements.
 """
 
 import importlib
@@ -16,11 +16,11 @@ from typing import Any
 import torch
 
 from jobs.catalog import Model
-from jobs.errors import ModelUnavailable
+from jobs.errors import ModelUnavailable, first_line
 from pipelines.loading import examination, hub, sources
 from pipelines.loading.components import Source, check_file, component_class, naming, read_component
 from pipelines.loading.examination import INDEX
-from pipelines.loading.headers import first_line, read_header
+from pipelines.loading.headers import read_header
 from pipelines.loading.packages import missing_packages
 from pipelines.loading.processors import tokenizers_of
 from pipelines.loading.sources import Assembly, listed
@@ -29,10 +29,10 @@ from pipelines.loading.transient import may_pass
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A folder whose index has been read. `components` maps a name to its class's name.
+    """A folder whose index has been read. `components` maps each name to its class name.
 
-    `elsewhere` are components whose weights aren't in the folder, such as those of a single file;
-    the folder then has the configs. Those of `left_out` are None in the pipeline.
+    `elsewhere` has the components whose weights aren't in the folder, such as those of a single
+    file; the folder then has the configs. Components in `left_out` are None in the pipeline.
     """
 
     folder: Path
@@ -47,7 +47,7 @@ class Checkpoint:
         return self.elsewhere.get(name, Source(self.folder / name, self.folder / name))
 
     def read(self, model: Model, name: str, device: str = "cpu", quantize: Any = None) -> Any:
-        """One component in the model's dtype, on `device`; see `read_component`.
+        """Load one component in the model's dtype onto `device`; see `read_component`.
 
         Raises ModelUnavailable.
         """
@@ -64,43 +64,44 @@ class Checkpoint:
             )
 
     def pipeline_class(self, model: Model) -> Any:
-        """The diffusers class that the index names. Raises ModelUnavailable."""
+        """The diffusers class named in the index. Raises ModelUnavailable."""
         diffusers = importlib.import_module("diffusers")
         _hush()
         kind = getattr(diffusers, self.class_name, None)
         if not (isinstance(kind, type) and issubclass(kind, diffusers.DiffusionPipeline)):
             raise ModelUnavailable(
                 f"model {model.name!r}: diffusers {diffusers.__version__} has no pipeline "
-                f"{self.class_name!r}, which {self.folder / INDEX} names{self._versions()}"
+                f"{self.class_name!r} (named in {self.folder / INDEX}){self._versions()}"
             )
         if "prompt" not in inspect.signature(kind.__call__).parameters:
             raise ModelUnavailable(
-                f"model {model.name!r}: {self.class_name}, which {self.folder / INDEX} names, "
-                "takes no prompt; set path to a text-to-image model"
+                f"model {model.name!r}: {self.class_name} (named in {self.folder / INDEX}) takes "
+                "no prompt; set path to a text-to-image model"
             )
         return kind
 
     def load(self, model: Model, quantize: Any = None, **arguments: Any) -> Any:
-        """The diffusers pipeline in the model's dtype, on the CPU.
+        """Load the diffusers pipeline in the model's dtype on the CPU.
 
-        `quantize` maps a component to its quantizer's config. `arguments` go to `from_pretrained`:
-        components to take. Raises ModelUnavailable.
+        `quantize` maps a component to its quantizer's config. `arguments` are components that are
+        already loaded; they're passed to `from_pretrained`. Raises ModelUnavailable.
         """
         look_over(model, self)
         kind = self.pipeline_class(model)
-        wanted = dict(quantize or {})
+        quantizer_configs = dict(quantize or {})
         for name in self.elsewhere:
             if name not in arguments:
-                arguments[name] = self.read(model, name, quantize=wanted.pop(name, None))
-        if wanted:
+                config = quantizer_configs.pop(name, None)
+                arguments[name] = self.read(model, name, quantize=config)
+        if quantizer_configs:
             diffusers = importlib.import_module("diffusers")
             arguments["quantization_config"] = diffusers.PipelineQuantizationConfig(
-                quant_mapping=wanted
+                quant_mapping=quantizer_configs
             )
-        takes = inspect.signature(kind.__init__).parameters
-        left_out: dict[str, Any] = {name: None for name in self.left_out if name in takes}
+        parameters = inspect.signature(kind.__init__).parameters
+        left_out: dict[str, Any] = {name: None for name in self.left_out if name in parameters}
         try:
-            tokenizers = tokenizers_of(self.folder, self.components, given=arguments)
+            tokenizers = tokenizers_of(self.folder, self.components, loaded=arguments)
             left_out |= dict.fromkeys(tokenizers)
             pipe = kind.from_pretrained(
                 self.folder,
@@ -110,9 +111,9 @@ class Checkpoint:
                 **{**left_out, **arguments},
             )
             pipe.register_modules(**tokenizers)
-        except Exception as error:  # any library's; the checkpoint is at fault or too new
+        except Exception as error:  # from any library: the checkpoint is broken or too new
             raise ModelUnavailable(
-                f"model {model.name!r}: {self.folder} cannot be loaded: "
+                f"model {model.name!r}: can't load {self.folder}: "
                 f"{missing_packages(error) or first_line(error)}{self._versions()}",
                 may_pass=may_pass(error),
             ) from error
@@ -121,18 +122,18 @@ class Checkpoint:
         return pipe
 
     def _check_filled(self, model: Model, components: Mapping[str, Any]) -> None:
-        """Refuse modules that diffusers leaves without data, because their files lack a tensor."""
+        """Refuse modules with tensors that diffusers left empty because the files lack them."""
         for name, module in components.items():
             tensors = module.named_parameters() if isinstance(module, torch.nn.Module) else ()
             for key, tensor in tensors:
                 if tensor.is_meta:
                     raise ModelUnavailable(
-                        f"model {model.name!r}: the weights in {self.folder / name} lack {key}; "
-                        "download the whole model"
+                        f"model {model.name!r}: the weights in {self.folder / name} are missing "
+                        f"{key}; download the whole model"
                     )
 
     def _versions(self) -> str:
-        """Which diffusers wrote the checkpoint, where that may be why it can't be loaded."""
+        """The version of diffusers that saved the checkpoint, if it's newer than ours."""
         from diffusers import __version__ as installed
         from packaging.version import InvalidVersion, Version
 
@@ -142,24 +143,24 @@ class Checkpoint:
         except InvalidVersion:
             return ""
         return (
-            f"; diffusers {written} wrote the folder, and {installed} is installed: install a "
-            "newer diffusers"
+            f"; diffusers {written} saved the folder, but {installed} is installed: upgrade "
+            "diffusers"
             if is_newer
             else ""
         )
 
 
 def find_checkpoint(model: Model, *, weights: bool = True) -> Checkpoint:
-    """The model's folder or file, downloaded or taken from the hub's cache if it has a hub id.
+    """Find the model's folder or file; a hub id is downloaded unless it's in the hub's cache.
 
-    Without `weights`, only the configs of hub ids are fetched. Raises ModelUnavailable.
+    Without `weights`, only configs are fetched for hub ids. Raises ModelUnavailable.
     """
     with naming(model.name):
         if sources.is_file(model.path):
             assembly = sources.of_file(model, weights=weights)
         else:
             folder = Path(model.path) if model.local else _from_hub(model, weights)
-            if not os.path.isfile(folder / INDEX):  # False also where it can't be read
+            if not os.path.isfile(folder / INDEX):  # also False if it can't be read
                 raise examination.without_index(folder)
             assembly = Assembly(folder, sources.read_index(folder), {}, ())
             assembly = sources.with_components(model, assembly, weights)
@@ -174,13 +175,13 @@ def find_checkpoint(model: Model, *, weights: bool = True) -> Checkpoint:
 
 
 def has_weights(checkpoint: Checkpoint) -> bool:
-    """Whether any component has its weights here; a plan needs none."""
-    places = (checkpoint.source(name) for name in checkpoint.components)
-    return any(each.is_file or any(each.weights.glob("*.safetensors")) for each in places)
+    """Whether any component's weights are on disk; a plan doesn't need them."""
+    sources = (checkpoint.source(name) for name in checkpoint.components)
+    return any(source.is_file or any(source.weights.glob("*.safetensors")) for source in sources)
 
 
 def look_over(model: Model, checkpoint: Checkpoint) -> None:
-    """Check that every component is there and whole, reading headers only.
+    """Check that every component exists and is complete, reading headers only.
 
     Raises ModelUnavailable.
     """
@@ -208,13 +209,13 @@ def _from_hub(model: Model, weights: bool) -> Path:
         folder = DiffusionPipeline.download(
             model.path, revision=model.revision, variant=model.variant, use_safetensors=True
         )
-    except Exception as error:  # the hub's client, its HTTP library and diffusers all have theirs
+    except Exception as error:  # the hub client, its HTTP library and diffusers share no base class
         raise ModelUnavailable(hub.hub_trouble(model.path, error), may_pass=True) from error
     return Path(folder)
 
 
 def _hush() -> None:
-    """No progress bars and no advice on standard error: a worker's log is not a terminal."""
+    """Disable progress bars and advice on stderr, because a worker's log isn't a terminal."""
     for name in ("diffusers", "transformers"):
         library = importlib.import_module(name)
         library.utils.logging.disable_progress_bar()

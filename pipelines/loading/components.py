@@ -1,9 +1,9 @@
-"""One component of a pipeline from wherever its weights are: a folder, or a single file.
+"""Load one component of a pipeline from a folder or a single file.
 
-A single file is checked against the component's config before anything is loaded: diffusers'
-own conversion of names runs over the file's header, and every name and shape must be the model's.
-So a file of another model, or of half of one, is refused in a second, and nothing is ever left at
-random values. Knows no pipeline and no placement.
+A single file is checked against the component's config before anything is loaded: diffusers' own
+name conversion runs over the file's header, and every name and shape must match the model. A file
+of another model, or half a file, is refused within a second, and no weight is ever left at random
+values. This module doesn't depend on pipelines or placements.
 """
 
 from collections.abc import Iterator, Mapping
@@ -28,26 +28,28 @@ from diffusers.models.model_loading_utils import load_state_dict
 from diffusers.quantizers.gguf.utils import GGUFLinear, GGUFParameter, dequantize_gguf_tensor
 from torch import nn
 
-from jobs.errors import ModelUnavailable
+from jobs.errors import ModelUnavailable, first_line
 from pipelines.loading.contents import of_component
-from pipelines.loading.headers import SUFFIXES, Header, first_line, read_header
+from pipelines.loading.headers import SUFFIXES, Header, read_header
 from pipelines.loading.transient import may_pass
 from pipelines.out_of_memory import is_out_of_memory
 
 DENOISERS = ("transformer", "unet")
-"""Names of the component that makes the steps; the first that a pipeline has."""
+"""Names of the component that runs the denoising steps; the first one that a pipeline has."""
 
 SCALE = ".weight_scale"
 SCALES = (SCALE, ".weight_scale_2", ".input_scale")
-"""Endings of the scales of Black Forest Labs' fp8 and nvfp4 files, which diffusers reads."""
+"""Suffixes of the scales in Black Forest Labs' fp8 and nvfp4 files, which diffusers can read."""
 
 _FOREIGN_SCALES = (".scale_weight", ".scale_input", "scaled_fp8", ".weight_quant", ".comfy_quant")
 _PACKED = (".absmax", ".quant_map", ".quant_state.bitsandbytes__nf4")
 
+_WAY_OUT = 'use a file of that model, or set config = "..." to the configs that match the file'
+
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where a component comes from: its weights, a folder or a file, and its config's folder."""
+    """Where a component comes from: its weights (a folder or a file) and its config's folder."""
 
     weights: Path
     config: Path
@@ -59,7 +61,7 @@ class Source:
 
 
 def component_class(library: str, class_name: str) -> Any:
-    """The class that a model_index.json names; None where its library doesn't have it."""
+    """The class named in a model_index.json; None if its library doesn't have it."""
     pipelines = import_module("diffusers").pipelines
     if hasattr(pipelines, library):
         return getattr(getattr(pipelines, library), class_name, None)
@@ -79,7 +81,7 @@ def read_component(
     variant: str | None = None,
     quantize: Any = None,
 ) -> Any:
-    """The component, its weights on `device`, in `dtype` where they aren't quantized.
+    """Load the component onto `device`, in `dtype` unless its weights are quantized.
 
     `quantize` is the config of diffusers' or transformers' quantizer, to quantize while loading.
     Raises ModelUnavailable without the model's name, and torch's own out-of-memory error.
@@ -92,18 +94,18 @@ def read_component(
         return _from_folder(kind, source, dtype, device, variant, quantize)
     except ModelUnavailable:
         raise
-    except Exception as error:  # any library's; the file is at fault or too new
+    except Exception as error:  # from any library: the file is broken or too new
         if is_out_of_memory(error):
             raise
         raise ModelUnavailable(
-            f"{source.weights} can't be loaded: {first_line(error)}", may_pass=may_pass(error)
+            f"can't load {source.weights}: {first_line(error)}", may_pass=may_pass(error)
         ) from error
 
 
 def _from_folder(
     kind: Any, source: Source, dtype: torch.dtype, device: str, variant: str | None, quantize: Any
 ) -> nn.Module:
-    """As its library loads it, straight to one device."""
+    """Load with the component's own library, straight to one device."""
     options: dict[str, Any] = {} if device == "cpu" else {"device_map": {"": device}}
     options["torch_dtype" if _is_diffusers(kind) else "dtype"] = dtype
     if quantize is not None:
@@ -146,7 +148,7 @@ def _from_file(
 def _text_encoder(
     kind: Any, source: Source, tensors: dict[str, Any], dtype: torch.dtype, quantize: Any
 ) -> nn.Module:
-    """A text encoder out of a whole checkpoint, or from a file under transformers' own names."""
+    """Load a text encoder from a whole checkpoint, or from a file with transformers' names."""
     config = kind.config_class.from_pretrained(source.config)
     arguments = {"config": str(source.config), "torch_dtype": dtype, "local_files_only": True}
     if any(key.startswith("text_encoders.t5xxl.") for key in tensors):
@@ -162,45 +164,41 @@ def _text_encoder(
     missing = sorted(report["missing_keys"])
     if missing or report["mismatched_keys"]:
         lacks = missing[0] if missing else str(next(iter(report["mismatched_keys"])))
-        raise ModelUnavailable(
-            f"{source.weights} isn't the {kind.__name__} that {source.config} describes: "
-            f"it lacks {lacks}"
-        )
+        raise ModelUnavailable(f"{_mismatch(kind, source)}: it's missing {lacks}")
     return cast(nn.Module, module)
 
 
 def check_file(name: str, kind: Any, source: Source, header: Header) -> None:
-    """Check names, shapes and dtypes of the file's header. Raises ModelUnavailable."""
+    """Check the names, shapes and dtypes in the file's header. Raises ModelUnavailable."""
     if not _is_diffusers(kind):
         if header.is_gguf:
             raise ModelUnavailable(
-                f"{source.weights} is a GGUF, and a text encoder isn't loaded from one: name its "
-                "safetensors, and quantize them with quantization = { "
-                f'{name} = "int8" }} if they are too large'
+                f"{source.weights} is a GGUF, but text encoders can't be loaded from one; use "
+                f'safetensors, with quantization = {{ {name} = "int8" }} if they are too large'
             )
         return
     _check_dtypes(source, header)
     expected = _skeleton(kind, source.config).state_dict()
-    held = converted(name, kind, source, header)
-    what = f"{source.weights} isn't the {kind.__name__} that {source.config} describes"
-    missing = next((key for key in expected if key not in held), None)
+    tensors = converted(name, kind, source, header)
+    mismatch = _mismatch(kind, source)
+    missing = next((key for key in expected if key not in tensors), None)
     if missing is not None:
-        raise ModelUnavailable(f"{what}: it lacks {missing}; {_way_out(source)}")
+        raise ModelUnavailable(f"{mismatch}: it's missing {missing}; {_WAY_OUT}")
     for key, tensor in expected.items():
-        shape = tuple(getattr(held[key], "quant_shape", held[key].shape))
-        if shape != tuple(tensor.shape) and not _is_nvfp4(header, held[key]):
+        shape = tuple(getattr(tensors[key], "quant_shape", tensors[key].shape))
+        if shape != tuple(tensor.shape) and not _is_nvfp4(header, tensors[key]):
             raise ModelUnavailable(
-                f"{what}: {key} has the shape {list(shape)} instead of {list(tensor.shape)}; "
-                + _way_out(source)
+                f"{mismatch}: {key} has shape {list(shape)}, expected {list(tensor.shape)}; "
+                + _WAY_OUT
             )
 
 
-def _way_out(source: Source) -> str:
-    return 'name a file of that model, or its own configs with config = "..."'
+def _mismatch(kind: Any, source: Source) -> str:
+    return f"{source.weights} isn't the {kind.__name__} described by {source.config}"
 
 
 def converted(name: str, kind: Any, source: Source, header: Header) -> Mapping[str, torch.Tensor]:
-    """The header's tensors under the model's names. Raises ModelUnavailable."""
+    """The header's tensors by the model's names for them. Raises ModelUnavailable."""
     own = own_tensors(name, kind, header.tensors)
     own = {key: tensor for key, tensor in own.items() if not key.endswith(SCALES)}
     expected = _skeleton(kind, source.config).state_dict()
@@ -209,33 +207,30 @@ def converted(name: str, kind: Any, source: Source, header: Header) -> Mapping[s
         return own
     try:
         config = kind.load_config(source.config)
-        made: Mapping[str, torch.Tensor] = mapping(checkpoint=dict(own), config=config)
-    except Exception as error:  # converters look up what a file of another model lacks
-        raise ModelUnavailable(
-            f"{source.weights} isn't the {kind.__name__} that {source.config} describes: "
-            + _way_out(source)
-        ) from error
-    return made
+        tensors: Mapping[str, torch.Tensor] = mapping(checkpoint=dict(own), config=config)
+    except Exception as error:  # converters look up tensors that a file of another model lacks
+        raise ModelUnavailable(f"{_mismatch(kind, source)}; {_WAY_OUT}") from error
+    return tensors
 
 
 def own_tensors(name: str, kind: Any, tensors: Mapping[str, Any]) -> dict[str, Any]:
-    """The component's tensors: those of a file by itself, or its part of a whole checkpoint."""
+    """The component's tensors: its part of a whole checkpoint, or all tensors of its own file."""
     return of_component(tensors, name, kind.__name__) or dict(tensors)
 
 
 def _check_dtypes(source: Source, header: Header) -> None:
     if any(name.endswith(".qweight") for name in header.tensors):
         raise ModelUnavailable(
-            f"{source.weights} is quantized by SVDQuant, GPTQ or AWQ, which diffusers doesn't read "
-            "from a single file: take an SVDQuant model as a diffusers folder (nunchaku_lite; it "
-            "needs the package kernels), or a GGUF"
+            f"{source.weights} is quantized with SVDQuant, GPTQ or AWQ, which diffusers can't read "
+            "from a single file; use a GGUF, or a diffusers folder of an SVDQuant model "
+            "(nunchaku_lite, which needs the package kernels)"
         )
     foreign = next((n for n in header.tensors if n.endswith(_FOREIGN_SCALES)), None)
     packed = next((n for n in header.tensors if n.endswith(_PACKED)), None)
     if foreign or packed:
         raise ModelUnavailable(
-            f"{source.weights} is quantized in a way that diffusers doesn't read from a single "
-            f"file ({foreign or packed}): take a GGUF, an unquantized file with quantization = "
+            f"{source.weights} is quantized in a format that diffusers can't read from a single "
+            f"file ({foreign or packed}); use a GGUF, an unquantized file with quantization = "
             '"fp8", or a diffusers folder'
         )
     if any(name.endswith(SCALE) for name in header.tensors):
@@ -244,18 +239,18 @@ def _check_dtypes(source: Source, header: Header) -> None:
         is_number = tensor.is_floating_point() or isinstance(tensor, GGUFParameter)
         if not is_number and tensor.dim() > 1:
             raise ModelUnavailable(
-                f"{source.weights} stores {name} as {str(tensor.dtype).removeprefix('torch.')}: "
-                "weights are floating point numbers; take an unquantized file or a GGUF"
+                f"{source.weights} stores {name} as {str(tensor.dtype).removeprefix('torch.')}, "
+                "but weights must be floating point; use an unquantized file or a GGUF"
             )
 
 
 def _is_nvfp4(header: Header, tensor: torch.Tensor) -> bool:
-    """Two values in a byte: only diffusers' quantizer tells the shape."""
+    """Whether the tensor has two values per byte, so only diffusers' quantizer knows its shape."""
     return tensor.dtype == torch.uint8 and any(n.endswith(SCALE) for n in header.tensors)
 
 
 def _stored_quantization(header: Header, dtype: torch.dtype) -> Any:
-    """The quantizer for what the file holds, None for plain weights."""
+    """The quantizer's config for the weights in the file; None if they aren't quantized."""
     if header.is_gguf:
         return GGUFQuantizationConfig(compute_dtype=dtype)
     if any(name.endswith(SCALE) for name in header.tensors):
@@ -264,9 +259,10 @@ def _stored_quantization(header: Header, dtype: torch.dtype) -> Any:
 
 
 def _restore_others(module: nn.Module, dtype: torch.dtype) -> None:
-    """Dequantize what isn't the weight of a linear layer: diffusers would use its bytes as numbers.
+    """Dequantize tensors that aren't the weight of a linear layer.
 
-    Such are biases, norms and convolutions that a GGUF stores quantized or in bfloat16.
+    These are biases, norms and convolutions that a GGUF stores quantized or in bfloat16. diffusers
+    would use their bytes as numbers.
     """
     for inner in module.modules():
         for name, tensor in list(inner._parameters.items()):
@@ -277,14 +273,11 @@ def _restore_others(module: nn.Module, dtype: torch.dtype) -> None:
 
 
 def _complete(module: nn.Module, source: Source) -> nn.Module:
-    """The module, none of whose tensors was left out. Raises ModelUnavailable."""
+    """The module, if all its tensors were loaded. Raises ModelUnavailable."""
     tensors = [*module.named_parameters(), *module.named_buffers()]
     missing = next((name for name, tensor in tensors if tensor.is_meta), None)
     if missing is not None:
-        raise ModelUnavailable(
-            f"{source.weights} isn't the {type(module).__name__} that {source.config} describes: "
-            f"it lacks {missing}"
-        )
+        raise ModelUnavailable(f"{_mismatch(type(module), source)}: it's missing {missing}")
     return module
 
 
@@ -295,7 +288,7 @@ def _skeleton(kind: Any, config: Path) -> nn.Module:
 
 
 def _converter(kind: Any) -> Any:
-    """diffusers' conversion of original names for a class, None where it has none."""
+    """diffusers' function that converts original names for a class; None if it has none."""
     name = _get_single_file_loadable_mapping_class(kind)
     return None if name is None else SINGLE_FILE_LOADABLE_CLASSES[name]["checkpoint_mapping_fn"]
 
@@ -311,7 +304,7 @@ def _is_diffusers(kind: Any) -> bool:
 
 @contextmanager
 def naming(model_name: str) -> Iterator[None]:
-    """Put the model's name before a ModelUnavailable that comes without it."""
+    """Prefix the message of a ModelUnavailable with the model's name."""
     try:
         yield
     except ModelUnavailable as error:

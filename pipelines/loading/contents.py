@@ -1,8 +1,8 @@
-"""What a single weight file holds, told by the names of its tensors.
+"""Tell what's in a single weight file from the names of its tensors.
 
-A file may hold a denoiser alone or with its VAE and text encoders, under the original names or
-diffusers' own. Files that people take for a model and that are none (a LoRA, a ControlNet, a video
-model) are named, so that the refusal says what to do with them. Reads headers only.
+A file may have a denoiser alone or with its VAE and text encoders, under the original names or
+diffusers' own. Files that are often mistaken for an image model (a LoRA, a ControlNet, a video
+model) are recognized, so that the error can say what to do with them. Only headers are read.
 """
 
 from collections.abc import Iterable, Mapping
@@ -33,10 +33,10 @@ TEXT_PREFIXES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         ("text_encoder", "text_encoder_2", "text_encoder_3"), ("text_encoders.t5xxl.",)
     ),
 }
-"""Class of a text encoder -> component -> the prefixes of its tensors in a whole checkpoint."""
+"""Text encoder class -> component -> prefixes of its tensors in a whole checkpoint."""
 
 QWEN_IMAGE = "Qwen/Qwen-Image"
-"""Configs of the one family whose single files diffusers can't tell by itself."""
+"""Configs of the one family whose single files diffusers doesn't recognize."""
 
 _VIDEO = ("ltx", "wan", "hunyuan-video", "mochi", "animatediff", "cosmos-1.0", "minimax")
 _ADD_ONS = ("animatediff", "controlnet")
@@ -80,45 +80,47 @@ _VAE = (
 
 
 def refuse_others(header: Header) -> None:
-    """Raise ModelUnavailable for a file that is known to be something else than an image model."""
+    """Raise ModelUnavailable for a file that's known not to be an image model."""
     names, path = header.tensors.keys(), header.path
     if _any(names, _LORA):
         raise ModelUnavailable(
-            f"{path} is a LoRA, not a model: it only changes one. Merge it into its model with "
-            "diffusers' fuse_lora() and save_pretrained(), and name that folder"
+            f"{path} is a LoRA, not a model; merge it into its base model with diffusers' "
+            "fuse_lora() and save_pretrained(), and set path to that folder"
         )
     if any(name.startswith(_CONTROLNET) for name in names):
-        raise ModelUnavailable(f"{path} is a ControlNet, which steers a model: name the model")
+        raise ModelUnavailable(f"{path} is a ControlNet, not a model; set path to the model")
     if header.is_gguf and any(name.startswith(("blk.0.", "token_embd.", "enc.")) for name in names):
         kind = header.metadata.get("general.architecture", "unknown")
         raise ModelUnavailable(
-            f"{path} is a language model's GGUF (architecture {kind!r}), not an image model's: "
-            "name the denoiser's file"
+            f"{path} is the GGUF of a language model (architecture {kind!r}), not of an image "
+            "model; set path to the denoiser's file"
         )
     if holds_denoiser(names):
         _refuse_video(header)
         return
     if len(names) < 10 and any(name.startswith(_ADAPTER) for name in names):
-        raise ModelUnavailable(f"{path} is an embedding or adapter, not a model: name the model")
+        raise ModelUnavailable(
+            f"{path} is an embedding or adapter, not a model; set path to the model"
+        )
     if any(name.startswith(_VAE) for name in names):
         raise ModelUnavailable(
-            f'{path} is a VAE alone: name it in components = {{ vae = "..." }}, and the '
-            "denoiser in path"
+            f'{path} is only a VAE; set components = {{ vae = "..." }} to it, and path to the '
+            "denoiser"
         )
     if any(name.startswith(_TEXT) for name in names):
         raise ModelUnavailable(
-            f'{path} is a text encoder alone: name it in components = {{ text_encoder = "..." }}, '
-            "and the denoiser in path"
+            f'{path} is only a text encoder; set components = {{ text_encoder = "..." }} to it, '
+            "and path to the denoiser"
         )
 
 
 def holds_denoiser(names: Iterable[str]) -> bool:
-    """Whether the file can hold a denoiser: all others are known by the names of their tensors."""
-    listed = list(names)
-    if any(name.startswith(DENOISER_PREFIX) for name in listed):
+    """Whether the file may have a denoiser, because some tensors belong to no other component."""
+    all_names = list(names)
+    if any(name.startswith(DENOISER_PREFIX) for name in all_names):
         return True
     others = (*VAE_PREFIXES, *_text_prefixes())
-    rest = [name for name in listed if not name.startswith(others)]
+    rest = [name for name in all_names if not name.startswith(others)]
     return bool(rest) and not any(name.startswith((*_VAE, *_TEXT, *_ADAPTER)) for name in rest)
 
 
@@ -126,36 +128,38 @@ def _refuse_video(header: Header) -> None:
     kind = _kind_of(header)
     if kind is not None and kind.startswith(_VIDEO):
         raise ModelUnavailable(
-            f"{header.path} is a video model's file ({kind}), which makes no single pictures: "
-            "name an image model"
+            f"{header.path} is a video model ({kind}), which doesn't generate images; set path to "
+            "an image model"
         )
     if kind is not None and kind.startswith(_ADD_ONS):
-        raise ModelUnavailable(f"{header.path} is an add-on ({kind}), not a model: name the model")
+        raise ModelUnavailable(
+            f"{header.path} is an add-on ({kind}), not a model; set path to the model"
+        )
 
 
 def default_config(header: Header) -> str:
-    """The hub id whose configs diffusers would take for the file. Raises ModelUnavailable."""
+    """The hub id whose configs diffusers would use for the file. Raises ModelUnavailable."""
     names = header.tensors.keys()
     if any(name.removeprefix(DENOISER_PREFIX) == "txt_norm.weight" for name in names):
         return QWEN_IMAGE
     kind = _kind_of(header)
     if kind is None:
         raise ModelUnavailable(
-            f"{header.path} isn't a model that diffusers knows by its tensors: if it is one, name "
-            'a diffusers folder or hub id with its configs, config = "..."'
+            f"diffusers doesn't recognize the model in {header.path}; if it's an image model, set "
+            'config = "..." to a diffusers folder or hub id with its configs'
         )
     default: str = DIFFUSERS_DEFAULT_PIPELINE_PATHS[kind]["pretrained_model_name_or_path"]
     return default
 
 
 def _kind_of(header: Header) -> str | None:
-    """diffusers' name for the kind of model; None where it would only guess."""
+    """diffusers' name for the kind of model; None if it would only be guessing."""
     tensors: Any = dict(header.tensors)
-    if any(name.startswith("input_blocks.") for name in tensors):  # a UNet's file alone
+    if any(name.startswith("input_blocks.") for name in tensors):  # a file with only a UNet
         tensors = {f"{DENOISER_PREFIX}{name}": tensor for name, tensor in tensors.items()}
     try:
         kind: str = infer_diffusers_model_type(tensors)
-    except Exception:  # it looks tensors up that a file of another kind lacks
+    except Exception:  # it looks up tensors that files of other kinds lack
         return None
     is_sd = CHECKPOINT_KEY_NAMES["inpainting"] in tensors
     return kind if kind != "v1" or is_sd else None
@@ -164,15 +168,15 @@ def _kind_of(header: Header) -> str | None:
 def of_component(
     tensors: Mapping[str, torch.Tensor], name: str, class_name: str
 ) -> dict[str, torch.Tensor]:
-    """The tensors of one component of a whole checkpoint, named as diffusers' converters expect.
+    """One component's tensors in a whole checkpoint, named as diffusers' converters expect.
 
-    Empty where the file has none. A denoiser that shares the file loses its prefix, except for a
-    UNet, whose converter looks for it.
+    Empty if the file doesn't have the component. The denoiser's prefix is removed, except for a
+    UNet, because its converter looks for the prefix.
     """
     if name == "vae":
         prefixes: tuple[str, ...] = VAE_PREFIXES
     elif name.startswith("text_encoder"):
-        family = next((each for each in TEXT_PREFIXES if class_name.startswith(each)), None)
+        family = next((key for key in TEXT_PREFIXES if class_name.startswith(key)), None)
         prefixes = TEXT_PREFIXES[family].get(name, ()) if family else ()
     else:
         return _denoiser(tensors, class_name)
@@ -195,8 +199,8 @@ def _denoiser(tensors: Mapping[str, torch.Tensor], class_name: str) -> dict[str,
 
 
 def _text_prefixes() -> tuple[str, ...]:
-    found = [each for family in TEXT_PREFIXES.values() for each in family.values()]
-    return tuple({prefix for prefixes in found for prefix in prefixes})
+    groups = (group for family in TEXT_PREFIXES.values() for group in family.values())
+    return tuple({prefix for group in groups for prefix in group})
 
 
 def _any(names: Iterable[str], words: Iterable[str]) -> bool:

@@ -1,9 +1,9 @@
-"""A model's own defaults, from its pipeline class's signature and its configs.
+"""Derive a model's own defaults from its pipeline class's signature and its configs.
 
-The class says what its authors use: steps, guidance and often the size. A checkpoint distilled to
-few steps shares its class with the model that it was made from; `few_steps` recognizes it by its
-configs. What configs don't show (SD3.5 Turbo has those of SD3.5) stays as the class has it, and
-the entry's `defaults` must say. Reads no weights.
+The class's signature has the authors' defaults: steps, guidance and often the size. A checkpoint
+distilled to few steps has the same class as its base model; `few_steps` recognizes it by its
+configs. If the configs don't show it (SD3.5 Turbo's are those of SD3.5), the class's defaults
+apply unless the entry sets `defaults`. No weights are read.
 """
 
 import inspect
@@ -23,7 +23,7 @@ _DECODERS = ("vae", "movq", "vqvae", "vqgan")
 _GENERIC = Defaults()
 
 _SIZED_BY_CONFIG = frozenset({"SanaPipeline", "SanaPAGPipeline", "SanaSprintPipeline"})
-"""Classes whose signature gives one size for checkpoints of several: 512, 1024, 2048 and 4096."""
+"""Classes with one size in the signature but checkpoints for several: 512, 1024, 2048, 4096."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +41,9 @@ class Configs:
 
 
 def own_defaults(model: Model, checkpoint: Checkpoint) -> Defaults:
-    """The defaults of the model in this folder, whatever its entry says.
+    """The defaults of the model in this folder, regardless of its entry.
 
-    Raises ModelUnavailable when diffusers has no such pipeline.
+    Raises ModelUnavailable if diffusers doesn't have the pipeline.
     """
     if checkpoint.class_name == FakePipeline.__name__:
         return _GENERIC
@@ -57,10 +57,7 @@ def own_defaults(model: Model, checkpoint: Checkpoint) -> Defaults:
 
 
 def few_steps(configs: Configs) -> tuple[int, float] | None:
-    """Steps and guidance of a model distilled to few steps, as its authors publish them.
-
-    None for any other model.
-    """
+    """The published steps and guidance of a model distilled to few steps; None for other models."""
     index, denoiser, scheduler = configs.index, configs.denoiser, configs.scheduler
     pipeline, sampler = index.get("_class_name"), configs.sampler
     is_static = not scheduler.get("use_dynamic_shifting")
@@ -73,15 +70,15 @@ def few_steps(configs: Configs) -> tuple[int, float] | None:
     if sampler in ("LCMScheduler", "TCDScheduler") and pipeline != "LatentConsistencyModelPipeline":
         return 4, 8.5 if denoiser.get("time_cond_proj_dim") else 0.0
     if pipeline in ("StableDiffusionPipeline", "StableDiffusionXLPipeline") and _is_turbo(configs):
-        # SD Turbo and SDXL Turbo make 512 pixels in one step; SDXL Lightning's 1024 take four.
+        # SD Turbo and SDXL Turbo make 512 pixels in one step; SDXL Lightning makes 1024 in four.
         return 1 if denoiser.get("sample_size") == 64 else 4, 0.0
     return None
 
 
 def _is_turbo(configs: Configs) -> bool:
-    """Whether the sampler is Euler's and starts at the last timestep, which few steps need.
+    """Whether the sampler is Euler's and starts at the last timestep, as few-step models need.
 
-    Models that are trained down to zero signal start there too, and predict velocities.
+    Models trained down to zero signal also start there, but they predict velocities.
     """
     scheduler = configs.scheduler
     return (
@@ -98,7 +95,7 @@ def _steps(usual: Mapping[str, Any]) -> int:
 
 
 def _guidance(usual: Mapping[str, Any], configs: Configs) -> float:
-    """The default of the parameter that our `guidance_scale` goes to; 0 where there is none."""
+    """The default of the parameter that `guidance_scale` is passed as; 0 if there isn't one."""
     is_true = "true_cfg_scale" in usual and not configs.denoiser.get("guidance_embeds")
     scale = usual.get("true_cfg_scale" if is_true else "guidance_scale")
     return float(scale) if isinstance(scale, int | float) else 0.0
@@ -123,15 +120,16 @@ def _size(
 
 
 def _latent_size(model: Model, checkpoint: Checkpoint, configs: Configs) -> tuple[Any, int]:
-    """Latent cells of a side, or of height and width, and a cell's pixels.
+    """The latent size in cells (of one side, or height and width), and pixels per cell.
 
-    A pipeline without weights knows both best. Where it can't be made, they are read from configs.
+    The pipeline itself, built without weights, is the best source. If it can't be built, both are
+    read from configs.
     """
     cells = configs.denoiser.get("sample_size")
     scale = 1 if configs.decoder is None else vae_scale(configs.decoder)
     try:
         pipe = checkpoint.load(model, **skeletons(model, checkpoint))
-    except Exception:  # any library's; loading says whether the folder is at fault
+    except Exception:  # from any library; loading reports whether the folder is broken
         return cells, scale
     own = getattr(denoiser_of(pipe), "config", {}).get("sample_size", cells)
     if configs.decoder is None:

@@ -1,8 +1,8 @@
-"""A checkpoint's files looked over before anything is loaded, and folders that hold no checkpoint.
+"""Check a checkpoint's files before anything is loaded, and explain folders without a checkpoint.
 
-What a person can mend is found in milliseconds: each fault is a ModelUnavailable with one sentence
-that names the file and says what to do. Only components that are torch modules need
-a config and weights here; tokenizers, schedulers and guiders are left to the libraries' loaders.
+Problems that a user can fix are found within milliseconds. Each raises ModelUnavailable with one
+sentence that names the file and says what to do. Only torch modules need a config and weights here;
+tokenizers, schedulers and guiders are left to the libraries' loaders.
 """
 
 import json
@@ -14,9 +14,8 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from jobs.errors import ModelUnavailable
+from jobs.errors import ModelUnavailable, first_line
 from pipelines.loading.components import component_class
-from pipelines.loading.headers import first_line
 from pipelines.loading.transient import may_pass
 
 INDEX = "model_index.json"
@@ -28,22 +27,22 @@ _LORA_KEYS = ("lora_A.", "lora_B.", "lora_up.", "lora_down.", "lora.up.", "lora.
 
 
 Part = tuple[Path, str, str]
-"""A component's folder, its library and its class."""
+"""A component's folder, library and class name."""
 
 
 def look_over(components: Mapping[str, Part], variant: str | None) -> None:
-    """Check every component's folder: readable JSON, and whole weights where it is a module.
+    """Check every component's folder: its JSON is readable, and a module's weights are complete.
 
-    Weights are those of `variant`. Raises ModelUnavailable for the first fault.
+    Weights of `variant` are expected. Raises ModelUnavailable for the first problem.
     """
     modules: list[Path] = []
     for place, library, class_name in components.values():
         if not place.is_dir():
-            raise _wrong(f"the folder {place} is missing, which {INDEX} lists as {class_name}")
+            raise _wrong(f"the folder {place} is missing ({INDEX} lists it as {class_name})")
         documents = {path.name: _read(path) for path in sorted(place.glob("*.json"))}
         kind = component_class(library, class_name)
         if not isinstance(kind, type):
-            continue  # the library's loader says what it lacks
+            continue  # the library's loader reports what's missing
         if issubclass(kind, nn.Module):
             _need(place / "config.json")
             modules.append(place)
@@ -51,21 +50,21 @@ def look_over(components: Mapping[str, Part], variant: str | None) -> None:
         elif class_name.endswith("Scheduler"):
             _need(place / _SCHEDULER)
     if variant and modules and not any(_of_variant(place, variant) for place in modules):
-        known = sorted({each for place in modules for each in _variants(place)})
+        known = sorted({name for place in modules for name in _variants(place)})
         advice = f'set variant = "{known[0]}"' if known else "leave variant out"
-        raise _wrong(f"{modules[0].parent} holds no weights of variant {variant!r}: {advice}")
+        raise _wrong(f"{modules[0].parent} has no weights of variant {variant!r}; {advice}")
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """A JSON file's object. Raises ModelUnavailable."""
+    """Read a JSON file that must be an object. Raises ModelUnavailable."""
     document = _read_json(path)
     if not isinstance(document, dict):
-        raise _wrong(f"{path} holds no JSON object; download it again")
+        raise _wrong(f"{path} isn't a JSON object; download it again")
     return document
 
 
 def _read(path: Path) -> Any:
-    """A component's JSON; what tokenizers keep may be a list."""
+    """A component's JSON; a tokenizer's files may also be lists."""
     is_object = path.name in ("config.json", _SCHEDULER) or ".index." in path.name
     return read_object(path) if is_object else _read_json(path)
 
@@ -74,71 +73,75 @@ def _read_json(path: Path) -> Any:
     try:
         text = path.read_text(encoding="utf-8")
         if text.startswith(_LFS_POINTER):
-            raise _wrong(f"{path} is only a Git LFS pointer; `git lfs pull` fetches it")
+            raise _wrong(f"{path} is only a Git LFS pointer; run `git lfs pull` to fetch it")
         return json.loads(text)
     except FileNotFoundError:
         raise _missing(path) from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise _wrong(
-            f"{path} cannot be read: {first_line(error)}; download it again", error
-        ) from error
+        raise _wrong(f"can't read {path}: {first_line(error)}; download it again", error) from error
 
 
 def without_index(folder: Path) -> ModelUnavailable:
-    """What to say of a folder without a model_index.json."""
+    """The error for a folder without a model_index.json."""
     if not folder.exists():
-        return _wrong(f"there is no folder {folder}")
+        return _wrong(f"the folder {folder} doesn't exist")
     if not folder.is_dir():
-        return _wrong(f"{folder} is a file, and path must be a diffusers folder")
+        return _wrong(f"{folder} is a file, but path must be a diffusers folder")
     missing = f"{folder / INDEX} is missing"
     try:
         return _wrong(f"{missing}: {_what_else(folder)}")
     except OSError as error:
-        sentence = f"{missing}, and the folder cannot be read: {first_line(error)}"
+        sentence = f"{missing}, and the folder can't be read: {first_line(error)}"
         return _wrong(sentence, error)
 
 
 def _what_else(folder: Path) -> str:
-    """What the folder is, and what to do."""
+    """What the folder is instead of a model, and what to do."""
     if not any(folder.iterdir()):
         return "the folder is empty; download the model into it"
     if (folder / "modular_model_index.json").is_file():
-        return "it is a modular pipeline, which isn't served; use the model's plain folder"
+        return "modular pipelines aren't supported; use the model's plain folder"
     if (folder.parent / INDEX).is_file():
-        return f"it is one component of a model; set path to {folder.parent}"
+        return f"this is one component of a model; set path to {folder.parent}"
     below = sorted(
         path.parent for depth in ("*", "*/*") for path in folder.glob(f"{depth}/{INDEX}")
     )
     if below:
-        return f"the model is in a folder below; set path to {' or '.join(map(str, below[:3]))}"
+        return f"the model is in a subfolder; set path to {' or '.join(map(str, below[:3]))}"
     if kind := _add_on(folder):
         return kind
     parts = sorted(path.parent.name for path in folder.glob("*/config.json"))
     if parts:
-        return f"it holds only {', '.join(parts)}; download the whole model, with its {INDEX}"
+        return f"the folder has only {', '.join(parts)}; download the whole model with its {INDEX}"
     files = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".gguf"))
     if files:
-        return f"a single file is served by its own path; set path to {files[0]}"
+        return f"to serve a single file, set path to {files[0]}"
     if pickles := _pickles(folder):
-        return f"{pickles[0].name} is pickled, and pickles aren't loaded; use a safetensors version"
-    return "it isn't a diffusers folder"
+        return (
+            f"{pickles[0].name} is a pickle, which can run code when it's loaded; use a "
+            "safetensors version"
+        )
+    return "this isn't a diffusers folder"
 
 
 def _add_on(folder: Path) -> str | None:
-    """A sentence for what isn't a model by itself: an adapter, a part, a language model."""
+    """What to say about a folder with an adapter, one component or a language model."""
     weights = sorted(folder.glob("*.safetensors"))
     if (folder / "adapter_config.json").is_file() or any(map(_is_lora, weights)):
-        return "it holds LoRA weights, which change a model; set path to a model"
+        return "the folder has LoRA weights, not a model; set path to a model"
     if not (folder / "config.json").is_file():
         return None
     config = read_object(folder / "config.json")
     name = str(config.get("_class_name") or (config.get("architectures") or [""])[0])
     if "ControlNet" in name:
-        return f"it is a ControlNet ({name}), which guides a model; set path to a model"
+        return f"this is a ControlNet ({name}), not a model; set path to a model"
     if "_class_name" in config:
-        return f"it is only a {name}, one component; set path to the whole model's folder"
+        return f"this is only a {name}, one component; set path to the whole model's folder"
     kind = name or config.get("model_type")
-    return f"it is {kind} of transformers, which makes no images; set path to a diffusers folder"
+    return (
+        f"this is a transformers model ({kind}), which doesn't generate images; set path to a "
+        "diffusers folder"
+    )
 
 
 def _is_lora(path: Path) -> bool:
@@ -150,7 +153,7 @@ def _is_lora(path: Path) -> bool:
 
 
 def _check_module(folder: Path, documents: Mapping[str, Any], variant: str | None) -> None:
-    """Check a module's weights: that there are any to use, all shards, each file whole."""
+    """Check a module's weights: some are usable, no shard is missing, each file is complete."""
     indexes = {name: text for name, text in documents.items() if ".safetensors.index" in name}
     for name, document in indexes.items():
         if name.endswith(f".index.{variant}.json" if variant else ".safetensors.index.json"):
@@ -160,14 +163,14 @@ def _check_module(folder: Path, documents: Mapping[str, Any], variant: str | Non
         pickles = _pickles(folder)
         if pickles:
             raise _wrong(
-                f"{pickles[0]} is pickled, and pickles can run code when they are loaded; use a "
+                f"{pickles[0]} is a pickle, which can run code when it's loaded; use a "
                 "safetensors version of the model",
             )
-        raise _wrong(f"{folder} holds no weights (*.safetensors); download the whole model")
+        raise _wrong(f"{folder} has no weights (*.safetensors); download the whole model")
     if not variant and not any(_variant_of(path) is None for path in files):
         known = sorted(_variants(folder))
         raise _wrong(
-            f"{folder} holds only weights of variant {' and '.join(map(repr, known))}: "
+            f"{folder} has only weights of variant {' and '.join(map(repr, known))}; "
             f'set variant = "{known[0]}"',
         )
     is_quantized = "quantization_config" in documents.get("config.json", {})
@@ -183,14 +186,14 @@ def _check_file(path: Path, is_quantized: bool) -> None:
         raise _wrong(f"{path} {_trouble(path, error)}", error) from error
     if dtype is not None:
         raise _wrong(
-            f"{path} holds weights as {dtype} and its config.json has no quantization_config that "
-            "says how to read them; use a version in float16, bfloat16 or float32",
+            f"{path} stores weights as {dtype}, but its config.json has no quantization_config "
+            "for them; use a version in float16, bfloat16 or float32",
         )
 
 
 def _whole_numbers(file: Any) -> str | None:
-    """The dtype of matrices that are saved as whole numbers, which only a quantizer can read."""
-    for key in file.keys():  # noqa: SIM118 - it is no mapping
+    """The dtype of matrices stored as integers, which only a quantizer can read."""
+    for key in file.keys():  # noqa: SIM118 - it isn't a mapping
         part = file.get_slice(key)
         if part.get_dtype() in ("I8", "U8") and len(part.get_shape()) > 1:
             return str(part.get_dtype())
@@ -198,15 +201,15 @@ def _whole_numbers(file: Any) -> str | None:
 
 
 def _trouble(path: Path, error: Exception) -> str:
-    """Why a weight file cannot be opened, and what to do."""
+    """Why a weight file can't be opened, and what to do."""
     if path.is_symlink() and not path.exists():
-        return f"is a link to {path.resolve()}, which is missing; download the model again"
+        return f"is a broken link to {path.resolve()}; download the model again"
     if not path.is_file():
-        return "is not a file"
+        return "isn't a file"
     with path.open("rb") as file:
         if file.read(len(_LFS_POINTER)) == _LFS_POINTER.encode():
-            return "is only a Git LFS pointer to the weights; `git lfs pull` fetches them"
-    return f"is cut short or damaged: {first_line(error)}; download it again"
+            return "is only a Git LFS pointer to the weights; run `git lfs pull` to fetch them"
+    return f"is truncated or corrupt: {first_line(error)}; download it again"
 
 
 def _check_shards(path: Path, index: Mapping[str, Any]) -> None:
@@ -216,12 +219,12 @@ def _check_shards(path: Path, index: Mapping[str, Any]) -> None:
     for shard in sorted(set(shards.values())):
         if not (path.parent / shard).is_file():
             raise _wrong(
-                f"the file {path.parent / shard} is missing, which {path.name} lists; download it",
+                f"the file {path.parent / shard} is missing ({path.name} lists it); download it",
             )
 
 
 def _variant_of(path: Path) -> str | None:
-    """The variant in the name of a weight file: "fp16" in model.fp16-00001-of-00002.safetensors."""
+    """The variant in a weight file's name: "fp16" in model.fp16-00001-of-00002.safetensors."""
     match = re.fullmatch(rf"[^.]+\.(.+?)(?:{_NUMBER})?\.safetensors", path.name)
     return match[1] if match else None
 

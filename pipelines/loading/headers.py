@@ -1,7 +1,7 @@
-"""The header of one weight file: names, shapes and dtypes of its tensors, without its bytes.
+"""Read the header of one weight file: its tensors' names, shapes and dtypes, without the data.
 
-Reads safetensors and GGUF. Everything else that people take for one of them (a pickle, a web page,
-a Git LFS pointer, half a download) is refused here, with what to do about it. Knows no model.
+Supports safetensors and GGUF. Files often mistaken for one of them (a pickle, a web page, a Git LFS
+pointer, half a download) are refused with advice. This module doesn't depend on any model.
 """
 
 import json
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from jobs.errors import ModelUnavailable
+from jobs.errors import ModelUnavailable, first_line
 from pipelines.loading.transient import may_pass
 
 SAFETENSORS, GGUF = ".safetensors", ".gguf"
@@ -22,12 +22,12 @@ SUFFIXES = (SAFETENSORS, GGUF)
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle")
 
 CONVERT = (
-    "it is a pickle, which can run code when it is read. Convert it on a machine that you can "
-    "afford to lose: `python -c \"import torch, safetensors.torch as s; w = torch.load('FILE', "
-    "map_location='cpu', weights_only=True); w = w.get('state_dict', w); s.save_file({k: "
+    "is a pickle, which can run code when it's loaded; convert it to safetensors on a machine that "
+    'you can afford to lose: `python -c "import torch, safetensors.torch as s; w = torch.load('
+    "'FILE', map_location='cpu', weights_only=True); w = w.get('state_dict', w); s.save_file({k: "
     "v.contiguous() for k, v in w.items() if torch.is_tensor(v)}, 'FILE.safetensors')\"`"
 )
-"""Why pickles are refused, and the way out for a single file."""
+"""Why pickles are refused, and how to convert a single file."""
 
 _DTYPES = {
     "F64": torch.float64,
@@ -44,16 +44,16 @@ _DTYPES = {
     "BOOL": torch.bool,
 }
 _GGUF_DTYPES = {"F32": torch.float32, "F16": torch.float16}
-"""What GGUF stores unquantized; all else are bytes."""
+"""Unquantized GGUF types; all others are bytes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """One file. `tensors` are on the meta device, each as its file stores it.
+    """One file's header. `tensors` are on the meta device, with the shape and dtype in the file.
 
     A quantized tensor of a GGUF is a `GGUFParameter` of bytes, as diffusers reads it, so that
-    diffusers' own conversions of names can be run over the header. `types` counts how often each
-    dtype or quantization occurs, and `metadata` is what the file says about itself.
+    diffusers' own name conversions can run over the header. `types` counts the tensors per dtype or
+    quantization. `metadata` is the file's own.
     """
 
     path: Path
@@ -63,29 +63,31 @@ class Header:
 
     @property
     def is_gguf(self) -> bool:
-        """Whether it's a GGUF, whose weights stay quantized in memory."""
+        """Whether the file is a GGUF, whose weights stay quantized in memory."""
         return self.path.suffix.lower() == GGUF
 
 
 def read_header(path: Path) -> Header:
-    """The header of a whole, readable weight file. Raises ModelUnavailable, naming the file."""
+    """Read the header of a complete weight file. Raises ModelUnavailable, naming the file."""
     start = _start(path)
-    # A safetensors file begins with eight bytes of a length, which end in zeros.
+    # A safetensors file begins with a little-endian length of eight bytes. The first two may be
+    # those of a pickle or a zip archive by chance, but the others are zero.
     is_pickle = start.startswith((b"PK", b"\x80")) and any(start[2:8])
     if start and (is_pickle or path.suffix.lower() in PICKLES):
-        raise ModelUnavailable(f"{path} isn't loaded: {CONVERT}")
+        raise ModelUnavailable(f"{path} {CONVERT}")
     _refuse_other_text(path, start)
     is_gguf, says_gguf = start.startswith(b"GGUF"), path.suffix.lower() == GGUF
     if path.suffix.lower() not in SUFFIXES:
         raise ModelUnavailable(f"{path} is neither a {SAFETENSORS} nor a {GGUF} file")
-    if is_gguf != says_gguf:
-        kind = GGUF if is_gguf else SAFETENSORS
-        reason = f"is a {GGUF} file by its content: rename it" if is_gguf else "isn't a GGUF file"
-        hint = "" if is_gguf else f"; if it holds safetensors, rename it to {kind}"
-        raise ModelUnavailable(f"{path} {reason}{hint}")
+    if is_gguf and not says_gguf:
+        raise ModelUnavailable(f"{path} is actually a GGUF file; rename it to end in {GGUF}")
+    if says_gguf and not is_gguf:
+        raise ModelUnavailable(
+            f"{path} isn't a GGUF file; if it's safetensors, rename it to end in {SAFETENSORS}"
+        )
     header = _gguf(path) if is_gguf else _safetensors(path)
     if not header.tensors:
-        raise ModelUnavailable(f"{path} holds no tensors")
+        raise ModelUnavailable(f"{path} has no tensors")
     return header
 
 
@@ -96,38 +98,36 @@ def _start(path: Path) -> bytes:
     except FileNotFoundError:
         raise ModelUnavailable(f"the file {path} is missing") from None
     except OSError as error:
-        raise ModelUnavailable(
-            f"{path} can't be read: {error}", may_pass=may_pass(error)
-        ) from error
+        raise ModelUnavailable(f"can't read {path}: {error}", may_pass=may_pass(error)) from error
 
 
 def _refuse_other_text(path: Path, start: bytes) -> None:
-    """Raise for an empty file, a Git LFS pointer, and a web page or JSON saved under the name."""
+    """Raise for an empty file, a Git LFS pointer, and a web page or JSON saved by a download."""
     if not start:
-        raise ModelUnavailable(f"{path} is empty: download it again")
+        raise ModelUnavailable(f"{path} is empty; download it again")
     if start.startswith(b"version https://git-lfs"):
         raise ModelUnavailable(
-            f"{path} is only a Git LFS pointer to the weights; `git lfs pull` fetches them"
+            f"{path} is only a Git LFS pointer to the weights; run `git lfs pull` to fetch them"
         )
     text = b"" if 0 in start[:8] else start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head", b"{", b"[")):
         kind = "JSON" if text[:1] in b"{[" else "a web page"
         raise ModelUnavailable(
-            f"{path} is {kind}, not weights: the download was answered with an error or a login "
-            "page; download the file itself"
+            f"{path} is {kind}, not weights: the server probably sent an error or a login page; "
+            "download the file again"
         )
 
 
 def _safetensors(path: Path) -> Header:
     try:
-        with safe_open(path, framework="pt"):  # checks that the file is as long as it says
+        with safe_open(path, framework="pt"):  # checks the file's length
             pass
         with path.open("rb") as file:
             [length] = struct.unpack("<Q", file.read(8))
             document = json.loads(file.read(length))
     except (SafetensorError, OSError, ValueError, struct.error) as error:
         raise ModelUnavailable(
-            f"{path} is cut short or damaged ({first_line(error)}): download it again",
+            f"{path} is truncated or corrupt ({first_line(error)}); download it again",
             may_pass=may_pass(error),
         ) from error
     metadata = document.pop("__metadata__", None) or {}
@@ -135,7 +135,7 @@ def _safetensors(path: Path) -> Header:
     for name, entry in document.items():
         dtype = _DTYPES.get(entry["dtype"])
         if dtype is None:
-            raise ModelUnavailable(f"{path}: {name} has the dtype {entry['dtype']}, unknown here")
+            raise ModelUnavailable(f"{path}: {name} has the unknown dtype {entry['dtype']}")
         tensors[name] = torch.empty(entry["shape"], dtype=dtype, device="meta")
         types[entry["dtype"]] = types.get(entry["dtype"], 0) + 1
     return Header(path, tensors, types, metadata)
@@ -147,9 +147,9 @@ def _gguf(path: Path) -> Header:
 
     try:
         reader = GGUFReader(path)
-    except Exception as error:  # numpy's and the reader's, whatever a damaged file makes of them
+    except Exception as error:  # a corrupt file raises various errors of numpy and the reader
         raise ModelUnavailable(
-            f"{path} is cut short or damaged ({first_line(error)}): download it again",
+            f"{path} is truncated or corrupt ({first_line(error)}); download it again",
             may_pass=may_pass(error),
         ) from error
     plain = (GGMLQuantizationType.F32, GGMLQuantizationType.F16)
@@ -157,10 +157,10 @@ def _gguf(path: Path) -> Header:
     for entry in reader.tensors:
         kind = entry.tensor_type
         if kind not in plain and kind not in SUPPORTED_GGUF_QUANT_TYPES:
-            known = ", ".join(each.name for each in (*plain, *SUPPORTED_GGUF_QUANT_TYPES))
+            known = ", ".join(t.name for t in (*plain, *SUPPORTED_GGUF_QUANT_TYPES))
             raise ModelUnavailable(
-                f"{path}: {entry.name} is quantized as {kind.name}, which diffusers doesn't read: "
-                f"take a file in one of {known}"
+                f"{path}: {entry.name} is quantized as {kind.name}, which diffusers can't read; "
+                f"use a file with one of {known}"
             )
         dtype = _GGUF_DTYPES.get(kind.name, torch.uint8)
         tensor = torch.empty(tuple(map(int, entry.data.shape)), dtype=dtype, device="meta")
@@ -170,8 +170,3 @@ def _gguf(path: Path) -> Header:
     names = ("general.architecture", "general.name")
     fields = {name: reader.fields[name].contents() for name in names if name in reader.fields}
     return Header(path, tensors, types, fields)
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or the name of its class."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

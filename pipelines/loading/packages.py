@@ -1,19 +1,20 @@
-"""Which optional package an error of diffusers or transformers is about, and how to get it.
+"""Find the optional package behind an error of diffusers or transformers, and how to install it.
 
-Both import optional packages only where they are installed, and then fail later over a name that
-isn't defined. Knows no model.
+Both libraries import optional packages only if they're installed, and fail later on an undefined
+name if not. This module doesn't depend on any model.
 """
 
 import traceback
 
 EXTRAS = {"torchvision": "imagemill[vision]", "torchao": "imagemill[quantization]"}
-"""Packages that an extra of this one brings, in the build that fits its torch."""
+"""Packages to install through an extra of imagemill, which picks the build that fits its torch."""
 
 
 def missing_packages(error: BaseException) -> str | None:
-    """What to install, as a sentence, if packages that aren't there explain the error.
+    """A sentence about what to install, if missing packages explain the error.
 
-    The module that failed says which packages it can do without, by its `is_..._available`.
+    The optional packages of the module that failed are those it checks for with an
+    `is_..._available` function.
     """
     if isinstance(error, ImportError):
         names = [name for name in EXTRAS if name in str(error).lower()]
@@ -29,7 +30,7 @@ def missing_packages(error: BaseException) -> str | None:
 
 
 def _absent(error: BaseException) -> list[str]:
-    """Packages that the module where the error arose looked for in vain."""
+    """Packages that the failing module checked for and didn't find."""
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     checks = {
         name.removeprefix("is_").removesuffix("_available"): check

@@ -1,8 +1,8 @@
-"""A processor's own tokenizer in the processor's place, where a pipeline only needs text.
+"""Replace a processor with its own tokenizer if the pipeline only needs text.
 
-Flux2Pipeline holds a processor of text and images as its tokenizer, which transformers makes only
-where torchvision is installed. Prompts are text alone. The tokenizer in the same folder renders and
-cuts chats to the same tokens, so torchvision isn't needed.
+Flux2Pipeline's tokenizer is a processor of text and images, which transformers can only create if
+torchvision is installed. Prompts have no images, though, and the tokenizer in the same folder
+renders and truncates chats to the same tokens, so torchvision isn't needed.
 """
 
 from collections.abc import Collection, Mapping
@@ -11,22 +11,22 @@ from pathlib import Path
 from typing import Any
 
 TEXT_ALONE = ("PixtralProcessor",)
-"""Processors that text pipelines only call `apply_chat_template` of."""
+"""Processors of which text pipelines only use `apply_chat_template`."""
 
 
 def tokenizers_of(
-    folder: Path, components: Mapping[str, str], given: Collection[str]
+    folder: Path, components: Mapping[str, str], loaded: Collection[str]
 ) -> dict[str, Any]:
-    """The tokenizers of all components that are such a processor, by the component's name.
+    """The tokenizers that replace such processors, by component name.
 
-    `components` maps a component's name to its class's; those in `given` are left out. Raises what
-    transformers raises for a folder that it can't read, and ValueError for a chat template that
-    the processor would turn into other tokens.
+    `components` maps each component's name to its class name; those in `loaded` are skipped. Raises
+    transformers' own error for a folder that it can't read, and ValueError for a chat template from
+    which the processor would produce different tokens.
     """
     return {
         name: _tokenizer(folder / name)
         for name, class_name in components.items()
-        if class_name in TEXT_ALONE and name not in given
+        if class_name in TEXT_ALONE and name not in loaded
     }
 
 
@@ -41,6 +41,6 @@ def _tokenizer(folder: Path) -> Any:
 
 
 def _begins_chats(tokenizer: Any) -> bool:
-    """Whether a chat needs no token in front: the processor adds one where the template doesn't."""
+    """Whether the template starts a chat with the BOS token; the processor adds it if not."""
     chat = tokenizer.apply_chat_template([{"role": "user", "content": "x"}], tokenize=False)
     return tokenizer.bos_token is None or chat.startswith(tokenizer.bos_token)

@@ -1,8 +1,8 @@
-"""Quantized weights: made while loading, or read as their checkpoint stores them.
+"""Quantized weights: quantized while loading, or already quantized in the checkpoint.
 
-An entry's `quantization` has torchao quantize components while they load. A component may also be
-stored quantized: a GGUF, a file with scales, or a folder whose config.json says how. Both are
-checked here for what they need, and their bytes are counted, for a worker and for a plan alike.
+With `quantization` in an entry, torchao quantizes components while they load. A component may also
+be stored quantized: a GGUF, a file with scales, or a folder whose config.json names the method.
+This module checks what both need and counts their bytes, for workers and for `imagemill plan`.
 """
 
 import json
@@ -26,7 +26,7 @@ from pipelines.loading.contents import of_component
 from pipelines.loading.headers import read_header
 
 FP8_CAPABILITY = (8, 9)
-"""CUDA compute capability from which there is fp8 arithmetic: Ada and Hopper."""
+"""The lowest CUDA compute capability with fp8 arithmetic: Ada and Hopper."""
 
 PACKAGES = {
     "torchao": ("torchao.quantization", "torchao"),
@@ -41,24 +41,26 @@ PACKAGES = {
     "mxfp4": ("kernels", "kernels"),
     "compressed-tensors": ("compressed_tensors", "compressed-tensors"),
 }
-"""`quant_method` of a config.json -> the module that reads it, and the package to install."""
+"""`quant_method` in a config.json -> the module that reads it, and the package to install."""
 
 NEEDS_GPU = ("bitsandbytes", "modelopt", "nunchaku_lite", "svdquant", "fp8", "mxfp4")
-"""Methods whose libraries load nothing without an accelerator."""
+"""Methods whose libraries can't load anything without an accelerator."""
 
 SCALE_BYTES = {"int8": 5, "fp8": 4}
-"""Bytes that torchao keeps for each row of a quantized weight, beside a byte a value: a float32
-scale, and for int8 a zero point. Counted from torchao 0.18's tensors."""
+"""Bytes per row of a quantized weight, in addition to one byte per value: a float32 scale, and for
+int8 a zero point. Counted from torchao 0.18's tensors."""
 
 _STORED_BYTES = {"bitsandbytes_4bit": 0.53, "nunchaku_lite": 0.58, "modelopt": 0.57}
-"""Bytes a value of a linear layer's weight in a folder whose files aren't here; others take 1.0.
-Half a byte, and scales for each 64 values (nf4), or 16 (NVFP4, SVDQuant, which has a low rank)."""
+"""Bytes per value of a linear layer's weight in a folder whose files aren't here; 1.0 for others.
+
+Half a byte plus scales per 64 values (nf4) or per 16 (NVFP4; SVDQuant, which also has a low-rank
+part)."""
 
 log = structlog.get_logger(__name__)
 
 
 def schemes(model: Model, checkpoint: Checkpoint) -> dict[str, str]:
-    """Component -> what the entry has it quantized to. Raises ConfigurationError."""
+    """Component -> the quantization that the entry sets. Raises ConfigurationError."""
     if model.quantization is None:
         return {}
     if isinstance(model.quantization, str):
@@ -67,26 +69,28 @@ def schemes(model: Model, checkpoint: Checkpoint) -> dict[str, str]:
             raise ConfigurationError(
                 f"quantization: {checkpoint.class_name} has no {' or '.join(DENOISERS)}"
             )
-        wanted = {name: model.quantization}
+        requested = {name: model.quantization}
     else:
-        wanted = dict(model.quantization)
-    for name, scheme in wanted.items():
+        requested = dict(model.quantization)
+    for name, scheme in requested.items():
         if name not in checkpoint.components:
             known = ", ".join(checkpoint.components)
-            raise ConfigurationError(f"quantization: no component {name!r}; there are {known}")
+            raise ConfigurationError(
+                f"quantization: unknown component {name!r}; expected one of {known}"
+            )
         stored = stored_method(checkpoint.source(name))
         if stored is not None:
             raise ConfigurationError(
-                f"quantization {scheme!r}: {checkpoint.source(name).weights} is stored quantized "
+                f"quantization {scheme!r}: {checkpoint.source(name).weights} is already quantized "
                 f"({stored}); leave quantization out for {name}"
             )
-    return wanted
+    return requested
 
 
 def check_quantization(model: Model, checkpoint: Checkpoint, device: str | None = None) -> None:
-    """Refuse what the libraries here, or the device, can't load. Raises ConfigurationError.
+    """Refuse what the installed libraries or the device can't load. Raises ConfigurationError.
 
-    Without a device, only the libraries count.
+    Without a device, only the libraries are checked.
     """
     for name, scheme in schemes(model, checkpoint).items():
         _need(f"quantization {scheme!r}", "torchao")
@@ -97,33 +101,36 @@ def check_quantization(model: Model, checkpoint: Checkpoint, device: str | None 
         if config is None:
             continue
         method = str(config.get("quant_method", "unknown"))
-        what = f"{source.weights} is stored quantized by {method!r}, which"
+        what = f"{source.weights} is quantized with {method!r}, which"
         if method in PACKAGES:
-            _need(what.removesuffix(", which") + " and", method)
+            _need(what, method)
         if device is not None and method in NEEDS_GPU and torch.device(device).type == "cpu":
-            raise ConfigurationError(f"{what} needs an accelerator, not the CPU")
+            raise ConfigurationError(f"{what} needs an accelerator; it can't run on the CPU")
 
 
 def _refuse_part_of_file(checkpoint: Checkpoint, name: str, scheme: str) -> None:
-    """Only a denoiser's file and a text encoder's own are quantized while they load."""
+    """Refuse to quantize part of a single file, except the denoiser or a text encoder's own file.
+
+    diffusers can't quantize the others while loading.
+    """
     source, (library, class_name) = checkpoint.source(name), checkpoint.index[name]
     if not source.is_file or name in DENOISERS:
         return
     header = read_header(source.weights)
     if library != "transformers" or of_component(header.tensors, name, class_name):
         raise ConfigurationError(
-            f"quantization {scheme!r}: the {name} isn't quantized out of {source.weights}: name "
-            f'its folder in components = {{ {name} = "..." }}'
+            f"quantization {scheme!r}: can't quantize the {name} from {source.weights}; set "
+            f'components = {{ {name} = "..." }} to its folder'
         )
 
 
 def check_plain(model: Model, checkpoint: Checkpoint, placement: str) -> None:
-    """Refuse a denoiser that isn't a folder of plain weights, for a placement that shares it out.
+    """Refuse a denoiser that isn't a folder of unquantized weights, for a placement that splits it.
 
-    Its readers take weights by name out of a diffusers folder. Raises ConfigurationError.
+    Such a placement reads individual weights from a diffusers folder. Raises ConfigurationError.
     """
     if model.quantization:
-        raise ConfigurationError(f"quantization is not served together with {placement}")
+        raise ConfigurationError(f"quantization can't be combined with {placement}")
     for name in DENOISERS:
         source = checkpoint.source(name)
         if name not in checkpoint.components:
@@ -132,33 +139,33 @@ def check_plain(model: Model, checkpoint: Checkpoint, placement: str) -> None:
         if source.is_file or stored:
             what = f"quantized ({stored})" if stored else "a single file"
             raise ConfigurationError(
-                f"{source.weights} is {what}, and {placement} reads the {name} from a diffusers "
-                "folder of plain weights: take that, or placement split or replica"
+                f"{source.weights} is {what}, but {placement} needs the {name} as a diffusers "
+                "folder of unquantized weights; use one, or placement split or replica"
             )
 
 
 def quantizers(model: Model, checkpoint: Checkpoint, device: str) -> dict[str, Any]:
-    """Component -> the config by which its library quantizes it while loading.
+    """Component -> the config for its library to quantize it while loading.
 
     Raises ConfigurationError.
     """
     check_quantization(model, checkpoint, device)
-    made: dict[str, Any] = {}
+    configs: dict[str, Any] = {}
     for name, scheme in schemes(model, checkpoint).items():
         torchao = import_module("torchao.quantization")
-        chosen = scheme_of(torchao, scheme, model, torch.device(device))
-        log.info("quantized", model=model.name, component=name, scheme=type(chosen).__name__)
+        config = scheme_of(torchao, scheme, model, torch.device(device))
+        log.info("quantized", model=model.name, component=name, scheme=type(config).__name__)
         if checkpoint.index[name][0] == "transformers":
-            made[name] = import_module("transformers").TorchAoConfig(chosen)
+            configs[name] = import_module("transformers").TorchAoConfig(config)
         else:
-            made[name] = TorchAoConfig(chosen)
-    return made
+            configs[name] = TorchAoConfig(config)
+    return configs
 
 
 def scheme_of(torchao: Any, scheme: str, model: Model, device: torch.device) -> Any:
-    """torchao's config: int8 weights, or fp8 arithmetic where the device has it.
+    """torchao's config: int8 weights, or fp8 arithmetic if the device supports it.
 
-    Activations are scaled row by row, so that no image depends on its neighbours.
+    Activations are scaled per row, so that no image depends on the others in its batch.
     """
     if scheme == "int8":
         return torchao.Int8WeightOnlyConfig()
@@ -170,17 +177,17 @@ def scheme_of(torchao: Any, scheme: str, model: Model, device: torch.device) -> 
 
 
 def stored_config(folder: Path) -> Mapping[str, Any] | None:
-    """The `quantization_config` of a component's config.json, None where it has none."""
+    """The `quantization_config` in a component's config.json, or None."""
     try:
         document = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # looking a checkpoint over reports what is wrong with it
+    except (OSError, ValueError):  # `look_over` reports what's wrong with the file
         return None
     config = document.get("quantization_config") if isinstance(document, dict) else None
     return config if isinstance(config, dict) else None
 
 
 def stored_method(source: Source) -> str | None:
-    """How a component is stored quantized, such as `Q4_0` or `nf4`; None if it isn't."""
+    """How a component's stored weights are quantized (`Q4_0`, `nf4`, ...); None if they aren't."""
     if source.is_file:
         header = read_header(source.weights)
         if header.is_gguf:
@@ -200,27 +207,27 @@ def stored_method(source: Source) -> str | None:
 def tensor_bytes(
     model: Model, checkpoint: Checkpoint, name: str, module: nn.Module
 ) -> dict[str, int] | None:
-    """Tensor's name -> bytes in memory, for a component that is quantized; None for others.
+    """Tensor name -> bytes in memory, for a quantized component; None for others.
 
-    `module` is its skeleton. Counted from files where they are, estimated from the way they are
-    stored where only configs are. Raises ConfigurationError and ModelUnavailable.
+    `module` is its skeleton. The bytes are counted from the files, or estimated from the
+    quantization method if only configs are present. Raises ConfigurationError and ModelUnavailable.
     """
     source = checkpoint.source(name)
     scheme = schemes(model, checkpoint).get(name)
     dense = {key: _bytes(t) for key, t in (*module.named_parameters(), *module.named_buffers())}
     if scheme is not None:
-        return dense | dict(_made(module, scheme))
+        return dense | dict(_quantized_bytes(module, scheme))
     if stored_method(source) is None:
         return None
     if source.is_file:
         header = read_header(source.weights)
-        held = converted(name, type(module), source, header)
+        tensors = converted(name, type(module), source, header)
         linear = {key for key, _ in linear_weights(module)}
         return (
             dense
             | {
                 key: tensor.numel() * tensor.element_size()
-                for key, tensor in held.items()
+                for key, tensor in tensors.items()
                 if key in linear and (isinstance(tensor, GGUFParameter) or _is_byte(tensor))
             }
             | {k: _bytes(t) for k, t in header.tensors.items() if k.endswith(SCALES)}
@@ -229,34 +236,36 @@ def tensor_bytes(
 
 
 def _of_folder(folder: Path, module: nn.Module, dense: Mapping[str, int]) -> dict[str, int]:
-    """What a quantized folder's files hold; floating point tensors become the model's dtype."""
+    """Tensor name -> bytes for a quantized folder; plain tensors are cast to the model's dtype."""
     files = sorted(folder.glob("*.safetensors"))
     if files:
-        found: dict[str, int] = {}
+        sizes: dict[str, int] = {}
         shapes = {key: tuple(t.shape) for key, t in module.state_dict().items()}
         for path in files:
             for key, tensor in read_header(path).tensors.items():
                 plain = tensor.dtype in (torch.float32, torch.float16, torch.bfloat16)
                 is_same = plain and shapes.get(key) == tuple(tensor.shape)
-                found[key] = dense[key] if is_same else _bytes(tensor)
+                sizes[key] = dense[key] if is_same else _bytes(tensor)
         stored = module.state_dict().keys()
-        return {key: size for key, size in dense.items() if key not in stored} | found
+        return {key: size for key, size in dense.items() if key not in stored} | sizes
     config = stored_config(folder) or {}
     method = str(config.get("quant_method")) + ("_4bit" if config.get("load_in_4bit") else "")
-    each = _STORED_BYTES.get(method, 1.0)
-    return dict(dense) | {key: int(t.numel() * each) for key, t in linear_weights(module)}
+    per_value = _STORED_BYTES.get(method, 1.0)
+    return dict(dense) | {key: int(t.numel() * per_value) for key, t in linear_weights(module)}
 
 
-def _made(module: nn.Module, scheme: str) -> Iterator[tuple[str, int]]:
-    is_diffusers = hasattr(module, "load_config")  # transformers quantizes those that it keeps
-    kept = (getattr(module, "_keep_in_fp32_modules", None) or ()) if is_diffusers else ()
+def _quantized_bytes(module: nn.Module, scheme: str) -> Iterator[tuple[str, int]]:
+    """The weights that torchao quantizes, with their bytes."""
+    # diffusers doesn't quantize the modules that it keeps in float32; transformers does.
+    is_diffusers = hasattr(module, "load_config")
+    in_float32 = (getattr(module, "_keep_in_fp32_modules", None) or ()) if is_diffusers else ()
     for key, weight in linear_weights(module):
-        if not any(word in key.split(".") for word in kept):
+        if not any(word in key.split(".") for word in in_float32):
             yield key, weight.numel() + weight.shape[0] * SCALE_BYTES[scheme]
 
 
 def linear_weights(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Weights of linear layers by name: what quantization is about."""
+    """Weights of linear layers by name. Only these are quantized."""
     for path, inner in module.named_modules():
         if isinstance(inner, nn.Linear):
             yield f"{path}.weight" if path else "weight", inner.weight
@@ -275,6 +284,6 @@ def _need(what: str, method: str) -> None:
     try:
         if find_spec(module) is not None:
             return
-    except (ModuleNotFoundError, ValueError):  # its parent is missing, or it is blocked
+    except (ModuleNotFoundError, ValueError):  # its parent package is missing, or it's blocked
         pass
     raise ConfigurationError(f"{what} needs the package {package}: pip install {package}")

@@ -1,8 +1,8 @@
-"""Where an entry's components come from: its folder, its single file, and what it names apart.
+"""Find where an entry's components come from: its folder, its single file, or its `components`.
 
-A single file needs configs: a diffusers folder or hub id in `config`, else those that diffusers
-takes for the kind of model that the file holds. What neither the file nor that folder has, the
-entry names in `components`. Reads headers and configs; loads nothing.
+A single file needs configs. They come from the diffusers folder or hub id in `config`, or else are
+those that diffusers uses for the file's kind of model. Components that neither the file nor the
+config's folder has must be listed in the entry's `components`. Only headers and configs are read.
 """
 
 from collections.abc import Iterator, Mapping
@@ -21,14 +21,15 @@ from pipelines.loading.headers import SAFETENSORS, SUFFIXES, Header, read_header
 from pipelines.loading.hub import CONFIGS, fetch, fetch_file
 
 _OPTIONAL = ("safety_checker", "image_encoder")
-"""Components that a single file goes without, as in diffusers, unless its entry names them."""
+"""Components that are optional with a single file, as in diffusers, unless its entry lists them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Assembly:
-    """The folder with the configs, and its index as the entry changes it.
+    """The folder with the configs, and its index with the entry's changes.
 
-    `sources` are components from elsewhere; one of `left_out` is None in the pipeline.
+    `sources` has the components that come from elsewhere. Those in `left_out` are None in the
+    pipeline.
     """
 
     folder: Path
@@ -38,15 +39,15 @@ class Assembly:
 
 
 def is_file(path: str) -> bool:
-    """Whether a path names a weight file, or something that somebody takes for one."""
+    """Whether a path is a single file, or has the name of a weight file."""
     return Path(path).suffix.lower() in SUFFIXES or Path(path).is_file()
 
 
 def of_file(model: Model, *, weights: bool) -> Assembly:
-    """What a single file makes, with its configs and the entry's components.
+    """Assemble a single file, its configs and the entry's components.
 
-    Without `weights`, of hub ids only configs are fetched, and nothing is missing: for a plan.
-    Raises ModelUnavailable without the model's name.
+    Without `weights`, only configs are fetched for hub ids and missing weights are ignored, because
+    a plan doesn't need them. Raises ModelUnavailable without the model's name.
     """
     path = Path(model.path) if model.local else fetch_file(model.path, model.revision)
     header = read_header(path)
@@ -70,27 +71,28 @@ def of_file(model: Model, *, weights: bool) -> Assembly:
 
 
 def _complete(model: Model, header: Header, folder: Path, config: str, missing: list[str]) -> None:
-    """Fetch what the file lacks from the configs' hub id. Raises ModelUnavailable where none."""
+    """Fetch the missing components from the configs' hub id. Raises ModelUnavailable."""
     if not Path(config).is_absolute():
         fetch(config, [*CONFIGS, *(f"{name}/*{SAFETENSORS}" for name in missing)])
     lacking = [name for name in missing if not _weights_in(folder / name)]
     if lacking:
         example = ", ".join(f'{name} = "..."' for name in lacking)
         raise ModelUnavailable(
-            f"{header.path} holds no {' and no '.join(lacking)}, and neither does {folder}: name "
-            f"them in components = {{ {example} }}"
+            f"neither {header.path} nor {folder} has {' or '.join(lacking)}; set components = "
+            f"{{ {example} }}"
         )
 
 
 def with_components(model: Model, assembly: Assembly, weights: bool) -> Assembly:
-    """The assembly with what the entry's `components` say. Raises ModelUnavailable."""
+    """Apply the entry's `components` to the assembly. Raises ModelUnavailable."""
     index = dict(assembly.index)
     sources, left_out = dict(assembly.sources), list(assembly.left_out)
     names = [name for name, *_ in listed(index, null=True)]
     for name, place in model.components.items():
         if name not in names:
             raise ModelUnavailable(
-                f"components: {index['_class_name']} has no {name!r}; it has {', '.join(names)}"
+                f"components: {index['_class_name']} has no {name!r}; expected one of "
+                f"{', '.join(names)}"
             )
         if place is None and name in (*DENOISERS, "vae"):
             raise ModelUnavailable(f"components: {name} can't be left out")
@@ -102,8 +104,8 @@ def with_components(model: Model, assembly: Assembly, weights: bool) -> Assembly
         index[name] = _class_of(source, index[name])
         if index[name][1] is None:
             raise ModelUnavailable(
-                f"components.{name}: {source.weights} doesn't say of which class it is; it needs "
-                "a folder with a config.json"
+                f"components.{name}: can't tell the class of {source.weights}; use a folder with "
+                "a config.json"
             )
     for name in left_out:
         index[name] = [None, None]
@@ -112,14 +114,14 @@ def with_components(model: Model, assembly: Assembly, weights: bool) -> Assembly
 
 
 def _tokenizer_of(name: str, names: list[str], model: Model) -> Iterator[str]:
-    """The tokenizer that goes with a text encoder that is left out."""
+    """The tokenizer of a text encoder that is left out; it's left out too."""
     tokenizer = name.replace("text_encoder", "tokenizer")
     if tokenizer != name and tokenizer in names and tokenizer not in model.components:
         yield tokenizer
 
 
 def _source(name: str, place: str, configs: Path, weights: bool) -> Source:
-    """A folder, the component's folder inside a diffusers folder, a single file, or a hub id."""
+    """Resolve a single file, a folder, a diffusers folder with the component, or a hub id."""
     what = f"components.{name}"
     if is_file(place):
         file = Path(place) if Path(place).is_absolute() else fetch_file(place)
@@ -128,7 +130,7 @@ def _source(name: str, place: str, configs: Path, weights: bool) -> Source:
     if Path(place).is_absolute():
         folder = Path(place)
         if not folder.is_dir():
-            raise ModelUnavailable(f"{what}: there is no file or folder {folder}")
+            raise ModelUnavailable(f"{what}: no file or folder at {folder}")
         folder = folder / name if (folder / INDEX).is_file() else folder
     else:
         owner, repository, *inner = place.split("/")
@@ -143,7 +145,7 @@ def _source(name: str, place: str, configs: Path, weights: bool) -> Source:
 
 
 def _class_of(source: Source, listed_class: Any) -> list[Any]:
-    """Library and class: diffusers' models say it themselves; others are what the index says."""
+    """Library and class: from the config of a diffusers model, otherwise from the index."""
     config = source.config / "config.json"
     if not source.is_file and config.is_file():
         name = read_object(config).get("_class_name")
@@ -153,11 +155,11 @@ def _class_of(source: Source, listed_class: Any) -> list[Any]:
 
 
 def _folder(config: str, what: str, *, inferred: bool, path: Path) -> Path:
-    """The folder with a pipeline's configs, out of a path or a hub id. Raises ModelUnavailable."""
+    """The folder with a pipeline's configs, from a path or a hub id. Raises ModelUnavailable."""
     if Path(config).is_absolute():
         folder = Path(config)
         if not folder.is_dir():
-            raise ModelUnavailable(f"{what}: there is no folder {folder}")
+            raise ModelUnavailable(f"{what}: the folder {folder} doesn't exist")
         return folder
     try:
         return fetch(config, CONFIGS)
@@ -165,25 +167,25 @@ def _folder(config: str, what: str, *, inferred: bool, path: Path) -> Path:
         if not inferred:
             raise
         raise ModelUnavailable(
-            f"{path} comes without configs, and those of {config}, which it seems to be, can't be "
-            f'had ({error}): name a diffusers folder with them, config = "..."',
+            f"{path} has no configs, and those of {config}, which it seems to be, aren't available "
+            f'({error}); set config = "..." to a diffusers folder that has them',
             may_pass=error.may_pass,
         ) from error
 
 
 def read_index(folder: Path) -> dict[str, Any]:
-    """A folder's model_index.json. Raises ModelUnavailable."""
+    """Read a folder's model_index.json. Raises ModelUnavailable."""
     index = read_object(folder / INDEX)
     if not isinstance(index.get("_class_name"), str):
-        raise ModelUnavailable(f"{folder / INDEX} names no diffusers pipeline in _class_name")
+        raise ModelUnavailable(f"{folder / INDEX} doesn't name a diffusers pipeline (_class_name)")
     return index
 
 
 def listed(index: Mapping[str, Any], *, null: bool = False) -> Iterator[tuple[str, Any, Any]]:
-    """An index's components with library and class; with `null`, those that it leaves out too."""
+    """An index's components with library and class; `null` includes those set to null."""
     for name, value in index.items():
         is_pair = isinstance(value, list) and len(value) == 2
-        if is_pair and (null or all(isinstance(each, str) for each in value)):
+        if is_pair and (null or all(isinstance(item, str) for item in value)):
             yield name, value[0], value[1]
 
 

@@ -1,4 +1,4 @@
-"""Which errors in reading or loading a model may be gone at the next try, with the same files."""
+"""Tell which errors while reading or loading a model may go away on a retry."""
 
 import errno
 
@@ -25,7 +25,7 @@ TRANSIENT = frozenset(
 def may_pass(error: BaseException | None) -> bool:
     """Whether `error` or one of its causes is transient.
 
-    That is memory which another process holds, or a disk or connection that fails for a while.
+    For example, another process holds the memory, or a disk or connection is failing for a while.
     """
     while error is not None:
         if is_out_of_memory(error) or (isinstance(error, OSError) and error.errno in TRANSIENT):

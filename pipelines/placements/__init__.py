@@ -1,6 +1,7 @@
-"""Placements: where a model's weights live, and when they are loaded.
+"""Placements: where a model's weights live and when they're loaded.
 
-A placement's module is imported when an entry asks for it: each brings libraries of its own.
+A placement's module is imported only when a catalog entry asks for it, because each one brings its
+own libraries.
 """
 
 from collections.abc import Callable
@@ -14,14 +15,14 @@ from pipelines.placements.family_pipeline import FamilyPipeline
 
 
 class Follower(Protocol):
-    """A rank above 0 of a group: it does its part of every forward pass of rank 0."""
+    """A rank above 0 of a group, which does its part of every forward pass of rank 0."""
 
     def run(self) -> None:
-        """Follow until the leader says stop. Raises GroupLost when it is lost instead."""
+        """Follow until the leader says stop. Raises GroupLost if the group is lost first."""
 
 
 Placement = Callable[[Model, Checkpoint, str], FamilyPipeline]
-Following = Callable[[Model, Checkpoint, str], Follower]
+FollowerLoader = Callable[[Model, Checkpoint, str], Follower]
 
 PLACEMENTS = {
     "replica": "replica:load_replica",
@@ -29,36 +30,36 @@ PLACEMENTS = {
     "context_parallel": "context_parallel:load_context_parallel",
     "pipelined": "pipelined:load_pipelined",
 }
-"""A catalog entry's placement -> what loads it on its one process, or on rank 0 of its group."""
+"""Placement -> loader for its single process, or for rank 0 of its group."""
 
 FOLLOWERS = {
     "context_parallel": "context_parallel:follow_context_parallel",
     "pipelined": "pipelined:follow_pipelined",
 }
-"""The same for the other ranks."""
+"""Placement -> loader for the other ranks of its group."""
 
 
 def placement_of(model: Model) -> Placement:
-    """The loader of the model's placement. Raises ConfigurationError for one that is not here."""
+    """The loader of the model's placement. Raises ConfigurationError if it's unknown."""
     if model.placement not in PLACEMENTS:
         raise ConfigurationError(
-            f"model {model.name!r}: there is no placement {model.placement!r}; "
-            f"there is {', '.join(PLACEMENTS)}"
+            f"model {model.name!r}: unknown placement {model.placement!r}; "
+            f"expected one of {', '.join(PLACEMENTS)}"
         )
-    placement: Placement = _named(PLACEMENTS[model.placement])
-    return placement
+    loader: Placement = _import(PLACEMENTS[model.placement])
+    return loader
 
 
-def following_of(model: Model) -> Following:
-    """What loads a follower of the model's placement. Raises ConfigurationError if it has none."""
+def follower_loader_of(model: Model) -> FollowerLoader:
+    """The follower's loader. Raises ConfigurationError for a placement without groups."""
     if model.placement not in FOLLOWERS:
         raise ConfigurationError(
-            f"model {model.name!r}: placement {model.placement!r} takes one process, not a group"
+            f"model {model.name!r}: placement {model.placement!r} runs as one process, not a group"
         )
-    following: Following = _named(FOLLOWERS[model.placement])
-    return following
+    loader: FollowerLoader = _import(FOLLOWERS[model.placement])
+    return loader
 
 
-def _named(place: str) -> Any:
-    module, name = place.split(":")
+def _import(path: str) -> Any:
+    module, name = path.split(":")
     return getattr(import_module(f"{__name__}.{module}"), name)

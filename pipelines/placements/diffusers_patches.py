@@ -1,15 +1,15 @@
-"""Where diffusers' parallelism (0.42.1) stops short, mended: on CPU, and for masks.
+"""Patches for diffusers' parallelism (0.42.1): support for CPUs, and correct masks.
 
 On a machine without an accelerator, context parallelism divides by a device count of zero, ring
-attention has no kernel that tells its log-sum-exp, tensor parallelism refuses the device, and gloo
-cannot gather shards of unequal size. Each mend looks at the device of the tensors, or acts within
-`on_cpu()` alone, so that with an accelerator diffusers runs unchanged.
+attention has no kernel that returns its log-sum-exp, tensor parallelism refuses the device, and
+gloo can't gather shards of unequal size. Each patch checks the tensors' device, or only applies
+within `on_cpu()`, so with an accelerator diffusers runs unchanged.
 
-Masks are wrong under ring attention wherever it runs: each rank applies the mask of its own keys
-to everybody's, silently. See `_masked`.
+Masks are wrong under ring attention on any device: each rank silently applies the mask of its own
+keys to the keys of all ranks. See `_masked`.
 
-Knows no model. `install` changes module globals of diffusers, once a process; without a
-parallelised model in the process they do what they did.
+Knows no model. `install` replaces module globals of diffusers once per process; without a
+parallelised model they behave as before.
 """
 
 import functools
@@ -23,20 +23,20 @@ import torch.distributed as dist
 from torch.nn.functional import pad
 
 EXTRA = 8
-"""Features by which a head grows to carry a mask: kernels want heads in multiples of 8."""
+"""Features added to a head to carry a mask. Kernels require multiples of 8."""
 
 WEIGHT = 256.0
-"""Query's and key's share of a masked key's bias, of which float16 must hold each: the bias is
--(256 x 256) / sqrt(head size), -5793 for a head of 128: exp() of it is 0, and it is finite, as a
-chunk of keys that are all masked needs."""
+"""The query's and the key's factor of a masked key's bias; each must fit float16. The bias is
+-(256 x 256) / sqrt(head size), or -5793 for a head of 128. Its exp() is 0, but it's finite, as it
+must be for a chunk whose keys are all masked."""
 
 MASKED_MODELS = ("transformer_qwenimage", "transformer_z_image")
-"""Modules of diffusers.models.transformers whose attention may be called with a mask."""
+"""Modules of diffusers.models.transformers that may call attention with a mask."""
 
 
 @functools.cache
 def install() -> None:
-    """Mend attention under context parallelism, here on CPU and everywhere for masks."""
+    """Patch attention under context parallelism: for CPUs, and for masks on any device."""
     attention: Any = import_module("diffusers.models.attention_dispatch")
     attention._native_attention_forward_op = _with_lse(attention._native_attention_forward_op)
     hooks: Any = import_module("diffusers.hooks.context_parallel")
@@ -48,7 +48,7 @@ def install() -> None:
 
 @contextmanager
 def on_cpu() -> Iterator[None]:
-    """Let diffusers apply a parallel config on a machine that has no accelerator."""
+    """Let diffusers apply a parallel config on a machine without an accelerator."""
     if torch.accelerator.is_available():
         yield
         return
@@ -64,7 +64,7 @@ def on_cpu() -> Iterator[None]:
 
 
 def _with_lse(stock: Callable[..., Any]) -> Callable[..., Any]:
-    """diffusers' native forward, which on CPU can also give the log-sum-exp that a ring merges by.
+    """diffusers' native forward, which on CPU also returns the log-sum-exp that a ring merges by.
 
     Shapes are [rows, tokens, heads, features], the log-sum-exp [rows, tokens, heads].
     """
@@ -96,7 +96,7 @@ def _with_lse(stock: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _padded_gather(stock: Callable[..., Any]) -> Callable[..., Any]:
-    """Gather shards of unequal size; over gloo, which wants equal ones, padded to the largest."""
+    """Gather shards of unequal size; over gloo, which needs equal ones, padded to the largest."""
 
     @functools.wraps(stock)
     def gather(tensor: torch.Tensor, dim: int, group: Any) -> torch.Tensor:
@@ -111,20 +111,21 @@ def _padded_gather(stock: Callable[..., Any]) -> Callable[..., Any]:
         shard = torch.cat([shard, shard.new_zeros(missing, *shard.shape[1:])])
         shards = [torch.empty_like(shard) for _ in lengths]
         dist.all_gather(shards, shard, group=group)
-        parts = [each[:length] for each, length in zip(shards, lengths, strict=True)]
+        parts = [part[:length] for part, length in zip(shards, lengths, strict=True)]
         return torch.cat(parts).movedim(0, dim).contiguous()
 
     return gather
 
 
 def _masked(stock: Callable[..., Any]) -> Callable[..., Any]:
-    """diffusers' attention, with a mask of the keys made part of the keys where keys travel.
+    """diffusers' attention, with the keys' mask made part of the keys if these are sent around.
 
-    Ring attention hands keys and values from rank to rank, but not their mask. So a feature is
-    added to each head that is constant in the queries and, in the keys, 0 or such that a masked
-    key's product with any query is hugely negative. The mask then travels with the keys, through
-    rings, unequal shards and any kernel, and a rank all of whose keys are masked weighs nothing
-    where the ring merges. Equal Ulysses shards need none of this: there diffusers is right.
+    Ring attention passes keys and values from rank to rank, but not their mask. So each head gets
+    an extra feature: a constant in the queries and, in the keys, either 0 or a value that makes a
+    masked key's product with any query hugely negative. That way the mask goes along with the keys,
+    through rings, unequal shards and any kernel, and a rank whose keys are all masked has no weight
+    when the ring merges. Equal Ulysses shards don't need it, because diffusers handles their masks
+    correctly.
     """
 
     @functools.wraps(stock)
@@ -152,12 +153,12 @@ def _masked(stock: Callable[..., Any]) -> Callable[..., Any]:
 def with_mask(
     query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Queries and keys [rows, tokens, heads, features + EXTRA] that need no mask.
+    """Queries and keys [rows, tokens, heads, features + EXTRA] that contain the mask.
 
     `mask` is bool, [rows, keys] or [rows, 1, 1, keys], True where a key counts.
     """
     if mask.dtype != torch.bool:
-        raise TypeError(f"a mask of dtype {mask.dtype} cannot be made part of the keys")
+        raise TypeError(f"unsupported mask dtype {mask.dtype}: expected torch.bool")
     bias = torch.where(mask.reshape(key.shape[0], key.shape[1], 1, 1), 0.0, -WEIGHT).to(key.dtype)
     rest = key.new_zeros(*key.shape[:-1], EXTRA - 1)
     key = torch.cat([key, bias.expand(*key.shape[:-1], 1), rest], dim=-1)

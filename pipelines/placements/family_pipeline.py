@@ -1,7 +1,7 @@
-"""A family whose components a placement has put somewhere: the seam's Pipeline.
+"""The seam's Pipeline around a family, whose components a placement has put on devices.
 
-Runs a family's verbs without gradients, keeps embeddings of prompts that come again, and says
-OutOfMemory when a device is full. Knows no mathematics of any model, and not where its weights are.
+Runs a family's verbs without gradients, caches embeddings of repeated prompts, and raises
+OutOfMemory when a device is full. Knows neither a model's mathematics nor where its weights are.
 """
 
 from collections.abc import Callable, Hashable, Sequence
@@ -31,10 +31,9 @@ log = structlog.get_logger(__name__)
 
 
 class FamilyPipeline:
-    """The seam's Pipeline around a family; what every placement does alike.
+    """The seam's Pipeline around a family: the part that all placements share.
 
-    `device` is the one that threads which call a verb shall take for the current one; None leaves
-    it as it is.
+    `device` becomes the current device of each thread that calls a verb; None leaves it unchanged.
     """
 
     phased = False
@@ -51,9 +50,9 @@ class FamilyPipeline:
         self.cache = cache or EmbeddingCache()
 
     def run_one_at_a_time(self) -> None:
-        """From now on only one thread is inside the models: text encoders, denoiser, autoencoder.
+        """Let only one thread at a time run the models: text encoders, denoiser, autoencoder.
 
-        For attention that sets flags of the whole process. Call it before the first verb.
+        Attention that sets process-wide flags needs this. Call it before the first verb.
         """
         self._turn = FairLock()
 
@@ -67,7 +66,7 @@ class FamilyPipeline:
         return self.family.tokenizer_json()
 
     def check(self) -> None:
-        """Nothing that could be lost."""
+        """Do nothing: a single process has no ranks to lose."""
 
     def batch_key(self, request: ImageRequest) -> Hashable:
         """What requests must share to run in one forward pass."""
@@ -84,7 +83,7 @@ class FamilyPipeline:
     @reports_out_of_memory
     @torch.inference_mode()
     def encode(self, requests: Sequence[ImageRequest]) -> list[Conditioning]:
-        """Encode text by text, never as a batch: a batch would change the last bits."""
+        """Encode texts one at a time, because a batch would change the last bits."""
         use_device(self.device)
         with self._turn:
             return [self._encode(request) for request in requests]
@@ -105,31 +104,31 @@ class FamilyPipeline:
         """One forward pass over all samples."""
         decodes_too = not self.card.joins
         if decodes_too and max(len(samples), bucket) == 1:
-            self._tiled_if_need_be(samples[0], lambda: self._step(samples, bucket))
+            self._retry_in_tiles(samples[0], lambda: self._step(samples, bucket))
         else:
             self._step(samples, bucket)
 
     def decode(self, samples: Sequence[Sample]) -> list[torch.Tensor]:
-        """Pixels one image at a time, so that none depends on its neighbours.
+        """Decode images one at a time, so that no image's bits depend on the others.
 
-        An image that does not fit is decoded in tiles, and gets `extra["tiled"]`, since that
-        changes its bits. Raises ImageFailed when the decoder makes NaN of a sample's latents.
+        An image that doesn't fit is decoded in tiles and gets `extra["tiled"]`, because tiling
+        changes its bits. Raises ImageFailed if the decoder returns NaN.
         """
-        return [self._tiled_if_need_be(s, partial(self._decode, s)) for s in samples]
+        return [self._retry_in_tiles(s, partial(self._decode, s)) for s in samples]
 
     def preview(self, sample: Sample) -> torch.Tensor | None:
-        """The decoded guess at what the sample becomes; None before its first step."""
+        """The decoded guess at the finished image; None before the first step."""
         with torch.inference_mode():
             latents = finished_latents(sample)
         if latents is None:
             return None
         guess = replace(sample, latents=latents, extra=dict(sample.extra))
-        return self._tiled_if_need_be(guess, lambda: self._decode(guess))
+        return self._retry_in_tiles(guess, lambda: self._decode(guess))
 
-    def _tiled_if_need_be(self, sample: Sample, attempt: Callable[[], T]) -> T:
-        """Try again with the autoencoder tiling when memory runs out over one sample.
+    def _retry_in_tiles(self, sample: Sample, attempt: Callable[[], T]) -> T:
+        """If the attempt runs out of memory, retry it with the autoencoder in tiles.
 
-        Raises OutOfMemory when that does not fit either.
+        Raises OutOfMemory if that doesn't fit either.
         """
         try:
             return attempt()
@@ -141,9 +140,9 @@ class FamilyPipeline:
         size = f"{sample.request.width}x{sample.request.height}"
         log.warning("decoding in tiles", model=sample.request.model, size=size, reason=reason)
         with tiled(vae):
-            made = attempt()
+            result = attempt()
         sample.extra["tiled"] = True
-        return made
+        return result
 
     @reports_out_of_memory
     @torch.inference_mode()
@@ -156,10 +155,10 @@ class FamilyPipeline:
         tensors: dict[str, torch.Tensor] = {}
         truncated = False
         for role, text in self.family.texts(request).items():
-            made = self.cache.get(role, text, lambda r=role, t=text: self.family.encode(t, r))  # type: ignore[misc]
+            encoded = self.cache.get(role, text, lambda r=role, t=text: self.family.encode(t, r))  # type: ignore[misc]
             prefix = NEGATIVE if role == "negative" else ""
-            tensors.update({prefix + name: tensor for name, tensor in made.tensors.items()})
-            truncated = truncated or made.truncated
+            tensors.update({prefix + name: tensor for name, tensor in encoded.tensors.items()})
+            truncated = truncated or encoded.truncated
         return Conditioning(tensors, truncated)
 
     @reports_out_of_memory
@@ -168,5 +167,5 @@ class FamilyPipeline:
         with self._turn, torch.inference_mode():
             pixels = self.family.decode(sample).float().cpu()
         if not torch.isfinite(pixels).all():
-            raise ImageFailed("the decoder came to NaN or infinity")
+            raise ImageFailed("the decoder returned NaN or infinity")
         return pixels.clone()  # a plain tensor, which the caller may change in place

@@ -1,13 +1,13 @@
-"""A group of ranks, one process each, that make one worker: joined, told what to do, dismissed.
+"""A group of ranks, one process each, that together form one worker: join, give orders, dismiss.
 
-Rank 0 leads and is an ordinary worker; the others follow. Orders go over a socket from the leader
-to each follower, tensors by collectives of torch.distributed. The sockets are what makes the group
-safe: nothing waits in a collective while there is no work, so that idleness trips no timeout, and
-a rank that dies closes its end, which every rank that is connected to it sees at once. The leader
-is connected to all; the others hang on the leader and fall with it.
+Rank 0 leads and is an ordinary worker; the others follow. The leader sends orders to each follower
+over a socket, and tensors by collectives of torch.distributed. The sockets make the group safe.
+Without work, ranks wait on a socket and not in a collective, so idle time never counts as a
+timeout. And a rank that dies closes its sockets, which the connected ranks notice at once. The
+leader is connected to all; followers are connected only to the leader and end with it.
 
-Once anything raises within a forward pass the group is lost for good, since other ranks may be
-inside a collective: the processes end and are started anew. Knows no model.
+If anything raises within a forward pass, the group is lost for good, because other ranks may be
+inside a collective: all processes end and are restarted. Knows no model.
 """
 
 import os
@@ -27,28 +27,28 @@ import torch
 import torch.distributed as dist
 
 from jobs.catalog import Model
-from jobs.errors import ConfigurationError, GroupLost, PipelineError
+from jobs.errors import ConfigurationError, GroupLost, PipelineError, first_line
 from pipelines.device import use_device
 from pipelines.placements.rendezvous import Conn, connect
 from pipelines.placements.tensor_pickle import Parcel, empty, pack, unpack
 
 GROUP_SECONDS = 60.0
-"""How long a rank may be late for a collective once the group is steady."""
+"""How late a rank may be for a collective once the group is steady."""
 
 START_SECONDS = 1800.0
-"""The same while the group starts: ranks load weights at different speeds."""
+"""The same while the group starts, because ranks load weights at different speeds."""
 
 JOIN_SECONDS = 300.0
-"""How long the ranks' processes may take to find each other."""
+"""How long the ranks may take to find each other."""
 
 NCCL_SECONDS = 2 * START_SECONDS
-"""NCCL's own patience, so long that ours ends first."""
+"""NCCL's own timeout, long enough that ours always ends first."""
 
 GRACE_SECONDS = 3.0
-"""How long the reason of a loss may be on its way after the loss itself."""
+"""How long to wait for another rank's reason after a collective failed."""
 
 POLL_SECONDS = 0.0002
-"""How often a device is asked whether it has ended."""
+"""How often to check whether a device has finished."""
 
 Handler = Callable[[Any], None]
 
@@ -56,7 +56,7 @@ log = structlog.get_logger(__name__)
 
 
 def rank_of_environment() -> int:
-    """RANK as a launcher sets it, 0 without a launcher."""
+    """RANK as set by a launcher; 0 without one."""
     return int(os.environ.get("RANK", "0"))
 
 
@@ -67,8 +67,8 @@ def check_world(model: Model) -> None:
     ]
     if missing:
         raise ConfigurationError(
-            f"placement {model.placement!r} takes {model.ranks} processes; "
-            f"{', '.join(missing)} not set, as the supervisor or torchrun would"
+            f"placement {model.placement!r} takes {model.ranks} processes; start them with the "
+            f"supervisor or torchrun (not set: {', '.join(missing)})"
         )
     world = int(os.environ["WORLD_SIZE"])
     if world != model.ranks:
@@ -79,29 +79,29 @@ def check_world(model: Model) -> None:
 
 
 def check_devices(device: torch.device) -> None:
-    """Raise ConfigurationError when this rank's device is not there."""
+    """Raise ConfigurationError if this rank's device doesn't exist."""
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigurationError(
-            f"rank {rank_of_environment()} wants {device}, "
-            f"but there are only {torch.cuda.device_count()} CUDA devices"
+            f"rank {rank_of_environment()}: {device} not found, "
+            f"there are only {torch.cuda.device_count()} CUDA devices"
         )
 
 
 def join(model: Model, device: str) -> "Group":
-    """Join the group that the environment describes; returns when all ranks have.
+    """Join the group that the environment describes; returns when all ranks have joined.
 
-    Raises ConfigurationError when the environment or the devices do not fit the entry, and
-    GroupLost when not all ranks come.
+    Raises ConfigurationError if the environment or the devices don't match the entry, and GroupLost
+    if not all ranks join.
     """
     check_world(model)
     place = torch.device(device)
     check_devices(place)
     if place.type == "cuda":
         use_device(place)
-        # NCCL's watchdog may abort a collective that failed or took too long (1, which torchrun
-        # sets, and 2). Its kernel then ends like any other: nothing raises where it was called, and
-        # whatever is in its output is taken for the result. 0 leaves it alone until `Group` finds
-        # that it does not end, and aborts it; so torch advises at `_abort_process_group`.
+        # With 1 (as torchrun sets it) or 2, NCCL's watchdog may abort a collective that failed or
+        # took too long. Its kernel then ends normally: the call doesn't raise, and whatever is in
+        # the output passes for the result. With 0 the collective hangs until `Group` notices and
+        # aborts it, as torch recommends at `_abort_process_group`.
         os.environ["TORCH_NCCL_ASYNC_ERROR_HANDLING"] = "0"
     backend = "cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo"
     try:
@@ -109,14 +109,14 @@ def join(model: Model, device: str) -> "Group":
         peers = connect()
         _set_timeouts(START_SECONDS, place)
     except (RuntimeError, OSError) as error:
-        raise GroupLost(f"the group's ranks did not find each other: {_line(error)}") from error
+        raise GroupLost(f"the group's ranks didn't find each other: {first_line(error)}") from error
     group = Group(place, peers)
     log.info("joined group", model=model.name, rank=group.rank, ranks=group.size, device=device)
     return group
 
 
 class Group:
-    """This process's place in a group. `rank` 0 leads."""
+    """This process's membership in a group. Rank 0 leads."""
 
     def __init__(self, device: torch.device, peers: Mapping[int, Conn]) -> None:
         self.device = device
@@ -134,12 +134,12 @@ class Group:
 
     @property
     def leads(self) -> bool:
-        """Whether this is the rank that claims work."""
+        """Whether this rank claims work."""
         return self.rank == 0
 
     @property
     def lost(self) -> str | None:
-        """Why the group is lost, None while it is well."""
+        """Why the group is lost; None while it isn't."""
         return self._reason if self._gone.is_set() else None
 
     def check(self) -> None:
@@ -148,22 +148,22 @@ class Group:
             raise GroupLost(self._reason)
 
     def on_lost(self, callback: Callable[[str], None]) -> None:
-        """Call back with the reason, once and from any thread, when the group is lost."""
+        """Call `callback` with the reason when the group is lost: once, from any thread."""
         with self._losing:
             self._callbacks.append(callback)
         if self._gone.is_set():
             callback(self._reason)
 
     def send(self, kind: str, value: Any = None) -> None:
-        """Leader: give all followers an order; tensors in `value` go by one broadcast."""
+        """Leader: send an order to all followers; the tensors in `value` go in one broadcast."""
         parcel = pack(value, self.device)
         with self._sending:
-            self.tell(kind, parcel)
+            self.announce(kind, parcel)
             if parcel.data is not None:
                 dist.broadcast(parcel.data, src=0)
 
-    def tell(self, kind: str, parcel: Parcel, to: int | None = None) -> None:
-        """Leader: send an order without its data, which the caller gets there otherwise.
+    def announce(self, kind: str, parcel: Parcel, to: int | None = None) -> None:
+        """Leader: send an order without its data, which the caller sends separately.
 
         Raises GroupLost.
         """
@@ -177,21 +177,21 @@ class Group:
                     self.lose(f"rank {rank} is gone")
                     raise GroupLost(f"rank {rank} is gone") from error
 
-    def hear(self) -> tuple[str, int, bytes]:
-        """Follower: the next order's kind, the size of its data, its header. Waits for ever.
+    def next_order(self) -> tuple[str, int, bytes]:
+        """Follower: the next order's kind, the size of its data, and its header. Waits forever.
 
-        Raises GroupLost when the leader is gone.
+        Raises GroupLost if the leader is gone.
         """
         order = self._orders.get()
         if order is None:
-            self._orders.put(None)
+            self._orders.put(None)  # for later calls
             raise GroupLost(self._reason)
         kind, size, header = pickle.loads(order)
         return kind, size, header
 
     def receive(self) -> tuple[str, Any]:
-        """Follower: the next order as `send` gave it. Waits for ever; raises GroupLost."""
-        kind, size, header = self.hear()
+        """Follower: the next order, as passed to `send`. Waits forever; raises GroupLost."""
+        kind, size, header = self.next_order()
         data = empty(size, self.device)
         if data is not None:
             with self.together():
@@ -200,7 +200,7 @@ class Group:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Work that all ranks do: whatever raises inside ends the group, as GroupLost.
+        """Context for work shared by all ranks: any exception inside ends the group, as GroupLost.
 
         Also waits for the device, so that a collective that never ends is noticed here.
         """
@@ -210,13 +210,16 @@ class Group:
                 yield
                 self._settle()
         except Exception as error:
-            if is_collective(error):  # the rank that broke it may be about to say why
+            if is_collective_error(error):  # the rank at fault may still report why
                 self._gone.wait(GRACE_SECONDS)
-            self.lose(f"rank {self.rank} failed: {type(error).__name__}: {_line(error)}")
+            self.lose(f"rank {self.rank} failed: {type(error).__name__}: {first_line(error)}")
             raise GroupLost(self._reason) from error
 
     def lose(self, reason: str) -> None:
-        """Give the group up; the first reason counts. Lets the other ranks know by hanging up."""
+        """Mark the group as lost and close the sockets, so other ranks notice.
+
+        Only the first reason counts.
+        """
         with self._losing:
             if self._gone.is_set() or self._ending:
                 return
@@ -236,20 +239,20 @@ class Group:
             _abort_collectives()
 
     def steady(self) -> None:
-        """Both sides: from here on every collective ends within GROUP_SECONDS."""
+        """All ranks: from now on every collective must end within GROUP_SECONDS."""
         self.seconds = GROUP_SECONDS
         _set_timeouts(GROUP_SECONDS, self.device)
 
     def dismiss(self) -> None:
-        """Leader: end the followers and leave the group. Harmless when it is lost or over."""
+        """Leader: end the followers and leave the group. Does nothing if it's lost or over."""
         self._end("stop", None)
 
     def refuse(self, error: PipelineError | ConfigurationError) -> None:
-        """Leader: have every follower raise this error, which all would meet again."""
+        """Leader: make every follower raise this error, which a restart wouldn't fix."""
         self._end("refuse", (type(error), str(error)))
 
     def _end(self, order: str, value: Any) -> None:
-        """Leader: the last order. Who hangs up from now on has heard it."""
+        """Leader: send the last order. Sockets that close from now on don't mean a loss."""
         with self._losing:
             self._ending = True
         with suppress(GroupLost):
@@ -262,7 +265,7 @@ class Group:
             if self._over:
                 return
             self._ending = self._over = True
-        if self.leads:  # the followers hang up when they have heard
+        if self.leads:  # until the followers have closed their sockets
             self._reader.join(GRACE_SECONDS)
         self._hang_up()
         if self._gone.is_set():
@@ -270,7 +273,7 @@ class Group:
         dist.destroy_process_group()
 
     def _read(self) -> None:
-        """Thread: what comes over the sockets, until they close."""
+        """Thread: read the sockets until they close. Followers get orders, the leader reasons."""
         ranks = {connection: rank for rank, connection in self.peers.items()}
         while ranks:
             for connection in wait(list(ranks)):
@@ -278,14 +281,14 @@ class Group:
                 try:
                     message = connection.recv_bytes()
                 except (OSError, EOFError):
-                    self._lost_sight(ranks.pop(connection))
+                    self._on_hangup(ranks.pop(connection))
                     continue
                 if self.leads:
                     self.lose(message.decode())
                 else:
                     self._orders.put(message)
 
-    def _lost_sight(self, rank: int) -> None:
+    def _on_hangup(self, rank: int) -> None:
         self.lose("the leader is gone" if rank == 0 else f"rank {rank} is gone")
 
     def _hang_up(self) -> None:
@@ -294,17 +297,18 @@ class Group:
                 end.shutdown(socket.SHUT_RDWR)
 
     def wait_for(self, done: Any) -> None:
-        """Wait for a CUDA event, as long as the group is well. Raises GroupLost, TimeoutError."""
+        """Wait for a CUDA event unless the group is lost. Raises GroupLost, TimeoutError."""
         ends = time.monotonic() + self.seconds
         while not done.query():
             self.check()
             if time.monotonic() > ends:
-                raise TimeoutError(f"{self.device} has not ended after {self.seconds:.0f} seconds")
+                seconds = f"{self.seconds:.0f} seconds"
+                raise TimeoutError(f"{self.device} hasn't finished after {seconds}")
             time.sleep(POLL_SECONDS)
-        self.check()  # a collective that was aborted has ended too
+        self.check()  # an aborted collective ends too, with a wrong result
 
     def _settle(self) -> None:
-        """Wait for the device's queue, of the device that is this rank's."""
+        """Wait until this rank's device has finished its queue."""
         if self.device.type == "cuda":
             done: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
             done.record(torch.cuda.current_stream(self.device))
@@ -312,12 +316,15 @@ class Group:
 
     @contextmanager
     def _in_time(self) -> Iterator[None]:
-        """Lose the group when this takes too long: on CUDA a forward pass may itself wait for the
-        device, and is freed only when the loss aborts the collective that holds it."""
+        """Lose the group if the body takes too long.
+
+        On CUDA a forward pass may itself wait for the device. If a collective hangs there, the wait
+        ends only when the loss aborts that collective.
+        """
         if self.device.type != "cuda":
             yield
             return
-        reason = f"rank {self.rank} has not ended after {self.seconds:.0f} seconds"
+        reason = f"rank {self.rank} hasn't finished after {self.seconds:.0f} seconds"
         timer = threading.Timer(self.seconds, self.lose, [reason])
         timer.daemon = True
         timer.start()
@@ -330,7 +337,7 @@ class Group:
 def follow(group: Group, handlers: Mapping[str, Handler]) -> None:
     """Follower: carry out the leader's orders until it says stop.
 
-    Raises GroupLost, or the error with which the leader refuses to start.
+    Raises GroupLost, or the leader's refusal.
     """
     while True:
         kind, value = group.receive()
@@ -339,14 +346,14 @@ def follow(group: Group, handlers: Mapping[str, Handler]) -> None:
             return
         if kind == "refuse":
             group.leave()
-            error, sentence = value
-            raise error(sentence)
+            error, message = value
+            raise error(message)
         with group.together():
             handlers[kind](value)
 
 
 def _set_timeouts(seconds: float, device: torch.device) -> None:
-    """Of every process group that this rank is in, the meshes' included."""
+    """Set the timeout of every process group of this rank, including those of meshes."""
     registry: Any = dist.distributed_c10d
     for group in list(registry._world.pg_map):
         registry._set_pg_timeout(timedelta(seconds=seconds), group)
@@ -356,14 +363,14 @@ def _set_timeouts(seconds: float, device: torch.device) -> None:
 
 
 def _abort_collectives() -> None:
-    """End NCCL's collectives, in which a dead rank would keep the device for ever."""
+    """End NCCL's collectives, where a dead rank would block the device forever."""
     registry: Any = dist.distributed_c10d
     with suppress(RuntimeError):
         registry._abort_process_group()
 
 
-def is_collective(error: Exception) -> bool:
-    """Whether it is a collective that failed; gloo raises RuntimeErrors with its file names."""
+def is_collective_error(error: Exception) -> bool:
+    """Whether a collective failed. gloo raises RuntimeErrors that contain its file names."""
     return isinstance(error, dist.DistError | OSError) or "gloo" in str(error)
 
 
@@ -372,7 +379,3 @@ def _degrees(model: Model) -> str:
     return " x ".join(
         f"{name} {getattr(model, name)}" for name in names if getattr(model, name) > 1
     )
-
-
-def _line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

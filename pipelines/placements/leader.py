@@ -1,8 +1,8 @@
 """The leader's side of a placement in which several ranks share every forward pass.
 
-A family calls `pipe.transformer(...)` once a step and need not know who computes: `Lead` stands
-in the transformer's place and has all ranks take part. `Led` is the family around it. Knows no
-mathematics and no collectives.
+A family calls `pipe.transformer(...)` once per step without knowing which device computes it:
+`GroupTransformer` replaces the transformer and involves all ranks. `GroupPipeline` is the pipeline
+around it. Neither knows the mathematics or the collectives.
 """
 
 import threading
@@ -18,24 +18,26 @@ from jobs.errors import (
     ImagemillError,
     ModelUnavailable,
     OutOfMemory,
+    first_line,
 )
 from jobs.request import ImageRequest
 from pipelines.families.family import Family
 from pipelines.out_of_memory import is_out_of_memory
 from pipelines.placements.family_pipeline import FamilyPipeline
-from pipelines.placements.group import Group, is_collective
+from pipelines.placements.group import Group, is_collective_error
 from pipelines.seam import Conditioning, Sample
 
 FORWARD = "forward"
-"""The order to take part in a forward pass; its value is (args, kwargs)."""
+"""Order: take part in a forward pass; the value is (args, kwargs)."""
 
 
 @contextmanager
 def leading(group: Group) -> Iterator[None]:
-    """Rank 0 loads the model inside: whatever it raises ends the group too.
+    """Context in which rank 0 loads the model: any exception ends the group too.
 
-    A loss that began with what this rank itself was doing comes back at every start: it is raised
-    as what caused it, or as ConfigurationError. A collective that failed may have been another's.
+    If this rank's own work lost the group, it would fail the same way at every start, so the cause
+    is raised, or a ConfigurationError. A failed collective stays GroupLost, because another rank
+    may have caused it.
     """
     try:
         yield
@@ -48,41 +50,44 @@ def leading(group: Group) -> Iterator[None]:
             raise
         raise verdict from error
     except BaseException as error:
-        group.lose(f"rank 0 could not load the model: {error}")
+        group.lose(f"rank 0 couldn't load the model: {error}")
         raise
 
 
 def _verdict(cause: BaseException | None) -> ImagemillError | None:
-    """What a cause of a loss says about the model; None if nothing."""
-    if not isinstance(cause, Exception) or is_collective(cause) or isinstance(cause, GroupLost):
+    """The error to raise for a loss's cause; None if the model isn't to blame."""
+    if not isinstance(cause, Exception) or isinstance(cause, GroupLost):
+        return None
+    if is_collective_error(cause):
         return None
     if isinstance(cause, ConfigurationError | ModelUnavailable):
         return cause
-    reason = f"{type(cause).__name__}: {(str(cause) or 'no reason given').splitlines()[0]}"
+    reason = f"{type(cause).__name__}: {first_line(cause)}"
     if isinstance(cause, OutOfMemory) or is_out_of_memory(cause):
         return OutOfMemory(reason)
-    return ConfigurationError(f"rank 0 cannot take part in a forward pass: {reason}")
+    return ConfigurationError(f"rank 0 couldn't run its part of a forward pass: {reason}")
 
 
-class Facade(torch.nn.Module):
-    """A module that looks like another one (config, dtype, ...), which it does not own."""
+class ModuleProxy(torch.nn.Module):
+    """A module that looks like another one (config, dtype, ...) without owning it."""
 
     def __init__(self, behind: torch.nn.Module) -> None:
         super().__init__()
-        self.__dict__["behind"] = behind  # not as a submodule: it may be elsewhere, or in parts
+        # Not as a submodule, because moving the pipeline would move it along.
+        self.__dict__["behind"] = behind
 
     def __getattr__(self, name: str) -> Any:
-        """Whatever is not here is the module's behind."""
+        """Look up anything else on the module behind."""
         try:
             return super().__getattr__(name)
         except AttributeError:
             return getattr(self.__dict__["behind"], name)
 
 
-class Lead(Facade):
-    """The transformer of the whole group. `share` is this rank's part, and gives the whole output.
+class GroupTransformer(ModuleProxy):
+    """The whole group's transformer. `share` runs this rank's part and returns the whole output.
 
-    Raises GroupLost, whatever it was that went wrong on any rank.
+    Raises GroupLost for any failure on any rank.
     """
 
     def __init__(self, behind: torch.nn.Module, group: Group, share: Callable[..., Any]) -> None:
@@ -91,14 +96,17 @@ class Lead(Facade):
         self._turn = threading.Lock()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """One forward pass by all ranks; the arguments and the output are the transformer's."""
+        """Run one forward pass on all ranks, with the transformer's arguments and output."""
         with self._turn, self.group.together():
             self.group.send(FORWARD, (args, kwargs))
             return self.share(*args, **kwargs)
 
 
-class Led(FamilyPipeline):
-    """A family whose forward passes a group shares. `check` refuses what the group gets wrong."""
+class GroupPipeline(FamilyPipeline):
+    """A family whose forward passes a group shares.
+
+    `check` refuses requests that the group would compute wrongly.
+    """
 
     def __init__(
         self, family: Family, group: Group, check: Callable[[ImageRequest], None] | None = None
@@ -108,15 +116,15 @@ class Led(FamilyPipeline):
         self._check = check
 
     def start(self, request: ImageRequest, conditioning: Conditioning) -> Sample:
-        """A sample at step 0. Raises ImageFailed also for a size that the group cannot share."""
+        """A sample at step 0. Also raises ImageFailed for a size that the group can't share."""
         if self._check is not None:
             self._check(request)
         return super().start(request, conditioning)
 
     def check(self) -> None:
-        """Raise GroupLost when a rank is gone."""
+        """Raise GroupLost if a rank is gone."""
         self.group.check()
 
     def dismiss(self) -> None:
-        """End the followers. Harmless when they are gone."""
+        """End the followers. Does nothing if they're gone already."""
         self.group.dismiss()

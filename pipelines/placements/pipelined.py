@@ -1,10 +1,13 @@
 """Pipelined: the transformer's blocks over several ranks, several forward batches in flight.
 
-Each rank has a stage of the blocks. A forward pass goes from rank to rank while the leader takes
-the next one into the first stage, so that with `chunks` threads in the leader's `step` no rank
-waits. All ranks get the transformer's arguments, since embeddings, positions and time are cheap and
-made everywhere; from stage to stage only the blocks' state travels, and the output from the last
-rank back to the leader. Whatever takes part keeps one order, that of the leader's first stage.
+Each rank has a stage of the blocks. A forward pass goes from rank to rank while the leader starts
+the next one in the first stage, so with `chunks` threads in the leader's `step` no rank waits. All
+ranks get the transformer's arguments, because embeddings, positions and time are cheap enough to
+compute everywhere. Only the blocks' state goes from stage to stage, and the output from the last
+rank back to the leader.
+
+Messages carry no numbers, so a receiver can only tell forward passes apart by their order. Every
+rank therefore handles them in one order, the order in which they enter the leader's first stage.
 
 Knows no mathematics: a stage's forward is diffusers' own (see `stages`).
 """
@@ -13,13 +16,11 @@ import queue
 import threading
 from collections import deque
 from concurrent.futures import Future
-from datetime import timedelta
 from functools import partial
 from typing import Any
 
 import structlog
 import torch
-import torch.distributed as dist
 
 from jobs.catalog import Model
 from jobs.errors import ConfigurationError, GroupLost
@@ -40,210 +41,109 @@ from pipelines.placements.group import (
     check_world,
     join,
 )
-from pipelines.placements.leader import FORWARD, Facade, Led, leading
-from pipelines.placements.stages import Plan, Stage, State, load_stage, load_streamed, plan_stages
-from pipelines.placements.tensor_pickle import Parcel, empty, pack, unpack
+from pipelines.placements.leader import FORWARD, GroupPipeline, ModuleProxy, leading
+from pipelines.placements.links import Links
+from pipelines.placements.stages import Stage, StagePlan, load_stage, load_streamed, plan_stages
+from pipelines.placements.tensor_pickle import Parcel, pack, unpack
 from pipelines.placements.verify import compare, record
 
 BACKEND, STEADY = "backend", "steady"
-"""Orders: to use an attention backend; to expect all that is sent to come soon from now on."""
+"""Orders: use an attention backend; apply the short timeout to messages from now on."""
 
 STOP, REFUSE, LOST = "stop", "refuse", "lost"
-"""What ends a follower; the last is not an order, but that there will be none."""
+"""What ends a follower: two orders, and LOST, which stands for no more orders."""
 
 log = structlog.get_logger(__name__)
 
 
-class Outbox:
-    """Sends that may be under way. Keeps their tensors until the receiver has them.
+class Head(ModuleProxy):
+    """The leader's transformer: runs the first stage and returns the last one's outputs.
 
-    `room` is how many may be: those of the forward passes in flight, since no more begin before the
-    output of the earliest is back, and all its sends with it.
+    Several threads may call it at once. Raises GroupLost in all of them if a rank dies, fails, or
+    returns no output in time.
     """
 
-    def __init__(self, to: int, way: Any, room: int) -> None:
-        self.to, self.way, self.room = to, way, room
-        self._under_way: deque[tuple[Any, torch.Tensor]] = deque()
-
-    def send(self, tensor: torch.Tensor) -> None:
-        """Send without waiting for the receiver."""
-        self._under_way.append((dist.isend(tensor, self.to, group=self.way), tensor))
-        while len(self._under_way) > self.room:
-            work, _ = self._under_way.popleft()
-            work.wait()
-
-
-class Line:
-    """The ways between the ranks, each with a process group of its own, so that none waits for
-    another: arguments from the leader to all, states from stage to stage, outputs to the leader.
-
-    All ranks make theirs together. `gather_output` is accelerate's: False, and the output goes
-    from the last rank to the leader alone, which is what this service needs, since only the leader
-    steps schedulers; True, and every rank gets it, at the price that each waits for the last one
-    before it goes on, and nothing overlaps.
-    """
-
-    def __init__(self, group: Group, chunks: int, gather_output: bool = False) -> None:
-        self.group = group
-        self.rank, self.last, self.device = group.rank, group.size - 1, group.device
-        self.gather_output = gather_output
-        inputs = [dist.new_group([0, rank]) for rank in range(1, group.size)]
-        hops = [dist.new_group([rank, rank + 1]) for rank in range(self.last)]
-        takers = range(self.last if gather_output else 1)
-        outputs = [dist.new_group([rank, self.last]) for rank in takers]
-        self.arguments = [Outbox(rank, way, chunks) for rank, way in enumerate(inputs, 1)]
-        self.onward = (
-            Outbox(self.rank + 1, hops[self.rank], chunks) if self.rank < self.last else None
-        )
-        self._from_leader = inputs[self.rank - 1] if self.rank else None
-        self._from_before = hops[self.rank - 1] if self.rank else None
-        self._outputs = outputs
-        self._results = [Outbox(rank, way, 3 * chunks) for rank, way in enumerate(outputs)]
-
-    def send_state(self, state: State) -> None:
-        """Hand the blocks' state to the next stage, as one message."""
-        assert self.onward is not None
-        self.onward.send(torch.cat([tensor.reshape(-1) for tensor in state]))
-
-    def receive_state(self, like: State) -> State:
-        """The state of the stage before, of these shapes and of one dtype."""
-        flat = like[0].new_empty(sum(tensor.numel() for tensor in like))
-        dist.recv(flat, self.rank - 1, group=self._from_before)
-        parts = torch.split(flat, [tensor.numel() for tensor in like])
-        return tuple(part.view(tensor.shape) for part, tensor in zip(parts, like, strict=True))
-
-    def receive_arguments(self, size: int) -> torch.Tensor | None:
-        """The data of the leader's parcel of so many bytes."""
-        return self._receive(size, 0, self._from_leader)
-
-    def send_output(self, output: Any) -> None:
-        """Last rank: an output of whatever shape to whom it is due."""
-        parcel = pack(output, self.device)
-        header = torch.frombuffer(bytearray(parcel.header), dtype=torch.uint8)
-        sizes = torch.tensor([header.numel(), parcel.size])
-        for way in self._results:
-            way.send(sizes)
-            way.send(header)
-            if parcel.data is not None:
-                way.send(parcel.data)
-
-    def receive_output(self, seconds: float = START_SECONDS) -> Any:
-        """The next output of the last rank. Raises RuntimeError if it takes longer than that."""
-        way = self._outputs[self.rank]
-        sizes = torch.empty(2, dtype=torch.int64)
-        # Said each time: what a gloo group is told later about timeouts, it forgets for these.
-        coming: Any = dist.irecv(sizes, self.last, group=way)
-        coming.wait(timedelta(seconds=seconds))
-        length, size = sizes.tolist()
-        header = torch.empty(length, dtype=torch.uint8)
-        dist.recv(header, self.last, group=way)
-        data = self._receive(size, self.last, way)
-        return unpack(Parcel(header.numpy().tobytes(), data))
-
-    def _receive(self, size: int, source: int, way: Any) -> torch.Tensor | None:
-        """Bytes that are there when this returns, and that keep no other thread's work waiting.
-
-        Raises GroupLost, and TimeoutError when they do not come in the group's time.
-        """
-        if self.device.type != "cuda":
-            data = empty(size, self.device)
-            if data is not None:
-                dist.recv(data, source, group=way)
-            return data
-        stream, done = torch.cuda.Stream(self.device), torch.cuda.Event()  # type: ignore[no-untyped-call]
-        with torch.cuda.stream(stream):
-            data = empty(size, self.device)
-            if data is not None:
-                dist.recv(data, source, group=way)
-            done.record(stream)
-        self.group.wait_for(done)
-        if data is not None:
-            data.record_stream(torch.cuda.default_stream(self.device))
-        return data
-
-
-class Head(Facade):
-    """The leader's transformer: the first stage, and the outputs of the last one.
-
-    May be called by several threads at once. Raises GroupLost in all of them when a rank dies,
-    fails, or gives no output in time.
-    """
-
-    def __init__(self, stage: Stage, group: Group, line: Line) -> None:
+    def __init__(self, stage: Stage, group: Group, links: Links) -> None:
         super().__init__(stage.module)
-        self.group, self.line, self.stage = group, line, stage
+        self.group, self.links, self.stage = group, links, stage
         self.seconds = START_SECONDS
-        stage.leave = line.send_state
+        stage.leave = links.send_state
         self._first_stage = threading.Lock()
         self._settling = threading.Lock()
         self._open: deque[Future[Any]] = deque()
-        self._to_come: queue.SimpleQueue[Future[Any] | None] = queue.SimpleQueue()
+        self._expected: queue.SimpleQueue[Future[Any] | None] = queue.SimpleQueue()
         threading.Thread(target=self._collect, name="outputs", daemon=True).start()
         group.on_lost(self._give_up)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """One forward pass by all ranks; the arguments and the output are the transformer's."""
+        """Run one forward pass on all ranks, with the transformer's arguments and output."""
         output: Future[Any] = Future()
+        # One lock over sending, computing and queuing the future makes the order of arguments, of
+        # states and of expected outputs the same. The output is awaited outside the lock, so
+        # another thread's pass enters the first stage meanwhile.
         with self._first_stage, self.group.together():
             with self._settling:
-                self._open.append(output)
+                self._open.append(output)  # before anything can fail, so `_give_up` finds it
             self._send((args, kwargs))
             self.stage.forward(*args, **kwargs)
-            self._to_come.put(output)
+            self._expected.put(output)
         return output.result()
 
     def steady(self) -> None:
-        """From here on, give a rank up that takes longer than GROUP_SECONDS."""
+        """From now on, lose the group if a rank takes longer than GROUP_SECONDS."""
         self.group.send(STEADY)
         self.group.steady()
         self.seconds = ranks.GROUP_SECONDS
 
     def close(self) -> None:
-        """No more forwards are coming."""
-        self._to_come.put(None)
+        """End the thread that collects outputs; no more forward passes may start."""
+        self._expected.put(None)
 
     def _send(self, arguments: Any) -> None:
-        parcel = pack(arguments, self.line.device)
-        self.group.tell(FORWARD, parcel)
-        for way in self.line.arguments:
-            if parcel.data is not None:
-                way.send(parcel.data)
+        parcel = pack(arguments, self.links.device)
+        self.group.announce(FORWARD, parcel)
+        if parcel.data is not None:
+            for sends in self.links.arguments:
+                sends.send(parcel.data)
 
     def _collect(self) -> None:
-        """Thread: outputs in the order of the forwards. Listens only when one is to come."""
-        while (output := self._to_come.get()) is not None:
+        """Thread: match outputs to futures, in the order of the forward passes.
+
+        Receives only while an output is expected, so idle time never counts as a timeout.
+        """
+        while (output := self._expected.get()) is not None:
             try:
-                received = self.line.receive_output(self.seconds)
-            except Exception as error:  # whatever the transport raises, it is over
-                self.group.lose(f"no output came from rank {self.line.last}: {error}")
+                received = self.links.receive_output(self.seconds)
+            except Exception as error:  # any transport error means that outputs are lost
+                self.group.lose(f"no output from rank {self.links.last}: {error}")
                 return
             with self._settling:
-                if output.done():  # given up meanwhile
+                if output.done():  # `_give_up` ran meanwhile
                     return
                 self._open.popleft()
                 output.set_result(received)
 
     def _give_up(self, reason: str) -> None:
-        """No output will come any more."""
+        """Fail all open forward passes, because no output will arrive any more."""
         with self._settling:
             while self._open:
                 self._open.popleft().set_exception(GroupLost(reason))
 
 
-class Hand:
-    """A rank above 0: its stage, forward by forward in the leader's order.
+class StageFollower:
+    """A rank above 0: runs its stage for each forward pass, in the leader's order.
 
-    `output` is the last forward's at the last rank, and under `gather_output` at all of them.
+    `output` is that of the last forward pass, on the last rank, or on all with `gather_output`.
     """
 
-    def __init__(self, stage: Stage, group: Group, line: Line) -> None:
-        self.stage, self.group, self.line = stage, group, line
-        stage.enter, stage.leave = line.receive_state, line.send_state
+    def __init__(self, stage: Stage, group: Group, links: Links) -> None:
+        self.stage, self.group, self.links = stage, group, links
+        stage.enter, stage.leave = links.receive_state, links.send_state
         self.output: Any = None
         self._orders: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
 
     def run(self) -> None:
-        """Follow until the leader says stop. Raises GroupLost, or what the leader refuses with."""
+        """Follow until the leader says stop. Raises GroupLost, or the leader's refusal."""
         threading.Thread(target=self._listen, name="orders", daemon=True).start()
         handlers: dict[str, Handler] = {
             FORWARD: self._forward,
@@ -257,8 +157,8 @@ class Hand:
                     handlers[kind](value)
         self.group.leave()
         if order[0] == REFUSE:
-            error, sentence = order[1]
-            raise error(sentence)
+            error, message = order[1]
+            raise error(message)
 
     def _next(self) -> tuple[str, Any]:
         kind, value = self._orders.get()
@@ -267,14 +167,17 @@ class Hand:
         return kind, value
 
     def _listen(self) -> None:
-        """Thread: take orders and their data while the stage computes; the leader must not wait."""
+        """Thread: receive orders and their data even while the stage computes.
+
+        Otherwise the leader's sends of later passes would pile up, and it would have to wait.
+        """
         kind = FORWARD
         while kind not in (STOP, REFUSE, LOST):
             try:
-                kind, size, header = self.group.hear()
-                value = unpack(Parcel(header, self.line.receive_arguments(size)))
-            except Exception as error:  # whatever the transport raises, it is over
-                self.group.lose(f"rank {self.group.rank} hears nothing more: {error}")
+                kind, size, header = self.group.next_order()
+                value = unpack(Parcel(header, self.links.receive_arguments(size)))
+            except Exception as error:  # any transport error means that orders are lost
+                self.group.lose(f"rank {self.group.rank} can't receive orders: {error}")
                 kind, value = LOST, self.group.lost
             self._orders.put((kind, value))
 
@@ -282,9 +185,9 @@ class Hand:
         args, kwargs = arguments
         self.output = self.stage.forward(*args, **kwargs)
         if self.stage.is_last:
-            self.line.send_output(self.output)
-        elif self.line.gather_output:
-            self.output = self.line.receive_output()
+            self.links.send_output(self.output)
+        elif self.links.gather_output:
+            self.output = self.links.receive_output()
 
     def _choose(self, backend: str) -> None:
         set_backend(self.stage.module, backend)
@@ -293,20 +196,20 @@ class Hand:
         self.group.steady()
 
 
-class Streamed(Facade):
-    """A transformer whose weights come as they are needed, and are on no device in between."""
+class StreamedTransformer(ModuleProxy):
+    """A transformer that loads each layer's weights when it runs and drops them afterwards."""
 
     def __init__(self, behind: torch.nn.Module, device: torch.device) -> None:
         super().__init__(behind)
-        self.device = device  # or diffusers might take "meta" for where the pipeline is
+        self.device = device  # else diffusers might take "meta" for the pipeline's device
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The transformer's own."""
+        """Run the transformer behind."""
         return self.behind(*args, **kwargs)
 
 
-class Pipelined(Led):
-    """A family over the ranks' stages. `in_flight` threads keep all of them busy."""
+class Pipelined(GroupPipeline):
+    """A family over the ranks' stages; `in_flight` threads keep all stages busy."""
 
     def __init__(self, family: Family, group: Group, head: Head, chunks: int) -> None:
         super().__init__(family, group)
@@ -315,32 +218,36 @@ class Pipelined(Led):
         self.in_flight = chunks if family.card.joins else 1
 
     def dismiss(self) -> None:
-        """End the followers. Harmless when they are gone."""
+        """End the followers. Does nothing if they're gone already."""
         self._head.close()
         super().dismiss()
 
 
 def load_pipelined(model: Model, checkpoint: Checkpoint, device: str) -> Pipelined:
-    """Rank 0 on `device`: the text encoders, the autoencoder and the first stage; verified.
+    """Load and verify rank 0: the text encoders, the autoencoder and the first stage.
 
     Raises ConfigurationError, ModelUnavailable, OutOfMemory, GroupLost.
     """
     plan = _plan(model, checkpoint, device)
     group = join(model, device)
     with leading(group):
-        line = Line(group, model.chunks)
-        return _lead(model, checkpoint, plan, group, line)
+        links = Links(group, model.chunks)
+        return _lead(model, checkpoint, plan, group, links)
 
 
-def _lead(model: Model, checkpoint: Checkpoint, plan: Plan, group: Group, line: Line) -> Pipelined:
+def _lead(
+    model: Model, checkpoint: Checkpoint, plan: StagePlan, group: Group, links: Links
+) -> Pipelined:
     stage = reports_out_of_memory(load_stage)(plan, 0, group.device)
     pipe = checkpoint.load(model, transformer=stage.module)
     family = make_family(reports_out_of_memory(pipe.to)(group.device), model.max_sequence_length)
+    # The whole transformer may be larger than this device, so the reference is computed layer by
+    # layer. The attention kernel is chosen on it too, before the stages use it.
     whole = load_streamed(plan_stages(model, checkpoint), group.device)
-    pipe.transformer, alone = Streamed(whole, group.device), FamilyPipeline(family)
+    pipe.transformer, alone = StreamedTransformer(whole, group.device), FamilyPipeline(family)
     choose_attention(whole, model.attention_backend, group.device, partial(run_once, alone, model))
     references, backend = record(alone, model), backend_of(whole)
-    head = Head(stage, group, line)
+    head = Head(stage, group, links)
     pipe.transformer = head
     if backend is not None:
         set_backend(stage.module, backend)
@@ -351,21 +258,21 @@ def _lead(model: Model, checkpoint: Checkpoint, plan: Plan, group: Group, line: 
     return Pipelined(family, group, head, model.chunks)
 
 
-def follow_pipelined(model: Model, checkpoint: Checkpoint, device: str) -> Hand:
-    """A rank above 0 on `device`: its stage and nothing else. Raises as rank 0 does."""
+def follow_pipelined(model: Model, checkpoint: Checkpoint, device: str) -> StageFollower:
+    """Load a rank above 0: its stage and nothing else. Raises as rank 0 does."""
     plan = _plan(model, checkpoint, device)
     group = join(model, device)
     try:
-        line = Line(group, model.chunks)
+        links = Links(group, model.chunks)
         stage = reports_out_of_memory(load_stage)(plan, group.rank, group.device)
     except BaseException as error:
-        group.lose(f"rank {group.rank} could not load its stage: {error}")
+        group.lose(f"rank {group.rank} couldn't load its stage: {error}")
         raise
-    return Hand(stage, group, line)
+    return StageFollower(stage, group, links)
 
 
-def _plan(model: Model, checkpoint: Checkpoint, device: str) -> Plan:
-    """What can be known before anything is loaded or joined; the same verdict on every rank."""
+def _plan(model: Model, checkpoint: Checkpoint, device: str) -> StagePlan:
+    """Check and plan before loading or joining, with the same verdict on every rank."""
     check_extras(model, checkpoint)
     if model.attention_backend is not None:
         check_backend(model.attention_backend)
@@ -376,8 +283,8 @@ def _plan(model: Model, checkpoint: Checkpoint, device: str) -> Plan:
 
 
 def check_extras(model: Model, checkpoint: Checkpoint) -> None:
-    """Refuse what stages can't serve. Raises ConfigurationError."""
+    """Refuse options that stages don't support. Raises ConfigurationError."""
     check_plain(model, checkpoint, "pipelined")
     for name in ("cache", "compile", "cuda_graphs"):
         if getattr(model, name):
-            raise ConfigurationError(f"{name} is not served together with pipelined")
+            raise ConfigurationError(f"{name} can't be combined with pipelined")

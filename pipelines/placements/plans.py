@@ -1,7 +1,7 @@
-"""What sharding must know of each transformer: which arguments have rows, tokens, a mask.
+"""What sharding needs to know about each transformer: which arguments have rows, tokens, a mask.
 
-diffusers has the plans by which activations and weights are split; Z-Image's is ours. A
-transformer that is not here is served by no group. Knows no ranks.
+diffusers has its own plans for splitting activations and weights; Z-Image's is ours. A transformer
+that isn't listed here can't be served by a group. Doesn't know about ranks.
 """
 
 import inspect
@@ -16,14 +16,14 @@ from diffusers.models.transformers.transformer_z_image import SEQ_MULTI_OF
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """One transformer class.
+class ParallelPlan:
+    """How one transformer class can be split.
 
-    `rows` names the forward's arguments that have an entry a row, as tensors or lists. `text` and
-    `image` are those whose second dimension is tokens; none where the transformer pads its tokens
-    itself, to a multiple of `grain`. `mask` is the argument under which text may be padded. `heads`
-    is the config's name for the number of attention heads, `split` makes a plan for diffusers'
-    context parallelism where its own has none, and `whole` names blocks that it does not split.
+    `rows` names the forward arguments with one entry per row, as tensors or lists. `text` and
+    `image` name those whose second dimension is tokens; they're None if the transformer pads its
+    tokens itself, to a multiple of `grain`. `mask` is the argument that masks padded text. `heads`
+    is the config key of the number of attention heads. `split` makes a plan for diffusers' context
+    parallelism if the class has none, and `whole` names the blocks that the plan doesn't split.
     `unsplit` says why tokens can't be split over ranks at all; rows and weights still can.
     """
 
@@ -41,8 +41,8 @@ class Plan:
 def _z_image_split(transformer: Any) -> Mapping[str, Any]:
     """Split the main layers' one sequence of image and text; the refiners before them stay whole.
 
-    The refiners are 4 of 34 layers, and what they make is cut and joined row by row, which shards
-    would not survive. Every layer gets the whole mask and the whole rotary table.
+    The refiners are 4 of 34 layers, and their output is cut and joined row by row, which can't be
+    done on shards. Every layer gets the whole mask and the whole rotary table.
     """
     last = len(transformer.layers) - 1
     along = ContextParallelInput(split_dim=1, expected_dims=3)
@@ -56,12 +56,12 @@ def _z_image_split(transformer: Any) -> Mapping[str, Any]:
     }
 
 
-PLANS: dict[str, Plan] = {
-    "ChromaTransformer2DModel": Plan(
+PLANS: dict[str, ParallelPlan] = {
+    "ChromaTransformer2DModel": ParallelPlan(
         rows=("hidden_states", "encoder_hidden_states", "timestep", "attention_mask"),
         unsplit="its attention mask scores pairs of tokens, and diffusers has no plan to split it",
     ),
-    "FluxTransformer2DModel": Plan(
+    "FluxTransformer2DModel": ParallelPlan(
         rows=(
             "hidden_states",
             "encoder_hidden_states",
@@ -70,10 +70,10 @@ PLANS: dict[str, Plan] = {
             "guidance",
         )
     ),
-    "Flux2Transformer2DModel": Plan(
+    "Flux2Transformer2DModel": ParallelPlan(
         rows=("hidden_states", "encoder_hidden_states", "timestep", "guidance")
     ),
-    "QwenImageTransformer2DModel": Plan(
+    "QwenImageTransformer2DModel": ParallelPlan(
         rows=(
             "hidden_states",
             "encoder_hidden_states",
@@ -84,7 +84,7 @@ PLANS: dict[str, Plan] = {
         ),
         mask="encoder_hidden_states_mask",
     ),
-    "ZImageTransformer2DModel": Plan(
+    "ZImageTransformer2DModel": ParallelPlan(
         rows=("x", "t", "cap_feats"),
         heads="n_heads",
         text=None,
@@ -98,12 +98,14 @@ PLANS: dict[str, Plan] = {
 
 
 def by_name(transformer: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """All of a forward's arguments by their names."""
+    """All arguments of a forward call, by name."""
     return dict(zip(_names(transformer.__class__), args, strict=False)) | dict(kwargs)
 
 
-def some_rows(plan: Plan, arguments: Mapping[str, Any], rows: Sequence[int]) -> dict[str, Any]:
-    """The arguments of a forward over those rows alone."""
+def some_rows(
+    plan: ParallelPlan, arguments: Mapping[str, Any], rows: Sequence[int]
+) -> dict[str, Any]:
+    """The arguments of a forward call over these rows only."""
     return {
         name: _select(value, rows) if name in plan.rows else value
         for name, value in arguments.items()
@@ -120,5 +122,5 @@ def _select(value: Any, rows: Sequence[int]) -> Any:
 
 @cache
 def _names(transformer: Any) -> tuple[str, ...]:
-    """The parameters of its forward, without self."""
+    """The parameters of a class's forward, without self."""
     return tuple(inspect.signature(transformer.forward).parameters)[1:]

@@ -1,7 +1,7 @@
-"""How the ranks of a group get their sockets: one between the leader and each of the others.
+"""Sockets between a group's ranks: one between the leader and each follower.
 
-The port, and a secret that only ranks of this group can know, go by a broadcast of
-torch.distributed, which the ranks have joined by then. Knows what comes over the sockets not.
+The port, and a secret that only this group's ranks know, are broadcast over torch.distributed,
+which the ranks have joined by then. Doesn't interpret what is sent over the sockets.
 """
 
 import hmac
@@ -15,12 +15,12 @@ import torch
 import torch.distributed as dist
 
 MEET_SECONDS = 30.0
-"""How long a socket may be on its way: all ranks are there when the first one asks."""
+"""How long a socket may take to connect. Short, because all ranks are running by then."""
 
 ONE_MACHINE = ("localhost", "127.0.0.1", "::1")
-"""Addresses of the leader at which no other machine could find it."""
+"""Leader addresses that no other machine can reach."""
 
-Conn = Connection  # the class is generic in some versions of typeshed and not at run time
+Conn = Connection  # generic in some versions of typeshed, but not at run time
 
 
 def connect() -> dict[int, Conn]:
@@ -29,22 +29,23 @@ def connect() -> dict[int, Conn]:
     address = os.environ["MASTER_ADDR"]
     if rank == 0:
         with listen(address, size) as server:
-            meeting = [server.getsockname()[1], secrets.token_bytes(32)]
-            dist.broadcast_object_list(meeting, src=0, device=torch.device("cpu"))
-            return accept(server, size - 1, meeting[1])
-    meeting = [None, None]
-    dist.broadcast_object_list(meeting, src=0, device=torch.device("cpu"))
-    line = socket.create_connection((address, meeting[0]), timeout=MEET_SECONDS)
-    line.sendall(meeting[1] + rank.to_bytes(4))
-    return {0: _connection(line)}
+            shared = [server.getsockname()[1], secrets.token_bytes(32)]
+            dist.broadcast_object_list(shared, src=0, device=torch.device("cpu"))
+            return accept(server, size - 1, shared[1])
+    shared = [None, None]
+    dist.broadcast_object_list(shared, src=0, device=torch.device("cpu"))
+    port, secret = shared
+    client = socket.create_connection((address, port), timeout=MEET_SECONDS)
+    client.sendall(secret + rank.to_bytes(4))
+    return {0: _connection(client)}
 
 
 def listen(address: str, backlog: int) -> socket.socket:
-    """The leader's end, at any free port.
+    """The leader's listening socket, on any free port.
 
-    On all interfaces, unless the group is on one machine: what the others call the leader need not
-    be an address that it has itself. A machine's own name may mean 127.0.1.1 there, and a service's
-    address belongs to no machine.
+    Listens on all interfaces unless the group is on one machine, because the address that the
+    others use needn't be one of the leader's own: a machine's name may resolve to 127.0.1.1 on that
+    machine, and a Kubernetes service's address belongs to no machine.
     """
     if address in ONE_MACHINE:
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
@@ -57,28 +58,28 @@ def listen(address: str, backlog: int) -> socket.socket:
 
 
 def accept(server: socket.socket, count: int, secret: bytes) -> dict[int, Conn]:
-    """The others' sockets by rank; who does not know the secret is sent away. Raises OSError."""
+    """The followers' sockets by rank. Closes connections without the secret. Raises OSError."""
     peers: dict[int, Conn] = {}
     server.settimeout(MEET_SECONDS)
     while len(peers) < count:
-        line, _ = server.accept()
-        line.settimeout(MEET_SECONDS)
+        client, _ = server.accept()
+        client.settimeout(MEET_SECONDS)
         greeting = b""
         with suppress(OSError):
-            greeting = line.recv(len(secret) + 4, socket.MSG_WAITALL)
+            greeting = client.recv(len(secret) + 4, socket.MSG_WAITALL)
         if hmac.compare_digest(greeting[: len(secret)], secret):
-            peers[int.from_bytes(greeting[len(secret) :])] = _connection(line)
+            peers[int.from_bytes(greeting[len(secret) :])] = _connection(client)
         else:
-            line.close()
+            client.close()
     return peers
 
 
-def _connection(line: socket.socket) -> Conn:
-    """Framed, without delay, and closed within seconds when the other machine is gone."""
-    line.settimeout(None)
-    line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    line.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+def _connection(client: socket.socket) -> Conn:
+    """A framed connection without Nagle's delay that notices a lost machine within seconds."""
+    client.settimeout(None)
+    client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for option, value in (("TCP_KEEPIDLE", 3), ("TCP_KEEPINTVL", 2), ("TCP_KEEPCNT", 3)):
-        if hasattr(socket, option):  # Linux has them all
-            line.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
-    return Connection(line.detach())
+        if hasattr(socket, option):  # Linux has all three
+            client.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+    return Connection(client.detach())

@@ -1,4 +1,4 @@
-"""Replica: all of the model on one device. More workers on the same queue make more replicas."""
+"""Replica: the whole model on one device. Run more workers on the queue for more replicas."""
 
 from functools import partial
 
@@ -30,8 +30,8 @@ def load_replica(model: Model, checkpoint: Checkpoint, device: str) -> FamilyPip
     pipe = checkpoint.load(model, quantizers(model, checkpoint, device))
     move = reports_out_of_memory(pipe.to)
     family = make_family(move(device), model.max_sequence_length)
-    placed = FamilyPipeline(family, device=torch.device(device))
-    denoiser, trial = denoiser_of(pipe), partial(run_once, placed, model)
+    pipeline = FamilyPipeline(family, device=torch.device(device))
+    denoiser, trial = denoiser_of(pipe), partial(run_once, pipeline, model)
     choose_attention(denoiser, model.attention_backend, torch.device(device), trial)
     enable_cache(denoiser, model)
     if model.compile:
@@ -39,12 +39,12 @@ def load_replica(model: Model, checkpoint: Checkpoint, device: str) -> FamilyPip
     else:
         tune(pipe, denoiser, torch.device(device))
     if model.cuda_graphs:
-        check_graphs(placed, torch.device(device))
+        check_graphs(pipeline, torch.device(device))
         enable_graphs(denoiser)
-    return placed
+    return pipeline
 
 
 def check_replica(model: Model, checkpoint: Checkpoint) -> None:
-    """Refuse by name what can be known before loading. Raises ConfigurationError."""
+    """Refuse unsupported options before loading, by name. Raises ConfigurationError."""
     check_cache(model, checkpoint)
     check_quantization(model, checkpoint)

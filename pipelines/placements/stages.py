@@ -1,9 +1,9 @@
-"""A transformer cut into stages: which blocks each rank has, and only their weights loaded.
+"""A transformer cut into stages: which blocks each rank has, and loading only their weights.
 
-A stage is the model's own class with most of its blocks taken out of its lists; its forward is
-diffusers' own and runs over the blocks that are left. `Stage.enter` and `Stage.leave` are where a
-forward takes up what the stage before computed, and where it ends for the stage after. Knows no
-process and no device but its own.
+A stage is the model's own class with the other stages' blocks removed from its lists, so its
+forward is diffusers' own and runs over the remaining blocks. `Stage.enter` is where a forward pass
+takes over the previous stage's state, `Stage.leave` where it hands its state to the next stage.
+Knows no other process or device.
 """
 
 import functools
@@ -26,16 +26,16 @@ from jobs.errors import ConfigurationError, ModelUnavailable
 from pipelines.loading.checkpoint import Checkpoint
 
 State = tuple[torch.Tensor, ...]
-"""What one block hands to the next."""
+"""The tensors that one block passes to the next."""
 
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """The blocks of a model class that run one after the other, each on what the last one made.
+    """The blocks of a model class that run in sequence, each on the previous block's output.
 
-    `lists` maps a list of blocks, in the order of the forward, to the arguments that carry the
-    state; all other arguments are made outside the blocks, alike on every rank. `first` names lists
-    that run beside each other and not in the chain: they stay with the first stage.
+    `lists` maps each list of blocks, in the order of the forward pass, to the arguments that carry
+    the state; all other arguments are computed outside the blocks, identically on every rank.
+    `first` names lists that aren't part of the sequence; they stay with the first stage.
     """
 
     lists: Mapping[str, tuple[str, ...]]
@@ -60,19 +60,19 @@ CHAINS: Mapping[str, Chain] = {
         {"layers": ("x",)}, first=("noise_refiner", "context_refiner")
     ),
 }
-"""Models whose forward asks nothing of a block but its output: not its index, not how many there
-are. Where it does (Chroma's modulation, skip connections), blocks cannot be taken out."""
+"""Model classes whose forward pass needs neither a block's index nor the number of blocks. If it
+does (Chroma's modulation, skip connections), blocks can't be removed."""
 
 
 def split_points(sizes: Sequence[int], stages: int, first: int = 0) -> list[range]:
-    """The blocks of each stage: consecutive, none without, the largest stage as small as can be.
+    """The blocks of each stage: consecutive, at least one, the largest stage as small as possible.
 
-    `sizes` are the blocks' bytes and `first` those that the first stage holds besides. Among equal
-    splits the one whose later stages are larger is taken, since the first rank also encodes and
-    decodes. Raises ConfigurationError when there are more stages than blocks.
+    `sizes` are the blocks' bytes; `first` are the bytes that the first stage holds in addition. Of
+    equally good splits, picks the one with larger later stages, because the first rank also encodes
+    and decodes. Raises ConfigurationError if there are more stages than blocks.
     """
     if not 1 <= stages <= len(sizes):
-        raise ConfigurationError(f"stages = {stages}, but there are {len(sizes)} blocks to share")
+        raise ConfigurationError(f"stages = {stages}, but there are only {len(sizes)} blocks")
 
     @functools.cache
     def best(start: int, left: int) -> tuple[int, tuple[int, ...]]:
@@ -92,7 +92,7 @@ def split_points(sizes: Sequence[int], stages: int, first: int = 0) -> list[rang
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A block of a chain: its list, its place there, its bytes."""
+    """A block of a chain: its list, its index there, its size in bytes."""
 
     list_name: str
     index: int
@@ -105,7 +105,7 @@ class Block:
 
 
 def chain_of(module: Any) -> tuple[Chain, list[Block]]:
-    """The chain of a model and its blocks in order. Raises ConfigurationError if none is known."""
+    """A model's chain and its blocks in order. Raises ConfigurationError for unknown classes."""
     chain = CHAINS[_known(type(module).__name__)]
     blocks = [
         Block(name, index, _bytes(block))
@@ -115,12 +115,15 @@ def chain_of(module: Any) -> tuple[Chain, list[Block]]:
     return chain, blocks
 
 
-class _Left(Exception):
-    """No error: the way out of a forward whose rest is another's."""
+class _StageEnd(Exception):
+    """Not an error: ends a forward pass whose remaining blocks belong to the next stage."""
 
 
 class _Exit(nn.Module):
-    """Stands where the next stage's first block would: hands on its state, ends the forward."""
+    """Takes the place of the next stage's first block: sends the state on, ends the forward pass.
+
+    What follows the blocks in diffusers' forward must not run here, hence the exception.
+    """
 
     def __init__(self, stage: "Stage", names: Sequence[str]) -> None:
         super().__init__()
@@ -128,17 +131,18 @@ class _Exit(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> None:
         self.stage.leave(_state(self.names, args, kwargs))
-        raise _Left
+        raise _StageEnd
 
 
 class Stage:
     """One rank's part of a transformer.
 
-    `enter` takes the state that the forward brought to the first own block, whose shapes and
-    dtypes are right and whose values are not, and returns the one to go on with. `leave` takes the
-    state for the next stage. The first stage never enters, the last one never leaves.
+    `enter` gets the state with which the forward pass arrives at the stage's first block. Its
+    shapes and dtypes are right, but its values aren't, because earlier blocks are missing; `enter`
+    returns the real state. `leave` gets the state for the next stage. The first stage never calls
+    `enter`, the last one never calls `leave`.
 
-    Building one takes the other stages' blocks out of `module`.
+    The constructor removes the other stages' blocks from `module`.
     """
 
     def __init__(self, module: Any, own: range) -> None:
@@ -152,17 +156,17 @@ class Stage:
         self._cut(chain, blocks, own)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The model's forward as far as this stage goes: its output at the last one, else None."""
+        """Run this stage's part of the forward pass; returns the last stage's output, else None."""
         try:
             return self.module(*args, **kwargs)
-        except _Left:
+        except _StageEnd:
             return None
 
     def _cut(self, chain: Chain, blocks: Sequence[Block], own: range) -> None:
         lists = {name: list(getattr(self.module, name)) for name in chain.lists}
         for name in lists:
-            kept = [lists[name][blocks[i].index] for i in own if blocks[i].list_name == name]
-            setattr(self.module, name, nn.ModuleList(kept))
+            own_blocks = [lists[name][blocks[i].index] for i in own if blocks[i].list_name == name]
+            setattr(self.module, name, nn.ModuleList(own_blocks))
         if not self.is_first:
             for name in chain.first:
                 setattr(self.module, name, nn.ModuleList())
@@ -171,23 +175,23 @@ class Stage:
             block = lists[entry.list_name][entry.index]
             block.register_forward_pre_hook(self._entering(names), with_kwargs=True)
         if not self.is_last:
-            following = blocks[own.stop].list_name
-            getattr(self.module, following).append(_Exit(self, chain.lists[following]))
+            next_list = blocks[own.stop].list_name
+            getattr(self.module, next_list).append(_Exit(self, chain.lists[next_list]))
 
     def _entering(self, names: Sequence[str]) -> Callable[..., Any]:
         def replace(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             state = self.enter(_state(names, args, kwargs))
-            given = dict(zip(names, state, strict=True))
+            replaced = dict(zip(names, state, strict=True))
             if names[0] not in kwargs:
-                args = (given.pop(names[0]), *args[1:])
-            return args, kwargs | given
+                args = (replaced.pop(names[0]), *args[1:])
+            return args, kwargs | replaced
 
         return replace
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """A transformer without weights, the stages it is to be cut into, and where its weights are."""
+class StagePlan:
+    """A transformer without weights, the blocks of its stages, and where its weights are."""
 
     module: Any
     stages: Sequence[range]
@@ -196,10 +200,10 @@ class Plan:
     dtype: torch.dtype
 
 
-def plan_stages(model: Model, checkpoint: Checkpoint) -> Plan:
-    """Decide who has which blocks, from the model's config and without reading a weight.
+def plan_stages(model: Model, checkpoint: Checkpoint) -> StagePlan:
+    """Decide which rank gets which blocks, from the model's config, without reading weights.
 
-    Raises ConfigurationError for a model that cannot be cut or has too few blocks.
+    Raises ConfigurationError for a model that can't be cut or has too few blocks.
     """
     name = checkpoint.components.get("transformer")
     if name is None:
@@ -210,13 +214,13 @@ def plan_stages(model: Model, checkpoint: Checkpoint) -> Plan:
     chain, blocks = chain_of(module)
     first = sum(_bytes(getattr(module, name)) for name in chain.first)
     stages = split_points([block.size for block in blocks], model.stages, first)
-    return Plan(module, stages, folder, _files(model, folder), dtype)
+    return StagePlan(module, stages, folder, _files(model, folder), dtype)
 
 
-def load_stage(plan: Plan, rank: int, device: torch.device) -> Stage:
-    """The stage of that rank; other stages' weights are not read. Uses the plan's module up.
+def load_stage(plan: StagePlan, rank: int, device: torch.device) -> Stage:
+    """Load that rank's stage without reading other stages' weights. Consumes the plan's module.
 
-    Raises ModelUnavailable for weights that are missing.
+    Raises ModelUnavailable if weights are missing or unexpected.
     """
     module, own = plan.module, plan.stages[rank]
     chain, blocks = chain_of(module)
@@ -228,16 +232,16 @@ def load_stage(plan: Plan, rank: int, device: torch.device) -> Stage:
     stage = Stage(module.eval(), own)
     missing = [name for name, tensor in _tensors(module) if tensor.is_meta]
     if missing or unknown:
-        what = f"lacks {missing[0]}" if missing else f"has {unknown[0]}, which is of no use"
-        raise ModelUnavailable(f"{plan.folder} {what} to {type(module).__name__}")
+        problem = f"missing weight {missing[0]}" if missing else f"unexpected weight {unknown[0]}"
+        raise ModelUnavailable(f"{plan.folder}: {problem} for {type(module).__name__}")
     module.to(device)
     return stage
 
 
-def load_streamed(plan: Plan, device: torch.device) -> Any:
-    """The whole transformer, computing on `device`, each layer's weights read when it is called.
+def load_streamed(plan: StagePlan, device: torch.device) -> Any:
+    """The whole transformer, computing on `device`; each layer's weights are read when it runs.
 
-    Slow, and small: there is no more on the device than one layer's. Uses the plan's module up.
+    Slow, but holds only one layer's weights on the device. Consumes the plan's module.
     """
     index = {
         name: {"safetensors_file": str(path), "weight_name": name, "dtype": _name(plan.dtype)}
@@ -256,31 +260,30 @@ def load_streamed(plan: Plan, device: torch.device) -> Any:
 def _known(name: str) -> str:
     if name not in CHAINS:
         raise ConfigurationError(
-            f"pipelined: {name} is no model whose blocks can be shared out; "
-            f"those are {', '.join(CHAINS)}"
+            f"pipelined: can't cut {name} into stages; supported are {', '.join(CHAINS)}"
         )
     return name
 
 
 def _empty(name: str, folder: Path, dtype: torch.dtype) -> Any:
-    """The transformer without weights, its constants made in `dtype` as `from_pretrained` does."""
-    made = getattr(importlib.import_module("diffusers"), name)
-    before = torch.get_default_dtype()
+    """The transformer without weights, its constants in `dtype` as `from_pretrained` makes them."""
+    kind = getattr(importlib.import_module("diffusers"), name)
+    default_dtype = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
         with init_empty_weights():
-            return made.from_config(made.load_config(folder))
+            return kind.from_config(kind.load_config(folder))
     finally:
-        torch.set_default_dtype(before)
+        torch.set_default_dtype(default_dtype)
 
 
 def _read(
-    plan: Plan, foreign: set[str], device: torch.device
+    plan: StagePlan, foreign: set[str], device: torch.device
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """The weights of no foreign block, in the model's dtype."""
+    """All weights except those of foreign blocks, in the model's dtype."""
     for path in plan.files:
         with safe_open(path, framework="pt", device=str(device)) as file:
-            for name in file.keys():  # noqa: SIM118 - no dict
+            for name in file.keys():  # noqa: SIM118 - not a dict
                 if not _prefixes(name) & foreign:
                     tensor = file.get_tensor(name)
                     yield name, tensor.to(plan.dtype) if tensor.is_floating_point() else tensor
@@ -296,20 +299,20 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def _files(model: Model, folder: Path) -> list[Path]:
-    """The safetensors files of the model's variant, and no other's."""
+    """The safetensors files of the model's variant only."""
     infix = f".{model.variant}" if model.variant else ""
     stem = f"diffusion_pytorch_model{infix}"
-    found = sorted([*folder.glob(f"{stem}.safetensors"), *folder.glob(f"{stem}-*.safetensors")])
-    if not found:
+    files = sorted([*folder.glob(f"{stem}.safetensors"), *folder.glob(f"{stem}-*.safetensors")])
+    if not files:
         raise ModelUnavailable(
-            f"model {model.name!r}: {folder} has no {stem}*.safetensors; a pipelined model is read "
-            f"from nothing else"
+            f"model {model.name!r}: no {stem}*.safetensors in {folder}, which placement "
+            "'pipelined' requires"
         )
-    return found
+    return files
 
 
 def _prefixes(name: str) -> set[str]:
-    """The list, and the block, that a weight's name begins with."""
+    """The names of the list and of the block that a weight belongs to."""
     parts = name.split(".")
     return {parts[0], ".".join(parts[:2])}
 
@@ -324,11 +327,11 @@ def _bytes(module: nn.Module) -> int:
 
 
 def _state(names: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]) -> State:
-    """A block's arguments of these names; the first may have come without its name."""
+    """A block's arguments of these names, whether passed by position or by name."""
     return tuple(
         kwargs[name] if name in kwargs else args[place] for place, name in enumerate(names)
     )
 
 
 def _unconnected(state: State) -> Any:
-    raise RuntimeError("a stage that is not connected to its neighbours")
+    raise RuntimeError("the stage isn't connected to its neighbours")

@@ -1,8 +1,8 @@
-"""Tensor parallelism: every rank holds a slice of the transformer's weights, and reads no more.
+"""Tensor parallelism: every rank holds, and reads, only a slice of the transformer's weights.
 
 diffusers splits Flux, Flux2 and QwenImage; the plans for Chroma and Z-Image are ours. Each rank
-reads its slices from the checkpoint, so that a model too large for one device can be loaded at all.
-Knows no group; ranks are a mesh's.
+reads just its slices from the checkpoint, so a model too large for one device can be loaded.
+Doesn't know about `Group`; ranks come from a device mesh.
 """
 
 from collections.abc import Mapping
@@ -30,8 +30,8 @@ _Z_IMAGE_BLOCK = {
     "feed_forward.w2": "rowwise",
 }
 _CHROMA = {
-    # Its blocks have the names of Flux's. A single block's last layer reads its attention and its
-    # feed-forward layer, 1 and 4 times as wide as a token.
+    # Its blocks are named like Flux's. The last layer of a single block reads the outputs of its
+    # attention and its feed-forward layer, which are 1 and 4 times as wide as a token.
     **FluxTransformer2DModel._tp_plan,
     "single_transformer_blocks.*.proj_out": PackedRowwiseParallel([1, 4]),
 }
@@ -43,23 +43,21 @@ OWN_PLANS: dict[str, dict[str, Any]] = {
         for name, style in _Z_IMAGE_BLOCK.items()
     },
 }
-"""Transformer class -> how its weights split, where diffusers doesn't say."""
+"""Transformer class -> how its weights split, for classes without a plan in diffusers."""
 
 
 def plan_of(kind: Any) -> Mapping[str, Any] | None:
-    """How a transformer class's weights split, None if nobody knows."""
+    """How a transformer class's weights split; None if there's no plan."""
     return getattr(kind, "_tp_plan", None) or OWN_PLANS.get(kind.__name__)
 
 
 def check_tensor(degree: int, kind: Any, config: Mapping[str, Any], heads: int) -> None:
-    """Refuse a transformer whose weights do not split. Raises ConfigurationError."""
+    """Refuse a transformer whose weights can't be split. Raises ConfigurationError."""
     plan = plan_of(kind)
     if plan is None:
-        raise ConfigurationError(
-            f"tensor: there is no plan to split the weights of {kind.__name__}"
-        )
+        raise ConfigurationError(f"tensor: no plan to split the weights of {kind.__name__}")
     if heads % degree:
-        raise ConfigurationError(f"tensor {degree} does not divide the {heads} heads")
+        raise ConfigurationError(f"tensor {degree} doesn't divide the {heads} heads")
     with init_empty_weights():
         skeleton = kind.from_config(config)
     try:
@@ -76,9 +74,9 @@ def load_slices(
     Raises ModelUnavailable.
     """
     folder = checkpoint.source("transformer").weights
-    kind._tp_plan = plan_of(kind)  # which from_pretrained takes from the class
-    config = _Here(tp_degree=model.tensor, mesh=mesh["tensor"])
-    config.place = device
+    kind._tp_plan = plan_of(kind)  # from_pretrained reads the plan from the class
+    config = _OwnDevice(tp_degree=model.tensor, mesh=mesh["tensor"])
+    config.own_device = device
     try:
         with diffusers_patches.on_cpu():
             transformer = kind.from_pretrained(
@@ -89,25 +87,26 @@ def load_slices(
             )
     except (OSError, ValueError, KeyError) as error:
         raise ModelUnavailable(
-            f"model {model.name!r}: {folder} cannot be split: {error}", may_pass=may_pass(error)
+            f"model {model.name!r}: couldn't load slices of {folder}: {error}",
+            may_pass=may_pass(error),
         ) from error
     if kind.__name__ in OWN_PLANS:
         _count_heads(transformer, model.tensor)
     return transformer.to(device)
 
 
-class _Here(TensorParallelConfig):  # type: ignore[misc]
-    """Slices land on this rank's own device; diffusers would count devices from the rank."""
+class _OwnDevice(TensorParallelConfig):  # type: ignore[misc]
+    """Puts slices on this rank's own device, where diffusers would use the rank as its index."""
 
-    place: torch.device
+    own_device: torch.device
 
     def setup(self, rank: int, world_size: int, device: torch.device, mesh: DeviceMesh) -> None:
-        """Called by diffusers when the mesh is known."""
-        super().setup(rank, world_size, self.place, mesh)
+        """Called by diffusers once the mesh is known."""
+        super().setup(rank, world_size, self.own_device, mesh)
 
 
 def _count_heads(transformer: Any, degree: int) -> None:
-    """Tell attention that divides its features by its heads how many heads are here."""
+    """Set the local number of heads on attention modules that divide their features by it."""
     for module in transformer.modules():
         if hasattr(module, "processor") and hasattr(module, "heads"):
             module.heads //= degree

@@ -1,8 +1,8 @@
-"""What ranks hand each other: a nested value, its tensors apart, so that each part goes its way.
+"""Serialise nested values for other ranks, with their tensors apart from the rest.
 
-`pack` makes a small picklable header and ONE flat tensor of bytes out of a value such as the
-arguments of a forward pass; `unpack` makes the value again, bit for bit. One tensor is one
-collective, whatever the number of arguments. Knows no groups and sends nothing.
+`pack` turns a value, such as the arguments of a forward pass, into a small pickled header and ONE
+flat tensor of bytes; `unpack` restores the value bit for bit. One tensor takes one collective,
+however many arguments there are. Doesn't know about groups and sends nothing.
 """
 
 import io
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 _ALIGNMENT = 256
-"""Bytes: what CUDA's allocator gives, so that unpacked tensors suit every kernel."""
+"""Alignment in bytes, as CUDA's allocator uses it, so that kernels accept unpacked tensors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class Parcel:
 
 
 def pack(value: Any, device: torch.device) -> Parcel:
-    """A parcel of `value`; tensors on `device` go into `data`, all others into the header."""
+    """Pack `value`: tensors on `device` go into `data`, everything else into the header."""
     stream = io.BytesIO()
     packer = _Packer(stream, device)
     packer.dump(value)
@@ -43,12 +43,12 @@ def pack(value: Any, device: torch.device) -> Parcel:
 
 
 def unpack(parcel: Parcel) -> Any:
-    """The value; its tensors are views of `parcel.data`."""
+    """The packed value; its tensors are views of `parcel.data`."""
     return _Unpacker(io.BytesIO(parcel.header), parcel.data).load()
 
 
 def empty(size: int, device: torch.device) -> torch.Tensor | None:
-    """Room to receive `size` bytes of data in; None for 0."""
+    """An empty buffer for `size` bytes of data; None for 0."""
     return torch.empty(size, dtype=torch.uint8, device=device) if size else None
 
 

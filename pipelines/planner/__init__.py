@@ -1,1 +1,1 @@
-"""Which placements of a model fit which devices, from the sizes in its configs."""
+"""Work out which placements of a model fit which devices, from the sizes in its configs."""

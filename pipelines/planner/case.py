@@ -1,6 +1,6 @@
-"""What `imagemill plan` knows of one model on some devices, and how it writes an entry for them.
+"""One model on some devices, as `imagemill plan` sees it, and catalog entries for them.
 
-Sizes are bytes, counted from configs; places nothing and loads no weights.
+Sizes are bytes, counted from configs. Nothing is placed and no weights are loaded.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,9 +17,9 @@ from pipelines.planner.skeleton import DECODE, DENOISE, ENCODE, Image
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One way to place the model. `catalog` are lines for models.toml, None where it cannot be.
+    """One way to place the model. `catalog` has the lines for models.toml, None if it doesn't fit.
 
-    `streams` are bytes of weights, text encoders' too, that come over a link in every pass.
+    `streams` is the bytes of weights, text encoders' included, that cross a link in every pass.
     """
 
     name: str
@@ -51,51 +51,51 @@ class Case:
         self.others = sum(p.size for s in (ENCODE, DECODE) for p in stages[s])
         self.total = self.denoiser.size + self.others
         self.peak = {
-            s: max((p.activations for p in found), default=0) for s, found in stages.items()
+            s: max((p.activations for p in parts), default=0) for s, parts in stages.items()
         }
         self.names = [f"cuda:{index}" for index in range(len(devices))]
 
     @property
     def alone(self) -> int:
-        """What a device must have to make an image by itself."""
+        """Bytes that a device needs to make an image by itself."""
         return self.total + max(self.peak.values())
 
     def roomiest(self, count: int) -> list[int]:
-        """The places of so many devices, the largest first."""
+        """Indices of the `count` largest devices, the largest first."""
         return sorted(range(len(self.sizes)), key=lambda at: -self.sizes[at])[:count]
 
     def degrees(self) -> list[int]:
-        """Sizes of a group that are worth a line: doubling, and all devices."""
+        """Group sizes worth listing: powers of two, and all devices."""
         count = len(self.sizes)
         return [n for n in range(2, count + 1) if n in (2, 4, 8) or n == count < 8]
 
     def has(self) -> str:
         """The devices in words."""
         kinds = {size: self.sizes.count(size) for size in sorted(set(self.sizes), reverse=True)}
-        return "there is " + " and ".join(f"{n} x {in_words(size)}" for size, n in kinds.items())
+        return "available: " + " and ".join(f"{n} x {in_words(size)}" for size, n in kinds.items())
 
     def entry(self, suffix: str, lines: Sequence[str]) -> str:
-        """The table for models.toml, with what the model's own entry says."""
+        """The table for models.toml, including the fields of the model's own entry."""
         model, defaults = self.model, self.model.defaults
-        kept = [f"path = {text(model.path)}", f"dtype = {text(model.dtype)}"]
+        own = [f"path = {text(model.path)}", f"dtype = {text(model.dtype)}"]
         for field in ("revision", "variant", "attention_backend", "config"):
             if getattr(model, field):
-                kept.append(f"{field} = {text(getattr(model, field))}")
+                own.append(f"{field} = {text(getattr(model, field))}")
         if model.components:
-            kept.append(f"components = {table(model.components)}")
+            own.append(f"components = {table(model.components)}")
         if isinstance(model.quantization, str):
-            kept.append(f"quantization = {text(model.quantization)}")
+            own.append(f"quantization = {text(model.quantization)}")
         elif model.quantization:
-            kept.append(f"quantization = {table(model.quantization)}")
+            own.append(f"quantization = {table(model.quantization)}")
         if model.max_sequence_length:
-            kept.append(f"max_sequence_length = {model.max_sequence_length}")
-        kept.append(
+            own.append(f"max_sequence_length = {model.max_sequence_length}")
+        own.append(
             f"defaults = {{ width = {defaults.width}, height = {defaults.height}, "
             f"steps = {defaults.steps}, guidance_scale = {defaults.guidance_scale} }}"
         )
         name = f"{model.name}-{suffix}"
-        key = text(name) if "." in name else name  # a dot would make a table within a table
-        return "\n".join([f"[models.{key}]", *kept[:2], *lines, *kept[2:]])
+        key = text(name) if "." in name else name  # an unquoted dot would nest the table
+        return "\n".join([f"[models.{key}]", *own[:2], *lines, *own[2:]])
 
 
 def text(value: str) -> str:
@@ -105,7 +105,7 @@ def text(value: str) -> str:
 
 
 def table(values: Mapping[str, str | None]) -> str:
-    """A TOML inline table of strings; false for None."""
+    """A TOML inline table of strings, with false for None."""
     pairs = (f"{k} = {'false' if value is None else text(value)}" for k, value in values.items())
     return f"{{ {', '.join(pairs)} }}"
 

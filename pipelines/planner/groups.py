@@ -1,7 +1,7 @@
-"""Which groups of ranks could serve a model on some devices: context parallelism and stages.
+"""List the groups of ranks that could serve a model on some devices: context parallel or pipelined.
 
-Every way to share a model out is put to the checks of the placement that would load it. Speeds are
-bounds from counted bytes; nothing is measured.
+Each is checked with the same functions as the placement that would load it. Speeds are bounds from
+counted bytes, not measurements.
 """
 
 from collections.abc import Iterator, Mapping
@@ -15,14 +15,10 @@ from jobs.catalog import Model
 from jobs.errors import ConfigurationError, ImageFailed
 from jobs.request import ImageRequest
 from pipelines.attention import CUDNN, check_parallel, takes_backends
-from pipelines.placements.context_parallel import (
-    ROOM,
-    SizeCheck,
-    check_extras,
-    check_sequence,
-)
+from pipelines.placements.context_parallel import ROOM
+from pipelines.placements.context_parallel_checks import SizeCheck, check_extras, check_sequence
 from pipelines.placements.pipelined import check_extras as check_pipelined
-from pipelines.placements.plans import PLANS, Plan
+from pipelines.placements.plans import PLANS, ParallelPlan
 from pipelines.placements.stages import CHAINS, chain_of, split_points
 from pipelines.placements.tensor_parallel import check_tensor, plan_of
 from pipelines.planner.case import Case, Option, text, texts
@@ -33,29 +29,29 @@ _ALONE: dict[str, Any] = {"ring": 1, "ulysses": 1, "cfg": 1, "tensor": 1, "stage
 
 
 def context_parallel_options(case: Case) -> Iterator[Option]:
-    """A line for each way to share one image out; what is refused for the same reason, once."""
+    """One option per way to split an image; those refused for the same reason are listed once."""
     plan = PLANS.get(case.kind)
     if len(case.sizes) < 2:
         return
     if plan is None:
-        yield Option("context_parallel", False, f"{case.kind} has no plan for it")
+        yield Option("context_parallel", False, f"{case.kind} isn't supported")
         return
-    told = set()
+    reasons = set()
     for degrees in _ways(case):
         name = " x ".join(f"{part} {degree}" for part, degree in degrees.items())
         model = _with_kernel(case, replace(case.model, **_ALONE | degrees))
         try:
             _check(case, plan, model)
         except (ConfigurationError, ImageFailed) as error:
-            if str(error) not in told:
+            if str(error) not in reasons:
                 yield Option(f"context_parallel, {name}", False, str(error))
-            told.add(str(error))
+            reasons.add(str(error))
         else:
             yield _shared(case, name, degrees, model)
 
 
 def _ways(case: Case) -> Iterator[dict[str, int]]:
-    """Degrees by the entry's names for them."""
+    """Degrees by their field names in an entry."""
     for count in case.degrees():
         yield {"ulysses": count}
         yield {"ring": count}
@@ -70,9 +66,9 @@ def _ways(case: Case) -> Iterator[dict[str, int]]:
 
 
 def _with_kernel(case: Case, model: Model) -> Model:
-    """The entry with a kernel that a ring can merge, since torch's own choice is not one on CUDA.
+    """Set a kernel whose parts a ring can merge, because torch's own choice on CUDA isn't one.
 
-    An entry that names a kernel, or whose denoiser cannot run this one, stays as it is.
+    An entry that sets a kernel, or whose denoiser can't run this one, is returned unchanged.
     """
     is_half = getattr(torch, model.dtype) in (torch.float16, torch.bfloat16)
     if model.ring == 1 or model.attention_backend or not is_half:
@@ -80,8 +76,8 @@ def _with_kernel(case: Case, model: Model) -> Model:
     return replace(model, attention_backend=CUDNN) if takes_backends(case.module) else model
 
 
-def _check(case: Case, plan: Plan, model: Model) -> None:
-    """Raise what the leader would refuse the entry with, on CUDA devices."""
+def _check(case: Case, plan: ParallelPlan, model: Model) -> None:
+    """Raise the error with which the leader would refuse the entry on CUDA devices."""
     check_extras(model, case.checkpoint)
     config, split = case.module.config, model.ring * model.ulysses > 1
     check_parallel(model.attention_backend, model.ring, split, torch.device("cuda"))
@@ -90,20 +86,20 @@ def _check(case: Case, plan: Plan, model: Model) -> None:
     elif split:
         check_sequence(model, plan, config[plan.heads])
     size: Any = _Size(case.image.tokens)
-    usual = model.defaults
+    defaults = model.defaults
     SizeCheck(model, plan, size)(
-        ImageRequest(model.name, "", 0, usual.width, usual.height, usual.steps, 0.0)
+        ImageRequest(model.name, "", 0, defaults.width, defaults.height, defaults.steps, 0.0)
     )
 
 
 class _Size:
-    """What a size check asks of a loaded model: the tokens of an image of the default size."""
+    """Stands in for a loaded model in a size check: the tokens of an image of the default size."""
 
     def __init__(self, tokens: int) -> None:
         self._tokens = tokens
 
     def tokens(self, request: ImageRequest) -> int:
-        """Of the one size there is here."""
+        """Tokens of the default size, whatever the request."""
         return self._tokens
 
 
@@ -112,13 +108,13 @@ def _shared(case: Case, name: str, degrees: Mapping[str, int], model: Model) -> 
     rooms = [case.sizes[at] for at in order]
     weights = case.denoiser.size if model.tensor == 1 else _slice(case, model.tensor)
     share = case.peak[DENOISE] // (model.ring * model.ulysses * model.cfg)
-    held = case.others + weights
+    loaded = case.others + weights
     if model.tensor > 1 and case.denoiser.size <= ROOM * rooms[0]:
-        held = case.total  # whole at first, to compare the group with
-    leader = held + max(share, case.peak[ENCODE], case.peak[DECODE])
+        loaded = case.total  # first loaded whole, to verify the group's results against it
+    leader = loaded + max(share, case.peak[ENCODE], case.peak[DECODE])
     follower = weights + share
     arithmetic = (
-        f"leader {in_words(held)} + {in_words(leader - held)} = {in_words(leader)}, "
+        f"leader {in_words(loaded)} + {in_words(leader - loaded)} = {in_words(leader)}, "
         f"others {in_words(weights)} + {in_words(share)} = {in_words(follower)}; {case.has()}"
     )
     title = f"context_parallel, {name}"
@@ -136,7 +132,7 @@ def _shared(case: Case, name: str, degrees: Mapping[str, int], model: Model) -> 
 
 
 def _slice(case: Case, degree: int) -> int:
-    """Bytes of the denoiser that a rank of tensor parallelism holds: its slices, and the rest."""
+    """Bytes of the denoiser on one rank of tensor parallelism: its slices plus the unsplit rest."""
     specs = resolve_tp_shard_specs(case.module, plan_of(type(case.module)), degree)
     split = sum(
         tensor.numel() * tensor.element_size()
@@ -150,19 +146,19 @@ def _speed(case: Case, model: Model, rooms: list[int]) -> str:
     what = "guided image" if model.cfg > 1 else "image"
     bound = f"at most {model.ranks}x for one {what}"
     sent = _sent(case, model)
-    told = f"{bound}: each rank sends {in_words(sent)} a step" if sent else bound
-    return told + (
-        f"; {model.ranks} replicas make more of many" if case.alone <= min(rooms) else ""
+    speed = f"{bound}: each rank sends {in_words(sent)} per step" if sent else bound
+    return speed + (
+        f"; {model.ranks} replicas make more images per hour" if case.alone <= min(rooms) else ""
     )
 
 
 def _sent(case: Case, model: Model) -> int:
     """Bytes that a rank sends inside the blocks of a forward pass for one image.
 
-    Of all tokens' activations, in each block: Ulysses sends 4 times its part, less what it keeps
-    (arXiv:2309.14509, section 3.2); a ring passes its part's keys and values on to all but one
-    (arXiv:2310.01889); tensor parallelism sums twice over all ranks (arXiv:1909.08053, section 3),
-    each time 2 (n - 1) / n of the whole by a ring of n.
+    Counted in activations, per block: Ulysses sends its part 4 times, except for the share that it
+    keeps (arXiv:2309.14509, section 3.2). A ring passes its part's keys and values through all
+    other ranks (arXiv:2310.01889). Tensor parallelism sums twice over all ranks (arXiv:1909.08053,
+    section 3); by a ring of n, each sum sends 2 (n - 1) / n of the whole.
     """
     item = next(case.module.parameters()).element_size()
     tokens = case.image.tokens + case.image.text
@@ -174,11 +170,11 @@ def _sent(case: Case, model: Model) -> int:
 
 
 def pipelined_options(case: Case) -> Iterator[Option]:
-    """A line for each number of stages."""
+    """One option per number of stages."""
     if len(case.sizes) < 2:
         return
     if case.kind not in CHAINS:
-        yield Option("pipelined", False, f"{case.kind} cannot be cut into stages")
+        yield Option("pipelined", False, f"{case.kind} can't be cut into stages")
         return
     try:
         check_pipelined(case.model, case.checkpoint)
@@ -191,9 +187,10 @@ def pipelined_options(case: Case) -> Iterator[Option]:
 
 
 def cut(case: Case, stages: int) -> tuple[list[int], int]:
-    """The denoiser cut as loading cuts it: bytes of each stage's blocks, and of all the rest.
+    """Cut the denoiser as loading does: bytes of each stage's blocks, and of everything else.
 
-    The rest every rank holds, but for the lists that stay with the first stage and count there.
+    Every rank holds everything else, except the lists that stay with the first stage. Those are
+    counted in the first stage.
     """
     chain, blocks = chain_of(case.module)
     named = case.denoiser.blocks.items()
@@ -213,8 +210,8 @@ def _stages(case: Case, stages: int) -> Option:
     name = f"pipelined, {stages} stages"
     if any(need > case.sizes[at] for need, at in zip(needs, order, strict=True)):
         return Option(name, False, arithmetic)
-    most = sum(shares) / max(shares)
-    speed = f"at most {most:.1f}x with {stages} batches in flight, 1x for a lone image"
+    bound = sum(shares) / max(shares)
+    speed = f"at most {bound:.1f}x with {stages} batches in flight, 1x for a single image"
     lines = [
         'placement = "pipelined"',
         f"stages = {stages}",

@@ -1,7 +1,7 @@
-"""How much memory this process may still take on the CPU, as the system and its control group say.
+"""How much CPU memory this process can still use, according to the system and its control group.
 
-What only caches files counts as free: a checkpoint that was just downloaded fills all memory with
-its pages, and they make way. Knows no plan and no device.
+Cached file pages count as available, because the kernel evicts them: a checkpoint that was just
+downloaded fills all memory with its pages. This module doesn't depend on plans or devices.
 """
 
 import os
@@ -14,28 +14,29 @@ FILES = {
     "": ("memory.max", "memory.current", "inactive_file"),
     "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 }
-"""A hierarchy's folder, empty for version 2's: its files of the limit and of what is taken, and
-what `memory.stat` calls the cached pages that make way."""
+"""A hierarchy's folder ("" for cgroup v2) -> its files with the limit and the usage, and the key in
+`memory.stat` of the cached pages that can be evicted."""
 
 
-def free_memory() -> int:
+def available_memory() -> int:
     """Bytes; never less than 0."""
-    return max(0, min([_available(), *_left_to_groups()]))
+    return max(0, min([_system_available(), *_group_available()]))
 
 
-def _available() -> int:
+def _system_available() -> int:
     try:
         lines = (PROC / "meminfo").read_text().splitlines()
-    except OSError:  # not Linux: what is empty now
+    except OSError:  # not Linux: count empty pages only
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     sizes = dict(line.split(":", 1) for line in lines)
     return 1024 * int(sizes["MemAvailable"].split()[0])
 
 
-def _left_to_groups() -> Iterator[int]:
-    """What each control group around this process has left of its limit, where it has one.
+def _group_available() -> Iterator[int]:
+    """The bytes left below the limit of each control group that contains this process.
 
-    In a container the names of groups may be those of its host, and the container's own is the top.
+    In a container the group's name may be the host's, while the container's own group is mounted at
+    the root, so all parents are tried.
     """
     try:
         lines = (PROC / "self/cgroup").read_text().splitlines()
@@ -47,16 +48,16 @@ def _left_to_groups() -> Iterator[int]:
             continue
         path = Path(name)
         for group in (path, *path.parents):
-            left = _left(GROUPS / controllers / group.relative_to("/"), *FILES[controllers])
-            if left is not None:
-                yield left
+            size = _below_limit(GROUPS / controllers / group.relative_to("/"), *FILES[controllers])
+            if size is not None:
+                yield size
 
 
-def _left(folder: Path, limit: str, taken: str, cached: str) -> int | None:
-    """What a group's folder says; None without a limit."""
+def _below_limit(folder: Path, limit: str, usage: str, cached: str) -> int | None:
+    """The bytes left below a group's limit; None without a limit."""
     try:
-        most = int((folder / limit).read_text())
+        limit_bytes = int((folder / limit).read_text())
         stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-        return most - int((folder / taken).read_text()) + int(stat.get(cached, 0))
-    except (OSError, ValueError):  # there is no such group, or it says "max"
+        return limit_bytes - int((folder / usage).read_text()) + int(stat.get(cached, 0))
+    except (OSError, ValueError):  # the group doesn't exist, or its limit is "max"
         return None

@@ -1,10 +1,10 @@
-"""What fits where: which part of a model goes to which device, so that none has too much to hold.
+"""Decide which part of a model goes to which device, so that everything fits.
 
-Pure functions over sizes in bytes; loads nothing and asks no device. A part is never lost: one
-that fits nowhere is a ConfigurationError with the arithmetic. A part goes whole onto one device if
-one has room for its weights and for the activations of an image; else its blocks are dealt over
-the devices; else blocks wait on the CPU, and then on the disk, and come to the device each time
-they run. Knows no model, only its blocks' names.
+Pure functions over sizes in bytes: nothing is loaded and no device is queried. A part that doesn't
+fit raises ConfigurationError with the arithmetic. A part goes whole onto one device if there's room
+for its weights and the activations of an image. Otherwise its blocks are spread over the devices.
+If that isn't enough, blocks stay on the CPU, then on the disk, and are copied to the device each
+time they run. Of a model, only the names of its blocks are used.
 """
 
 import re
@@ -15,7 +15,7 @@ from jobs.errors import ConfigurationError
 
 CPU, DISK = "cpu", "disk"
 WHOLE = ""
-"""The name, in a map of blocks to devices, of a part that is not cut."""
+"""The key, in a map of blocks to devices, for a part that isn't cut."""
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s?([KMGT]?)(i?)B", re.IGNORECASE)
 _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
@@ -23,10 +23,11 @@ _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A component of a pipeline, such as a text encoder: bytes of each block, in order.
+    """A component of a pipeline, such as a text encoder: the bytes of each block, in order.
 
-    `rest` are the weights outside every block; they go to the device that the part begins on.
-    `activations` are what one image takes beside the weights, on each device that runs a block.
+    `rest` is the weights outside all blocks; they go to the device where the part starts.
+    `activations` is what one image needs in addition to the weights, on each device that runs a
+    block.
     """
 
     name: str
@@ -43,11 +44,11 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """Where a part is: a block's name to its device, "cpu" or "disk"; and where it runs.
+    """Where a part's blocks are stored (a device, "cpu" or "disk"), and where it runs.
 
-    `where` is {"": device} for a part that is not cut. Blocks on the CPU or the disk come to
-    `main`, one at a time, when they run: `brought` is the largest of them. `weights` are the bytes
-    that each place holds for good.
+    `where` maps block names to places; it's {"": device} for a part that isn't cut. Blocks on the
+    CPU or the disk are copied to `main` one at a time when they run; `brought` is the size of the
+    largest one. `weights` is the bytes that stay at each place.
     """
 
     part: Part
@@ -58,13 +59,13 @@ class Spread:
 
     @property
     def devices(self) -> tuple[str, ...]:
-        """The devices that run it, the first one first."""
+        """The devices that run it, the main one first."""
         others = dict.fromkeys(d for d in self.where.values() if d not in (CPU, DISK))
         return (self.main, *(d for d in others if d != self.main))
 
     @property
     def streamed(self) -> int:
-        """Bytes that come to the device in every forward pass."""
+        """Bytes copied to the device in every forward pass."""
         return sum(
             self.part.blocks[name]
             for name, place in self.where.items()
@@ -72,7 +73,7 @@ class Spread:
         )
 
     def needs(self) -> dict[str, int]:
-        """Bytes that each device must have room for while it runs."""
+        """Bytes that each device needs while the part runs."""
         return {
             device: self.weights.get(device, 0)
             + self.part.activations
@@ -82,8 +83,8 @@ class Spread:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """Where every part is; `rooms` is what the places had. Stages by name, in running order."""
+class MemoryPlan:
+    """Where every part is, by stage in running order. `rooms` is the bytes that each place had."""
 
     stages: Mapping[str, tuple[Spread, ...]]
     rooms: Mapping[str, int] = field(default_factory=dict)
@@ -94,11 +95,11 @@ class Plan:
         return {s.part.name: s for spreads in self.stages.values() for s in spreads}
 
     def fit_together(self, names: Iterable[str], running: str) -> bool:
-        """Whether the stages' weights fit beside each other while stage `running` runs."""
+        """Whether the weights of all these stages fit while stage `running` runs."""
         return _fits(self.need(names, running), self.rooms)
 
     def need(self, names: Iterable[str], running: str) -> dict[str, int]:
-        """Bytes by device: the weights of the stages, and what stage `running` takes to run."""
+        """Bytes by device: the weights of the stages, plus what stage `running` needs to run."""
         total: dict[str, int] = {}
         for name in dict.fromkeys(names):
             for spread in self.stages[name]:
@@ -115,7 +116,9 @@ def bytes_of(size: str | int) -> int:
         return size
     match = _SIZE.fullmatch(size.strip())
     if match is None:
-        raise ConfigurationError(f"{size!r} is no size such as '16GB' or '16GiB'")
+        raise ConfigurationError(
+            f"invalid size {size!r}: expected something like '16GB' or '16GiB'"
+        )
     base = 1024 if match[3] else 1000
     return int(float(match[1]) * base ** _POWERS[match[2].upper()])
 
@@ -135,19 +138,21 @@ def plan(
     *,
     first: str,
     in_turn: bool,
-) -> Plan:
-    """Where each stage's parts go. `rooms` are bytes by device, and for "cpu" and "disk".
+) -> MemoryPlan:
+    """Place each stage's parts. `rooms` is the bytes per device, and for "cpu" and "disk".
 
-    Stage `first` chooses first: it is the one that runs at every step. If stages run `in_turn`,
-    each may have all the room, but takes what the first one leaves when that suffices, so that
-    fewer need unloading; otherwise they share it. Raises ConfigurationError.
+    Stage `first` is placed first, because it runs at every step. With `in_turn`, the stages run one
+    at a time, so each may use all the room. They still prefer the room that the first one leaves,
+    so that fewer have to be unloaded. Otherwise the stages share the room. Raises
+    ConfigurationError.
     """
-    found = _attempt(stages, rooms, first, in_turn, frugal=())
-    if not isinstance(found, Plan) and not in_turn:
-        found = _attempt(stages, rooms, first, in_turn, frugal=(first,))
-    if isinstance(found, Plan):
-        return found
-    raise _fits_nowhere(*found)
+    result = _attempt(stages, rooms, first, in_turn, frugal=())
+    if not isinstance(result, MemoryPlan) and not in_turn:
+        # The first stage took all the room. It can stream its blocks; a VAE, say, can't.
+        result = _attempt(stages, rooms, first, in_turn, frugal=(first,))
+    if isinstance(result, MemoryPlan):
+        return result
+    raise _does_not_fit(*result)
 
 
 def _attempt(
@@ -156,31 +161,31 @@ def _attempt(
     first: str,
     in_turn: bool,
     frugal: Sequence[str],
-) -> Plan | tuple[Sequence[Part], Mapping[str, int]]:
-    """A plan; or the parts of the stage that found no room, and what there was for them.
+) -> MemoryPlan | tuple[Sequence[Part], Mapping[str, int]]:
+    """A plan; or the parts of the stage that didn't fit, and the room there was for them.
 
-    The blocks of `frugal` stages wait outside from the beginning, and leave the room to others.
+    The blocks of `frugal` stages are streamed even if they'd fit, to leave the room to others.
     """
     left = dict(rooms)
     placed: dict[str, tuple[Spread, ...]] = {}
     for name in sorted(stages, key=lambda name: name != first):
         parts = sorted(stages[name], key=lambda part: -part.size)
         room = rooms if in_turn else left
-        found = None
+        spreads = None
         if name not in frugal:
-            found = _place_all(parts, left, left, whole=in_turn)
-            found = found or _place_all(parts, room, left)
-        found = found or _place_all(parts, room, left, frugal=True)
-        if found is None:
+            spreads = _place_all(parts, left, left, whole=in_turn)
+            spreads = spreads or _place_all(parts, room, left)
+        spreads = spreads or _place_all(parts, room, left, frugal=True)
+        if spreads is None:
             return parts, room
-        placed[name] = found
-        for spread in found:
+        placed[name] = spreads
+        for spread in spreads:
             for place, size in spread.weights.items():
                 left[place] = max(0, left.get(place, 0) - size)
         if not in_turn:  # stages may run at the same time
             for device in left:
-                left[device] = max(0, left[device] - _extra(found, device))
-    return Plan({name: placed[name] for name in stages}, dict(rooms))
+                left[device] = max(0, left[device] - _extra(spreads, device))
+    return MemoryPlan({name: placed[name] for name in stages}, dict(rooms))
 
 
 def _place_all(
@@ -191,45 +196,46 @@ def _place_all(
     whole: bool = False,
     frugal: bool = False,
 ) -> tuple[Spread, ...] | None:
-    """The parts of one stage, which are resident together; None when one finds no room.
+    """Place the parts of one stage, which are loaded together; None if one doesn't fit.
 
-    With `whole`, none is cut. With `frugal`, every block that may wait outside does.
+    With `whole`, no part is cut. With `frugal`, every block that can be streamed is.
     """
-    left, wish, found = dict(rooms), dict(preferred), []
+    left, preference, spreads = dict(rooms), dict(preferred), []
     for part in parts:
-        spread = None if frugal and part.may_be_cut else _whole(part, left, wish)
+        spread = None if frugal and part.may_be_cut else _whole(part, left, preference)
         if spread is None and not whole:
             spread = _cut(part, left, frugal) if part.may_be_cut else _on_cpu(part, left)
         if spread is None:
             return None
-        found.append(spread)
+        spreads.append(spread)
         for place, size in spread.weights.items():
             left[place] = left.get(place, 0) - size
-            wish[place] = wish.get(place, 0) - size
-    return tuple(found)
+            preference[place] = preference.get(place, 0) - size
+    return tuple(spreads)
 
 
-def _whole(part: Part, rooms: Mapping[str, int], wish: Mapping[str, int]) -> Spread | None:
-    """On the device with room that has most left by `wish`."""
-    able = [d for d in _devices(rooms) if part.size + part.activations <= rooms[d]]
-    if not able:
+def _whole(part: Part, rooms: Mapping[str, int], preference: Mapping[str, int]) -> Spread | None:
+    """Place the part on the device that has room and has the most left by `preference`."""
+    roomy = [d for d in _devices(rooms) if part.size + part.activations <= rooms[d]]
+    if not roomy:
         return None
-    device = max(able, key=lambda d: wish.get(d, rooms[d]))
+    device = max(roomy, key=lambda d: preference.get(d, rooms[d]))
     return Spread(part, {WHOLE: device}, device, {device: part.size})
 
 
 def _on_cpu(part: Part, rooms: Mapping[str, int]) -> Spread | None:
-    """A part that cannot be cut runs on the CPU where no device has room."""
+    """Place a part that can't be cut on the CPU, if it fits there."""
     if part.size + part.activations > rooms.get(CPU, 0):
         return None
     return Spread(part, {WHOLE: CPU}, CPU, {CPU: part.size})
 
 
 def _cut(part: Part, rooms: Mapping[str, int], frugal: bool) -> Spread | None:
-    """Blocks over the devices, roomiest first, then on the CPU, then on the disk."""
+    """Spread the blocks over the devices, roomiest first, then the CPU, then the disk."""
     devices = sorted(_devices(rooms), key=lambda d: -rooms[d])
     largest = max(part.blocks.values(), default=0)
     tiers = [tier for tier in (CPU, DISK) if tier in rooms and tier not in devices]
+    # A streamed block needs room on the first device while it runs, hence the reserve.
     for places, reserve in ((devices, 0), ([*devices, *tiers], largest)):
         free = {p: rooms[p] - (part.activations if p in devices else 0) for p in places}
         free[devices[0]] -= part.rest + reserve
@@ -242,7 +248,7 @@ def _cut(part: Part, rooms: Mapping[str, int], frugal: bool) -> Spread | None:
 
 
 def _fill(blocks: Mapping[str, int], free: Mapping[str, int]) -> dict[str, str] | None:
-    """Each block in the first place with room, never going back; None when they run out."""
+    """Put each block in the first place with room, never going back; None if they don't all fit."""
     where: dict[str, str] = {}
     left = dict(free)
     places = iter(free)
@@ -266,32 +272,32 @@ def _spread(part: Part, where: dict[str, str], main: str) -> Spread:
 
 
 def _devices(rooms: Mapping[str, int]) -> list[str]:
-    """What computes: all but the CPU and the disk, or the CPU where there is nothing else."""
+    """The places that compute: all but the CPU and the disk, or the CPU if it's the only one."""
     return [place for place in rooms if place not in (CPU, DISK)] or [CPU]
 
 
 def _extra(spreads: Iterable[Spread], device: str) -> int:
-    """What the hungriest of the parts takes on a device beside its weights."""
-    takes = [
+    """The most that any of the parts needs on a device in addition to its weights."""
+    needs = [
         s.part.activations + (s.brought if device == s.main else 0)
         for s in spreads
         if device in s.devices
     ]
-    return max(takes, default=0)
+    return max(needs, default=0)
 
 
 def _fits(need: Mapping[str, int], rooms: Mapping[str, int]) -> bool:
     return all(size <= rooms.get(device, 0) for device, size in need.items())
 
 
-def _fits_nowhere(parts: Sequence[Part], rooms: Mapping[str, int]) -> ConfigurationError:
-    """One sentence: what the parts of a stage are, and what there is."""
-    wants = " and ".join(
-        f"{p.name} {in_words(p.size)} of weights"
+def _does_not_fit(parts: Sequence[Part], rooms: Mapping[str, int]) -> ConfigurationError:
+    """The error with the sizes of a stage's parts and the room that's left."""
+    needs = " and ".join(
+        f"{p.name} needs {in_words(p.size)} of weights"
         + (f" ({in_words(p.rest)} outside its blocks)" if p.may_be_cut else "")
-        + f" with {in_words(p.activations)} for an image"
+        + f" and {in_words(p.activations)} for an image"
         for p in parts
     )
     places = [p for p in rooms if p != DISK]
-    there_is = ", ".join(f"{place} {in_words(max(0, rooms[place]))}" for place in places)
-    return ConfigurationError(f"the model fits nowhere: {wants}, but there is left {there_is}")
+    left = ", ".join(f"{place} {in_words(max(0, rooms[place]))}" for place in places)
+    return ConfigurationError(f"the model doesn't fit: {needs}, but there's only {left}")

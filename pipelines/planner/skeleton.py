@@ -1,8 +1,8 @@
-"""A checkpoint without its weights: its models on the meta device, and their sizes as plan parts.
+"""Build a checkpoint's models on the meta device, without weights, and their sizes as plan parts.
 
-Reads configs only, so a folder without any weights will do, and a model of any size takes no
-memory. What activations take is a formula in the model's width and the image's size, with
-constants that were counted: `ALIVE` and `PER_PIXEL` say how. Places nothing.
+Only configs are read, so a folder without weights is enough and a model of any size takes no
+memory. The bytes of activations are a formula in the model's width and the image's size; see
+`ALIVE` and `PER_PIXEL` for how its constants were counted. Nothing is placed here.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from jobs.catalog import Model
-from jobs.errors import ModelUnavailable
+from jobs.errors import ModelUnavailable, first_line
 from pipelines.loading.checkpoint import Checkpoint
 from pipelines.loading.components import DENOISERS, component_class
 from pipelines.loading.quantization import tensor_bytes
@@ -23,30 +23,30 @@ ENCODE, DENOISE, DECODE = "encode", "denoise", "decode"
 STAGES = (ENCODE, DENOISE, DECODE)
 
 ALIVE = 24
-"""Values alive at once for each token and channel of a transformer at its widest point.
+"""Values alive at once, per token and channel, at a transformer's widest point.
 
 Counted by running real configurations on the meta device with fused attention: FLUX.1 17.6,
 FLUX.2 21.6, Qwen-Image 15.0, SD3 12.9, Sana 11.3, T5-XXL 23.0."""
 
 ALIVE_UNET = 27
-"""The same for each latent pixel and channel of a UNet's first block: SD1.5 26.1, SDXL 15.9."""
+"""The same per latent pixel and channel of a UNet's first block: SD1.5 26.1, SDXL 15.9."""
 
 PER_PIXEL = {"AutoencoderKL": 3.1, "AutoencoderKLFlux2": 3.1, "AutoencoderDC": 6.6}
-"""Values alive at once for each pixel and channel while decoding; of the second block's channels,
-for AutoencoderDC of the first's. Counted like `ALIVE`: 3.00 and 6.51."""
+"""Values alive at once while decoding, per pixel and channel of the second block (of the first for
+AutoencoderDC). Counted like `ALIVE`: 3.00 and 6.51."""
 
 PER_PIXEL_OTHERS = 1800
-"""Values for each pixel in any other autoencoder; Qwen-Image's takes 1730."""
+"""Values per pixel in any other autoencoder; Qwen-Image's takes 1730."""
 
 PER_PIXEL_RGB = 16
-"""Values for each pixel of the picture itself, on its way out of any autoencoder."""
+"""Values per pixel of the picture itself, as it leaves any autoencoder."""
 
 TEXT_TOKENS = 512
-"""Tokens of a prompt where the entry does not say."""
+"""Tokens of a prompt if the entry doesn't set them."""
 
 
 def stage_of(name: str) -> str:
-    """The stage that a component takes part in."""
+    """The stage in which a component runs."""
     if name in DENOISERS:
         return DENOISE
     return DECODE if name in ("vae", "safety_checker", "vqvae", "movq") else ENCODE
@@ -57,7 +57,7 @@ def skeletons(model: Model, checkpoint: Checkpoint) -> dict[str, nn.Module]:
 
     Raises ModelUnavailable.
     """
-    made = {}
+    modules = {}
     for name, (library, class_name) in _listed(checkpoint):
         kind = component_class(library, class_name)
         if not isinstance(kind, type) or not issubclass(kind, nn.Module):
@@ -65,13 +65,13 @@ def skeletons(model: Model, checkpoint: Checkpoint) -> dict[str, nn.Module]:
         try:
             with torch.device("meta"):
                 module = _from_config(kind, checkpoint, name)
-        except Exception as error:  # any library's; the config is at fault or too new
+        except Exception as error:  # from any library: the config is broken or too new
             raise ModelUnavailable(
-                f"model {model.name!r}: {checkpoint.source(name).config} cannot be read: "
-                f"{(str(error) or type(error).__name__).splitlines()[0]}"
+                f"model {model.name!r}: can't read {checkpoint.source(name).config}: "
+                f"{first_line(error)}"
             ) from error
-        made[name] = _cast(module, getattr(torch, model.dtype)).eval()
-    return made
+        modules[name] = _cast(module, getattr(torch, model.dtype)).eval()
+    return modules
 
 
 def parts(
@@ -79,25 +79,26 @@ def parts(
 ) -> dict[str, list[Part]]:
     """The modules as plan parts, by stage, with activations for one image of the default size."""
     image = Image(modules, checkpoint, model)
-    found: dict[str, list[Part]] = {stage: [] for stage in STAGES}
+    by_stage: dict[str, list[Part]] = {stage: [] for stage in STAGES}
     for name, module in modules.items():
         blocks, rest = blocks_of(module, tensor_bytes(model, checkpoint, name, module))
         stage = stage_of(name)
         part = Part(name, blocks, rest, image.activations(name, module), stage != DECODE)
-        found[stage].append(part)
-    return found
+        by_stage[stage].append(part)
+    return by_stage
 
 
 def blocks_of(
     module: nn.Module, sizes: Mapping[str, int] | None = None
 ) -> tuple[dict[str, int], int]:
-    """Bytes of each block that a model may be cut between, in order; and of all the rest.
+    """Bytes of each block, in order, and of everything outside the blocks.
 
-    `sizes` are bytes by tensor's name where the weights are quantized, else the module's own count.
+    A model may be cut between blocks. `sizes` is the bytes by tensor name for quantized weights; by
+    default the module's own tensors are counted.
 
-    Blocks are the items of the outermost lists of modules. They hand tensors to each other through
-    the model's own forward; inside one of them residuals meet, and a cut there would add tensors
-    of two devices.
+    Blocks are the items of the outermost ModuleLists. They pass tensors to each other through the
+    model's own forward. A cut inside a block would add tensors of two devices, because a block's
+    residuals meet there.
     """
     if sizes is not None:
         blocks = {
@@ -121,7 +122,7 @@ def _items(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _sizes(module: nn.Module, seen: set[int]) -> Iterator[int]:
-    """Bytes of each tensor that is not `seen`; tied weights count once."""
+    """Bytes of each tensor not in `seen`, so that tied weights count once."""
     for tensor in (*module.parameters(), *module.buffers()):
         if id(tensor) not in seen:
             seen.add(id(tensor))
@@ -129,7 +130,7 @@ def _sizes(module: nn.Module, seen: set[int]) -> Iterator[int]:
 
 
 class Image:
-    """One image of a model's default size: how many tokens it is, and what they take."""
+    """One image of a model's default size: its tokens, and the memory they need."""
 
     def __init__(
         self, modules: Mapping[str, nn.Module], checkpoint: Checkpoint, model: Model
@@ -147,7 +148,7 @@ class Image:
         self.rows = 1 if unguided or model.defaults.guidance_scale <= 1 else 2
 
     def activations(self, name: str, module: nn.Module) -> int:
-        """Bytes that a component takes beside its weights for this image."""
+        """Bytes that a component needs for this image, in addition to its weights."""
         config: Any = getattr(module, "config", {})
         item = torch.finfo(next(module.parameters()).dtype).bits // 8
         stage = stage_of(name)
@@ -160,13 +161,13 @@ class Image:
             return int(self.rows * latent * channels * ALIVE_UNET * item)
         if stage == DENOISE:
             return int(self.rows * (self.tokens + self.text) * width_of(config) * ALIVE * item)
-        # Templates and instructions lengthen a short limit.
+        # Templates and instructions add tokens to a short limit.
         tokens = max(self.text, TEXT_TOKENS)
         return int(tokens * (width_of(config) * ALIVE + _logits(module)) * item)
 
 
 def vae_scale(config: Mapping[str, Any]) -> int:
-    """Pixels of a latent pixel's side, from an autoencoder's config."""
+    """Pixels per side of a latent pixel, from an autoencoder's config."""
     levels = config.get("block_out_channels") or config.get("encoder_block_out_channels")
     levels = levels or config.get("dim_mult") or range(4)
     return int(2 ** (len(levels) - 1))
@@ -178,11 +179,12 @@ def width_of(config: Any) -> int:
     if text is not None:
         return width_of(text)
     for name in ("hidden_size", "d_model", "dim"):
-        found = _get(config, name)
-        if found:
-            return int(found)
-    heads, head = _get(config, "num_attention_heads"), _get(config, "attention_head_dim")
-    return int(heads * head) if isinstance(heads, int) and isinstance(head, int) else 4096
+        width = _get(config, name)
+        if width:
+            return int(width)
+    heads, head_dim = _get(config, "num_attention_heads"), _get(config, "attention_head_dim")
+    is_known = isinstance(heads, int) and isinstance(head_dim, int)
+    return int(heads * head_dim) if is_known else 4096
 
 
 def _get(config: Any, name: str) -> Any:
@@ -190,7 +192,7 @@ def _get(config: Any, name: str) -> Any:
 
 
 def _patch(config: Any, vae_config: Any) -> int:
-    """Latent pixels of a token's side: 2 where the pipeline packs latents 2x2 into channels."""
+    """Latent pixels per side of a token: 2 if the pipeline packs latents 2x2 into channels."""
     latent = vae_config.get("latent_channels") or vae_config.get("z_dim")
     if latent and config.get("in_channels") == 4 * latent:
         return 2
@@ -207,7 +209,7 @@ def _alive_per_pixel(class_name: str, config: Any) -> float:
 
 
 def _logits(module: nn.Module) -> int:
-    """Words of a language model's head, which computes a score for each of them."""
+    """The vocabulary size of a language model's head, which computes a score per word."""
     head = getattr(module, "lm_head", None)
     return int(head.weight.shape[0]) if head is not None else 0
 
@@ -222,23 +224,22 @@ def _listed(checkpoint: Checkpoint) -> Iterable[tuple[str, tuple[str, str]]]:
 def _from_config(kind: Any, checkpoint: Checkpoint, name: str) -> nn.Module:
     folder = checkpoint.source(name).config
     if hasattr(kind, "load_config"):  # diffusers
-        made: nn.Module = kind.from_config(kind.load_config(folder))
-        return made
-    config = kind.config_class.from_pretrained(folder)
-    built: nn.Module = kind(config)
-    return built
+        module: nn.Module = kind.from_config(kind.load_config(folder))
+    else:
+        module = kind(kind.config_class.from_pretrained(folder))
+    return module
 
 
 def _cast(module: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """In the dtype that `from_pretrained` gives each tensor; some stay in float32."""
-    kept = _kept_in_float32(module, dtype)
+    """Cast each tensor to the dtype that `from_pretrained` gives it; some stay in float32."""
+    float32_names = _kept_in_float32(module, dtype)
     for path, inner in module.named_modules():
         for tensors in (inner._parameters, inner._buffers):
             for name, tensor in tensors.items():
                 if tensor is None or not tensor.is_floating_point():
                     continue
-                keep = any(word in f"{path}.{name}".split(".") for word in kept)
-                cast = tensor.to(torch.float32 if keep else dtype)
+                is_float32 = any(word in f"{path}.{name}".split(".") for word in float32_names)
+                cast = tensor.to(torch.float32 if is_float32 else dtype)
                 tensors[name] = _like(tensor, cast)
     _tie(module)
     return module
@@ -259,13 +260,13 @@ def _like(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
 
 
 def _tie(module: nn.Module) -> None:
-    """Tied weights again one tensor, as transformers loads them."""
+    """Tie weights again, as transformers does when it loads them."""
     tie = getattr(module, "tie_weights", None)
     if tie is not None:
         tie()
 
 
 def inner_module(module: nn.Module, path: str) -> nn.Module:
-    """The module at a dotted path; itself at ""."""
-    found: nn.Module = reduce(getattr, filter(None, path.split(".")), module)
-    return found
+    """The module at a dotted path; the module itself for ""."""
+    inner: nn.Module = reduce(getattr, filter(None, path.split(".")), module)
+    return inner

@@ -1,7 +1,7 @@
-"""Which placements of a model fit which devices, with the arithmetic: what `imagemill plan` tells.
+"""Work out which placements of a model fit which devices: the report of `imagemill plan`.
 
-Reads configs only; loads no weights and asks no device. Speeds are relations from counted bytes
-and floating point operations, never measurements: `LEFT_OUT` says what they do not know.
+Reads configs only; no weights are loaded and no device is queried. Speeds are ratios computed from
+counted bytes and floating point operations, not measurements; `LEFT_OUT` lists what they ignore.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,44 +18,47 @@ from pipelines.placements.replica import check_replica
 from pipelines.placements.split import check_split
 from pipelines.planner.case import Case, Option, texts
 from pipelines.planner.groups import context_parallel_options, pipelined_options
-from pipelines.planner.memory import CPU, DISK, WHOLE, Plan, Spread, in_words
+from pipelines.planner.memory import CPU, DISK, WHOLE, MemoryPlan, Spread, in_words
 from pipelines.planner.memory import plan as plan_split
 from pipelines.planner.skeleton import DENOISE, parts, skeletons, width_of
 from pipelines.seam import ROUND
 
 BACKLOG = ROUND
-"""Images over which a load of weights is shared: what a worker holds."""
+"""Images that share one load of the weights: as many as a worker holds."""
 
 MEMORY_LINK = 8e9
-"""Bytes a second from the CPU's pageable memory to a device. Assumed: PCIe 4.0 x16 carries 25e9
-from pinned memory; what is not pinned goes through a buffer of the driver's first."""
+"""Bytes per second from the CPU's pageable memory to a device. An assumption: PCIe 4.0 x16 carries
+25e9 from pinned memory, but pageable memory first goes through a buffer of the driver."""
 
 DISK_LINK = 3e9
-"""Bytes a second from the disk to a device. Assumed: an NVMe disk that reads 5e9, and then the copy
-of what was read. A network disk is slower; what the kernel still has in memory comes faster."""
+"""Bytes per second from the disk to a device. An assumption: an NVMe disk reads 5e9, and then the
+data is copied to the device. A network disk is slower, the kernel's page cache faster."""
 
 COMPUTE = 100e12
-"""Operations a second that a device sustains in half precision. Assumed; cards differ tenfold."""
+"""Operations per second that a device sustains in half precision. An assumption: cards differ
+tenfold."""
 
 LEFT_OUT = (
-    "Speeds are counted, not measured. They leave out kernels' efficiency, what links between "
-    "devices cost in time, and the gaps in a small batch; where weights come over a link in every "
-    f"forward pass they assume {MEMORY_LINK / 1e9:.0f} GB/s from memory, "
+    "Speeds are calculated, not measured. They ignore how efficient kernels are, the time that "
+    "transfers between devices take, and idle time in small batches. If weights cross a link in "
+    f"every forward pass, they assume {MEMORY_LINK / 1e9:.0f} GB/s from memory, "
     f"{DISK_LINK / 1e9:.0f} GB/s from the disk and {COMPUTE / 1e12:.0f} TFLOP/s."
 )
 ESTIMATE = (
-    "Activations are for one image of the entry's default size: values alive at a model's widest "
-    "point, 24 a token and channel of a transformer, 27 a latent pixel and channel of a UNet, 3.1 "
-    "a pixel and channel of a VAE's second block. These were counted by running real "
-    "configurations on the meta device with fused attention; kernels' work space is not in them."
+    "Activations are for one image of the entry's default size: the values alive at a model's "
+    "widest point, 24 per token and channel of a transformer, 27 per latent pixel and channel of a "
+    "UNet, 3.1 per pixel and channel of a VAE's second block. These were counted by running real "
+    "configurations on the meta device with fused attention. They don't include kernels' "
+    "workspaces."
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Component:
-    """One component's bytes, in the stage that it takes part in.
+    """One component's bytes, and the stage it runs in.
 
-    `kind` is how its weights are held: the entry's dtype, or such as `int8`, `Q4_0` and `nf4`.
+    `kind` is the format of its weights: the entry's dtype, or a quantization such as `int8`, `Q4_0`
+    or `nf4`.
     """
 
     stage: str
@@ -67,7 +70,7 @@ class Component:
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """All that is to say about a model on some devices. `use` is the advice, in one line."""
+    """The report about a model on some devices. `use` is the advice in one line."""
 
     model: str
     image: str
@@ -79,10 +82,10 @@ class Survey:
 
 
 def survey(model: Model, checkpoint: Checkpoint, devices: Sequence[int], cpu: int) -> Survey:
-    """Every placement of the model on devices of so many bytes, `cpu` bytes of memory beside them.
+    """Try every placement of the model on devices with these sizes and `cpu` bytes of CPU memory.
 
-    Raises what a worker would refuse the model with, ModelUnavailable or ConfigurationError, and
-    ConfigurationError when the model fits nowhere.
+    Raises the error with which a worker would refuse the model (ModelUnavailable or
+    ConfigurationError), and ConfigurationError if no placement fits.
     """
     if model.unset:
         model = with_own_defaults(model, own_defaults(model, checkpoint))
@@ -94,7 +97,7 @@ def survey(model: Model, checkpoint: Checkpoint, devices: Sequence[int], cpu: in
     options = tuple(_options(case))
     if not any(option.fits for option in options):
         reason = next(option.arithmetic for option in reversed(options) if option.arithmetic)
-        raise ConfigurationError(f"{model.name!r} fits nowhere on these devices: {reason}")
+        raise ConfigurationError(f"{model.name!r} doesn't fit on these devices: {reason}")
     kinds = kinds_of(model, checkpoint)
     size = f"{model.defaults.width}x{model.defaults.height}"
     rows = " under guidance (2 rows)" if case.image.rows == 2 else ""
@@ -104,8 +107,8 @@ def survey(model: Model, checkpoint: Checkpoint, devices: Sequence[int], cpu: in
         devices=tuple(devices),
         components=tuple(
             Component(stage, p.name, kinds.get(p.name, model.dtype), p.size, p.activations)
-            for stage, found in case.stages.items()
-            for p in found
+            for stage, stage_parts in case.stages.items()
+            for p in stage_parts
         ),
         options=options,
         notes=(ESTIMATE, LEFT_OUT),
@@ -114,28 +117,28 @@ def survey(model: Model, checkpoint: Checkpoint, devices: Sequence[int], cpu: in
 
 
 def advice(options: Sequence[Option]) -> str:
-    """What to use: the simplest that fits with the fewest weights, or none, over a link."""
+    """Recommend the simplest option that fits with the fewest weights (ideally 0) over a link."""
     best = min((option for option in options if option.fits), key=lambda option: option.streams)
     if best.streams:
         return (
-            f"Use {best.name}: nothing fits without weights that come over the link in every pass, "
-            f"and here they are fewest, {in_words(best.streams)}."
+            f"Use {best.name}: every option that fits copies weights to the device in each forward "
+            f"pass, and this one copies the least, {in_words(best.streams)}."
         )
     return f"Use {best.name}: {WHY.get(best.name) or WHY[best.name.partition(',')[0]]}."
 
 
 WHY = {
-    "replica": "the model fits a device whole, and each device makes images of its own",
-    "split": "the devices hold all of it together",
-    "split, unload": "the devices hold its stages in turn",
-    "context_parallel": "it fits only where the devices share each image out",
-    "pipelined": "it fits only where the devices share its blocks out",
+    "replica": "the whole model fits on one device, and each device makes images of its own",
+    "split": "the whole model fits on the devices together",
+    "split, unload": "the model fits if its stages are loaded in turn",
+    "context_parallel": "the model fits only if the devices split each image",
+    "pipelined": "the model fits only if the devices split its blocks",
 }
-"""Placement -> the reason to use it where those before it don't fit."""
+"""Placement -> the reason to use it when the placements before it don't fit."""
 
 
 def kinds_of(model: Model, checkpoint: Checkpoint) -> dict[str, str]:
-    """How the weights of quantized components are held, by name."""
+    """Component -> format of its weights, for quantized components."""
     stored = {name: stored_method(checkpoint.source(name)) for name in checkpoint.components}
     return {name: kind for name, kind in stored.items() if kind} | schemes(model, checkpoint)
 
@@ -155,16 +158,16 @@ def _replica(case: Case) -> Option:
     except ConfigurationError as error:
         return Option("replica", False, str(error))
     need = case.total + max(case.peak.values())
-    able = [name for name, size in zip(case.names, case.sizes, strict=True) if need <= size]
+    roomy = [name for name, size in zip(case.names, case.sizes, strict=True) if need <= size]
     arithmetic = (
         f"{in_words(case.total)} of weights + {in_words(max(case.peak.values()))} for an image "
         f"= {in_words(need)} on each; {case.has()}"
     )
-    if not able:
+    if not roomy:
         return Option("replica", False, arithmetic)
-    count = len(able)
-    speed = "1x: the measure" if count == 1 else f"{count}x: a worker on each of {count}"
-    lines = ['placement = "replica"', f"workers = {count}", f"devices = {texts(able)}"]
+    count = len(roomy)
+    speed = "1x: the baseline" if count == 1 else f"{count}x: one worker on each of {count}"
+    lines = ['placement = "replica"', f"workers = {count}", f"devices = {texts(roomy)}"]
     return Option("replica", True, arithmetic, speed, case.entry("replica", lines))
 
 
@@ -174,7 +177,7 @@ def _split(case: Case, unload: bool) -> Option:
     try:
         entry_model = replace(case.model, placement="split", unload=unload)
         check_split(entry_model, case.checkpoint)
-        made = plan_split(case.stages, rooms, first=DENOISE, in_turn=unload)
+        layout = plan_split(case.stages, rooms, first=DENOISE, in_turn=unload)
     except ConfigurationError as error:
         return Option(name, False, str(error))
     limits = [f'"{n}" = "{size / 1e9:g}GB"' for n, size in rooms.items() if n != DISK]
@@ -185,53 +188,53 @@ def _split(case: Case, unload: bool) -> Option:
         *(["unload = true"] if unload else []),
     ]
     entry = case.entry("split-unload" if unload else "split", lines)
-    speed = _turns(case, made) if unload else _at_once(case, made)
-    streams = sum(spread.streamed for spread in made.spreads.values())
-    return Option(name, True, _places(made, unload), speed, entry, streams)
+    speed = _unload_speed(case, layout) if unload else _split_speed(case, layout)
+    streams = sum(spread.streamed for spread in layout.spreads.values())
+    return Option(name, True, _places(layout, unload), speed, entry, streams)
 
 
-def _at_once(case: Case, made: Plan) -> str:
-    [spread] = made.stages[DENOISE]
-    return _streaming(case, made) or (
+def _split_speed(case: Case, layout: MemoryPlan) -> str:
+    [spread] = layout.stages[DENOISE]
+    return _streaming_speed(case, layout) or (
         "1x: one device at a time denoises" if WHOLE not in spread.where else "1x"
     )
 
 
-def _turns(case: Case, made: Plan) -> str:
-    if all(made.fit_together(made.stages, running=stage) for stage in made.stages):
-        return _streaming(case, made) or "1x: all stages fit together, none is unloaded"
+def _unload_speed(case: Case, layout: MemoryPlan) -> str:
+    if all(layout.fit_together(layout.stages, running=stage) for stage in layout.stages):
+        return _streaming_speed(case, layout) or "1x: all stages fit together, none is unloaded"
     loaded = in_words(case.total / BACKLOG)
-    once = f"less {loaded} of loading an image in a backlog of {BACKLOG}"
-    return f"{_streaming(case, made) or '1x'}, {once}"
+    overhead = f"minus loading {loaded} per image with a backlog of {BACKLOG}"
+    return f"{_streaming_speed(case, layout) or '1x'}, {overhead}"
 
 
-def _streaming(case: Case, made: Plan) -> str:
-    """What it costs that blocks come to the device in every forward pass; "" if none do."""
-    [spread] = made.stages[DENOISE]
+def _streaming_speed(case: Case, layout: MemoryPlan) -> str:
+    """The speed if blocks are copied to the device in every forward pass; "" if none are."""
+    [spread] = layout.stages[DENOISE]
     if not spread.streamed:
         return ""
     flops, read = _flops(case), _bytes_at(spread, DISK)
-    come = f"{in_words(spread.streamed)} come"
+    copied = f"{in_words(spread.streamed)} copied"
     if not flops:
-        return f"below 1x: {come} in every step"
+        return f"below 1x: {copied} in every step"
     compute = flops / COMPUTE
-    carry = (spread.streamed - read) / MEMORY_LINK + read / DISK_LINK
+    transfer = (spread.streamed - read) / MEMORY_LINK + read / DISK_LINK
     from_disk = f", {in_words(read)} of them from the disk" if read else ""
     return (
-        f"{compute / (compute + carry):.2f}x for one image a step: {come} for "
+        f"{compute / (compute + transfer):.2f}x for one image per step: {copied} for "
         f"{flops / 1e12:.0f} TFLOP{from_disk}"
     )
 
 
 def _bytes_at(spread: Spread, place: str) -> int:
-    """Bytes of the blocks that wait there."""
+    """Bytes of the blocks stored at a place."""
     return sum(spread.part.blocks[name] for name, at in spread.where.items() if at == place)
 
 
 def _flops(case: Case) -> float:
-    """Of one forward pass for one image; 0 for a UNet, whose tokens differ by level.
+    """Operations of one forward pass for one image; 0 for a UNet, whose levels differ in tokens.
 
-    2 a weight and token, and 4 tokens^2 x width for each block's attention (Kaplan et al.,
+    2 per weight and token, plus 4 tokens^2 x width per block for attention (Kaplan et al.,
     arXiv:2001.08361, table 1).
     """
     config = getattr(case.module, "config", {})
@@ -244,18 +247,18 @@ def _flops(case: Case) -> float:
     return float(case.image.rows * (weights + attention))
 
 
-def _places(made: Plan, in_turn: bool) -> str:
-    """Where each component is, and what each device must hold at most."""
-    told = []
-    for name, spread in made.spreads.items():
+def _places(layout: MemoryPlan, in_turn: bool) -> str:
+    """Where each component is, and the most that each device has to hold."""
+    places = []
+    for name, spread in layout.spreads.items():
         by_place = ", ".join(f"{in_words(n)} on {p}" for p, n in spread.weights.items() if n)
         whole = WHOLE in spread.where
-        told.append(f"{name} on {spread.main}" if whole else f"{name}: {by_place}")
-    stay = not in_turn or all(made.fit_together(made.stages, stage) for stage in made.stages)
+        places.append(f"{name} on {spread.main}" if whole else f"{name}: {by_place}")
+    stay = not in_turn or all(layout.fit_together(layout.stages, s) for s in layout.stages)
     needs: dict[str, int] = {}
-    for running in made.stages:
-        held = list(made.stages) if stay else [running]
-        for device, size in made.need(held, running).items():
+    for running in layout.stages:
+        loaded = list(layout.stages) if stay else [running]
+        for device, size in layout.need(loaded, running).items():
             needs[device] = max(needs.get(device, 0), size)
-    full = ", ".join(f"{d} {in_words(n)} of {in_words(made.rooms[d])}" for d, n in needs.items())
-    return f"{'; '.join(told)}. At most: {full}"
+    peak = ", ".join(f"{d} {in_words(n)} of {in_words(layout.rooms[d])}" for d, n in needs.items())
+    return f"{'; '.join(places)}. Peak: {peak}"

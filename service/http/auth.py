@@ -1,8 +1,8 @@
-"""Who calls: the tenant whose jobs a request may see, its share, and what it may ask for.
+"""Authentication: the caller's tenant, its share of the workers, and its limits.
 
-Once there is a key, every request but those for health shows one. Without keys, everybody is the
-tenant `local`; that is only so while the service listens on a loopback address, or is told to be
-open (`IMAGEMILL_ANONYMOUS`). Knows no route.
+As soon as one key exists, every request except health checks must carry one. Without keys, all
+callers are the tenant `local`; that's only allowed while the service listens on a loopback address
+or `IMAGEMILL_ANONYMOUS` is set. Doesn't depend on any route.
 """
 
 import math
@@ -30,7 +30,7 @@ from service.settings import ServiceSettings
 LOCAL = "local"
 
 _bearer = HTTPBearer(
-    auto_error=False, scheme_name="key", description="An API key, where the service has any."
+    auto_error=False, scheme_name="key", description="An API key, if the service has any."
 )
 _basic = HTTPBasic(
     auto_error=False, scheme_name="basic", description="Any name, and an API key as the password."
@@ -48,9 +48,9 @@ class Caller:
 
 
 class Gate:
-    """Lets callers in by their keys, as often as their keys allow; rates are per process.
+    """Authenticates callers by their keys and enforces each key's rate, per process.
 
-    Without any keys everybody is let in if it `may_be_open`, and nobody otherwise.
+    Without any keys, all callers are admitted if it `may_be_open`, and none otherwise.
     """
 
     def __init__(self, ring: KeyRing, *, may_be_open: bool) -> None:
@@ -58,15 +58,15 @@ class Gate:
         self._may_be_open = may_be_open
         self._limiter = MovingWindowRateLimiter(MemoryStorage())
 
-    def admit(self, shown: str | None) -> Caller:
-        """The caller who shows this key. Raises Unauthenticated, RateLimited."""
+    def admit(self, key_text: str | None) -> Caller:
+        """The caller for this key. Raises Unauthenticated, RateLimited."""
         if self.is_open:
             return Caller(LOCAL)
-        if shown is None:
-            raise Unauthenticated("this service wants an API key: Authorization: Bearer KEY")
-        key = self._ring.find(shown)
+        if key_text is None:
+            raise Unauthenticated("API key required: send Authorization: Bearer KEY")
+        key = self._ring.find(key_text)
         if key is None:
-            raise Unauthenticated("this API key is not known here")
+            raise Unauthenticated("unknown API key")
         self._count(key)
         return Caller(key.tenant, key.weight, key.max_unfinished, key.max_priority)
 
@@ -82,15 +82,15 @@ class Gate:
         if not self._limiter.hit(rate, key.id):
             reset = self._limiter.get_window_stats(rate, key.id).reset_time
             wait = max(1, math.ceil(reset - time.time()))
-            raise RateLimited(f"this key may make {key.rate} requests", wait)
+            raise RateLimited(f"rate limit of this key exceeded: {key.rate}", wait)
 
 
 def check_reach(settings: ServiceSettings, ring: KeyRing) -> None:
-    """Refuse to be open to other machines by accident. Raises ConfigurationError."""
+    """Refuse to serve other machines without a key by accident. Raises ConfigurationError."""
     if not (settings.may_be_open or ring):
         raise ConfigurationError(
             f"host {settings.host} can be reached from other machines and there is no API key: "
-            "make one with `imagemill keys add NAME`, or set IMAGEMILL_ANONYMOUS=true"
+            "add one with `imagemill keys add NAME`, or set IMAGEMILL_ANONYMOUS=true"
         )
 
 
@@ -98,7 +98,7 @@ async def caller(
     request: Request,
     credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
 ) -> Caller:
-    """The caller of the request at hand. Raises Unauthenticated, RateLimited, CrossSite."""
+    """The caller of this request. Raises Unauthenticated, RateLimited, CrossSite."""
     return _admit(request, credentials.credentials if credentials else None)
 
 
@@ -107,16 +107,16 @@ async def caller_by_password(
     credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
     basic: Annotated[HTTPBasicCredentials | None, Depends(_basic)],
 ) -> Caller:
-    """As `caller`, for clients that know no bearer keys: the key may be Basic's password."""
-    shown = basic.password if basic else credentials.credentials if credentials else None
-    return _admit(request, shown)
+    """Like `caller`, but the key may also be the password of Basic authentication."""
+    key_text = basic.password if basic else credentials.credentials if credentials else None
+    return _admit(request, key_text)
 
 
-def _admit(request: Request, shown: str | None) -> Caller:
+def _admit(request: Request, key_text: str | None) -> Caller:
     gate: Gate = request.app.state.context.gate
     if gate.is_open:
         check_site(request, request.app.state.context.settings)
-    return gate.admit(shown)
+    return gate.admit(key_text)
 
 
 AnyCaller = Annotated[Caller, Depends(caller)]

@@ -1,8 +1,8 @@
-"""Reads a JSON body: its type, its size while it streams, strict JSON, then the schema.
+"""Reads a JSON body: checks its type, its size while it streams, strict JSON, then the schema.
 
-Strict means what interoperates (RFC 8259): UTF-8, no NaN, no number beyond a double, no key twice.
-A large body is parsed and validated on a thread, so that thousands of prompts hold up nobody.
-Knows no schema of its own.
+Strict means interoperable (RFC 8259): UTF-8, no NaN, no number too large for a double, no duplicate
+keys. A large body is parsed and validated on a thread, because thousands of prompts would block the
+event loop. Has no schemas of its own.
 """
 
 import json
@@ -20,16 +20,16 @@ from service.http.errors import BodyTooLarge, MalformedBody, UnsupportedBody, in
 BodyModel = TypeVar("BodyModel", bound=BaseModel)
 
 SMALL_BODY_BYTES = 4096
-"""A body up to this is validated at once: that takes less than a thread does."""
+"""Bodies up to this size are validated inline, which is faster than switching to a thread."""
 
 MAX_DEPTH = 64
-"""Nesting of arrays and objects that a body may have."""
+"""Maximum nesting of arrays and objects in a body."""
 
 
 def json_body(model: type[BodyModel]) -> Callable[[Request], Awaitable[BodyModel]]:
     """A FastAPI dependency that reads the request's body as `model`.
 
-    Raises UnsupportedBody, BodyTooLarge, MalformedBody, or InvalidRequest with every bad field.
+    Raises UnsupportedBody, BodyTooLarge, MalformedBody, or InvalidRequest with every invalid field.
     """
 
     async def read(request: Request) -> BodyModel:
@@ -48,20 +48,20 @@ def json_body_schema(model: type[BaseModel]) -> dict[str, Any]:
 
 
 async def read_bytes(request: Request, limit: int) -> bytes:
-    """The whole body of a JSON request; refuses one of more than `limit` bytes while it comes."""
+    """The whole body of a JSON request; stops reading once it exceeds `limit` bytes."""
     _check_type(request)
     length = request.headers.get("content-length", "")
     if length.isdecimal() and (len(length) > 18 or int(length) > limit):
-        raise BodyTooLarge(f"the body has more than {limit} bytes")
+        raise BodyTooLarge(f"the body is larger than {limit} bytes")
     chunks, total = [], 0
     try:
         async for chunk in request.stream():
             total += len(chunk)
             if total > limit:
-                raise BodyTooLarge(f"the body has more than {limit} bytes")
+                raise BodyTooLarge(f"the body is larger than {limit} bytes")
             chunks.append(chunk)
     except ClientDisconnect as error:
-        raise MalformedBody("the connection ended before the body did") from error
+        raise MalformedBody("the connection was closed before the end of the body") from error
     return b"".join(chunks)
 
 
@@ -77,11 +77,11 @@ def parse(raw: bytes) -> Any:
             parse_float=_finite,
         )
     except UnicodeDecodeError as error:
-        raise MalformedBody(f"the body is not UTF-8 at byte {error.start}") from error
+        raise MalformedBody(f"the body isn't valid UTF-8 at byte {error.start}") from error
     except RecursionError as error:
-        raise MalformedBody(f"the body is nested more than {MAX_DEPTH} deep") from error
+        raise MalformedBody(f"the body is nested more than {MAX_DEPTH} levels deep") from error
     except ValueError as error:
-        raise MalformedBody(f"the body is not JSON: {error}") from error
+        raise MalformedBody(f"the body isn't valid JSON: {error}") from error
     _check_depth(value)
     return value
 
@@ -97,7 +97,7 @@ def _validated(model: type[BodyModel], raw: bytes) -> BodyModel:
 
 
 def media_type(request: Request) -> str | None:
-    """The body's type in small letters, if it is named. Raises UnsupportedBody: not in UTF-8."""
+    """The body's media type in lower case, if any. Raises UnsupportedBody if it isn't UTF-8."""
     if "content-type" not in request.headers:
         return None
     message = Message()
@@ -116,12 +116,12 @@ def _check_type(request: Request) -> None:
 
 
 def _check_text(raw: bytes, value: Any) -> None:
-    """Refuse half of a surrogate pair in a text that no schema looked at."""
+    """Refuse lone surrogates in text that the schema didn't check."""
     if b"\\ud" in raw.lower():
         try:
             json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
-            raise MalformedBody("the body holds half of a surrogate pair") from error
+            raise MalformedBody("the body contains a lone surrogate") from error
 
 
 def _check_depth(value: Any) -> None:
@@ -129,27 +129,27 @@ def _check_depth(value: Any) -> None:
     level, depth = [value], 0
     while level:
         if depth > MAX_DEPTH:
-            raise MalformedBody(f"the body is nested more than {MAX_DEPTH} deep")
-        containers = [one for one in level if isinstance(one, dict | list)]
+            raise MalformedBody(f"the body is nested more than {MAX_DEPTH} levels deep")
+        containers = [item for item in level if isinstance(item, dict | list)]
         level = [
             inner
-            for one in containers
-            for inner in (one.values() if isinstance(one, dict) else one)
+            for container in containers
+            for inner in (container.values() if isinstance(container, dict) else container)
             if isinstance(inner, dict | list)
         ]
         depth += 1
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    for key in found:
+    members = dict(pairs)
+    for key in members:
         if not key.isascii() and any("\ud800" <= letter <= "\udfff" for letter in key):
-            raise ValueError("a key holds half of a surrogate pair")
-    if len(found) != len(pairs):
+            raise ValueError("a key contains a lone surrogate")
+    if len(members) != len(pairs):
         seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"the key {twice!r} stands twice in one object")
-    return found
+        duplicate = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"duplicate key {duplicate!r}")
+    return members
 
 
 def _not_a_number(name: str) -> NoReturn:
@@ -159,5 +159,5 @@ def _not_a_number(name: str) -> NoReturn:
 def _finite(text: str) -> float:
     value = float(text)
     if math.isinf(value):
-        raise ValueError(f"{text[:40]} is beyond a double")
+        raise ValueError(f"{text[:40]} is too large for a double")
     return value

@@ -1,7 +1,7 @@
-"""HTTP preconditions and ranges, as RFC 9110 has them, where Starlette does otherwise.
+"""HTTP preconditions and ranges per RFC 9110, where Starlette deviates from it.
 
-Starlette answers a malformed Range with 400 and one unsatisfiable range among several with 416;
-the standard ignores the first and serves the rest of the second. Knows no route.
+Starlette responds to a malformed Range with 400, and to one unsatisfiable range among several with
+416. The RFC ignores the former and serves the rest of the latter. Doesn't depend on any route.
 """
 
 import re
@@ -14,33 +14,33 @@ _MAX_RANGES = 100
 
 
 def tags(header: str | None) -> list[str]:
-    """The entity tags of an If-None-Match, without quotes and weakness; `*` stands for itself."""
+    """The entity tags of an If-None-Match, without quotes and weakness; `*` is returned as is."""
     if header is None:
         return []
     return ["*"] if header.strip() == "*" else _TAG.findall(header)
 
 
 def matches(header: str | None, tag: str) -> bool:
-    """Whether an If-None-Match says that the caller has `tag` already."""
-    found = tags(header)
-    return tag in found or found == ["*"]
+    """Whether an If-None-Match says that the caller already has `tag`."""
+    known = tags(header)
+    return tag in known or known == ["*"]
 
 
 def usable_range(header: str | None, if_range: str | None, tag: str, size: int) -> str | None:
     """The Range to serve of `size` bytes, reduced to what exists; None to serve all of them.
 
-    `tag` is the strong entity tag. Raises Unsatisfiable when no asked byte exists.
+    `tag` is the strong entity tag. Raises Unsatisfiable if no requested byte exists.
     """
     match = _RANGES.fullmatch(header.strip()) if header else None
     if match is None or (if_range is not None and if_range.strip() != f'"{tag}"'):
         return None
-    asked = [part.strip().split("-") for part in match[1].split(",")]
-    if len(asked) > _MAX_RANGES or any(_malformed(first, last) for first, last in asked):
+    ranges = [part.strip().split("-") for part in match[1].split(",")]
+    if len(ranges) > _MAX_RANGES or any(_malformed(first, last) for first, last in ranges):
         return None
-    there = [(first, last) for first, last in asked if _exists(first, last, size)]
-    if not there:
+    satisfiable = [(first, last) for first, last in ranges if _exists(first, last, size)]
+    if not satisfiable:
         raise Unsatisfiable(size)
-    return "bytes=" + ",".join(f"{first}-{last}" for first, last in there)
+    return "bytes=" + ",".join(f"{first}-{last}" for first, last in satisfiable)
 
 
 def _malformed(first: str, last: str) -> bool:

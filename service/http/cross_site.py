@@ -1,8 +1,9 @@
-"""Whose pages may call a service without keys through their visitor's browser.
+"""Which web pages may call a service without keys through their visitor's browser.
 
-Such a service trusts whoever can reach it: on loopback, every program of its machine. A page of
-another site is no such program, though the browser that shows it is. Its own address with another
-site's name (DNS rebinding) is told by the Host, its requests by the Origin. Knows no key.
+Such a service trusts every program that can reach it: on loopback, all programs on its machine.
+Browsers run other sites' pages too, so a request from localhost isn't necessarily trusted. A page
+that reaches us under its own name (DNS rebinding) is recognized by the Host header, and another
+site's requests by the Origin. Doesn't know about keys.
 """
 
 import ipaddress
@@ -17,27 +18,27 @@ _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 def check_site(request: Request, settings: ServiceSettings) -> None:
-    """Refuse a request that a page of another site has made. Raises CrossSite.
+    """Refuse a request from another site's page. Raises CrossSite.
 
-    A service that is open on purpose goes by any name.
+    A service that is open on purpose accepts any Host.
     """
     host, origin = request.headers.get("host"), request.headers.get("origin")
     if not (settings.anonymous or host is None or _is_ours(host, settings)):
         raise CrossSite(
-            f"without a key, this service does not go by the name {host[:100]!r}: use its address, "
-            "make a key, or set IMAGEMILL_PUBLIC_URL"
+            f"invalid Host {host[:100]!r} for a service without keys: use its address, "
+            "add a key, or set IMAGEMILL_PUBLIC_URL"
         )
     if request.method in _SAFE or {origin, "*"} & {*(settings.cors_origins or ())}:
         return
-    ours = [host, *([_place(settings.public_url)] if settings.public_url else [])]
-    foreign = origin is not None and _place(origin) not in ours
-    far = request.headers.get("sec-fetch-site") == "cross-site"
-    if far or (foreign and not settings.anonymous):
-        raise CrossSite("a page of another site may not do this without a key")
+    ours = [host, *([_authority(settings.public_url)] if settings.public_url else [])]
+    foreign = origin is not None and _authority(origin) not in ours
+    is_cross_site = request.headers.get("sec-fetch-site") == "cross-site"
+    if is_cross_site or (foreign and not settings.anonymous):
+        raise CrossSite("pages of other sites can't do this without a key")
 
 
 def _is_ours(host: str, settings: ServiceSettings) -> bool:
-    """Whether a Host means this machine, or is what the settings call the service."""
+    """Whether a Host header means this machine, or is the host or public URL in the settings."""
     try:
         name = (urlsplit(f"//{host}").hostname or "").rstrip(".")
     except ValueError:
@@ -52,6 +53,6 @@ def _is_ours(host: str, settings: ServiceSettings) -> bool:
         return False
 
 
-def _place(url: str) -> str:
-    """Host and port of a URL, as a Host header has them."""
+def _authority(url: str) -> str:
+    """Host and port of a URL, as in a Host header."""
     return url.partition("://")[2].partition("/")[0]

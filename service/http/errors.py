@@ -1,8 +1,8 @@
-"""Errors as HTTP: one table from error class to status, and the two forms that answers take.
+"""Errors as HTTP: one table from error class to status, and the two response formats.
 
-Every answer that is not a success is a `Failure` first; it goes out as an RFC 9457 problem
-document, or in OpenAI's envelope on OpenAI's routes; `service/http/exception_handlers.py` decides
-which. Knows no route and no store.
+Every error response starts as a `Failure`. It's sent as an RFC 9457 problem document, or in
+OpenAI's envelope on OpenAI's routes; `service/http/exception_handlers.py` decides which. Doesn't
+depend on any route or on the store.
 """
 
 import http
@@ -18,7 +18,7 @@ from jobs import errors
 from jobs.errors import FieldProblem, ImagemillError
 
 MAX_FIELD_PROBLEMS = 1000
-"""Bad fields that one answer names; a body of nothing else cannot make a larger answer."""
+"""Invalid fields listed per response, so that a bad body can't blow up the response's size."""
 
 
 class MalformedBody(ImagemillError):
@@ -26,43 +26,43 @@ class MalformedBody(ImagemillError):
 
 
 class MalformedHeader(ImagemillError):
-    """A header's value cannot be read; the message names the header."""
+    """A header has an invalid value; the message names the header."""
 
 
 class BodyTooLarge(ImagemillError):
-    """The body is larger than the service takes."""
+    """The body exceeds the size limit."""
 
 
 class UnsupportedBody(ImagemillError):
-    """The body's type or encoding is not one that the route reads."""
+    """The route doesn't support the body's media type or encoding."""
 
 
 class Unsatisfiable(ImagemillError):
-    """No byte of the asked range exists; `size` is how many there are."""
+    """The requested range is outside the image, which has `size` bytes."""
 
     def __init__(self, size: int) -> None:
-        super().__init__(f"the image has {size} bytes, and the range holds none of them")
+        super().__init__(f"the requested range is outside the image's {size} bytes")
         self.size = size
 
 
 class NoPreview(ImagemillError):
-    """There is nothing to see of the image yet."""
+    """The image has no preview."""
 
 
 class Gone(ImagemillError):
-    """The image was made, but its file is no longer there."""
+    """The image was generated, but its file has since been removed."""
 
 
 class Unauthenticated(ImagemillError):
-    """The caller showed no key, or one that is not known."""
+    """The API key is missing or unknown."""
 
 
 class CrossSite(ImagemillError):
-    """A browser brought the request from another site's page."""
+    """A browser sent the request on behalf of another site's page."""
 
 
 class RateLimited(ImagemillError):
-    """The key has been used too often; in `seconds` it may be used again."""
+    """The key has exceeded its rate limit; retry after `seconds`."""
 
     def __init__(self, message: str, seconds: int) -> None:
         super().__init__(message)
@@ -70,19 +70,19 @@ class RateLimited(ImagemillError):
 
 
 class CallerLeft(ImagemillError):
-    """The caller hung up before its images were made; nobody reads this answer."""
+    """The caller disconnected before its images were generated; this response is never read."""
 
 
-class TookTooLong(ImagemillError):
-    """The images were not made while the caller could wait on the line."""
+class GatewayTimeout(ImagemillError):
+    """The images weren't generated within the time that a request may wait for them."""
 
 
 class ImagesFailed(ImagemillError):
-    """A worker could not make the images that the caller waits for; trying again would not help."""
+    """A worker couldn't generate the requested images; retrying wouldn't help."""
 
 
 class NotReady(ImagemillError):
-    """The service cannot make images at the moment; the message says what is missing."""
+    """The service can't generate images at the moment; the message says what's missing."""
 
 
 STATUS: dict[type[ImagemillError], tuple[int, str]] = {
@@ -106,38 +106,38 @@ STATUS: dict[type[ImagemillError], tuple[int, str]] = {
     ImagesFailed: (502, "images-failed"),
     errors.StorageUnavailable: (503, "storage-unavailable"),
     NotReady: (503, "not-ready"),
-    TookTooLong: (504, "took-too-long"),
+    GatewayTimeout: (504, "took-too-long"),
     ImagemillError: (500, "internal"),
 }
-"""What each error class is in HTTP: status, and the last part of the problem's type."""
+"""Status and problem slug (the last part of the problem's type) of each error class."""
 
 RETRY_AFTER_SECONDS = {429: 5, 503: 2}
-"""When trying again may help, by status."""
+"""Default `Retry-After`, by status."""
 
 _FINAL = frozenset({"images-failed", "conflict", "idempotency-mismatch", "took-too-long"})
-"""Failures that clients of OpenAI's would try again by their status, where it cannot help."""
+"""Failures that OpenAI's clients would retry because of their status, although it can't help."""
 
 _SENTENCES = {"extra_forbidden": "unknown field", "missing": "required"}
 
 
 class AsciiResponse(JSONResponse):
-    """JSON in ASCII, so that any text a caller sent can be quoted in it."""
+    """JSON in ASCII, because an error may quote any text that a caller sent."""
 
     def render(self, content: Any) -> bytes:
-        """Compact JSON; a lone surrogate in it becomes its escape."""
+        """Compact JSON; lone surrogates are escaped."""
         return json.dumps(content, separators=(",", ":")).encode("ascii")
 
 
 def status_of(error: ImagemillError) -> tuple[int, str]:
-    """Status and slug of an error: those of the nearest class in the table."""
+    """Status and slug of an error, taken from its nearest base class in the table."""
     return next(STATUS[cls] for cls in type(error).__mro__ if cls in STATUS)
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """An answer that is not a success, before it takes one form or another.
+    """An error response, independent of its format.
 
-    `slug` is the last part of the problem's type; `fields` are the bad ones.
+    `slug` is the last part of the problem's type; `fields` are the invalid ones.
     """
 
     status: int
@@ -149,7 +149,7 @@ class Failure:
 
 
 def failure_of(error: ImagemillError) -> Failure:
-    """What one of our errors is in HTTP."""
+    """The response for one of our errors."""
     status, slug = status_of(error)
     return Failure(
         status=status,
@@ -174,15 +174,15 @@ def _headers_of(error: ImagemillError) -> dict[str, str]:
 
 
 def as_problem(failure: Failure) -> JSONResponse:
-    """An RFC 9457 problem document, with up to MAX_FIELD_PROBLEMS fields named."""
+    """An RFC 9457 problem document that lists up to MAX_FIELD_PROBLEMS fields."""
     document: dict[str, Any] = {
         "type": f"urn:imagemill:problem:{failure.slug}" if failure.slug else "about:blank",
         "title": http.HTTPStatus(failure.status).phrase,
         "status": failure.status,
         "detail": failure.detail,
         "errors": [
-            {"pointer": one.pointer, "detail": one.detail}
-            for one in failure.fields[:MAX_FIELD_PROBLEMS]
+            {"pointer": problem.pointer, "detail": problem.detail}
+            for problem in failure.fields[:MAX_FIELD_PROBLEMS]
         ],
         **failure.extensions,
     }
@@ -190,14 +190,14 @@ def as_problem(failure: Failure) -> JSONResponse:
 
 
 def as_openai(failure: Failure) -> JSONResponse:
-    """OpenAI's envelope; bad fields are 400 there, and the first one is named."""
+    """OpenAI's envelope; invalid fields are a 400 there, and only the first one is named."""
     status = 400 if failure.status == 422 else failure.status
     document = {"error": openai_error(failure)}
     return _response(failure, status, document, "application/json")
 
 
 def openai_error(failure: Failure) -> dict[str, str | None]:
-    """What OpenAI's envelope holds."""
+    """The `error` object of OpenAI's envelope."""
     kind = "invalid_request_error" if failure.status < 500 else "server_error"
     first = failure.fields[0] if failure.fields else None
     return {
@@ -220,17 +220,17 @@ def _response(
 
 
 def invalid(error: ValidationError, prefix: tuple[str, ...] = ()) -> errors.InvalidRequest:
-    """Pydantic's verdict on a body as ours, a pointer for each bad field."""
-    found = error.errors(include_url=False, include_context=False, include_input=False)
+    """Pydantic's validation error as ours, with a pointer to each invalid field."""
+    details = error.errors(include_url=False, include_context=False, include_input=False)
     fields = tuple(
-        FieldProblem(pointer((*prefix, *one["loc"])), sentence(one["type"], one["msg"]))
-        for one in found
+        FieldProblem(pointer((*prefix, *detail["loc"])), sentence(detail["type"], detail["msg"]))
+        for detail in details
     )
     return errors.InvalidRequest(summary(len(fields)), fields)
 
 
 def pointer(location: tuple[int | str, ...]) -> str:
-    """An RFC 6901 pointer; parts in angle brackets name a union's branch and are left out."""
+    """An RFC 6901 pointer, without the parts in angle brackets, which name a union's branch."""
     parts = (str(part) for part in location)
     return "".join(
         "/" + part.replace("~", "~0").replace("/", "~1")
@@ -240,11 +240,11 @@ def pointer(location: tuple[int | str, ...]) -> str:
 
 
 def sentence(kind: str, message: str) -> str:
-    """Pydantic's message of an error type, in our words."""
+    """Our message for one of Pydantic's error types."""
     return _SENTENCES.get(kind, message.removeprefix("Value error, "))
 
 
 def summary(count: int) -> str:
-    """How many bad fields there are, as a sentence."""
-    shown = "" if count <= MAX_FIELD_PROBLEMS else f", the first {MAX_FIELD_PROBLEMS} are listed"
-    return f"{count} field{'' if count == 1 else 's'} cannot be accepted{shown}"
+    """The number of invalid fields, as a sentence."""
+    note = "" if count <= MAX_FIELD_PROBLEMS else f"; the first {MAX_FIELD_PROBLEMS} are listed"
+    return f"{count} invalid field{'' if count == 1 else 's'}{note}"

@@ -1,6 +1,6 @@
-"""Starlette's exception handlers: whoever raised it, every failure leaves in one of two forms.
+"""Starlette's exception handlers: every failure is sent in one of two formats.
 
-OpenAI's routes answer in OpenAI's envelope, all others with a problem document.
+OpenAI's routes respond in OpenAI's envelope, all others with a problem document.
 """
 
 import structlog
@@ -28,14 +28,14 @@ log = structlog.get_logger(__name__)
 
 
 def install(app: FastAPI) -> None:
-    """Have every failure of `app` go out in our forms."""
+    """Register the handlers, so that `app` sends every failure in our formats."""
     app.add_exception_handler(ImagemillError, _on_our_error)
     app.add_exception_handler(RequestValidationError, _on_bad_parameters)
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(Exception, _on_fault)
 
 
-def _answer(request: Request, failure: Failure) -> Response:
+def _response(request: Request, failure: Failure) -> Response:
     speaks_openai = request.url.path.startswith(OPENAI_PATHS)
     return as_openai(failure) if speaks_openai else as_problem(failure)
 
@@ -45,41 +45,42 @@ async def _on_our_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ImagemillError)
     if failure_of(error).status >= 500:
         log.warning("request failed", path=request.url.path, error=str(error))
-    return _answer(request, failure_of(error))
+    return _response(request, failure_of(error))
 
 
 async def _on_bad_parameters(request: Request, error: Exception) -> Response:
-    """Starlette's handler for query, path and header values that FastAPI refused."""
+    """Starlette's handler for invalid query, path and header values."""
     assert isinstance(error, RequestValidationError)
     fields = tuple(
-        FieldProblem(pointer(tuple(one["loc"])), sentence(one["type"], one["msg"]))
-        for one in error.errors()
+        FieldProblem(pointer(tuple(detail["loc"])), sentence(detail["type"], detail["msg"]))
+        for detail in error.errors()
     )
-    return _answer(request, Failure(422, summary(len(fields)), "invalid-request", fields))
+    return _response(request, Failure(422, summary(len(fields)), "invalid-request", fields))
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:
-    """Starlette's handler for what the framework itself refuses: no such route, wrong method."""
+    """Starlette's handler for the framework's own errors: unknown route, wrong method."""
     assert isinstance(error, HTTPException)
     headers = dict(error.headers or {})
     detail = str(error.detail)
     if error.status_code == 404:
-        detail = f"nothing is at {request.url.path}"
+        detail = f"not found: {request.url.path}"
     if error.status_code == 405:
         headers["Allow"] = ", ".join(_methods_of(request))
-        detail = f"{request.url.path} takes {headers['Allow']}"
-    return _answer(request, Failure(error.status_code, detail, headers=headers))
+        detail = f"{request.url.path} only accepts {headers['Allow']}"
+    return _response(request, Failure(error.status_code, detail, headers=headers))
 
 
 async def _on_fault(request: Request, error: Exception) -> Response:
     """Starlette's handler for a bug; the server logs the traceback itself."""
-    detail = "the service met a fault of its own; its log says which"
-    headers = {request_id.HEADER: request.scope["request_id"]}  # this answer passes no middleware
-    return _answer(request, Failure(500, detail, "internal", headers=headers))
+    detail = "internal error; see the service's log"
+    # This response bypasses our middleware, so the id must be added here.
+    headers = {request_id.HEADER: request.scope["request_id"]}
+    return _response(request, Failure(500, detail, "internal", headers=headers))
 
 
 def _methods_of(request: Request) -> list[str]:
-    """All methods that some route takes at the request's path."""
+    """All methods that are allowed at the request's path."""
     methods = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
     routes = request.app.router.routes
     return [

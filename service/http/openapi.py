@@ -1,6 +1,6 @@
-"""The OpenAPI document: what FastAPI generates, with our problem documents and bodies in it.
+"""The OpenAPI document: FastAPI's own, plus our problem documents and request bodies.
 
-Bodies are read by `service/http/body.py` and not by FastAPI, so their schemas are added here.
+Bodies are read by `service/http/body.py` rather than FastAPI, so their schemas are added here.
 """
 
 from typing import Any
@@ -15,21 +15,21 @@ from service.sdapi.schemas import PngToRead, TextToImage
 from service.submit.schemas import Problem, SubmitJob
 
 _MEANINGS = {
-    400: "The body or a header cannot be read.",
-    401: "The service wants an API key, or another one.",
-    403: "A browser brought this from another site.",
-    404: "There is no such thing.",
-    408: "The caller hung up.",
-    409: "It does not fit the state that it meets.",
-    410: "It was there and is no more.",
+    400: "The body or a header is malformed.",
+    401: "The API key is missing or unknown.",
+    403: "A browser sent this on behalf of another site.",
+    404: "Not found.",
+    408: "The caller disconnected.",
+    409: "It conflicts with the current state.",
+    410: "It has been removed.",
     413: "The body is too large.",
-    415: "The body is not of a type that the route reads.",
-    416: "No byte of the range exists.",
-    422: "Fields cannot be accepted; each is named.",
-    429: "The caller has too much unfinished work, or calls too often.",
-    502: "A worker could not make the images.",
-    503: "The queue cannot be reached, or no worker is ready; Retry-After says when to try again.",
-    504: "The images were not made in time.",
+    415: "The route doesn't support the body's media type.",
+    416: "The range is outside the image.",
+    422: "Invalid fields; each one is listed.",
+    429: "The caller has too much unfinished work, or exceeded its rate limit.",
+    502: "A worker couldn't generate the images.",
+    503: "The queue is unreachable, or no worker is ready; Retry-After says when to retry.",
+    504: "The images weren't generated in time.",
 }
 
 _PROBLEM = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
@@ -38,16 +38,16 @@ _ENVELOPE = {"application/json": {"schema": {"$ref": "#/components/schemas/OpenA
 
 Responses = dict[int | str, dict[str, Any]]
 
-NOT_MODIFIED: Responses = {304: {"description": "The caller has it already, by its ETag."}}
+NOT_MODIFIED: Responses = {304: {"description": "The caller's ETag is current."}}
 
 
 def problems(*statuses: int) -> Responses:
-    """`responses` of a route for the problems that it can answer with."""
+    """`responses` of a route for the problem documents that it can return."""
     return {status: {"description": _MEANINGS[status], "content": _PROBLEM} for status in statuses}
 
 
 def openai_errors(*statuses: int) -> Responses:
-    """`responses` of a route that fails in OpenAI's envelope (422 is there for FastAPI's sake)."""
+    """`responses` of a route that fails in OpenAI's envelope (422 only replaces FastAPI's own)."""
     return {
         status: {"description": _MEANINGS[status], "content": _ENVELOPE}
         for status in (*statuses, 422)
@@ -61,15 +61,15 @@ def binary(*media_types: str) -> Responses:
 
 
 def event_stream(*events: str) -> dict[str, Any]:
-    """`content` of an answer in Server-Sent Events with these names, whose data are JSON."""
+    """`content` of a response of Server-Sent Events with these names and JSON data."""
     data = {"type": "string", "contentMediaType": "application/json"}
     fields = {"event": {"enum": list(events)}, "data": data, "id": {"type": "string"}}
-    one = {"type": "object", "required": ["event", "data"], "properties": fields}
-    return {"text/event-stream": {"itemSchema": one}}
+    event = {"type": "object", "required": ["event", "data"], "properties": fields}
+    return {"text/event-stream": {"itemSchema": event}}
 
 
 def complete_document(app: FastAPI) -> dict[str, Any]:
-    """The application's OpenAPI document, made once."""
+    """The application's OpenAPI document, built once."""
     if app.openapi_schema is None:
         document = get_openapi(
             title=app.title,
@@ -97,7 +97,7 @@ def complete_document(app: FastAPI) -> dict[str, Any]:
 
 
 def _make_keys_optional(document: dict[str, Any]) -> None:
-    """Say that a key is wanted only where the service has any."""
+    """Make authentication optional, because a service may have no keys."""
     for methods in document["paths"].values():
         for operation in methods.values():
             if "security" in operation:

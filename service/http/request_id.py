@@ -1,7 +1,7 @@
-"""Every request has an id: the caller's `X-Request-ID`, or one of ours; in its answer and its logs.
+"""Gives every request an id, the caller's `X-Request-ID` or a new one, in its response and logs.
 
-A `traceparent` of the caller's is taken up here as well, and the log line of a request is written
-here, when its answer has been sent. Knows no route.
+Also joins the caller's trace, if there's a `traceparent`, and logs each request once its response
+has been sent. Doesn't depend on any route.
 """
 
 import re
@@ -20,26 +20,26 @@ HEADER = "X-Request-ID"
 _NAME = HEADER.lower().encode("ascii")
 _USABLE = re.compile(rb"[A-Za-z0-9][A-Za-z0-9._:/+=@-]{0,127}")
 _QUIET = frozenset({"/healthz", "/readyz", "/metrics"})
-"""Paths that machines ask for all the time; only their failures are logged."""
+"""Paths that monitoring polls all the time; only their failures are logged."""
 
 
 class NameRequests:
-    """Middleware that names requests and logs each with its outcome."""
+    """Middleware that gives each request an id and logs it with its outcome."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on under its name."""
+        """Pass the request on with its id."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         headers = dict(scope["headers"])
-        given = headers.get(_NAME, b"")
-        name = given.decode("ascii") if _USABLE.fullmatch(given) else secrets.token_hex(16)
+        sent = headers.get(_NAME, b"")
+        name = sent.decode("ascii") if _USABLE.fullmatch(sent) else secrets.token_hex(16)
         scope["request_id"] = name
-        # Not unbound at the end: the server runs each request in a context of its own, and a
-        # fault that it logs afterwards should tell whose it is.
+        # Not unbound at the end: the server runs each request in its own context, and the
+        # traceback that it logs after an internal error should carry the id too.
         structlog.contextvars.bind_contextvars(request_id=name)
         if b"traceparent" in headers:
             tracing.join(headers[b"traceparent"].decode("latin-1"))
@@ -55,10 +55,10 @@ class NameRequests:
         try:
             await self._app(scope, receive, naming_send)
         finally:
-            _tell(scope, status, time.perf_counter() - began)
+            _log(scope, status, time.perf_counter() - began)
 
 
-def _tell(scope: Scope, status: int, seconds: float) -> None:
+def _log(scope: Scope, status: int, seconds: float) -> None:
     if scope["path"] in _QUIET and status < 500:
         return
     about: dict[str, Any] = {

@@ -1,1 +1,1 @@
-"""Prometheus metrics: requests as they pass, and the pool at each scrape."""
+"""Prometheus metrics: of requests as they're handled, and of the pool at each scrape."""

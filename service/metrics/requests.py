@@ -1,8 +1,8 @@
-"""Counters and gauges for Prometheus: requests as they pass, the pool when it is scraped.
+"""Prometheus metrics of this process: requests, image outcomes, webhooks.
 
-Image outcomes and webhooks are counted from the start of this process. The state of the queue and
-the workers is read at each scrape (`service/metrics/pool.py`). Each application has its own
-registry, so several can live in one process.
+They count from the start of this process. The state of the queue and the workers is read at each
+scrape (`service/metrics/pool.py`). Each application has its own registry, so several of them can
+run in one process.
 """
 
 import time
@@ -19,20 +19,20 @@ from service.read.events import EventHub
 
 
 class Metrics:
-    """The registry, and the counters that this process keeps."""
+    """The registry, and this process's own metrics."""
 
     def __init__(self, store: Store, hub: EventHub) -> None:
         self.registry = CollectorRegistry()
         self.registry.register(PoolCollector(store))
         self.requests = PrometheusCounter(
             "imagemill_http_requests",
-            "HTTP requests answered.",
+            "HTTP requests handled.",
             ("method", "route", "status"),
             registry=self.registry,
         )
         self.seconds = Histogram(
             "imagemill_http_request_seconds",
-            "Until the whole answer was sent; long-polls included.",
+            "Time until the whole response was sent, including long polls.",
             ("method", "route"),
             buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
             registry=self.registry,
@@ -51,12 +51,12 @@ class Metrics:
         )
         self.webhooks_waiting = Gauge(
             "imagemill_webhooks_waiting",
-            "Webhooks that this process still has to deliver.",
+            "Webhooks that this process has yet to deliver.",
             registry=self.registry,
         )
         Gauge(
             "imagemill_waits",
-            "Jobs that requests wait for.",
+            "Jobs with a waiting request.",
             registry=self.registry,
         ).set_function(lambda: len(hub.watched))
         hub.listen(self.count_events)
@@ -68,19 +68,19 @@ class Metrics:
                 self.images.labels(_OUTCOMES[event.type]).inc()
 
     def count_webhook(self, outcome: str) -> None:
-        """Count an attempt: `heard`, `again` or `given_up`."""
+        """Count an attempt by outcome: `heard`, `again` or `given_up`."""
         self.webhooks.labels(outcome).inc()
 
 
 class CountRequests:
-    """Middleware that counts and times every request by its route, not by its path."""
+    """Middleware that counts and times requests by route rather than path."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on and count its answer."""
+        """Pass the request on and count its response."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return

@@ -1,1 +1,1 @@
-"""OpenAI's APIs as we speak them: Images, Files and Batches; the routes are in `service/routes`."""
+"""OpenAI's APIs: Images, Files and Batches, with their routes."""

@@ -1,4 +1,4 @@
-"""Finished images in the shape of OpenAI's Images API."""
+"""Finished images in the format of OpenAI's Images API."""
 
 import base64
 import time
@@ -22,9 +22,9 @@ def generated(
     form: Form | None,
     used: Usage | None = None,
 ) -> GeneratedImages:
-    """The answer that holds `images`, all of them made; in both forms when `form` is None.
+    """The response with `images`, which must all be finished; in both formats if `form` is None.
 
-    Raises NotFound when a file is gone.
+    Raises NotFound if a file has been removed.
     """
     request = images[0].request
     return GeneratedImages(

@@ -1,8 +1,8 @@
-"""A batch's input file as jobs: every line checked, lines of one model and priority together.
+"""Turns a batch's input file into jobs: checks every line, groups lines by model and priority.
 
-A line whose request cannot be accepted is refused by itself and hinders no other. What cannot be
-laid to one request (no JSON, no `custom_id` of its own, another route) is an error of the file.
-Pure: reads lines, knows no store.
+An invalid request only fails its own line. A line that can't be attributed to a request (invalid
+JSON, missing or duplicate `custom_id`, wrong route) is an error of the whole file. Pure: reads
+lines, doesn't depend on the store.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -23,15 +23,15 @@ from service.submit.submission import Card, image_requests, text_bytes
 
 MAX_LINES = 50_000
 MAX_ERRORS = 1000
-"""Errors of a file that are named; reading ends there."""
+"""Errors reported per file; reading stops there."""
 
 _OF_THE_FILE = frozenset({"", "custom_id", "method", "url"})
-"""Fields of a line that must be right, or it is nobody's request to this API."""
+"""Fields that identify a line's request; an invalid one is an error of the whole file."""
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedLine:
-    """Where a line's images are: `count` of them, from `first` on, in the job at `job`."""
+    """Where a line's images are: `count` of them, starting at `first`, in job number `job`."""
 
     custom_id: str
     job: int
@@ -42,7 +42,7 @@ class PlannedLine:
 
 @dataclass(frozen=True, slots=True)
 class RefusedLine:
-    """A line whose request cannot be accepted, and why, as OpenAI's envelope holds it."""
+    """A line with an invalid request, and its `error` as in OpenAI's envelope."""
 
     custom_id: str
     error: dict[str, str | None]
@@ -50,7 +50,7 @@ class RefusedLine:
 
 @dataclass(slots=True)
 class PlannedJob:
-    """A job to be: images of one model and priority, and the bytes of their texts."""
+    """A job to submit: images of one model and priority, and the size of their texts in bytes."""
 
     model: Model
     priority: int
@@ -58,14 +58,14 @@ class PlannedJob:
     size: int = 0
 
     def takes(self, count: int, size: int) -> bool:
-        """Whether it may hold so many more images with so many bytes of text."""
+        """Whether `count` more images with `size` bytes of text fit into the job."""
         fits = len(self.requests) + count <= self.model.limits.max_prompts
         return fits and self.size + size <= MAX_TEXT_BYTES
 
 
 @dataclass(slots=True)
-class Plan:
-    """What an input file asks for; nothing may be queued if there are `errors`."""
+class BatchPlan:
+    """The jobs of an input file; nothing may be queued if there are `errors`."""
 
     jobs: list[PlannedJob] = field(default_factory=list)
     lines: list[PlannedLine] = field(default_factory=list)
@@ -75,9 +75,9 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What decides about a request: the catalog, the models' cards, and the caller's priorities.
+    """What a request is checked against: catalog, model cards, and the caller's priorities.
 
-    `priority_of` gives the priority for the one that a request names, if it may have it.
+    `priority_of` returns the job's priority for the one in the request, or raises InvalidRequest.
     """
 
     catalog: Catalog
@@ -85,31 +85,31 @@ class Rules:
     priority_of: Callable[[int | None], int]
 
 
-def plan(raw: Iterable[bytes], rules: Rules) -> Plan:
+def plan(raw: Iterable[bytes], rules: Rules) -> BatchPlan:
     """The jobs and lines of an input file, or its errors."""
-    made, seen, current = Plan(), dict[str, int](), dict[tuple[str, int], int]()
+    batch, seen, current = BatchPlan(), dict[str, int](), dict[tuple[str, int], int]()
     number = 0
     for number, text in enumerate(raw, start=1):
         if number > MAX_LINES:
-            made.errors.append(_error(number, "too_many_lines", f"at most {MAX_LINES} lines"))
-        if len(made.errors) >= MAX_ERRORS or number > MAX_LINES:
+            batch.errors.append(_error(number, "too_many_lines", f"more than {MAX_LINES} lines"))
+        if len(batch.errors) >= MAX_ERRORS or number > MAX_LINES:
             break
         if not text.strip():
             continue
         try:
             line = _line(parse(text))
             if line.custom_id in seen:
-                detail = f"line {seen[line.custom_id]} has the same custom_id"
+                detail = f"duplicate custom_id, already used in line {seen[line.custom_id]}"
                 raise InvalidRequest(detail, (FieldProblem("/custom_id", detail),))
             seen[line.custom_id] = number
-            refused = line if isinstance(line, RefusedLine) else _add(made, current, line, rules)
+            refused = line if isinstance(line, RefusedLine) else _add(batch, current, line, rules)
             if refused is not None:
-                made.refused.append(refused)
+                batch.refused.append(refused)
         except (InvalidRequest, MalformedBody) as error:
-            made.errors += _errors(number, error)
-    if not (seen or made.errors):
-        made.errors.append(_error(None, "empty_file", "the input file has no lines"))
-    return made
+            batch.errors += _errors(number, error)
+    if not (seen or batch.errors):
+        batch.errors.append(_error(None, "empty_file", "the input file is empty"))
+    return batch
 
 
 def _line(value: Any) -> BatchLine | RefusedLine:
@@ -118,10 +118,13 @@ def _line(value: Any) -> BatchLine | RefusedLine:
         return BatchLine.model_validate(value)
     except ValidationError as error:
         refusal = invalid(error)
-    problems = [one for one in refusal.problems if _field(one) in _OF_THE_FILE]
+    problems = [problem for problem in refusal.problems if _field(problem) in _OF_THE_FILE]
     if problems:
         raise InvalidRequest(str(refusal), tuple(problems))
-    body = [replace(one, pointer=one.pointer.removeprefix("/body")) for one in refusal.problems]
+    body = [
+        replace(problem, pointer=problem.pointer.removeprefix("/body"))
+        for problem in refusal.problems
+    ]
     return _refused(value["custom_id"], InvalidRequest(str(refusal), tuple(body)))
 
 
@@ -130,9 +133,9 @@ def _field(problem: FieldProblem) -> str:
 
 
 def _add(
-    made: Plan, current: dict[tuple[str, int], int], line: BatchLine, rules: Rules
+    batch: BatchPlan, current: dict[tuple[str, int], int], line: BatchLine, rules: Rules
 ) -> RefusedLine | None:
-    """Put a line's images into the job of its model and priority that is being filled."""
+    """Add a line's images to the current job of its model and priority, or start another job."""
     try:
         requests = _requests(line, rules)
         priority = rules.priority_of(line.body.priority)
@@ -141,12 +144,12 @@ def _add(
     model = rules.catalog.get(requests[0].model)
     key = (model.name, priority)
     place, size = current.get(key), len(requests) * text_bytes(requests[0])
-    if place is None or not made.jobs[place].takes(len(requests), size):
-        place = current[key] = len(made.jobs)
-        made.jobs.append(PlannedJob(model, priority))
-    job = made.jobs[place]
+    if place is None or not batch.jobs[place].takes(len(requests), size):
+        place = current[key] = len(batch.jobs)
+        batch.jobs.append(PlannedJob(model, priority))
+    job = batch.jobs[place]
     form = line.body.response_format or "url"
-    made.lines.append(PlannedLine(line.custom_id, place, len(job.requests), len(requests), form))
+    batch.lines.append(PlannedLine(line.custom_id, place, len(job.requests), len(requests), form))
     job.requests += requests
     job.size += size
     return None
@@ -157,7 +160,7 @@ def _refused(custom_id: str, error: InvalidRequest) -> RefusedLine:
 
 
 def _requests(line: BatchLine, rules: Rules) -> Sequence[ImageRequest]:
-    """A line's images; problems are named by the fields of the line's body."""
+    """A line's images; problems refer to the fields of the line's body."""
     try:
         job = line.body.as_job(next(iter(rules.catalog)).name)
         model = rules.catalog.get(job.model)

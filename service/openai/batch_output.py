@@ -1,7 +1,7 @@
-"""A finished batch's output and error files: a line of JSON for every line of the input.
+"""A finished batch's output and error files, with one line of JSON per line of the input.
 
-Lines come job by job, which is not the input's order; `custom_id` tells them apart. Knows the
-store and the shelf; does not decide when a batch is finished.
+Lines are written job by job rather than in input order, so match them by `custom_id`. Depends on
+the store and the stored files; doesn't decide when a batch is finished.
 """
 
 import json
@@ -22,7 +22,7 @@ from service.read.views import Links
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The files' ids, None for one that would be empty, and how many lines went how."""
+    """The files' ids, None for a file without lines, and the number of lines by outcome."""
 
     output_file_id: str | None
     error_file_id: str | None
@@ -40,11 +40,11 @@ def write_outcome(
     links: Links,
     stopped: str,
 ) -> Outcome:
-    """Write both files of a batch whose jobs are over.
+    """Write both files of a batch whose jobs are finished.
 
-    `stopped` is the code of lines that were cancelled or whose job is gone.
+    `stopped` is the error code of lines that were cancelled or whose job was deleted.
     """
-    counts = {True: 0, False: 0}
+    counts = {True: 0, False: 0}  # lines that succeeded, lines that failed
     with (
         context.files.adding(tenant, f"{batch_id}_output.jsonl", "batch_output") as good,
         context.files.adding(tenant, f"{batch_id}_error.jsonl", "batch_output") as bad,
@@ -65,7 +65,7 @@ def write_outcome(
 
 
 def is_complete(line: PlannedLine, images: Sequence[ImageView]) -> bool:
-    """Whether all images of a line were made."""
+    """Whether all images of a line are finished."""
     own = images[line.first : line.first + line.count]
     return len(own) == line.count and all(image.result for image in own)
 
@@ -85,7 +85,7 @@ def _entries(
 
 
 def images_of(context: ServiceContext, job_id: str) -> list[ImageView]:
-    """A job's images; none when the job is gone."""
+    """A job's images; empty if the job was deleted."""
     try:
         return context.store.images(job_id)
     except NotFound:
@@ -103,17 +103,17 @@ def _entry(
     own = images[line.first : line.first + line.count]
     if is_complete(line, images):
         try:
-            answer = generated(context.images, links, job_id, own, line.form)
+            body = generated(context.images, links, job_id, own, line.form)
         except NotFound as error:
             return False, _line(line.custom_id, _failed(Gone(str(error))))
         return True, _line(
-            line.custom_id, {"status_code": 200, "body": answer.model_dump(mode="json")}
+            line.custom_id, {"status_code": 200, "body": body.model_dump(mode="json")}
         )
-    broken = next((image for image in own if image.state is State.FAILED), None)
-    if broken is not None:
-        reason = f"image {broken.index - line.first} could not be made: {broken.error}"
+    failed = next((image for image in own if image.state is State.FAILED), None)
+    if failed is not None:
+        reason = f"image {failed.index - line.first} failed: {failed.error}"
         return False, _line(line.custom_id, _failed(ImagesFailed(reason)))
-    message = "this request was not finished: the batch was stopped, or its job is gone"
+    message = "this request was not finished: the batch was stopped, or its job was deleted"
     return False, _line(line.custom_id, None, {"code": stopped, "message": message})
 
 

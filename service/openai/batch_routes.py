@@ -1,4 +1,4 @@
-"""OpenAI Batches: a file of image requests in, a file of their outcomes out."""
+"""Routes of OpenAI Batches: a file of image requests in, a file of their outcomes out."""
 
 from typing import Annotated
 
@@ -17,7 +17,7 @@ router = APIRouter(tags=["openai"])
 
 
 class BatchPage(BaseModel):
-    """Which batches to list."""
+    """Query of the batch list."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -37,7 +37,7 @@ def create_batch(
     context: Context,
     caller: AnyCaller,
 ) -> BatchView:
-    """Queue every line of an uploaded file; a bad one fails alone, and is in the error file."""
+    """Queue every line of an uploaded file; an invalid line only fails itself."""
     base = context.links.base or str(request.base_url).rstrip("/")
     return batches.begin(context, caller, body, base)
 
@@ -47,20 +47,20 @@ def list_batches(
     query: Annotated[BatchPage, Query()], context: Context, caller: AnyCaller
 ) -> BatchList:
     """The caller's batches, newest first, a page at a time."""
-    ids = [found["id"] for found in context.batches.all(caller.tenant)]
+    ids = [document["id"] for document in context.batches.all(caller.tenant)]
     page, has_more = page_of(ids, query.after, query.limit)
-    shown = [batches.look(context, caller, one) for one in ids if one in page]
+    views = [batches.look(context, caller, batch_id) for batch_id in ids if batch_id in page]
     return BatchList(
-        data=shown,
+        data=views,
         has_more=has_more,
-        first_id=shown[0].id if shown else None,
-        last_id=shown[-1].id if shown else None,
+        first_id=views[0].id if views else None,
+        last_id=views[-1].id if views else None,
     )
 
 
 @router.get("/v1/batches/{batch_id}", response_model=BatchView, responses=openai_errors(404, 503))
 def get_batch(batch_id: str, context: Context, caller: AnyCaller) -> BatchView:
-    """A batch as it is."""
+    """The batch's current state."""
     return batches.look(context, caller, batch_id)
 
 
@@ -68,5 +68,5 @@ def get_batch(batch_id: str, context: Context, caller: AnyCaller) -> BatchView:
     "/v1/batches/{batch_id}/cancel", response_model=BatchView, responses=openai_errors(404, 503)
 )
 def cancel_batch(batch_id: str, context: Context, caller: AnyCaller) -> BatchView:
-    """Stop what is not finished of a batch."""
+    """Cancel a batch; finished lines are kept."""
     return batches.cancel(context, caller, batch_id)

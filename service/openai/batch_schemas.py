@@ -1,4 +1,4 @@
-"""The JSON of OpenAI's Files and Batches; and a line of a batch's input. Knows no store."""
+"""The JSON of OpenAI's Files and Batches, and of a batch's input lines. No store here."""
 
 from typing import Annotated, Literal
 
@@ -16,13 +16,13 @@ BatchStatus = Literal[
 
 
 class BatchBody(GenerateImages):
-    """The request of one line. Left out, `response_format` means `url`: outputs stay small."""
+    """The request in one line. `response_format` defaults to `url`, to keep output files small."""
 
     @field_validator("stream")
     @classmethod
     def _no_stream(cls, value: bool | None) -> bool | None:
         if value:
-            raise ValueError("a batch does not stream")
+            raise ValueError("batches don't support streaming")
         return value
 
 
@@ -54,7 +54,7 @@ class CreateBatch(Input):
 
 
 class FileView(BaseModel):
-    """A file as OpenAI describes it."""
+    """OpenAI's file object."""
 
     id: str
     object: Literal["file"] = "file"
@@ -77,7 +77,7 @@ class FileList(BaseModel):
 
 
 class FileDeleted(BaseModel):
-    """The answer to a deletion."""
+    """The response to a deletion."""
 
     id: str
     object: Literal["file"] = "file"
@@ -85,7 +85,7 @@ class FileDeleted(BaseModel):
 
 
 class BatchErrorView(BaseModel):
-    """What is wrong with one line, counted from 1."""
+    """An error in one line; lines are numbered from 1."""
 
     code: str
     line: int | None
@@ -94,14 +94,14 @@ class BatchErrorView(BaseModel):
 
 
 class BatchErrors(BaseModel):
-    """Why a batch was not begun."""
+    """Why a batch could not be started."""
 
     object: Literal["list"] = "list"
     data: list[BatchErrorView]
 
 
 class RequestCounts(BaseModel):
-    """Lines of a batch by outcome."""
+    """Number of a batch's lines by outcome."""
 
     total: int
     completed: int
@@ -109,7 +109,7 @@ class RequestCounts(BaseModel):
 
 
 class BatchView(BaseModel):
-    """A batch as OpenAI describes it, with the jobs behind it."""
+    """OpenAI's batch object, plus the jobs behind it."""
 
     id: str
     object: Literal["batch"] = "batch"
@@ -131,7 +131,7 @@ class BatchView(BaseModel):
     cancelled_at: int | None
     request_counts: RequestCounts
     metadata: dict[str, str] | None
-    jobs: Annotated[list[str], Field(description="The jobs behind it, at /v1/jobs.")]
+    jobs: Annotated[list[str], Field(description="Ids of its jobs, for /v1/jobs.")]
 
 
 class BatchList(BaseModel):

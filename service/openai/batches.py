@@ -1,7 +1,8 @@
-"""OpenAI Batches over our jobs: begun, looked at, finished, cancelled.
+"""OpenAI Batches on top of our jobs: create, view, finish, cancel.
 
-A batch is a document on disk that names its jobs. Nothing watches it: whoever looks at one whose
-jobs are over writes its output files then, once, so a restart loses nothing. Knows no HTTP.
+A batch is a document on disk that lists its jobs. No background task watches it: the first request
+that reads it after its jobs are finished writes its output files, so a restart loses nothing.
+Doesn't depend on HTTP.
 """
 
 import json
@@ -19,7 +20,7 @@ from jobs.errors import FieldProblem, ImagemillError, InvalidRequest, NotFound
 from jobs.job import Job
 from service.context import ServiceContext
 from service.http.auth import Caller
-from service.openai.batch_input import Plan, PlannedLine, RefusedLine, Rules, plan
+from service.openai.batch_input import BatchPlan, PlannedLine, RefusedLine, Rules, plan
 from service.openai.batch_output import images_of, is_complete, write_outcome
 from service.openai.batch_schemas import ENDPOINT, BatchView, CreateBatch
 from service.read.views import Links
@@ -28,7 +29,7 @@ from service.submit.enqueue import priority_of, submit
 log = structlog.get_logger(__name__)
 
 WINDOW_SECONDS = 86400
-"""The completion window, `24h`; what is not done by then is cancelled."""
+"""The completion window, `24h`; unfinished lines are cancelled after that."""
 
 _LINES, _REFUSED = ".lines", ".refused"
 _ENDS = ("failed_at", "completed_at", "expired_at", "cancelled_at")
@@ -37,14 +38,14 @@ _lock = threading.Lock()
 
 
 def begin(context: ServiceContext, caller: Caller, body: CreateBatch, base: str) -> BatchView:
-    """Queue what an input file asks for; a file that cannot be read makes a failed batch.
+    """Queue the requests of an input file; an unreadable file results in a failed batch.
 
-    `base` is how the caller reaches us, for URLs in the output. Raises NotFound for no such file,
-    InvalidRequest, QuotaExceeded, StorageUnavailable; nothing is then queued.
+    `base` is the URL at which the caller reaches us, for URLs in the output. Raises NotFound if
+    there's no such file, InvalidRequest, QuotaExceeded, StorageUnavailable; nothing is queued then.
     """
     file = context.files.get(caller.tenant, body.input_file_id)
     if file.purpose != "batch":
-        detail = f"the file's purpose is {file.purpose}, not batch"
+        detail = f"the file's purpose must be batch, not {file.purpose}"
         raise InvalidRequest(detail, (FieldProblem("/input_file_id", detail),))
     with context.files.path(caller.tenant, file.id).open("rb") as raw:
         rules = Rules(context.catalog, context.store.card, partial(priority_of, caller))
@@ -64,7 +65,7 @@ def begin(context: ServiceContext, caller: Caller, body: CreateBatch, base: str)
 
 
 def look(context: ServiceContext, caller: Caller, batch_id: str) -> BatchView:
-    """A batch as it is; its output files are written if its jobs are over. Raises NotFound."""
+    """A batch's state. Writes its output files once its jobs are finished. Raises NotFound."""
     document = context.batches.get(caller.tenant, batch_id)
     if _is_over(document):
         return _view(document, document["completed"], document["failed"])
@@ -73,7 +74,7 @@ def look(context: ServiceContext, caller: Caller, batch_id: str) -> BatchView:
         _stop(context, caller, document, "batch_expired")
         jobs = _jobs(context, caller, document)
     elif document["cancelling_at"] and any(job and not job.state.finished for job in jobs):
-        _cancel_jobs(context, caller, document)  # the queue failed while they were cancelled
+        _cancel_jobs(context, caller, document)  # the queue was down when they were cancelled
         jobs = _jobs(context, caller, document)
     lines = _lines(context, caller, document)
     if all(job is None or job.state.finished for job in jobs):
@@ -86,14 +87,14 @@ def look(context: ServiceContext, caller: Caller, batch_id: str) -> BatchView:
 
 
 def cancel(context: ServiceContext, caller: Caller, batch_id: str) -> BatchView:
-    """Stop what is not finished of a batch; what is stays. One that is over stays as it is."""
+    """Cancel a batch. Finished lines are kept; a finished batch is left unchanged."""
     document = context.batches.get(caller.tenant, batch_id)
     if not _is_over(document) and not document["cancelling_at"]:
         _stop(context, caller, document, "batch_cancelled")
     return look(context, caller, batch_id)
 
 
-def _document(batch_id: str, body: CreateBatch, planned: Plan, base: str) -> dict[str, Any]:
+def _document(batch_id: str, body: CreateBatch, planned: BatchPlan, base: str) -> dict[str, Any]:
     now = int(time.time())
     return {
         "id": batch_id,
@@ -119,31 +120,30 @@ def _document(batch_id: str, body: CreateBatch, planned: Plan, base: str) -> dic
 
 
 def _submit(
-    context: ServiceContext, caller: Caller, planned: Plan, document: dict[str, Any]
+    context: ServiceContext, caller: Caller, planned: BatchPlan, document: dict[str, Any]
 ) -> list[str]:
-    """All jobs of a plan, or none."""
-    made: list[str] = []
+    """Submit all jobs of a plan, or none."""
+    job_ids: list[str] = []
+    metadata = {"batch": document["id"]}
     try:
         for job in planned.jobs:
-            metadata = {"batch": document["id"]}
-            made.append(
-                submit(
-                    context, caller, job.requests, priority=job.priority, metadata=metadata
-                ).job_id
+            submitted = submit(
+                context, caller, job.requests, priority=job.priority, metadata=metadata
             )
+            job_ids.append(submitted.job_id)
     except ImagemillError:
-        _delete(context, caller, made)
+        _delete(context, caller, job_ids)
         raise
-    return made
+    return job_ids
 
 
 def _delete(context: ServiceContext, caller: Caller, jobs: Sequence[str]) -> None:
-    """Delete what can be; raises nothing of ours, since something else went wrong already."""
+    """Try to delete the jobs. Raises nothing of ours, because another error is being handled."""
     for job_id in jobs:
         try:
             context.store.delete(job_id, caller.tenant)
         except ImagemillError as error:
-            log.warning("a job of no batch goes on", job=job_id, error=str(error))
+            log.warning("couldn't delete a job of a failed batch", job=job_id, error=str(error))
 
 
 def _stop(context: ServiceContext, caller: Caller, document: dict[str, Any], code: str) -> None:
@@ -160,14 +160,14 @@ def _cancel_jobs(context: ServiceContext, caller: Caller, document: dict[str, An
 
 
 def _jobs(context: ServiceContext, caller: Caller, document: dict[str, Any]) -> list[Job | None]:
-    """The batch's jobs; None for one that is gone."""
-    found: list[Job | None] = []
+    """The batch's jobs; None for a deleted one."""
+    jobs: list[Job | None] = []
     for job_id in document["jobs"]:
         try:
-            found.append(context.store.job(job_id, caller.tenant))
+            jobs.append(context.store.job(job_id, caller.tenant))
         except NotFound:
-            found.append(None)
-    return found
+            jobs.append(None)
+    return jobs
 
 
 def _lines(context: ServiceContext, caller: Caller, document: dict[str, Any]) -> list[PlannedLine]:
@@ -179,7 +179,7 @@ def _lines(context: ServiceContext, caller: Caller, document: dict[str, Any]) ->
 def _refused(
     context: ServiceContext, caller: Caller, document: dict[str, Any]
 ) -> list[RefusedLine]:
-    if not document.get("refused"):  # a batch from before lines could be refused has no file
+    if not document.get("refused"):  # batches from older versions have no such file
         return []
     with context.batches.path(caller.tenant, document["id"], _REFUSED).open("rb") as raw:
         return [RefusedLine(*json.loads(text)) for text in raw]
@@ -188,7 +188,7 @@ def _refused(
 def _finish(
     context: ServiceContext, caller: Caller, document: dict[str, Any], lines: Sequence[PlannedLine]
 ) -> None:
-    """Write the output files and the end of the batch, unless somebody has."""
+    """Write the output files and mark the batch as finished, unless that's already done."""
     document.update(context.batches.get(caller.tenant, document["id"]))
     if _is_over(document):
         return
@@ -216,11 +216,13 @@ def _counts(
     jobs: Sequence[Job | None],
     lines: Sequence[PlannedLine],
 ) -> tuple[int, int]:
-    """Lines that are complete, and lines that have failed, so far."""
+    """The number of completed and failed lines so far."""
     refused = document.get("refused", 0)
     if document["single"]:
-        there = [job.counts for job in jobs if job is not None]
-        return sum(one.succeeded for one in there), refused + sum(one.failed for one in there)
+        # Every line has one image, so the jobs' counts suffice and no images need to be read.
+        counts = [job.counts for job in jobs if job is not None]
+        failed = sum(count.failed for count in counts)
+        return sum(count.succeeded for count in counts), refused + failed
     images = [images_of(context, job_id) for job_id in document["jobs"]]
     completed = sum(is_complete(line, images[line.job]) for line in lines)
     failed = sum(
@@ -258,12 +260,12 @@ def _status(document: dict[str, Any]) -> str:
 
 
 def _view(document: dict[str, Any], completed: int, failed: int) -> BatchView:
-    shown = {name: document.get(name) for name in BatchView.model_fields if name in document}
+    fields = {name: document.get(name) for name in BatchView.model_fields if name in document}
     errors = {"data": document["errors"]} if document["errors"] else None
     counts = {"total": document["total"], "completed": completed, "failed": failed}
     return BatchView.model_validate(
         {
-            **shown,
+            **fields,
             "endpoint": ENDPOINT,
             "completion_window": "24h",
             "errors": errors,

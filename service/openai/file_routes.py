@@ -1,4 +1,4 @@
-"""OpenAI Files: upload a batch's input, fetch a batch's output."""
+"""Routes of OpenAI Files: upload a batch's input, download its output."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -46,7 +46,7 @@ _CHUNK = 2**20
 
 
 class FilePage(BaseModel):
-    """Which files to list."""
+    """Query of the file list."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -63,7 +63,7 @@ class FilePage(BaseModel):
     openapi_extra=_UPLOAD,
 )
 async def upload_file(request: Request, context: Context, caller: AnyCaller) -> FileView:
-    """Keep a file of JSON lines as a batch's input."""
+    """Store a file of JSON lines as a batch's input."""
     if media_type(request) != "multipart/form-data":
         raise UnsupportedBody("the body must be multipart/form-data")
     limited = Request(request.scope, _limited(request, context.settings.max_file_bytes))
@@ -78,7 +78,7 @@ async def upload_file(request: Request, context: Context, caller: AnyCaller) -> 
                 raise _bad(name, "unknown field")
             return await anyio.to_thread.run_sync(_keep, context, caller, file)
     except (MultiPartException, ClientDisconnect, UnicodeError) as error:
-        raise MalformedBody(f"the form cannot be read: {error}") from error
+        raise MalformedBody(f"malformed form: {error}") from error
 
 
 @router.get("/v1/files", response_model=FileList, responses=openai_errors(400))
@@ -92,18 +92,18 @@ def list_files(
     if query.order == "asc":
         files.reverse()
     page, has_more = page_of([file.id for file in files], query.after, query.limit)
-    shown = [_view(file) for file in files if file.id in page]
+    views = [_view(file) for file in files if file.id in page]
     return FileList(
-        data=shown,
+        data=views,
         has_more=has_more,
-        first_id=shown[0].id if shown else None,
-        last_id=shown[-1].id if shown else None,
+        first_id=views[0].id if views else None,
+        last_id=views[-1].id if views else None,
     )
 
 
 @router.get("/v1/files/{file_id}", response_model=FileView, responses=openai_errors(404))
 def get_file(file_id: str, context: Context, caller: AnyCaller) -> FileView:
-    """What is known of a file."""
+    """A file's name, size and dates."""
     return _view(context.files.get(caller.tenant, file_id))
 
 
@@ -121,7 +121,7 @@ def get_content(file_id: str, context: Context, caller: AnyCaller) -> Response:
 
 @router.delete("/v1/files/{file_id}", response_model=FileDeleted, responses=openai_errors(404))
 def delete_file(file_id: str, context: Context, caller: AnyCaller) -> FileDeleted:
-    """Remove a file; a batch that was begun from it goes on."""
+    """Delete a file; a batch created from it isn't affected."""
     context.files.remove(caller.tenant, file_id)
     return FileDeleted(id=file_id)
 
@@ -129,7 +129,7 @@ def delete_file(file_id: str, context: Context, caller: AnyCaller) -> FileDelete
 def page_of(ids: Sequence[str], after: str | None, limit: int) -> tuple[set[str], bool]:
     """The ids of a page, and whether more follow. Raises InvalidRequest for an unknown `after`."""
     if after is not None and after not in ids:
-        raise _bad("query/after", "must be an id of the list")
+        raise _bad("query/after", "must be an id from the list")
     first = 0 if after is None else ids.index(after) + 1
     return set(ids[first : first + limit]), first + limit < len(ids)
 
@@ -143,7 +143,7 @@ def _keep(context: ServiceContext, caller: Caller, file: UploadFile) -> FileView
 
 
 def _limited(request: Request, limit: int) -> Receive:
-    """The request's body, refused when it has come to more than `limit` bytes."""
+    """The request's body; raises BodyTooLarge once it exceeds `limit` bytes."""
     total = 0
 
     async def receive() -> Message:
@@ -151,7 +151,7 @@ def _limited(request: Request, limit: int) -> Receive:
         message = await request.receive()
         total += len(message.get("body", b""))
         if total > limit:
-            raise BodyTooLarge(f"the file has more than {limit} bytes")
+            raise BodyTooLarge(f"the file is larger than {limit} bytes")
         return message
 
     return receive

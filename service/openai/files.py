@@ -1,7 +1,7 @@
-"""OpenAI Files: what callers upload for batches, and what batches leave for them.
+"""Storage of OpenAI Files: the input and output files of batches.
 
-A file is its bytes and a document about it. Files go when their time is over, at the next upload.
-Knows no HTTP.
+A file consists of its bytes and a JSON document about it. Expired files are removed at the next
+upload. Doesn't depend on HTTP.
 """
 
 import time
@@ -16,14 +16,14 @@ from service.documents import Documents
 Purpose = Literal["batch", "batch_output"]
 
 KEEP_SECONDS = 30 * 86400
-"""A file's life, from its upload."""
+"""How long a file is kept after its upload."""
 
 _BYTES = ".data"
 
 
 @dataclass(frozen=True, slots=True)
 class StoredFile:
-    """One file, `bytes` long. Times are seconds since the epoch."""
+    """A file of `bytes` bytes. Times are seconds since the epoch."""
 
     id: str
     filename: str
@@ -41,7 +41,7 @@ class FileStore:
 
     @contextmanager
     def adding(self, tenant: str, filename: str, purpose: Purpose) -> Iterator["NewFile"]:
-        """A new file to write into; it is there once the context ends without an error."""
+        """A new file to write to; it's stored when the context exits without an error."""
         self._remove_expired(tenant)
         new = NewFile(self._documents.new_id())
         with self._documents.writing(tenant, new.id, _BYTES) as target:
@@ -53,17 +53,17 @@ class FileStore:
         self._documents.put(tenant, new.id, asdict(new.stored))
 
     def get(self, tenant: str, file_id: str) -> StoredFile:
-        """What is known of a file. Raises NotFound."""
+        """A file's name, size and dates. Raises NotFound."""
         return StoredFile(**self._documents.get(tenant, file_id))
 
     def path(self, tenant: str, file_id: str) -> Path:
-        """A file's bytes. Raises NotFound."""
+        """The path of a file's bytes. Raises NotFound."""
         self.get(tenant, file_id)
         return self._documents.path(tenant, file_id, _BYTES)
 
     def all(self, tenant: str) -> list[StoredFile]:
         """A tenant's files, newest first."""
-        return [StoredFile(**found) for found in self._documents.all(tenant)]
+        return [StoredFile(**document) for document in self._documents.all(tenant)]
 
     def remove(self, tenant: str, file_id: str) -> None:
         """Remove a file. Raises NotFound."""
@@ -77,7 +77,7 @@ class FileStore:
 
 
 class NewFile:
-    """A file that is being written to `target`; `stored` once it is there."""
+    """A file being written to `target`; `stored` is set once it's complete."""
 
     target: BinaryIO
     stored: StoredFile

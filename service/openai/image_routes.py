@@ -1,7 +1,7 @@
-"""OpenAI's Images API: one prompt in, its images in the answer or as a stream of events.
+"""Routes of OpenAI's Images API: one prompt in, images out as one response or a stream of events.
 
-The images run as an ordinary job, which is cancelled when its caller hangs up, unless an
-Idempotency-Key says that the caller will come again.
+The images are an ordinary job, which is cancelled when the caller disconnects, unless the request
+has an Idempotency-Key, so that the caller can retry.
 """
 
 from typing import Annotated
@@ -54,7 +54,7 @@ async def generate_images(
     caller: AnyCaller,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
-    """Make images of one prompt and answer with them."""
+    """Generate images from one prompt."""
     job, model = await anyio.to_thread.run_sync(_enqueue, context, caller, body, idempotency_key)
     keep = idempotency_key is not None
     if body.stream:
@@ -63,27 +63,27 @@ async def generate_images(
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
         return StreamingResponse(frames, media_type="text/event-stream", headers=headers)
     links = Links(context.links.base or str(request.base_url).rstrip("/"))
-    answer = await finish_or_cancel(
+    images_json = await finish_or_cancel(
         context,
         caller,
         job.job_id,
         request.receive,
-        lambda job: _answer(context, job, body, links),
+        lambda job: _images_json(context, job, body, links),
         model=model,
         created=job.created,
         keep=keep,
     )
-    return Response(answer, media_type="application/json")
+    return Response(images_json, media_type="application/json")
 
 
 def _enqueue(
     context: ServiceContext, caller: Caller, body: GenerateImages, key: str | None
 ) -> tuple[Submitted, str]:
-    """The job behind the request, and its model; problems name the fields of the request."""
+    """The request's job and model; problems refer to the request's fields."""
     first = next(iter(context.catalog)).name
     try:
-        asked = body.as_job(first)
-        job, _ = enqueue(context, caller, asked, key)
+        job_body = body.as_job(first)
+        job, _ = enqueue(context, caller, job_body, key)
     except UnknownModel:
         raise
     except ValidationError as error:
@@ -91,17 +91,17 @@ def _enqueue(
     except InvalidRequest as error:
         refusal = error
     else:
-        return job, asked.model
+        return job, job_body.model
     raise InvalidRequest(str(refusal), tuple(map(body.field_of, refusal.problems)))
 
 
-def _answer(context: ServiceContext, job: Job, body: GenerateImages, links: Links) -> str:
-    """The finished job in OpenAI's shape. Raises what kept it from succeeding."""
+def _images_json(context: ServiceContext, job: Job, body: GenerateImages, links: Links) -> str:
+    """The finished job in OpenAI's format. Raises an error if it didn't succeed."""
     images = context.store.images(job.id)
     problem = failure(images)
     if problem is not None:
         raise problem
-    answer = generated(
+    response = generated(
         context.images, links, job.id, images, body.response_format, usage(context, images)
     )
-    return answer.model_dump_json()
+    return response.model_dump_json()

@@ -1,7 +1,7 @@
-"""OpenAI's Images API as we speak it: its request with our extra fields, and its events.
+"""The JSON of OpenAI's Images API: its request, with our extra fields, and its response.
 
-A field of theirs that means nothing here is taken only at a value that asks for nothing; anything
-else is refused, so that nobody is silently given something other than asked for. Knows no store.
+Unsupported fields of theirs are only accepted with a value that means the default. Other values are
+refused, because ignoring them would silently return something else than requested. No store here.
 """
 
 from typing import Annotated, Any, Literal
@@ -18,7 +18,7 @@ _SIZE = r"^(auto|[1-9][0-9]{1,4}x[1-9][0-9]{1,4})$"
 
 
 class GenerateImages(ImageSettings):
-    """`POST /v1/images/generations`; seed, steps, guidance_scale and so on are our extra body."""
+    """`POST /v1/images/generations`; seed, steps, guidance_scale etc. are extra fields of ours."""
 
     prompt: Prompt
     model: Annotated[
@@ -27,7 +27,7 @@ class GenerateImages(ImageSettings):
     n: Annotated[int | None, Field(ge=1, le=10)] = None
     size: Annotated[str, Field(pattern=_SIZE, description="WIDTHxHEIGHT or auto.")] | None = None
     response_format: Annotated[
-        Literal["b64_json", "url"] | None, Field(description="Left out: both are given.")
+        Literal["b64_json", "url"] | None, Field(description="Default: both.")
     ] = None
     output_format: ImageFormat | None = None
     stream: bool | None = None
@@ -40,23 +40,23 @@ class GenerateImages(ImageSettings):
     moderation: Literal["auto"] | None = None
 
     def as_job(self, default_model: str) -> SubmitJob:
-        """The same as a job of one prompt."""
-        given: dict[str, Any] = {name: getattr(self, name) for name in PER_PROMPT}
+        """The equivalent job of one prompt."""
+        values: dict[str, Any] = {name: getattr(self, name) for name in PER_PROMPT}
         if self.size not in (None, "auto"):
-            given["width"], given["height"] = map(int, str(self.size).split("x"))
-        if self.priority is not None:  # else it is the caller's own
-            given["priority"] = self.priority
+            values["width"], values["height"] = map(int, str(self.size).split("x"))
+        if self.priority is not None:  # otherwise, the caller's default applies
+            values["priority"] = self.priority
         return SubmitJob(
             model=self.model or default_model,
             prompts=[self.prompt],
             format=self.output_format or "png",
             reproducible=self.reproducible,
             metadata={"user": self.user} if self.user else {},
-            **given,
+            **values,
         )
 
     def field_of(self, problem: FieldProblem) -> FieldProblem:
-        """A problem of the job as one of the field that the caller wrote."""
+        """A problem of the job, mapped to the field that the caller wrote."""
         name = problem.pointer.split("/")[1] if problem.pointer else ""
         if name == "prompts":
             name = "n" if problem.pointer == "/prompts" else "prompt"
@@ -66,7 +66,7 @@ class GenerateImages(ImageSettings):
 
 
 class GeneratedImage(BaseModel):
-    """One image of the answer; the seed is ours."""
+    """One image of the response; `seed` and `index` are our additions."""
 
     b64_json: str | None
     url: str | None
@@ -76,20 +76,20 @@ class GeneratedImage(BaseModel):
 
 
 class GeneratedImages(BaseModel):
-    """The answer to a request that does not stream."""
+    """The response to a request without `stream`."""
 
     created: int
     data: list[GeneratedImage]
     size: str
     output_format: ImageFormat
     usage: Annotated[
-        Usage | None, Field(description="Tokens; null where no worker has told how to count.")
+        Usage | None, Field(description="Tokens; null until a worker has published how to count.")
     ] = None
-    job: Annotated[str, Field(description="The job behind it, at /v1/jobs.")]
+    job: Annotated[str, Field(description="Id of its job, for /v1/jobs.")]
 
 
 class OpenAIErrorDetail(BaseModel):
-    """What went wrong; `param` is the bad field."""
+    """What went wrong; `param` is the invalid field."""
 
     message: str
     type: str

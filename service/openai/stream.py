@@ -1,7 +1,7 @@
-"""A job as OpenAI's stream of image events: previews while it runs, each image when it is made.
+"""A job as OpenAI's stream of image events: previews while it runs, each image once finished.
 
-Previews are drawn by workers that are asked to; where there are none, no partial image is invented.
-Knows the events, not the route.
+Workers only draw previews on request; if none arrives in time, no partial image is sent. Produces
+the events; the route is elsewhere.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ from jobs.errors import ImagemillError, StorageUnavailable
 from jobs.job import ImageView
 from service.context import ServiceContext
 from service.http.auth import Caller
-from service.http.errors import NotReady, TookTooLong, failure_of, openai_error
+from service.http.errors import GatewayTimeout, NotReady, failure_of, openai_error
 from service.openai.schemas import GenerateImages
 from service.openai.usage import usage
 from service.read.long_poll import RECHECK_SECONDS, cancel_unwanted
@@ -35,8 +35,8 @@ _HEARTBEAT = format_sse_event(comment="still here")
 
 
 @dataclass(slots=True)
-class _Told:
-    """What the reader has had: images, and previews by image."""
+class _Sent:
+    """What has been sent so far: finished images, and previews by image."""
 
     images: set[int] = field(default_factory=set)
     previews: dict[int, list[bytes]] = field(default_factory=dict)
@@ -45,8 +45,8 @@ class _Told:
 async def image_events(
     context: ServiceContext, caller: Caller, job_id: str, body: GenerateImages, *, keep: bool
 ) -> AsyncIterator[bytes]:
-    """Frames until the job is over; a reader that leaves cancels it unless `keep`."""
-    told, done, images = _Told(), False, list[ImageView]()
+    """Frames until the job is finished. If the reader disconnects, cancels it unless `keep`."""
+    sent, done, images = _Sent(), False, list[ImageView]()
     loop = asyncio.get_running_loop()
     deadline = loop.time() + context.settings.sync_seconds
     try:
@@ -54,12 +54,12 @@ async def image_events(
             while True:
                 frames: list[bytes] = []
                 try:
-                    images, frames, told = await anyio.to_thread.run_sync(
-                        _news, context, caller, job_id, body, told
+                    images, frames, sent = await anyio.to_thread.run_sync(
+                        _news, context, caller, job_id, body, sent
                     )
                     done = is_over(images)
                 except StorageUnavailable as error:  # the queue may be back before the deadline
-                    log.info("a stream of images waits", job=job_id, error=str(error))
+                    log.info("image stream waits for the queue", job=job_id, error=str(error))
                 for frame in frames:
                     yield frame
                 if done:
@@ -68,7 +68,7 @@ async def image_events(
                 if reason is not None:
                     raise NotReady(reason)
                 if context.hub.closing or loop.time() > deadline:
-                    raise TookTooLong("the images were not made while the caller could wait")
+                    raise GatewayTimeout("the images were not finished in time")
                 if not await watch.news_within(RECHECK_SECONDS):
                     yield _HEARTBEAT
         if problem := failure(images):
@@ -84,44 +84,44 @@ async def image_events(
 
 
 def _standstill(context: ServiceContext, images: list[ImageView]) -> str | None:
-    """Why the images are not being made; None while they are, or where the queue is away."""
+    """Why no worker can generate the images; None if one can, or if the queue is unreachable."""
     with suppress(StorageUnavailable):
         return context.standstill(images[0].request.model) if images else None
     return None
 
 
 def _news(
-    context: ServiceContext, caller: Caller, job_id: str, body: GenerateImages, told: _Told
-) -> tuple[list[ImageView], list[bytes], _Told]:
-    """The job's images, frames of what the reader has not had, and what it has had with these.
+    context: ServiceContext, caller: Caller, job_id: str, body: GenerateImages, sent: _Sent
+) -> tuple[list[ImageView], list[bytes], _Sent]:
+    """The job's images, the frames that haven't been sent yet, and `sent` including those.
 
-    `told` stays as it is: nothing has been told if the queue fails in the middle.
+    `sent` itself isn't modified, because no frame is sent if the queue fails halfway.
     """
     context.store.job(job_id, caller.tenant)
-    images, after = context.store.images(job_id), deepcopy(told)
+    images, after = context.store.images(job_id), deepcopy(sent)
     frames = [frame for image in images for frame in _frames(context, job_id, image, body, after)]
     return images, frames, after
 
 
 def _frames(
-    context: ServiceContext, job_id: str, image: ImageView, body: GenerateImages, told: _Told
+    context: ServiceContext, job_id: str, image: ImageView, body: GenerateImages, sent: _Sent
 ) -> Iterator[bytes]:
-    if image.index in told.images:
+    if image.index in sent.images:
         return
     if image.result is not None:
-        told.images.add(image.index)
+        sent.images.add(image.index)
         data = context.images.read(image.result.uri)
         used = usage(context, [image])
-        told_usage = {"usage": used.model_dump()} if used else {}
-        yield _frame("completed", image, data, image.request.format, told_usage)
+        fields = {"usage": used.model_dump()} if used else {}
+        yield _frame("completed", image, data, image.request.format, fields)
         return
-    seen = told.previews.setdefault(image.index, [])
-    if len(seen) < (body.partial_images or 0):
-        drawn = preview(context, job_id, image)
-        if drawn is not None and drawn not in seen:
-            seen.append(drawn)
-            number = {"partial_image_index": len(seen) - 1}
-            yield _frame("partial_image", image, drawn, "jpeg", number)
+    previews = sent.previews.setdefault(image.index, [])
+    if len(previews) < (body.partial_images or 0):
+        latest = preview(context, job_id, image)
+        if latest is not None and latest not in previews:
+            previews.append(latest)
+            number = {"partial_image_index": len(previews) - 1}
+            yield _frame("partial_image", image, latest, "jpeg", number)
 
 
 def _frame(

@@ -1,7 +1,7 @@
-"""OpenAI's `usage`: tokens of the prompt and of the images, where a worker has told how to count.
+"""OpenAI's `usage`: tokens of the prompt and the images.
 
-The prompt's are those of the model's own tokenizer, the images' those that its transformer works
-on. Where either cannot be known there is no usage: a made-up number would be billed.
+Prompt tokens are counted with the model's own tokenizer, image tokens are those that its
+transformer processes. If either is unknown, there's no usage, because someone might bill by it.
 """
 
 from collections.abc import Sequence
@@ -13,14 +13,14 @@ from service.context import ServiceContext
 
 
 class InputTokens(BaseModel):
-    """The input by kind; no image is ever among it."""
+    """Input tokens by kind; there are never any image tokens."""
 
     text_tokens: int
     image_tokens: int = 0
 
 
 class Usage(BaseModel):
-    """What a request came to, in OpenAI's words."""
+    """OpenAI's `usage` object."""
 
     input_tokens: int
     output_tokens: int
@@ -36,13 +36,13 @@ def usage(context: ServiceContext, images: Sequence[ImageView]) -> Usage | None:
     per_pixel = (card or {}).get("image_tokens_per_pixel")
     if count is None or not isinstance(per_pixel, int | float):
         return None
-    read = count(request.prompt)
+    input_tokens = count(request.prompt)
     if request.negative_prompt:
-        read += count(request.negative_prompt)
-    made = sum(round(image.request.pixels * per_pixel) for image in images)
+        input_tokens += count(request.negative_prompt)
+    output_tokens = sum(round(image.request.pixels * per_pixel) for image in images)
     return Usage(
-        input_tokens=read,
-        output_tokens=made,
-        total_tokens=read + made,
-        input_tokens_details=InputTokens(text_tokens=read),
+        input_tokens=input_tokens,
+        output_tokens=output_tokens,
+        total_tokens=input_tokens + output_tokens,
+        input_tokens_details=InputTokens(text_tokens=input_tokens),
     )

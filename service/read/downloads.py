@@ -1,6 +1,6 @@
-"""Finished images as files: one, all of them in a ZIP, thumbnails of them on a sheet.
+"""Downloads of finished images: single files, ZIP archives, contact sheets.
 
-Works from image views and paths; knows no store and no tenant.
+Works on image views and paths; doesn't depend on the store or tenants.
 """
 
 import io
@@ -20,24 +20,24 @@ from jobs.job import ImageResult, ImageView, Job
 from jobs.recipe import recipe_of
 
 SHEET_IMAGES = 100
-"""Thumbnails on one sheet, at most."""
+"""Maximum number of thumbnails per sheet."""
 
 THUMBNAIL = 160
-"""Longer side of a thumbnail, in pixels."""
+"""Longer side of a sheet's thumbnails, in pixels."""
 
 _GAP = 8
 _SUFFIXES = {"image/png": ".png", "image/jpeg": ".jpg", "image/webp": ".webp"}
 
 
 class ImageFile(FileResponse):
-    """A file whose Range was settled beforehand: `served` replaces the header, None drops it."""
+    """A file response whose Range header is replaced by `served`, or removed if that's None."""
 
     def __init__(self, path: Path, served: str | None, **kwargs: Any) -> None:
         super().__init__(path, **kwargs)
         self._served = served
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the file, or the part of it that was settled."""
+        """Send the file, or the `served` range of it."""
         headers = [pair for pair in scope["headers"] if pair[0] not in (b"range", b"if-range")]
         if self._served is not None:
             headers.append((b"range", self._served.encode("ascii")))
@@ -45,14 +45,14 @@ class ImageFile(FileResponse):
 
 
 def file_name(index: int, result: ImageResult) -> str:
-    """What an image is called in archives and downloads."""
+    """An image's file name in archives and downloads."""
     return f"{index:05d}{_SUFFIXES.get(result.media_type, '.bin')}"
 
 
 def archive(job: Job, images: Sequence[ImageView], paths: dict[int, Path]) -> ZipStream:
-    """A ZIP of the images whose path is given, and `manifest.json` about all of them.
+    """A ZIP of the images in `paths`, and a `manifest.json` of all images.
 
-    Its length is known before its first byte; files are read while it is iterated.
+    Its length is known in advance; files are read as it's iterated.
     """
     stream = ZipStream(compress_type=ZIP_STORED, sized=True)
     stream.add(json.dumps(_manifest(job, images, paths), indent=1), "manifest.json")
@@ -63,7 +63,7 @@ def archive(job: Job, images: Sequence[ImageView], paths: dict[int, Path]) -> Zi
 
 
 def contact_sheet(paths: Sequence[Path], columns: int | None = None) -> bytes:
-    """A PNG with a thumbnail of each file, row by row; at most SHEET_IMAGES of them."""
+    """A PNG of the files' thumbnails, row by row; at most SHEET_IMAGES of them."""
     columns = columns or math.ceil(math.sqrt(len(paths)))
     rows = math.ceil(len(paths) / columns)
     cell = THUMBNAIL + _GAP

@@ -1,13 +1,13 @@
-"""One reader of the store's event stream per process, which tells whoever watches a job.
+"""One reader of the store's event stream per process, which notifies requests that watch a job.
 
     with hub.watch(job_id) as watch:
-        ...look at the job...
+        ...read the job...
         await watch.news_within(seconds)
 
-A watch that begins before the look misses nothing. Nor does one that begins after a job was queued
-and waits for its end alone: the hub remembers the jobs that ended lately. The reader runs on a
-thread of its own; a waiting request holds none. When the store fails, the reader goes on where it
-was and wakes everybody. Knows nothing of HTTP.
+A watch that starts before the job is read misses nothing. Neither does one that starts after the
+job was queued, if it only waits for the job's end, because the hub remembers recently ended jobs.
+The reader runs on its own thread; waiting requests don't hold one. After a store failure, the
+reader resumes where it stopped and wakes all watches. Doesn't depend on HTTP.
 """
 
 import asyncio
@@ -27,22 +27,22 @@ log = structlog.get_logger(__name__)
 
 RETRY_SECONDS = 1.0
 BLOCK_SECONDS = 0.25
-"""One read of the stream waits this long, which bounds how long stopping takes."""
+"""How long one read of the stream blocks, and so the longest time that stopping takes."""
 
 GATHER_SECONDS = 0.02
-"""After news the reader waits so long for more: under load it reads them together."""
+"""How long the reader pauses after events, to read more of them at once under load."""
 
 ENDS = frozenset({*FINISHED, "deleted"})
-"""Types of the events after which a job is over."""
+"""Types of the events that end a job."""
 
 RECENT_ENDS = 4096
-"""Jobs that ended lately which the hub remembers: far more than can end while one is queued."""
+"""How many ended jobs the hub remembers: far more than can end while a job is being queued."""
 
 
 class Watch:
-    """News of one job. It holds up to `keep` events until they are taken.
+    """Notifies of one job's events, and holds up to `keep` of them until they're taken.
 
-    With `ends_only`, nothing but the job's end is news.
+    With `ends_only`, it only reacts to the job's end.
     """
 
     def __init__(self, keep: int, ends_only: bool = False) -> None:
@@ -51,7 +51,7 @@ class Watch:
         self._keep = keep
         self.ends_only = ends_only
         self.overflowed = False
-        """Whether events were dropped because nobody took them in time."""
+        """Whether events were dropped because they weren't taken in time."""
 
     def wake(self) -> None:
         """Wake the watcher, now or when it next waits."""
@@ -66,13 +66,13 @@ class Watch:
         self.wake()
 
     def take(self) -> list[Event]:
-        """The events since the last time, oldest first."""
-        taken = list(self._events)
+        """The events since the last call, oldest first."""
+        events = list(self._events)
         self._events.clear()
-        return taken
+        return events
 
     async def news_within(self, seconds: float) -> bool:
-        """Wait for news; False when `seconds` passed without any."""
+        """Wait for an event or a wake-up; False if `seconds` pass without one."""
         try:
             async with asyncio.timeout(seconds):
                 await self._news.wait()
@@ -83,7 +83,7 @@ class Watch:
 
 
 def place(event_id: str) -> tuple[int, int]:
-    """Where an event stands in the stream, in milliseconds and a number; ids compare as these."""
+    """An event's position in the stream, as milliseconds and sequence number, to compare ids by."""
     milliseconds, _, sequence = event_id.partition("-")
     return int(milliseconds), int(sequence or 0)
 
@@ -103,19 +103,20 @@ class EventHub:
         self.closing = False
 
     def listen(self, listener: Callable[[Sequence[Event]], None]) -> None:
-        """Have `listener` called, on the reader's thread, with all events from now on."""
+        """Call `listener` with all events from now on, on the reader's thread."""
         self._listeners.append(listener)
 
     @contextmanager
     def watch(self, job_id: str, keep: int = 0, ends_only: bool = False) -> Iterator[Watch]:
-        """A watch on the job until the context ends, which holds up to `keep` events.
+        """A watch on the job until the context exits, which holds up to `keep` events.
 
-        With `ends_only`, only the job's end wakes it: at once if the job has ended lately.
+        With `ends_only`, only the job's end wakes it, immediately if the job ended recently.
         """
         watch = Watch(keep, ends_only)
         watches = self._watches.setdefault(job_id, set())
         watches.add(watch)
-        if ends_only and job_id in self._ended:  # the reader notes an end before it looks for us
+        # No race: the reader records an end before it looks for watches.
+        if ends_only and job_id in self._ended:
             watch.wake()
         try:
             yield watch
@@ -126,22 +127,22 @@ class EventHub:
 
     @property
     def watched(self) -> list[str]:
-        """Jobs that somebody watches."""
+        """The jobs with a watch."""
         return list(self._watches)
 
     def start(self) -> None:
-        """Begin to read, from inside the event loop that the watchers run in."""
+        """Start reading. Call it from the event loop that the watches run in."""
         self._loop = asyncio.get_running_loop()
         self._thread = threading.Thread(target=self._read, name="events", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
-        """Wake everybody for good: whoever sees `closing` should answer and not wait again."""
+        """Wake all watches and set `closing`, after which requests should respond, not wait."""
         self.closing = True
         self._wake_all()
 
     async def stop(self) -> None:
-        """End the reader and every wait."""
+        """Stop the reader and end all waits."""
         self._stopping.set()
         self.close()
         if self._thread is not None:
@@ -153,7 +154,7 @@ class EventHub:
             try:
                 after = after or self._store.last_event()
                 events = self._store.events(after, self._block_seconds)
-            except Exception as error:  # a reader that dies would leave every watch blind
+            except Exception as error:  # without the reader, no watch would ever be notified
                 if not (failing and isinstance(error, StorageUnavailable)):
                     log.warning("event stream lost", error=str(error))
                 failing = True
@@ -178,7 +179,7 @@ class EventHub:
             self._loop.call_soon_threadsafe(call, *arguments)
 
     def _remember_ends(self, events: Sequence[Event]) -> None:
-        """Only the reader's thread changes what is remembered."""
+        """Record ended jobs; only called on the reader's thread."""
         for event in events:
             if event.type in ENDS:
                 self._ended[event.job_id] = None

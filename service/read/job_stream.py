@@ -1,11 +1,11 @@
-"""A job's events as a Server-Sent Events stream that a reader can leave and take up again.
+"""A job's events as a stream of Server-Sent Events, which a reader can leave and resume.
 
-Every frame's id is its place in the queue's event stream, so `Last-Event-ID` says exactly what a
-reader has seen. What a frame says is as of its sending. The stream of a fresh reader begins with
-the job as it is, then everything that happened to it; the queue keeps the last 100,000 events of
-all jobs, and what is older is only in that first frame. A reader that comes back for what is no
-longer kept begins like a fresh one. The stream ends when the job does, or when
-its reader is too slow, who then takes it up again. Knows the frames, not the route.
+A frame's id is its position in the queue's event stream, so `Last-Event-ID` says exactly what the
+reader has seen. A frame's content is the state when it's sent. A new reader first gets the job's
+current state, then all its events. The queue keeps the last 100,000 events of all jobs; older ones
+are only reflected in that first frame. A reader that resumes from an event that's no longer kept
+starts over. The stream ends when the job does, or if the reader is too slow, so it can resume.
+Produces the frames; the route is elsewhere.
 """
 
 import math
@@ -29,19 +29,20 @@ log = structlog.get_logger(__name__)
 HEARTBEAT_SECONDS = 15.0
 HEARTBEAT = format_sse_event(comment="still here")
 MAX_UNREAD = 5000
-"""Events that wait for a slow reader before its stream is ended."""
+"""Events buffered for a slow reader before its stream is ended."""
 
 _IMAGE_EVENTS = ("image", "image_failed")
 _FEW = 50
-"""Up to so many images are read one by one, and more all at once."""
+"""Up to this many images are read one by one; beyond it, all of the job's images at once."""
 
 
 async def job_frames(
     context: ServiceContext, caller: Caller, job_id: str, after: str | None
 ) -> AsyncIterator[bytes]:
-    """The frames after the event id `after`, or all; none if the job is over and all were seen.
+    """The frames after the event id `after`, or all of them.
 
-    Raises NotFound before the first frame, and nothing afterwards: the stream ends instead.
+    There are none if the job is finished and the reader has seen all of them. Raises NotFound
+    before the first frame, and nothing after it: the stream ends instead.
     """
     with context.hub.watch(job_id, keep=MAX_UNREAD) as watch:
         job = await anyio.to_thread.run_sync(context.store.job, job_id, caller.tenant)
@@ -55,23 +56,23 @@ async def job_frames(
                 for frame in frames:
                     yield frame
         except StorageUnavailable as error:
-            log.warning("a stream of events ends early", job=job_id, error=str(error))
+            log.warning("event stream of a job ends early", job=job_id, error=str(error))
 
 
 def _begin(context: ServiceContext, job: Job, after: str | None) -> tuple[str, bool]:
-    """The event id to read on from, and whether the reader is to have the job as it is first.
+    """The event id to read from, and whether to send the job's current state first.
 
-    That is so for one who has seen nothing, and for one who may have missed events that the queue
-    no longer keeps. Of a finished job without any events left, the first frame has an id after its
-    end, so that whoever comes back with it has seen all.
+    The state is sent to new readers, and to those who may have missed events that the queue no
+    longer keeps. If no events of a finished job are left, that frame gets an id after the job's
+    end, so that a reader who resumes from it has seen everything.
     """
-    kept = context.store.events("0-0", 0)
-    oldest = place(kept[0].id)[0] if kept else math.inf
+    stored = context.store.events("0-0", 0)
+    oldest = place(stored[0].id)[0] if stored else math.inf
     begun = round(job.created * 1000)
     ended = math.inf if job.finished is None else round(job.finished * 1000)
     if after is not None:
         has_seen_the_end = place(after)[0] > ended
-        if oldest <= begun or (kept and place(after) >= place(kept[0].id)) or has_seen_the_end:
+        if oldest <= begun or (stored and place(after) >= place(stored[0].id)) or has_seen_the_end:
             return after, False
     return (f"{ended + 1}-0" if ended < oldest else f"{begun - 1}-0"), True
 
@@ -79,7 +80,10 @@ def _begin(context: ServiceContext, job: Job, after: str | None) -> tuple[str, b
 async def _batches(
     context: ServiceContext, caller: Caller, job: Job, after: str, watch: Watch
 ) -> AsyncIterator[list[bytes]]:
-    """What the queue still has of the job's events after `after`, then what comes, to the end."""
+    """Frames of the job's stored events after `after`, then of new ones, until the job ends."""
+    # First catch up from the queue, page by page; a page has the events of all jobs. The watch was
+    # started before that, so it buffers what happens meanwhile. A job that is already finished has
+    # no more events to wait for, even if the queue no longer keeps its end.
     is_over = job.state.finished
     while page := await anyio.to_thread.run_sync(context.store.events, after, 0):
         after = page[-1].id
@@ -87,7 +91,10 @@ async def _batches(
         frames, ended = await anyio.to_thread.run_sync(_frames, context, caller, job.id, own)
         is_over = is_over or ended
         yield frames
+    # Then follow the watch. After an overflow, its buffer has a gap, so the stream ends and the
+    # reader resumes from the queue with its last id.
     while not (is_over or context.hub.closing or watch.overflowed):
+        # The buffer also has events that were already sent from the queue.
         news = [event for event in watch.take() if place(event.id) > place(after)]
         if news:
             after = news[-1].id
@@ -100,9 +107,10 @@ async def _batches(
 def _frames(
     context: ServiceContext, caller: Caller, job_id: str, events: Sequence[Event]
 ) -> tuple[list[bytes], bool]:
-    """Frames of some events, and whether they tell the job's end.
+    """Frames of these events, and whether they include the job's end.
 
-    Of the events that concern the whole job only the last is sent, since all would say the same.
+    Of the events about the whole job, only the last becomes a frame, because all would have the
+    same content.
     """
     if not events:
         return [], False
@@ -123,11 +131,11 @@ def _frames(
 
 
 def _images(context: ServiceContext, job_id: str, events: Sequence[Event]) -> dict[int, ImageView]:
-    """The images that the events speak of."""
-    wanted = {event.index for event in events if event.type in _IMAGE_EVENTS}
-    if len(wanted) > _FEW:
+    """The images that the events refer to, by index."""
+    indexes = {event.index for event in events if event.type in _IMAGE_EVENTS}
+    if len(indexes) > _FEW:
         return {image.index: image for image in context.store.images(job_id)}
-    return {index: context.store.image(job_id, index) for index in wanted if index is not None}
+    return {index: context.store.image(job_id, index) for index in indexes if index is not None}
 
 
 def _job_frame(context: ServiceContext, job: Job, event_id: str) -> bytes:

@@ -1,6 +1,6 @@
-"""Waiting for a job without holding a thread.
+"""Waits for a job without holding a thread.
 
-Knows the hub and the store; knows no route.
+Depends on the hub and the store, but not on any route.
 """
 
 import asyncio
@@ -15,20 +15,21 @@ from jobs.errors import NotFound, StorageUnavailable
 from jobs.job import Job
 from service.context import ServiceContext
 from service.http.auth import Caller
-from service.http.errors import CallerLeft, NotReady, TookTooLong
+from service.http.errors import CallerLeft, GatewayTimeout, NotReady
 from service.read.events import Watch
 
 log = structlog.get_logger(__name__)
 
 RECHECK_SECONDS = 2.0
-"""A waiting request looks at its job at least this often: the queue thins out progress events."""
+"""A waiting request reads its job at least this often, because the queue thins out progress events.
+"""
 
 _RARELY = 5
-"""A request that waits for the end alone looks this many times less often: an end is always told,
-so a look only guards against a stream that lost it."""
+"""A request that only waits for the job's end reads it this many times less often. An end always is
+an event, so these reads only guard against a stream that lost it."""
 
 _GATHER_SECONDS = 1e-4
-"""News of a job are gathered for so long per image, since telling of a large one is work."""
+"""Pause per image before a changed job is read again, because reading a large job is expensive."""
 
 
 async def wait_for_job(
@@ -38,7 +39,7 @@ async def wait_for_job(
     enough: Callable[[Job], bool],
     seconds: float,
 ) -> Job:
-    """The job, once it is `enough`, or `seconds` have passed, or the service is stopping."""
+    """The job, once it's `enough`, or after `seconds`, or when the service is stopping."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + seconds
     with context.hub.watch(job_id) as watch:
@@ -62,15 +63,14 @@ async def finish_or_cancel(
     created: bool,
     keep: bool = False,
 ) -> str:
-    """What `answer`, on a thread, makes of the finished job, for a caller that waits on the line.
+    """Wait for the job and return `answer(job)`, which is called on a thread.
 
-    `receive` is the request's, whose body has been read: the next message says that the caller
-    left. `created` says that this request queued the job, so that the hub knows if it is over.
-    While the queue is away it is waited for: a caller who is sent off with a 503 comes again, and
-    makes another job. When the caller has left, or the settings' patience is at its end, the job
-    is cancelled, since nobody would ever fetch it; unless `keep` says that the caller will come
-    again. The same where the model's workers can't start, however long anyone waits. Raises
-    CallerLeft, TookTooLong, NotReady.
+    `receive` is the request's. Its body has been read, so its next message is the disconnect.
+    `created` says that this request queued the job. An unreachable queue is waited for, because a
+    caller who gets a 503 would retry and queue another job. If the caller disconnects, or after
+    `sync_seconds`, or if no worker of the model can start, the job is cancelled, because its images
+    would never be fetched; `keep` keeps it, because the caller can retry. Raises CallerLeft,
+    GatewayTimeout, NotReady.
     """
     loop = asyncio.get_running_loop()
     patience = context.settings.sync_seconds
@@ -81,6 +81,8 @@ async def finish_or_cancel(
         return answer(job) if job.state.finished else None
 
     with context.hub.watch(job_id, ends_only=True) as watch, _departure(receive, watch) as has_left:
+        # A job that this request has just queued can't be finished yet, so its first read is
+        # skipped: the hub remembers recent ends and wakes the watch if the job is that fast.
         trouble, may_be_over = "", not created
         while True:
             pause = RECHECK_SECONDS * _RARELY
@@ -94,18 +96,19 @@ async def finish_or_cancel(
                 if reason is not None:
                     await _refuse(context, caller, job_id, reason, deadline, keep=keep)
             except StorageUnavailable as error:
+                # Keep waiting, but check more often, to notice soon when the queue is back. If it
+                # isn't back in time, the timeout's message includes the reason.
                 trouble, pause = f": {error}", RECHECK_SECONDS
             left = deadline - loop.time()
-            gone = has_left()
-            if gone or left <= 0 or context.hub.closing:
+            is_gone = has_left()
+            # Checked after the read, so a job that finished at the last moment is still returned.
+            if is_gone or left <= 0 or context.hub.closing:
                 if not keep:
                     await cancel_unwanted(context, caller, job_id, deadline)
-                raise (
-                    CallerLeft("the caller left")
-                    if gone
-                    else TookTooLong(
-                        f"the images were not made within {patience:g} seconds{trouble}"
-                    )
+                if is_gone:
+                    raise CallerLeft("the caller disconnected")
+                raise GatewayTimeout(
+                    f"the images were not finished within {patience:g} seconds{trouble}"
                 )
             await watch.news_within(min(left, pause))
             may_be_over = True
@@ -113,7 +116,7 @@ async def finish_or_cancel(
 
 @contextmanager
 def _departure(receive: Receive, watch: Watch) -> Iterator[Callable[[], bool]]:
-    """Wakes the watch when the caller leaves; yields whether the caller has."""
+    """Wakes the watch when the caller disconnects; yields a function that says whether it has."""
 
     async def wait() -> None:
         while (await receive())["type"] != "http.disconnect":
@@ -130,9 +133,9 @@ def _departure(receive: Receive, watch: Watch) -> Iterator[Callable[[], bool]]:
 async def refuse_to_stream(
     context: ServiceContext, caller: Caller, job_id: str, model: str, *, keep: bool
 ) -> None:
-    """As `finish_or_cancel` refuses a job that stands still, before a stream has begun.
+    """Raise NotReady before a stream starts, if no worker of the model can generate its images.
 
-    A queue that is away is left to the stream, which waits for it.
+    An unreachable queue is ignored, because the stream waits for it.
     """
     deadline = asyncio.get_running_loop().time() + context.settings.sync_seconds
     reason: str | None = None
@@ -151,7 +154,7 @@ async def _refuse(
     *,
     keep: bool,
 ) -> None:
-    """Raise NotReady with the reason; the job is cancelled before unless `keep`."""
+    """Raise NotReady with the reason, after cancelling the job unless `keep`."""
     if not keep:
         await cancel_unwanted(context, caller, job_id, deadline)
     raise NotReady(reason)
@@ -160,10 +163,10 @@ async def _refuse(
 async def cancel_unwanted(
     context: ServiceContext, caller: Caller, job_id: str, deadline: float
 ) -> None:
-    """Cancel a job that nobody will fetch, or that is gone by now.
+    """Cancel a job whose images won't be fetched; it may have been deleted already.
 
-    While the queue is away it is tried again until `deadline`, a time of the event loop; a job that
-    outlives that is told in the log, and raises nothing: its caller could do nothing about it.
+    Retries while the queue is unreachable, until `deadline` (event loop time). After that, it only
+    logs a warning, because the caller couldn't do anything about an error.
     """
     while True:
         try:

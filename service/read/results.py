@@ -1,6 +1,6 @@
-"""What became of a job, for routes that answer with its images: the failure, bytes, previews.
+"""A job's outcome, for routes that respond with its images: its failure, previews.
 
-Knows images and files; knows no API's shapes.
+Works on images and files; doesn't know any API's format.
 """
 
 from collections.abc import Sequence
@@ -11,31 +11,31 @@ from service.context import ServiceContext
 from service.http.errors import ImagesFailed
 
 _PREVIEW = "{job_id}/{index}.preview.jpg"
-"""Where a worker keeps the newest preview of an image that it makes (workers/delivery.py)."""
+"""Where a worker stores the latest preview of a running image (workers/delivery.py)."""
 
 
 def is_over(images: Sequence[ImageView]) -> bool:
-    """Whether nothing more will happen to these images."""
+    """Whether all of these images are finished."""
     return all(image.state.finished for image in images)
 
 
 def failure(images: Sequence[ImageView]) -> ImagemillError | None:
-    """Why not all of a job's images were made; None when they were.
+    """Why a finished job doesn't have all its images; None if it does.
 
-    Somebody may have had a finished job run again in the meantime: that is a conflict.
+    A job that another request has retried in the meantime is a conflict.
     """
     failed = next((image for image in images if image.state is State.FAILED), None)
     if failed is not None:
-        return ImagesFailed(f"image {failed.index} could not be made: {failed.error}")
+        return ImagesFailed(f"image {failed.index} failed: {failed.error}")
     if any(image.result is None for image in images):
-        return Conflict("the job was cancelled, or runs again")
+        return Conflict("the job was cancelled or retried")
     return None
 
 
 def preview(context: ServiceContext, job_id: str, image: ImageView) -> bytes | None:
-    """The newest preview of a running image, a JPEG, if there is one yet.
+    """The latest preview of a running image as a JPEG, if there's one yet.
 
-    Asking makes its worker draw more of them for a while.
+    Calling this makes the worker draw more previews for a while.
     """
     if image.state is not State.RUNNING:
         return None

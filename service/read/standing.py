@@ -1,6 +1,6 @@
-"""Whether a model's images will be made: by what its workers say of themselves.
+"""Whether any worker can generate a model's images, according to the workers' reports.
 
-Pure; knows neither the store nor HTTP.
+Pure; depends on neither the store nor HTTP.
 """
 
 from collections.abc import Sequence
@@ -11,10 +11,10 @@ from jobs.queue.decode import WorkerInfo
 def standstill(
     model: str, workers: Sequence[WorkerInfo], absent_seconds: float, patience: float
 ) -> str | None:
-    """Why nothing is being made of a model's jobs, as a sentence; None while a worker may.
+    """Why no worker can run a model's jobs, as a sentence; None if one may.
 
-    All of its workers have failed to start, or none has been seen for more than `patience` of the
-    `absent_seconds` since one was.
+    Either all of its workers have failed to start, or no worker has been seen for `absent_seconds`,
+    which is more than `patience`.
     """
     own = [worker.info for worker in workers if worker.info.get("model") == model]
     if any(info.get("state") != "failed" for info in own):

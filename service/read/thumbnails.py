@@ -1,7 +1,7 @@
-"""Images made small for galleries: drawn at first use, kept beside the image, read after that.
+"""Thumbnails for galleries: created on first use and stored next to the image.
 
-What is kept can be made again, so it is not fsynced, and goes when the job's files go. Works from
-an image's result; knows no route and no store.
+A thumbnail can be recreated, so it isn't fsynced. It's removed together with the job's files. Works
+on an image's result; doesn't depend on any route or on the store.
 """
 
 import io
@@ -17,22 +17,22 @@ _QUALITY = 82
 
 
 def thumbnail(images: LocalImages, result: ImageResult, side: int) -> bytes:
-    """A JPEG whose longer side is at most `side` pixels. Raises NotFound without the image's file.
+    """A JPEG whose longer side is at most `side` pixels. Raises NotFound if the image has no file.
 
-    The image's digest is in the name of what is kept: other bytes are another thumbnail.
+    Its name includes the image's digest, so a retried image gets a new thumbnail.
     """
-    kept = images.beside(result.uri, f"thumbnail-{result.sha256[:16]}-{side}.jpg")
+    uri = images.beside(result.uri, f"thumbnail-{result.sha256[:16]}-{side}.jpg")
     try:
-        return images.read(kept)
+        return images.read(uri)
     except NotFound:
-        data = _drawn(images.read(result.uri), side)
-    images.keep(kept, data)
+        data = _shrunk(images.read(result.uri), side)
+    images.keep(uri, data)
     return data
 
 
-def _drawn(data: bytes, side: int) -> bytes:
+def _shrunk(data: bytes, side: int) -> bytes:
     with Image.open(io.BytesIO(data)) as picture:
-        picture.draft("RGB", (side, side))  # a JPEG is decoded small at once
+        picture.draft("RGB", (side, side))  # decodes a JPEG at a smaller size, which is faster
         small = picture.convert("RGB")
     small.thumbnail((side, side))
     buffer = io.BytesIO()

@@ -1,6 +1,6 @@
-"""Jobs and images as the JSON of `service/submit/schemas.py`, with the URLs that lead to them.
+"""Jobs and images as the JSON of `service/submit/schemas.py`, with their URLs.
 
-Knows the shapes of the answers and the routes' paths; reads no store.
+Depends on the response schemas and the routes' paths; doesn't read the store.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from service.submit.schemas import CountsView, ImageItem, JobSummary, JobUrls, J
 
 @dataclass(frozen=True, slots=True)
 class Links:
-    """URLs of a deployment: paths, or full URLs when `base` says how callers reach it."""
+    """URLs of a deployment: absolute paths, or full URLs if `base` is set."""
 
     base: str = ""
 
@@ -26,7 +26,7 @@ class Links:
         return f"{self.job(job_id)}/images/{index}"
 
     def of_job(self, job_id: str) -> JobUrls:
-        """Everything that belongs to a job."""
+        """All URLs of a job."""
         job = self.job(job_id)
         return JobUrls(
             self=job,
@@ -82,7 +82,7 @@ def image_item(job_id: str, image: ImageView, links: Links) -> ImageItem:
         index=image.index,
         state=image.state,
         **{name: getattr(request, name) for name in IN_REQUEST},
-        # some schedulers take more forward passes than they are asked for steps
+        # Some schedulers run more forward passes than the requested number of steps.
         step=request.steps if image.state is State.SUCCEEDED else min(image.step, request.steps),
         attempts=image.attempts,
         error=image.error,

@@ -1,6 +1,6 @@
-"""What workers say, as it was a moment ago: every request needs it, and must not ask for it anew.
+"""A short-lived cache of the workers' reports, because every request needs them.
 
-Knows the store; for any thread.
+Reads the store. Thread-safe.
 """
 
 import threading
@@ -11,14 +11,14 @@ from jobs.queue.decode import WorkerInfo
 from jobs.queue.store import Store
 
 SECONDS = 0.25
-"""How old the workers may be; they say something new twice a second at most."""
+"""Maximum age of the workers' reports; workers report at most twice per second."""
 
 CARD_SECONDS = 1.0
-"""How old a model's card may be; it changes when a worker has started."""
+"""Maximum age of a model's card; it only changes when a worker starts."""
 
 
 class RecentWorkers:
-    """The store's workers, asked for at most once in SECONDS; meanwhile nobody waits for it."""
+    """The store's workers, read at most once per SECONDS; other threads don't wait for the read."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -46,23 +46,23 @@ class RecentWorkers:
             self._asking.release()
 
     def absent_seconds(self, model: str) -> float:
-        """How long ago a worker of the model was last seen, or this was made."""
+        """How long ago a worker of the model was last seen, or else this cache was created."""
         return time.monotonic() - self._seen.get(model, self._started)
 
 
 class RecentCards:
-    """The models' cards, each asked for at most once in CARD_SECONDS; a missing one every time."""
+    """The models' cards, each read at most once per CARD_SECONDS; a missing card isn't cached."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._known: dict[str, tuple[float, dict[str, Any]]] = {}
 
     def of(self, model: str) -> dict[str, Any] | None:
-        """What a worker published of the model, if one has. Raises StorageUnavailable."""
+        """The card that a worker published for the model, if any. Raises StorageUnavailable."""
         until, card = self._known.get(model, (0.0, {}))
         if time.monotonic() < until:
             return card
-        found = self._store.card(model)
-        if found is not None:
-            self._known[model] = (time.monotonic() + CARD_SECONDS, found)
-        return found
+        latest = self._store.card(model)
+        if latest is not None:
+            self._known[model] = (time.monotonic() + CARD_SECONDS, latest)
+        return latest

@@ -1,1 +1,1 @@
-"""The routes, one module a resource; each knows HTTP and calls the store, none knows Redis."""
+"""The routes, one module per resource. They handle HTTP and call the store, never Redis."""

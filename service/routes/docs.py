@@ -1,8 +1,8 @@
-"""The API's documentation at `/docs`: Swagger UI out of a package, from this server alone.
+"""The API's documentation at `/docs`: Swagger UI, served without any other host.
 
-The scripts and styles are those that the package `fastapi_offline` carries; ours is the page around
-them. A strict policy keeps the page from asking any other address. Anybody may have it, as the
-document itself (`/openapi.json`). Knows nothing of what the document says.
+The scripts and styles come from the package `fastapi_offline`; the page around them is ours. A
+strict Content-Security-Policy keeps the page from making requests to other hosts. Like the document
+itself (`/openapi.json`), it needs no key. Doesn't know the document's content.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ _PAGE = """<!doctype html>
 </head>
 <body>
 <div id="api"></div>
-<noscript>This page needs JavaScript; the document that it shows is at openapi.json.</noscript>
+<noscript>This page needs JavaScript. The OpenAPI document is at openapi.json.</noscript>
 <script src="docs/swagger-ui-bundle.js"></script>
 <script src="docs/start.js"></script>
 </body>
@@ -74,14 +74,14 @@ _MEDIA_TYPES = {
 @router.head("/docs")
 def page(request: Request) -> Response:
     """The page."""
-    return _answer(request, "")
+    return _file_response(request, "")
 
 
 @router.get("/docs/{name}")
 @router.head("/docs/{name}")
 def page_file(request: Request, name: str) -> Response:
-    """A script or the style sheet of the page."""
-    return _answer(request, name)
+    """A script or style sheet of the page."""
+    return _file_response(request, name)
 
 
 @cache
@@ -95,7 +95,7 @@ def _file(name: str) -> tuple[bytes, str]:
     return body, hashlib.sha256(body).hexdigest()[:32]
 
 
-def _answer(request: Request, name: str) -> Response:
+def _file_response(request: Request, name: str) -> Response:
     if name not in _MEDIA_TYPES:
         raise HTTPException(404)
     body, tag = _file(name)

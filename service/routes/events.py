@@ -17,20 +17,20 @@ from service.read.job_stream import job_frames
 router = APIRouter(tags=["jobs"])
 
 _EVENT_ID = r"^[0-9]{1,15}-[0-9]{1,15}$"
-_ANSWERS: Responses = {
+_RESPONSES: Responses = {
     200: {
-        "description": "`job` frames (the job without its images), `image` frames (an image that "
-        "is made or has failed), `deleted`; comments as heartbeats.",
+        "description": "`job` events (the job without its images), `image` events (an image that "
+        "is finished or has failed), `deleted` events, and comments as heartbeats.",
         "content": event_stream("job", "image", "deleted"),
     },
-    204: {"description": "The job is over and the reader has seen all of it."},
+    204: {"description": "The job is finished and the reader has seen all of its events."},
 }
 
 
 @router.get(
     "/v1/jobs/{job_id}/events",
     response_class=Response,
-    responses=_ANSWERS | problems(400, 404, 422, 503),
+    responses=_RESPONSES | problems(400, 404, 422, 503),
 )
 async def follow_job(
     job_id: str,
@@ -39,12 +39,12 @@ async def follow_job(
     last_event_id: Annotated[
         str | None,
         WithJsonSchema({"type": "string", "pattern": _EVENT_ID}),
-        Header(description="The id of the last frame seen; go on after it."),
+        Header(description="Id of the last event seen, to resume after it."),
     ] = None,
 ) -> Response:
-    """What happens to a job, as it happens; ends when the job does."""
+    """A job's events as they happen; the stream ends when the job does."""
     if last_event_id is not None and not re.fullmatch(_EVENT_ID, last_event_id):
-        raise MalformedHeader("Last-Event-ID must be the id of a frame of this stream")
+        raise MalformedHeader("Last-Event-ID must be the id of an event of this stream")
     frames = job_frames(context, caller, job_id, last_event_id)
     first = await anext(frames, None)
     if first is None:

@@ -1,4 +1,4 @@
-"""Is the process alive, can it work, what has it counted."""
+"""Liveness, readiness and metrics."""
 
 from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -16,14 +16,14 @@ router = APIRouter(tags=["health"])
 @router.get("/healthz", response_model=Health)
 @router.head("/healthz", include_in_schema=False)
 async def alive() -> Health:
-    """The process answers; says nothing of the queue or the workers."""
+    """The process is alive, whatever the state of the queue and the workers."""
     return Health()
 
 
 @router.get("/readyz", response_model=Readiness, responses=problems(422, 503))
 @router.head("/readyz", include_in_schema=False)
 def ready(context: Context) -> Readiness:
-    """Work can be done: the queue answers, and a model has a ready worker. Else 503 says why."""
+    """The queue is reachable and at least one model has a ready worker; otherwise 503 and why."""
     context.store.ping()
     workers = context.store.workers()
     models = {model.name: 0 for model in context.catalog}
@@ -42,7 +42,7 @@ def ready(context: Context) -> Readiness:
     responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
 )
 def metrics(request: Request) -> Response:
-    """Prometheus text."""
+    """Metrics in Prometheus' text format."""
     return Response(
         generate_latest(request.app.state.metrics.registry),
         headers={"Content-Type": CONTENT_TYPE_LATEST},

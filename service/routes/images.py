@@ -1,7 +1,7 @@
-"""The pictures of a job: one with ranges and preconditions, small, all in a ZIP, on a sheet.
+"""A job's images: full size with ranges and preconditions, thumbnails, ZIP, contact sheet.
 
-An image is downloadable only once it is committed, which is after its file was fsynced. Unfinished
-is 409, never made is 404, made but its file is no longer there is 410.
+An image can only be downloaded once it's committed, which is after its file was fsynced. An
+unfinished image is 409, a failed or cancelled one 404, one whose file was removed 410.
 """
 
 import hashlib
@@ -31,28 +31,28 @@ from service.read.thumbnails import THUMBNAIL_TYPE, thumbnail
 
 router = APIRouter(tags=["images"])
 
-_FOR_EVER = "private, max-age=31536000, immutable"
+_FOREVER = "private, max-age=31536000, immutable"
 _drawing = anyio.CapacityLimiter(2)
-"""Contact sheets and thumbnails drawn at once; each holds a core."""
+"""Limits how many contact sheets and thumbnails are drawn at once; each takes a core."""
 
-_IMAGE_ANSWERS = (
+_IMAGE_RESPONSES = (
     binary("image/png", "image/jpeg", "image/webp")
-    | {206: {"description": "The asked range of the bytes."}}
+    | {206: {"description": "The requested range of the bytes."}}
     | NOT_MODIFIED
     | problems(404, 409, 410, 416, 422, 503)
 )
 
 
 def _canonical(text: object) -> object:
-    """Refuse a second way to write an index, such as +0 or 00."""
+    """Refuse other ways to write an index, such as +0 or 00."""
     if isinstance(text, str) and not re.fullmatch("0|-?[1-9][0-9]*", text):
-        raise ValueError("must be a whole number without leading zeros")
+        raise ValueError("must be an integer without leading zeros")
     return text
 
 
 _RECIPE: Responses = {
     200: {
-        "description": "The request's fields, the model, the scheduler, the versions and so on.",
+        "description": "The request's fields, the model, the scheduler, library versions etc.",
         "content": {"application/json": {"schema": {"type": "object"}}},
     }
 }
@@ -61,7 +61,7 @@ Index = Annotated[int, BeforeValidator(_canonical), PathParameter(description="F
 
 
 class SheetLayout(BaseModel):
-    """Which thumbnails to put on the sheet, and how."""
+    """Which thumbnails the sheet shows, and its layout."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -72,31 +72,31 @@ class SheetLayout(BaseModel):
 
 
 class ThumbnailSize(BaseModel):
-    """How small. Few sizes, so that few are made."""
+    """The thumbnail's size; there are only a few, to limit the number of stored files."""
 
     model_config = ConfigDict(extra="forbid")
 
     side: Annotated[
         Literal["64", "128", "256", "512"],
-        Field(description="The longer side in pixels; a smaller image stays as small as it is."),
+        Field(description="The longer side in pixels; a smaller image isn't enlarged."),
     ] = "256"
 
 
-@router.get("/v1/jobs/{job_id}/images/{index}", response_class=Response, responses=_IMAGE_ANSWERS)
+@router.get("/v1/jobs/{job_id}/images/{index}", response_class=Response, responses=_IMAGE_RESPONSES)
 @router.head(
     "/v1/jobs/{job_id}/images/{index}",
     response_class=Response,
-    responses=_IMAGE_ANSWERS,
+    responses=_IMAGE_RESPONSES,
     include_in_schema=False,
 )
 def get_image(
     job_id: str, index: Index, request: Request, context: Context, caller: AnyCaller
 ) -> Response:
     """The bytes of one image. They never change: the ETag is their sha256."""
-    result = _made(_image(context, caller, job_id, index))
+    result = _result(_image(context, caller, job_id, index))
     headers = {
         "ETag": f'"{result.sha256}"',
-        "Cache-Control": _FOR_EVER,
+        "Cache-Control": _FOREVER,
         "X-Content-Type-Options": "nosniff",
     }
     if matches(request.headers.get("if-none-match"), result.sha256):
@@ -104,8 +104,8 @@ def get_image(
     path, stat = _file(context, index, result)
     served = None
     if request.method == "GET":
-        asked, unless = request.headers.get("range"), request.headers.get("if-range")
-        served = usable_range(asked, unless, result.sha256, stat.st_size)
+        requested, if_range = request.headers.get("range"), request.headers.get("if-range")
+        served = usable_range(requested, if_range, result.sha256, stat.st_size)
     return ImageFile(
         path,
         served,
@@ -130,13 +130,13 @@ async def get_thumbnail(
     context: Context,
     caller: AnyCaller,
 ) -> Response:
-    """One image made small. It never changes: the ETag is the image's sha256 and the side."""
+    """A thumbnail. It never changes: the ETag is the image's sha256 and the side."""
     image = await anyio.to_thread.run_sync(_image, context, caller, job_id, index)
-    result, side = _made(image), int(query.side)
+    result, side = _result(image), int(query.side)
     tag = f"{result.sha256}-{side}"
     headers = {
         "ETag": f'"{tag}"',
-        "Cache-Control": _FOR_EVER,
+        "Cache-Control": _FOREVER,
         "X-Content-Type-Options": "nosniff",
     }
     if matches(request.headers.get("if-none-match"), tag):
@@ -154,16 +154,16 @@ async def get_thumbnail(
 def get_recipe(
     job_id: str, index: Index, request: Request, context: Context, caller: AnyCaller
 ) -> Response:
-    """What the image was made from and with: the recipe that its file holds. It never changes."""
-    result = _made(_image(context, caller, job_id, index))
+    """The recipe in the image's file: everything it takes to reproduce it. It never changes."""
+    result = _result(_image(context, caller, job_id, index))
     tag = f"{result.sha256}-recipe"
-    headers = {"ETag": f'"{tag}"', "Cache-Control": _FOR_EVER}
+    headers = {"ETag": f'"{tag}"', "Cache-Control": _FOREVER}
     if matches(request.headers.get("if-none-match"), tag):
         return Response(status_code=304, headers=headers)
     path, _ = _file(context, index, result)
     recipe = recipe_of(path)
     if recipe is None:
-        raise NotFound(f"the file of image {index} holds no recipe")
+        raise NotFound(f"the file of image {index} has no recipe")
     return JSONResponse(recipe, headers=headers)
 
 
@@ -172,15 +172,15 @@ def get_recipe(
     response_class=Response,
     responses=binary("image/jpeg")
     | {
-        204: {"description": "It runs, and nothing can be seen yet; Retry-After."},
-        303: {"description": "The image is finished; there it is."},
+        204: {"description": "The image is running, but has no preview yet; see Retry-After."},
+        303: {"description": "The image is finished; redirects to it."},
     }
     | problems(404, 422, 503),
 )
 def get_preview(job_id: str, index: Index, context: Context, caller: AnyCaller) -> Response:
-    """How far a running image is; 204 while nothing can be seen of it; a finished one is elsewhere.
+    """The latest preview of a running image; 204 until there's one; 303 to a finished image.
 
-    404 for an image that does not run: it waits, or was not made.
+    404 if the image isn't running: it's queued, failed or cancelled.
     """
     image = _image(context, caller, job_id, index)
     headers = {"Cache-Control": "no-store"}
@@ -190,7 +190,7 @@ def get_preview(job_id: str, index: Index, context: Context, caller: AnyCaller) 
     if data is None and image.state is State.RUNNING:
         return Response(status_code=204, headers={**headers, "Retry-After": "1"})
     if data is None:
-        raise NoPreview(f"there is no preview of image {index}, it is {image.state}")
+        raise NoPreview(f"image {index} has no preview: it is {image.state}")
     return Response(data, media_type="image/jpeg", headers=headers)
 
 
@@ -200,7 +200,7 @@ def get_preview(job_id: str, index: Index, context: Context, caller: AnyCaller) 
     responses=binary("application/zip") | problems(404, 409, 422, 503),
 )
 def get_archive(job_id: str, context: Context, caller: AnyCaller) -> Response:
-    """All finished images, with their recipes in `manifest.json`; 409 while there are none."""
+    """All finished images, with their recipes in `manifest.json`; 409 if there are none yet."""
     job = context.store.job(job_id, caller.tenant)
     images = context.store.images(job_id)
     stream = archive(job, images, _finished_paths(context, images))
@@ -224,9 +224,9 @@ async def get_sheet(
     context: Context,
     caller: AnyCaller,
 ) -> Response:
-    """Thumbnails of finished images in their order; 409 while there are none."""
+    """Thumbnails of finished images, in order; 409 if there are none yet."""
 
-    def shown() -> list[tuple[str, Path]]:
+    def files_on_sheet() -> list[tuple[str, Path]]:
         """The files on the sheet, each with its sha256."""
         context.store.job(job_id, caller.tenant)
         images = context.store.images(job_id)
@@ -237,7 +237,7 @@ async def get_sheet(
             raise NotFound(f"the job has no page {query.page} of finished images")
         return [(image.result.sha256, paths[image.index]) for image in page if image.result]
 
-    files = await anyio.to_thread.run_sync(shown)
+    files = await anyio.to_thread.run_sync(files_on_sheet)
     known = f"{query.columns} {' '.join(digest for digest, _ in files)}"
     tag = hashlib.sha256(known.encode()).hexdigest()
     headers = {"ETag": f'"{tag}"', "Cache-Control": "no-cache"}
@@ -249,21 +249,22 @@ async def get_sheet(
 
 
 def _image(context: ServiceContext, caller: Caller, job_id: str, index: int) -> ImageView:
-    """An image of the caller's. Raises NotFound."""
+    """One of the caller's images. Raises NotFound."""
     job = context.store.job(job_id, caller.tenant)
     if not 0 <= index < job.counts.total:
         raise NotFound(f"the job has no image {index}")
     return context.store.image(job_id, index)
 
 
-def _made(image: ImageView) -> ImageResult:
-    """The image's result. Raises Conflict before it is made, NotFound when it never was."""
+def _result(image: ImageView) -> ImageResult:
+    """The image's result. Raises Conflict if it isn't finished, NotFound if it failed."""
     if image.result is not None:
         return image.result
     if image.state.finished:
+        outcome = "failed" if image.state is State.FAILED else f"was {image.state}"
         reason = f": {image.error}" if image.error else ""
-        raise NotFound(f"image {image.index} was not made, it is {image.state}{reason}")
-    raise Conflict(f"image {image.index} is not finished, it is {image.state}")
+        raise NotFound(f"image {image.index} {outcome}{reason}")
+    raise Conflict(f"image {image.index} is not finished yet: it is {image.state}")
 
 
 def _file(context: ServiceContext, index: int, result: ImageResult) -> tuple[Path, os.stat_result]:
@@ -272,13 +273,13 @@ def _file(context: ServiceContext, index: int, result: ImageResult) -> tuple[Pat
     try:
         return path, path.stat()
     except FileNotFoundError:
-        raise Gone(f"image {index} was made, but its file is no longer there") from None
+        raise Gone(f"the file of image {index} has been removed") from None
 
 
 def _finished_paths(context: ServiceContext, images: list[ImageView]) -> dict[int, Path]:
-    """Files of the finished images by index. Raises Conflict when there are none."""
-    made = {image.index: context.images.path(image.result.uri) for image in images if image.result}
-    there = {index: path for index, path in made.items() if path.is_file()}
-    if not there:
-        raise Conflict("the job has no finished image yet")
-    return there
+    """Files of the finished images by index. Raises Conflict if there are none."""
+    paths = {image.index: context.images.path(image.result.uri) for image in images if image.result}
+    existing = {index: path for index, path in paths.items() if path.is_file()}
+    if not existing:
+        raise Conflict("the job has no finished images yet")
+    return existing

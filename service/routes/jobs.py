@@ -1,8 +1,8 @@
-"""Jobs: submit, look (and wait for news), list, cancel, retry, delete.
+"""Jobs: submit, get (and wait for changes), list, cancel, retry, delete.
 
-A POST is validated in this order: `service/submit/schemas.py` (types, and bounds that hold for
-every model), the catalog (the model's limits), the card (what the loaded model can do), the latter
-two in `service/submit/submission.py`. Nothing is queued if anything is wrong.
+A POST is validated in this order: `service/submit/schemas.py` (types, and bounds that apply to
+every model), the catalog (the model's limits), the card (what the loaded model supports); the
+latter two in `service/submit/submission.py`. Nothing is queued if anything is invalid.
 """
 
 import zlib
@@ -31,7 +31,7 @@ router = APIRouter(tags=["jobs"])
 
 
 class Look(BaseModel):
-    """How long to wait for news, and how much to tell."""
+    """How long to wait for a change, and whether to include the images."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -41,12 +41,12 @@ class Look(BaseModel):
             ge=0,
             le=60,
             allow_inf_nan=False,
-            description="Seconds to wait: with If-None-Match until the job changes, else until it "
-            "is finished.",
+            description="Seconds to wait for a change (with If-None-Match) or for the end of the "
+            "job (without).",
         ),
     ] = 0
     images: Annotated[
-        Literal["all", "none"], Field(description="Whether to list the images; thousands are long.")
+        Literal["all", "none"], Field(description="Whether to include the list of images.")
     ] = "all"
 
 
@@ -58,7 +58,7 @@ class Listing(BaseModel):
     state: State | None = None
     limit: Annotated[int, Field(ge=1, le=200)] = 50
     cursor: Annotated[
-        str | None, Field(pattern=CURSOR, description="`next` of the page before.")
+        str | None, Field(pattern=CURSOR, description="`next` of the previous page.")
     ] = None
 
 
@@ -75,9 +75,9 @@ def submit_job(
     caller: AnyCaller,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
-    """Queue a batch of prompts. Answers at once; nothing is queued unless all of it is right."""
+    """Queue a batch of prompts. Responds immediately; nothing is queued if any field is invalid."""
     job, notes = enqueue(context, caller, body, idempotency_key)
-    response = _answer(
+    response = _job_response(
         context, *context.store.look(job.job_id, caller.tenant, images=True), 202, notes
     )
     response.headers["Location"] = context.links.job(job.job_id)
@@ -98,7 +98,7 @@ async def get_job(
     caller: AnyCaller,
     if_none_match: Annotated[str | None, Header()] = None,
 ) -> Response:
-    """The job as it is now, or after a wait for news of it. The ETag changes when it does."""
+    """The job's current state, optionally after waiting for a change. The ETag changes with it."""
     known = tags(if_none_match)
     versions = {tag.rpartition(".")[0] for tag in known}
     if query.wait:
@@ -126,9 +126,9 @@ def list_jobs(query: Annotated[Listing, Query()], context: Context, caller: AnyC
 
 @router.post("/v1/jobs/{job_id}/cancel", response_model=JobView, responses=problems(404, 422, 503))
 def cancel_job(job_id: str, context: Context, caller: AnyCaller) -> Response:
-    """Stop what is not finished; finished images stay. A running image stops at its next step."""
+    """Cancel unfinished images; finished ones are kept. A running image stops at its next step."""
     context.store.cancel(job_id, caller.tenant)
-    return _answer(context, *context.store.look(job_id, caller.tenant, images=True))
+    return _job_response(context, *context.store.look(job_id, caller.tenant, images=True))
 
 
 @router.post(
@@ -138,14 +138,14 @@ def cancel_job(job_id: str, context: Context, caller: AnyCaller) -> Response:
     responses=problems(404, 409, 422, 503),
 )
 def retry_job(job_id: str, context: Context, caller: AnyCaller) -> Response:
-    """Run again only the images that failed or were cancelled; 409 when there are none."""
+    """Run the failed and cancelled images again; 409 if there are none."""
     context.store.retry(job_id, caller.tenant)
-    return _answer(context, *context.store.look(job_id, caller.tenant, images=True), 202)
+    return _job_response(context, *context.store.look(job_id, caller.tenant, images=True), 202)
 
 
 @router.delete("/v1/jobs/{job_id}", status_code=204, responses=problems(404, 422, 503))
 def delete_job(job_id: str, context: Context, caller: AnyCaller) -> Response:
-    """Remove the job and its files; what still runs of it is stopped."""
+    """Delete the job and its files; running images are stopped."""
     context.store.delete(job_id, caller.tenant)
     return Response(status_code=204)
 
@@ -153,29 +153,30 @@ def delete_job(job_id: str, context: Context, caller: AnyCaller) -> Response:
 def _unless_known(
     context: ServiceContext, caller: Caller, job_id: str, known: list[str], with_images: bool
 ) -> Response:
-    """The job, or 304 where the caller has it already; read at one moment."""
-    wants = with_images and not known
-    job, images, ahead = context.store.look(job_id, caller.tenant, images=wants)
+    """The job, or 304 if the caller's ETag is current; read atomically."""
+    # With an ETag the response is probably a 304, so the images are only read if it isn't.
+    reads_images = with_images and not known
+    job, images, ahead = context.store.look(job_id, caller.tenant, images=reads_images)
     tag = _tag(job, ahead, _trouble(context, job))
     if tag in known or known == ["*"]:
         return Response(status_code=304, headers={"ETag": f'W/"{tag}"'})
-    if with_images and not wants:
+    if with_images and not reads_images:
         job, images, ahead = context.store.look(job_id, caller.tenant, images=True)
-    return _answer(context, job, images, ahead)
+    return _job_response(context, job, images, ahead)
 
 
 def _tag(job: Job, ahead: Ahead | None, trouble: str | None) -> str:
-    """What changes with everything that a caller can see of a job."""
+    """An entity tag that changes whenever the response does."""
     digest = f"-{zlib.crc32(trouble.encode()):08x}" if trouble else ""
     return f"{job.version}.{ahead.next if ahead else None}{digest}"
 
 
 def _trouble(context: ServiceContext, job: Job) -> str | None:
-    """Why an unfinished job stands still."""
+    """Why no worker can run an unfinished job, if so."""
     return None if job.state.finished else context.standstill(job.model)
 
 
-def _answer(
+def _job_response(
     context: ServiceContext,
     job: Job,
     images: list[ImageView],
@@ -183,7 +184,7 @@ def _answer(
     status: int = 200,
     notes: Sequence[str] = (),
 ) -> Response:
-    """The job as JSON, made on the calling thread."""
+    """The job as JSON, serialized on the calling thread."""
     work = work_of_images(images) if images else work_of_counts(job)
     eta = eta_seconds(work, ahead, speed(context.workers.all(), job.model))
     position = ahead.next if ahead else None

@@ -1,4 +1,4 @@
-"""What the deployment serves and who does the work: the catalog, and the workers that report."""
+"""The catalog's models, and the workers that run them."""
 
 from collections import Counter
 from dataclasses import asdict
@@ -18,7 +18,7 @@ router = APIRouter(tags=["models"])
 @router.get("/v1/models", response_model=ModelList, responses=problems(422, 503))
 @router.head("/v1/models", include_in_schema=False)
 def list_models(context: Context) -> ModelList:
-    """The catalog, in the shape of OpenAI's model list."""
+    """The catalog, in the format of OpenAI's model list."""
     ready, queued = _ready(context), _queued(context)
     return ModelList(data=[_view(context, model, ready, queued) for model in context.catalog])
 
@@ -31,7 +31,7 @@ def get_model(name: str, context: Context) -> ModelView:
 
 @router.get("/v1/workers", response_model=WorkerList, responses=problems(422, 503))
 def list_workers(context: Context) -> WorkerList:
-    """Who runs what, where and how fast, as each worker last reported."""
+    """Each worker's last report: its model, state, device and speed."""
     return WorkerList(
         data=[
             WorkerView(
@@ -74,7 +74,7 @@ def _limits(model: Model) -> dict[str, Any]:
 def _ready(context: ServiceContext) -> Counter[str]:
     workers = context.store.workers()
     return Counter(
-        str(one.info.get("model")) for one in workers if one.info.get("state") == "ready"
+        str(worker.info.get("model")) for worker in workers if worker.info.get("state") == "ready"
     )
 
 

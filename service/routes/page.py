@@ -1,7 +1,7 @@
-"""The page at `/` and its files, out of the package, with headers that keep it to this server.
+"""The page at `/` and its files, with headers that restrict it to this server.
 
-Anybody may have the page; what it shows comes from the other routes, which ask for a key where
-there are keys. The files are read once. Knows nothing of what is in them.
+The page itself needs no key; its data comes from the other routes, which do if there are keys. The
+files come from the package and are read once. Doesn't know their content.
 """
 
 import hashlib
@@ -57,30 +57,30 @@ class _File:
 @cache
 def _shipped() -> dict[str, _File]:
     """The files of `service/web` by name."""
-    found = {}
+    shipped = {}
     for entry in files("service").joinpath("web").iterdir():
         media_type = _MEDIA_TYPES.get(PurePosixPath(entry.name).suffix)
         if media_type is not None:
             body = entry.read_bytes()
-            found[entry.name] = _File(body, media_type, hashlib.sha256(body).hexdigest()[:32])
-    return found
+            shipped[entry.name] = _File(body, media_type, hashlib.sha256(body).hexdigest()[:32])
+    return shipped
 
 
 @router.get("/")
 @router.head("/")
 def page(request: Request) -> Response:
     """The page."""
-    return _answer(request, "index.html")
+    return _file_response(request, "index.html")
 
 
 @router.get("/web/{name}")
 @router.head("/web/{name}")
 def page_file(request: Request, name: str) -> Response:
     """A script, the style sheet or the icon of the page."""
-    return _answer(request, name)
+    return _file_response(request, name)
 
 
-def _answer(request: Request, name: str) -> Response:
+def _file_response(request: Request, name: str) -> Response:
     file = _shipped().get(name)
     if file is None:
         raise HTTPException(404)

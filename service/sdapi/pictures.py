@@ -1,4 +1,4 @@
-"""Pictures and what they say of themselves, in A1111's form. Knows no store and no HTTP."""
+"""Reads images and their embedded parameters in A1111's format. No store and no HTTP here."""
 
 import base64
 import binascii
@@ -13,11 +13,11 @@ from jobs.recipe import parameters
 
 _SETTING = re.compile(r'(\w[\w ]{0,60}):\s?("(?:\\.|[^"\\])*"|[^,]*)(?:,\s?|$)')
 _LONGEST_SETTINGS = 4000
-"""Characters of a line of settings that are read; a stranger's picture may hold megabytes."""
+"""Characters of a settings line that are parsed, because an uploaded file may contain megabytes."""
 
 
 def from_base64(text: str) -> bytes:
-    """The bytes of base64, with or without a data URL's head. Raises InvalidRequest."""
+    """Decode base64, with or without the head of a data URL. Raises InvalidRequest."""
     head, comma, rest = text.partition(",")
     try:
         return base64.b64decode(rest if comma and head.startswith("data:") else text, validate=True)
@@ -26,30 +26,30 @@ def from_base64(text: str) -> bytes:
 
 
 def texts(data: bytes) -> dict[str, str]:
-    """A picture's texts: a PNG's chunks, and `parameters` wherever they are.
+    """An image's texts: the chunks of a PNG, and `parameters` in any format.
 
-    Raises InvalidRequest for what is no picture.
+    Raises InvalidRequest if it isn't an image.
     """
     try:
         with Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP")) as picture:
-            found = {
+            chunks = {
                 str(name): value for name, value in picture.info.items() if isinstance(value, str)
             }
-            said = parameters(picture)
-            return found if said is None else {**found, "parameters": said}
+            text = parameters(picture)
+            return chunks if text is None else {**chunks, "parameters": text}
     except (UnidentifiedImageError, EOFError, OSError, ValueError, SyntaxError) as error:
-        raise _bad("must be a picture") from error
+        raise _bad("must be a PNG, JPEG or WebP image") from error
     except Image.DecompressionBombError as error:
-        raise _bad("must not be that large") from error
+        raise _bad("is too large") from error
 
 
 def settings(text: str) -> dict[str, Any]:
-    """The settings in a `parameters` text: prompt, negative prompt, and the last line's pairs."""
+    """Parse a `parameters` text: prompt, negative prompt, and the pairs of its last line."""
     lines = text.strip().split("\n")
     last = lines.pop() if lines[-1].startswith("Steps: ") else ""
     prompt, _, negative = "\n".join(lines).partition("\nNegative prompt: ")
-    found = _SETTING.findall(last[:_LONGEST_SETTINGS])
-    pairs = {name.strip(): value.strip() for name, value in found}
+    matches = _SETTING.findall(last[:_LONGEST_SETTINGS])
+    pairs = {name.strip(): value.strip() for name, value in matches}
     return {"Prompt": prompt, "Negative prompt": negative, **pairs}
 
 

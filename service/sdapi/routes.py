@@ -1,7 +1,7 @@
 """The routes of A1111's API: txt2img, progress, interrupt, sd-models, png-info.
 
-A txt2img is an ordinary job whose caller waits on the line; `progress` and `interrupt` mean the
-caller's own, told by their metadata.
+A txt2img is an ordinary job whose request stays open until it's finished. `progress` and
+`interrupt` apply to the caller's own txt2img jobs, which are recognized by their metadata.
 """
 
 import base64
@@ -41,7 +41,7 @@ router = APIRouter(prefix="/sdapi/v1", tags=["sdapi"])
 
 
 class ProgressQuery(BaseModel):
-    """Whether the latest preview is wanted."""
+    """Whether to omit the latest preview."""
 
     skip_current_image: bool = False
 
@@ -58,45 +58,45 @@ async def text_to_image(
     context: Context,
     caller: CallerByPassword,
 ) -> Response:
-    """Make images of one prompt and answer with them; after an interrupt, with those made."""
+    """Generate images from one prompt; after an interrupt, returns the finished ones."""
     job, model = await anyio.to_thread.run_sync(_enqueue, context, caller, body)
-    answer = await finish_or_cancel(
+    images_json = await finish_or_cancel(
         context,
         caller,
         job.job_id,
         request.receive,
-        lambda job: _pictures(context, job, body),
+        lambda job: _images_json(context, job, body),
         model=model,
         created=job.created,
     )
-    return Response(answer, media_type="application/json")
+    return Response(images_json, media_type="application/json")
 
 
 @router.get("/progress", response_model=Progress, responses=problems(422, 503))
 def progress(
     query: Annotated[ProgressQuery, Query()], context: Context, caller: CallerByPassword
 ) -> Progress:
-    """How far the caller's oldest unfinished txt2img is."""
+    """Progress of the caller's oldest unfinished txt2img."""
     jobs = _unfinished(context, caller)
     if not jobs:
         return _nothing()
     job = jobs[-1]
     images = context.store.images(job.id)
-    current = next((one for one in images if one.state is State.RUNNING), images[0])
+    current = next((image for image in images if image.state is State.RUNNING), images[0])
     rate = speed(context.workers.all(), job.model)
-    drawn = None if query.skip_current_image else preview(context, job.id, current)
+    latest = None if query.skip_current_image else preview(context, job.id, current)
     return Progress(
         progress=job.progress,
         eta_relative=eta_seconds(work_of_images(images), context.store.ahead(job.id), rate) or 0.0,
         state=_state(job, current),
-        current_image=base64.b64encode(drawn).decode("ascii") if drawn else None,
+        current_image=base64.b64encode(latest).decode("ascii") if latest else None,
         textinfo=None,
     )
 
 
 @router.post("/interrupt", responses=problems(422, 503))
 def interrupt(context: Context, caller: CallerByPassword) -> dict[str, str]:
-    """Stop the caller's unfinished txt2imgs; each answers with the images it has."""
+    """Stop the caller's unfinished txt2imgs; each returns the images it has so far."""
     for job in _unfinished(context, caller):
         context.store.cancel(job.id, caller.tenant)
     return {}
@@ -104,7 +104,7 @@ def interrupt(context: Context, caller: CallerByPassword) -> dict[str, str]:
 
 @router.get("/sd-models", response_model=list[Checkpoint])
 def list_checkpoints(context: Context) -> list[Checkpoint]:
-    """The catalog."""
+    """The catalog's models as checkpoints."""
     return [
         Checkpoint(title=model.name, model_name=model.name, filename=model.path)
         for model in context.catalog
@@ -118,17 +118,17 @@ def list_checkpoints(context: Context) -> list[Checkpoint]:
     openapi_extra=json_body_schema(PngToRead),
 )
 def read_png(body: Annotated[PngToRead, Depends(json_body(PngToRead))]) -> PngInfo:
-    """What a picture says of how it was made."""
+    """The generation parameters in an image file."""
     items = texts(from_base64(body.image))
     info = items.pop("parameters", "")
     return PngInfo(info=info, items=dict(items), parameters=settings(info) if info else {})
 
 
 def _enqueue(context: ServiceContext, caller: Caller, body: TextToImage) -> tuple[Submitted, str]:
-    """The job behind the request, and its model; problems name the fields of the request."""
+    """The request's job and model; problems refer to the request's fields."""
     try:
-        asked = body.as_job(next(iter(context.catalog)).name)
-        job, _ = enqueue(context, caller, asked)
+        job_body = body.as_job(next(iter(context.catalog)).name)
+        job, _ = enqueue(context, caller, job_body)
     except UnknownModel:
         raise
     except ValidationError as error:
@@ -136,57 +136,58 @@ def _enqueue(context: ServiceContext, caller: Caller, body: TextToImage) -> tupl
     except InvalidRequest as error:
         refusal = error
     else:
-        return job, asked.model
+        return job, job_body.model
     raise InvalidRequest(str(refusal), tuple(map(body.field_of, refusal.problems)))
 
 
-def _pictures(context: ServiceContext, job: Job, body: TextToImage) -> str:
+def _images_json(context: ServiceContext, job: Job, body: TextToImage) -> str:
     images = context.store.images(job.id)
     problem = failure(images)
     if isinstance(problem, ImagesFailed):
         raise problem
-    made = [image for image in images if image.result]
-    data = [context.images.read(image.result.uri) for image in made if image.result]
+    finished = [image for image in images if image.result]
+    files = [context.images.read(image.result.uri) for image in finished if image.result]
+    encoded = [base64.b64encode(data).decode("ascii") for data in files]
     return Pictures(
-        images=[base64.b64encode(one).decode("ascii") for one in data] if body.send_images else [],
+        images=encoded if body.send_images else [],
         parameters=body.model_dump(mode="json"),
-        info=json.dumps(_info(job, images[0], made, data, body)),
+        info=json.dumps(_info(job, images[0], finished, files, body)),
     ).model_dump_json()
 
 
 def _info(
-    job: Job, first: ImageView, made: list[ImageView], data: list[bytes], body: TextToImage
+    job: Job, first: ImageView, finished: list[ImageView], files: list[bytes], body: TextToImage
 ) -> dict[str, Any]:
     request = first.request
     return {
         "prompt": request.prompt,
-        "all_prompts": [image.request.prompt for image in made],
+        "all_prompts": [image.request.prompt for image in finished],
         "negative_prompt": request.negative_prompt or "",
-        "all_negative_prompts": [image.request.negative_prompt or "" for image in made],
+        "all_negative_prompts": [image.request.negative_prompt or "" for image in finished],
         "seed": request.seed,
-        "all_seeds": [image.request.seed for image in made],
+        "all_seeds": [image.request.seed for image in finished],
         "width": request.width,
         "height": request.height,
         "steps": request.steps,
         "cfg_scale": request.guidance_scale,
-        "batch_size": len(made),
+        "batch_size": len(finished),
         "sd_model_name": job.model,
         "job_timestamp": _timestamp(job),
-        "infotexts": [texts(one).get("parameters", "") for one in data],
+        "infotexts": [texts(data).get("parameters", "") for data in files],
         "ignored": body.ignored,
         "job": job.id,
     }
 
 
 def _unfinished(context: ServiceContext, caller: Caller) -> list[Job]:
-    """The caller's txt2imgs that are not finished, newest first."""
-    found = [
+    """The caller's unfinished txt2imgs, newest first."""
+    jobs = [
         job
         for state in (State.QUEUED, State.RUNNING)
         for job in context.store.jobs(caller.tenant, state=state, limit=200)[0]
         if job.metadata.get("api") == "sdapi"
     ]
-    return sorted(found, key=lambda job: job.created, reverse=True)
+    return sorted(jobs, key=lambda job: job.created, reverse=True)
 
 
 def _state(job: Job, current: ImageView) -> ProgressState:

@@ -1,8 +1,8 @@
-"""A1111's JSON, as far as it asks for what we do.
+"""A1111's JSON, as far as we support it.
 
-Its clients send dozens of fields. Those that would change the picture in a way we do not do are
-refused unless they ask for nothing; the rest is let pass and named in the answer's `info`. Knows no
-store.
+Its clients send dozens of fields. Fields that would change the image in an unsupported way are
+refused unless they're off; other unknown fields are ignored and listed in the response's `info`.
+Doesn't depend on the store.
 """
 
 from typing import Annotated, Any, Literal
@@ -19,21 +19,21 @@ _NAMES = {
     "prompts": "prompt",
     "model": "override_settings",
 }
-"""Our fields, by the names that callers know them under."""
+"""A1111's names of our fields."""
 
 
 def _off(value: bool) -> bool:
     if value:
-        raise ValueError("must be false: this is not done here")
+        raise ValueError("not supported: must be false")
     return value
 
 
 Off = Annotated[bool, AfterValidator(_off), Field(json_schema_extra={"const": False})]
-"""What is not done here. (A literal would take 0 for false.)"""
+"""An unsupported flag. (A `Literal[False]` would also accept 0.)"""
 
 
 class TextToImage(BaseModel):
-    """`POST /sdapi/v1/txt2img`. `seed` -1 draws one; `override_settings` may name the model."""
+    """`POST /sdapi/v1/txt2img`. Seed -1 means random; `override_settings` may name the model."""
 
     model_config = ConfigDict(extra="allow", strict=True, frozen=True, allow_inf_nan=False)
 
@@ -58,7 +58,7 @@ class TextToImage(BaseModel):
 
     @property
     def ignored(self) -> list[str]:
-        """Fields that have no effect here."""
+        """Fields that have no effect."""
         settings = self.override_settings or {}
         known = {"sd_model_checkpoint"}
         return sorted(
@@ -66,20 +66,21 @@ class TextToImage(BaseModel):
         )
 
     def as_job(self, default_model: str) -> SubmitJob:
-        """The same as a job of one prompt. Raises ValidationError."""
+        """The equivalent job of one prompt. Raises ValidationError."""
         checkpoint: Any = (self.override_settings or {}).get("sd_model_checkpoint")
-        given = {name: getattr(self, a1111) for name in PER_PROMPT if (a1111 := FIELDS[name].a1111)}
-        given["seed"] = None if self.seed == -1 else self.seed
-        given["n"] = (self.batch_size or 1) * (self.n_iter or 1)
+        names = {name: a1111 for name in PER_PROMPT if (a1111 := FIELDS[name].a1111)}
+        values = {name: getattr(self, a1111) for name, a1111 in names.items()}
+        values["seed"] = None if self.seed == -1 else self.seed
+        values["n"] = (self.batch_size or 1) * (self.n_iter or 1)
         return SubmitJob(
             model=default_model if checkpoint is None else checkpoint,
             prompts=[self.prompt],
             metadata={"api": "sdapi"},
-            **given,
+            **values,
         )
 
     def field_of(self, problem: FieldProblem) -> FieldProblem:
-        """A problem of the job as one of the field that the caller wrote."""
+        """A problem of the job, mapped to the field that the caller wrote."""
         name = problem.pointer.split("/")[1] if problem.pointer else ""
         if problem.pointer == "/prompts":
             name = "n"
@@ -87,7 +88,7 @@ class TextToImage(BaseModel):
 
 
 class Pictures(BaseModel):
-    """The answer to txt2img: PNGs in base64, what was asked, and `info`, JSON in a text."""
+    """The response to txt2img: base64 PNGs, the request, and `info`, a string of JSON."""
 
     images: list[str]
     parameters: dict[str, JsonValue]
@@ -95,7 +96,7 @@ class Pictures(BaseModel):
 
 
 class ProgressState(BaseModel):
-    """Where the job is that is being made."""
+    """State of the running job."""
 
     skipped: bool = False
     interrupted: bool = False
@@ -108,7 +109,7 @@ class ProgressState(BaseModel):
 
 
 class Progress(BaseModel):
-    """How far the caller's oldest unfinished txt2img is; 0 when there is none."""
+    """Progress of the caller's oldest unfinished txt2img; 0 if there isn't one."""
 
     progress: float
     eta_relative: float
@@ -131,7 +132,7 @@ class Checkpoint(BaseModel):
 
 
 class PngToRead(BaseModel):
-    """`POST /sdapi/v1/png-info`: a picture in base64, or as a data URL."""
+    """`POST /sdapi/v1/png-info`: an image in base64 or as a data URL."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
@@ -142,7 +143,7 @@ class PngToRead(BaseModel):
 
 
 class PngInfo(BaseModel):
-    """What a picture says of how it was made."""
+    """An image's generation parameters."""
 
     info: str
     items: dict[str, JsonValue]

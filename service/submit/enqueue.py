@@ -1,6 +1,6 @@
-"""From a validated body to a queued job: the one way in, whichever API it came by.
+"""Turns a validated body into a queued job; all APIs submit through here.
 
-Knows the store and the catalog; knows no HTTP but the rule for an Idempotency-Key.
+Depends on the store and the catalog. The only HTTP here is the Idempotency-Key header.
 """
 
 import hashlib
@@ -27,24 +27,26 @@ from service.webhooks.address import is_literal_and_private
 log = structlog.get_logger(__name__)
 
 USUAL_PRIORITY = 5
-"""What a job gets that asks for none, where its caller may."""
+"""Default priority, unless the caller's maximum is lower."""
 
 _IDEMPOTENCY_KEY = r"^[!-~]{1,255}$"
 
 IdempotencyKey = Annotated[
     str | None,
     WithJsonSchema({"type": "string", "pattern": _IDEMPOTENCY_KEY}),
-    Header(description="Makes a repeated POST return the same job; 1 to 255 visible ASCII."),
+    Header(
+        description="Makes a repeated POST return the same job; 1 to 255 visible ASCII characters."
+    ),
 ]
 
 
 def enqueue(
     context: ServiceContext, caller: Caller, body: SubmitJob, idempotency_key: str | None = None
 ) -> tuple[Submitted, list[str]]:
-    """Queue the job that `body` asks for, or find the one that the key made before.
+    """Queue the job that `body` describes, or find the one that the same key queued before.
 
     Returns the job and its warnings. Raises UnknownModel, InvalidRequest, MalformedHeader,
-    IdempotencyMismatch, QuotaExceeded, StorageUnavailable, NotReady; nothing is then queued.
+    IdempotencyMismatch, QuotaExceeded, StorageUnavailable, NotReady; nothing is queued then.
     """
     idempotency = None
     if idempotency_key is not None:
@@ -76,14 +78,14 @@ def submit(
     webhook: Webhook | None = None,
     idempotency: tuple[str, str] | None = None,
 ) -> Submitted:
-    """Queue requests of one model as a job. Raises as `enqueue` does.
+    """Queue requests of one model as a job. Raises the same errors as `enqueue`.
 
-    Within a span, which the images' spans in their workers will have for their parent.
+    Runs in a tracing span, which becomes the parent of the images' spans in their workers.
     """
     priority = priority_of(caller, priority)
     model = requests[0].model
     with tracing.span("submit", model=model, images=len(requests)) as trace:
-        made = context.store.submit(
+        submitted = context.store.submit(
             requests,
             tenant=caller.tenant,
             priority=priority,
@@ -98,29 +100,29 @@ def submit(
             trace=trace,
         )
     log.info(
-        "job queued" if made.created else "job found by its key",
-        job=made.job_id,
+        "job queued" if submitted.created else "job found by its key",
+        job=submitted.job_id,
         model=model,
         images=len(requests),
         priority=priority,
     )
-    return made
+    return submitted
 
 
-def priority_of(caller: Caller, asked: int | None) -> int:
-    """What a job gets whose caller asks for this priority, or for none. Raises InvalidRequest."""
-    if asked is None:
+def priority_of(caller: Caller, priority: int | None) -> int:
+    """The job's priority for the one in the request, if any. Raises InvalidRequest."""
+    if priority is None:
         return min(USUAL_PRIORITY, caller.max_priority)
-    if asked > caller.max_priority:
+    if priority > caller.max_priority:
         detail = f"must be at most {caller.max_priority} for this key"
         raise InvalidRequest(f"priority {detail}", (FieldProblem("/priority", detail),))
-    return asked
+    return priority
 
 
 def _check_address(url: str) -> None:
-    """Refuse at once what would be refused at delivery."""
+    """Refuse now what delivery would refuse later."""
     if is_literal_and_private(url):
-        detail = "must not lead to an address that is not public"
+        detail = "must be a public address"
         raise InvalidRequest(f"webhook {detail}", (FieldProblem("/webhook/url", detail),))
 
 
@@ -131,6 +133,6 @@ def _checked(key: str) -> str:
 
 
 def _digest(body: SubmitJob) -> str:
-    """The same for bodies that ask for the same, however they are written down."""
+    """A digest that doesn't depend on how the JSON is formatted."""
     canonical = json.dumps(body.model_dump(mode="json"), sort_keys=True)
     return hashlib.sha256(canonical.encode()).hexdigest()

@@ -1,8 +1,8 @@
-"""How many tokens a prompt has, counted as its model counts, without torch.
+"""Counts a prompt's tokens as its model does, without torch.
 
-A worker leaves the tokenizer of its model in the data folder, and says in the model's card what it
-does to a text before it counts. Where there is none yet, words are counted instead: a prompt of
-more words than the model reads tokens is certain to be cut.
+A worker stores its model's tokenizer in the data folder, and publishes in the model's card how it
+preprocesses a text. Until then, words are counted instead, because a prompt with more words than
+the model's token limit is certain to be cut.
 """
 
 import threading
@@ -19,7 +19,7 @@ Count = Callable[[str], int]
 
 
 class PromptLengths:
-    """Counters by model; `file` tells where a model's tokenizer is. For any thread."""
+    """Token counters by model; `file` returns the path of a model's tokenizer. Thread-safe."""
 
     def __init__(self, file: Callable[[str], Path]) -> None:
         self._file = file
@@ -27,11 +27,11 @@ class PromptLengths:
         self._loaded: dict[str, tuple[int, Tokenizer]] = {}
 
     def counter(self, model: str, card: Mapping[str, Any] | None) -> Count:
-        """Counts a prompt of `model` against its card's `max_prompt_tokens`."""
+        """A counter to compare a prompt with the card's `max_prompt_tokens`."""
         return self.tokens(model, card) or (lambda text: len(text.split()))
 
     def tokens(self, model: str, card: Mapping[str, Any] | None) -> Count | None:
-        """Counts the tokens of a prompt; None where the model's tokenizer is not known."""
+        """A counter of exact tokens; None if the model's tokenizer isn't known."""
         form = (card or {}).get("prompt")
         tokenizer = self._tokenizer(model) if form else None
         if tokenizer is None or not form:
@@ -47,7 +47,7 @@ class PromptLengths:
         return count
 
     def _tokenizer(self, model: str) -> Tokenizer | None:
-        """The model's tokenizer, read again when a worker has left another."""
+        """The model's tokenizer, reloaded when a worker has replaced the file."""
         path = self._file(model)
         with self._lock:
             try:

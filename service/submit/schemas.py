@@ -1,8 +1,8 @@
-"""The JSON that callers send and get: field names, types and bounds that hold for every model.
+"""The JSON of requests and responses: field names, types, and bounds that apply to every model.
 
-What one model allows is narrower and is checked by the catalog. Input is strict: a text is no
-number, 8.0 is no integer, an unknown field is refused; null says the same as leaving out. Knows no
-store; `service/read/views.py` fills the answers.
+A model's own limits are narrower and are checked by the catalog. Input is strict: a string isn't a
+number, 8.0 isn't an integer, unknown fields are refused, and null means the same as omitting the
+field. Doesn't depend on the store; `service/read/views.py` builds the responses.
 """
 
 import json
@@ -26,7 +26,7 @@ from jobs.request import ImageFormat
 MAX_METADATA_BYTES = 16 * 2**10
 
 MAX_TEXT_BYTES = 16 * 2**20
-"""Prompts and negative prompts of all images of a job, in JSON: each copy holds its own."""
+"""Limit on the prompts and negative prompts of a job, in JSON; each copy counts separately."""
 
 WebhookEvent = Literal[
     "job.succeeded", "job.failed", "job.cancelled", "image.succeeded", "image.failed"
@@ -35,7 +35,7 @@ WebhookEvent = Literal[
 
 def _without_nul(text: str) -> str:
     if "\0" in text:
-        raise ValueError("must not hold a NUL character")
+        raise ValueError("must not contain a NUL character")
     return text
 
 
@@ -51,7 +51,7 @@ def _web_address(text: str) -> str:
     if not usable or any(letter.isspace() or not letter.isprintable() for letter in text):
         raise ValueError("must be an http or https URL")
     if parts.username is not None or parts.password is not None:
-        raise ValueError("must not hold credentials")
+        raise ValueError("must not contain credentials")
     return text
 
 
@@ -59,14 +59,14 @@ def _storable(metadata: dict[str, JsonValue]) -> dict[str, JsonValue]:
     try:
         size = len(json.dumps(metadata, ensure_ascii=False).encode())
     except UnicodeEncodeError:
-        raise ValueError("must not hold half of a surrogate pair") from None
+        raise ValueError("must not contain a lone surrogate") from None
     if size > MAX_METADATA_BYTES:
-        raise ValueError(f"must be at most {MAX_METADATA_BYTES} bytes of JSON, is {size}")
+        raise ValueError(f"must be at most {MAX_METADATA_BYTES} bytes of JSON, not {size}")
     return metadata
 
 
 def bounds(name: str, **overrides: Any) -> Any:
-    """The pydantic `Field` of a number or a flag: bounds and help text from the table."""
+    """The pydantic `Field` of a number or flag, with bounds and description from `FIELDS`."""
     field = FIELDS[name]
     facts = {"ge": field.minimum, "le": field.maximum, "description": field.help}
     return Field(**facts | overrides)
@@ -94,13 +94,13 @@ Side = Annotated[int, bounds("width")]
 
 
 class Input(BaseModel):
-    """Base of what callers send."""
+    """Base class of request bodies."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class ImageSettings(Input):
-    """How to draw an image; what is left out comes from the job, then from the catalog."""
+    """An image's settings; missing ones come from the job, then from the catalog."""
 
     negative_prompt: NegativePrompt | None = None
     seed: Annotated[int | None, bounds("seed")] = None
@@ -112,7 +112,7 @@ class ImageSettings(Input):
 
 
 class PromptItem(ImageSettings):
-    """One prompt with settings of its own."""
+    """A prompt with its own settings."""
 
     prompt: Prompt
 
@@ -128,13 +128,13 @@ PromptEntry = Annotated[
     Discriminator(
         _entry_kind,
         custom_error_type="prompt_entry",
-        custom_error_message="must be a text or an object with a prompt",
+        custom_error_message="must be a string or an object with a prompt",
     ),
 ]
 
 
 class Webhook(Input):
-    """Where to report to, and what."""
+    """The URL to notify, and the events to report."""
 
     url: Annotated[
         str,
@@ -172,8 +172,8 @@ class SubmitJob(ImageSettings):
         Field(
             min_length=1,
             max_length=100_000,
-            description="Texts, or objects with a prompt. Prompts and negative prompts of all "
-            f"images, each copy counted, have at most {MAX_TEXT_BYTES} bytes of JSON.",
+            description="Strings, or objects with a prompt. Prompts and negative prompts of all "
+            f"images, including copies, can have at most {MAX_TEXT_BYTES} bytes of JSON.",
         ),
     ]
     priority: Annotated[int, bounds("priority")] = 5
@@ -182,13 +182,13 @@ class SubmitJob(ImageSettings):
     webhook: Webhook | None = None
     metadata: Annotated[
         dict[str, JsonValue],
-        Field(description=f"Kept and returned as it is; at most {MAX_METADATA_BYTES} bytes."),
+        Field(description=f"Stored and returned unchanged; at most {MAX_METADATA_BYTES} bytes."),
         AfterValidator(_storable),
     ] = {}
 
 
 class CountsView(BaseModel):
-    """Images of a job by state; the states add up to `total`."""
+    """Number of a job's images by state; the states add up to `total`."""
 
     total: int
     queued: int
@@ -199,7 +199,7 @@ class CountsView(BaseModel):
 
 
 class ImageItem(BaseModel):
-    """One image of a job. `url` and what follows it are null until it is made."""
+    """One image of a job. `url` and the fields after it are null until it's finished."""
 
     index: int
     state: State
@@ -212,7 +212,7 @@ class ImageItem(BaseModel):
     guidance_scale: float
     format: ImageFormat
     reproducible: bool
-    step: Annotated[int, Field(description="Denoising steps done, as a worker measured them.")]
+    step: Annotated[int, Field(description="Denoising steps done, as reported by the worker.")]
     attempts: int
     error: str | None
     url: str | None
@@ -223,7 +223,7 @@ class ImageItem(BaseModel):
 
 
 class JobUrls(BaseModel):
-    """Where a job's other resources are."""
+    """URLs of a job's resources."""
 
     self: str
     events: str
@@ -254,30 +254,33 @@ class JobView(JobSummary):
     """A job with its images."""
 
     queue_position: Annotated[
-        int | None, Field(description="Images that go before this job's next one; null: none waits")
+        int | None, Field(description="Images ahead of this job's next one; null if none waits.")
     ]
     eta_seconds: Annotated[
-        float | None, Field(description="Until the last image, at the measured rate; null: unknown")
+        float | None,
+        Field(description="Seconds until the last image, at the measured rate; null if unknown."),
     ]
-    warnings: Annotated[list[str], Field(description="What was accepted but may surprise.")] = []
+    warnings: Annotated[
+        list[str], Field(description="What was accepted but may not do what you expect.")
+    ] = []
     images: list[ImageItem]
 
 
 class JobEvent(JobSummary):
-    """A job without its images, as the stream of its events tells it."""
+    """A job without its images, as sent in its event stream."""
 
     queue_position: int | None
 
 
 class JobPage(BaseModel):
-    """A page of jobs, newest first. `next` is the cursor of the page after, null on the last."""
+    """A page of jobs, newest first. `next` is the next page's cursor; null on the last page."""
 
     data: list[JobSummary]
     next: str | None
 
 
 class ModelView(BaseModel):
-    """A model of the catalog, in the shape of OpenAI's with our facts beside."""
+    """A model of the catalog: OpenAI's fields plus our own."""
 
     id: str
     object: Literal["model"] = "model"
@@ -288,16 +291,17 @@ class ModelView(BaseModel):
     defaults: Annotated[
         dict[str, JsonValue],
         Field(
-            description="The entry's, else the model's own; a null size, steps or guidance_scale "
-            "is not known until a worker has read the model."
+            description="The catalog entry's, else the model's own. A null size, steps or "
+            "guidance_scale isn't known until a worker has read the model."
         ),
     ]
     limits: dict[str, JsonValue]
     card: Annotated[
-        dict[str, JsonValue] | None, Field(description="What a worker found when it loaded it.")
+        dict[str, JsonValue] | None,
+        Field(description="What a worker reported when it loaded the model."),
     ]
     ready_workers: int
-    queued: Annotated[int, Field(description="Images that wait for this model.")]
+    queued: Annotated[int, Field(description="Images queued for this model.")]
 
 
 class ModelList(BaseModel):
@@ -308,7 +312,7 @@ class ModelList(BaseModel):
 
 
 class WorkerView(BaseModel):
-    """A worker as it last reported; more fields may follow."""
+    """A worker's last report; it may have more fields."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -318,26 +322,26 @@ class WorkerView(BaseModel):
 
 
 class WorkerList(BaseModel):
-    """Workers that reported lately."""
+    """Workers that reported recently."""
 
     data: list[WorkerView]
 
 
 class Health(BaseModel):
-    """The process answers."""
+    """The process is alive."""
 
     status: Literal["ok"] = "ok"
 
 
 class Readiness(BaseModel):
-    """Work can be done: `models` maps a model to its ready workers, those with none included."""
+    """Images can be generated. `models` maps every model to its number of ready workers."""
 
     status: Literal["ready"] = "ready"
     models: dict[str, int]
 
 
 class FieldProblemView(BaseModel):
-    """One bad field: an RFC 6901 pointer into the body, or /query, /path or /header and a name."""
+    """One invalid field: a JSON pointer into the body, or /query, /path or /header and a name."""
 
     pointer: str
     detail: str

@@ -1,7 +1,7 @@
-"""What a POST asks for, as image requests: defaults filled in, seeds drawn, every field checked.
+"""Expands a POST into image requests: fills in defaults, draws seeds, checks every field.
 
-Pure: knows neither HTTP nor the store. The caller brings the model of the catalog and the card
-that a worker published of it, if any.
+Pure: depends on neither HTTP nor the store. The caller passes the catalog's model and the card that
+a worker published for it, if any.
 """
 
 import json
@@ -15,7 +15,7 @@ from jobs.defaults import as_published
 from jobs.errors import FieldProblem, InvalidRequest
 from jobs.fields import FROM_MODEL
 from jobs.request import MAX_SEED, ImageRequest
-from service.http.errors import NotReady
+from service.http.errors import NotReady, summary
 from service.submit.schemas import MAX_TEXT_BYTES, ImageSettings, PromptItem, SubmitJob
 
 Card = Mapping[str, Any]
@@ -24,7 +24,7 @@ _ENCODE = json.JSONEncoder(ensure_ascii=False).encode
 
 
 def draw_seed() -> int:
-    """A fresh seed below 2**32, short enough to be typed again."""
+    """A random seed below 2**32, short enough to type."""
     return secrets.randbelow(2**32)
 
 
@@ -34,11 +34,11 @@ def image_requests(
     card: Card | None,
     draw: Callable[[], int] = draw_seed,
 ) -> list[ImageRequest]:
-    """The images of a job, in order: each prompt's copies stand together.
+    """The images of a job, in order; each prompt's copies are adjacent.
 
-    The k-th copy of a prompt with a given seed gets seed + k, 0 following MAX_SEED; without one
-    each image gets its own. Raises InvalidRequest that names every bad field, and NotReady when
-    the model's defaults are needed and not known yet.
+    The k-th copy of a prompt with an explicit seed gets seed + k, wrapping to 0 after MAX_SEED;
+    otherwise each image gets a random seed. Raises InvalidRequest that lists every invalid field,
+    and NotReady if the job needs the model's defaults and they aren't known yet.
     """
     model = as_published(model, card)
     entries = [_as_item(entry) for entry in job.prompts]
@@ -46,28 +46,28 @@ def image_requests(
     if sum(copies) > model.limits.max_prompts:
         raise _refused([_too_many(sum(copies), model)])
     firsts = [_request(entry, job, model) for entry in entries]
-    size = sum(text_bytes(one) * count for one, count in zip(firsts, copies, strict=True))
+    size = sum(text_bytes(first) * count for first, count in zip(firsts, copies, strict=True))
     if size > MAX_TEXT_BYTES:
         raise _refused([_too_long(size)])
-    found: dict[FieldProblem, None] = {}
+    refusals: dict[FieldProblem, None] = {}
     requests: list[ImageRequest] = []
     for position, (entry, request) in enumerate(zip(entries, firsts, strict=True)):
         place = _Place(job, position)
-        for one in [*problems(model, request, ""), *_card_problems(request, card)]:
-            found[place.of(one)] = None
+        for problem in [*problems(model, request, ""), *_card_problems(request, card)]:
+            refusals[place.of(problem)] = None
         seed = job.seed if entry.seed is None else entry.seed
         for copy in range(copies[position]):
             drawn = draw() if seed is None else (seed + copy) % (MAX_SEED + 1)
             requests.append(replace(request, seed=drawn))
-    if found:
-        raise _refused(list(found))
+    if refusals:
+        raise _refused(list(refusals))
     return requests
 
 
 def text_bytes(request: ImageRequest) -> int:
-    """Bytes of an image's texts as they are kept and told: JSON in UTF-8, without the quotes.
+    """Bytes of an image's texts as stored and returned: JSON in UTF-8, without the quotes.
 
-    Half of a surrogate pair, which is refused elsewhere, has 3.
+    A lone surrogate, which is refused elsewhere, counts as 3.
     """
     texts = (request.prompt, request.negative_prompt or "")
     return sum(len(_ENCODE(text).encode(errors="surrogatepass")) - 2 for text in texts)
@@ -76,7 +76,7 @@ def text_bytes(request: ImageRequest) -> int:
 def warnings(
     job: SubmitJob, model: Model, card: Card | None, count: Callable[[str], int]
 ) -> list[str]:
-    """What the model will do that the caller may not expect; `count` gives a text's tokens."""
+    """Warnings about what the caller may not expect; `count` returns a text's tokens."""
     if card is None:
         return []
     entries = [_as_item(entry) for entry in job.prompts]
@@ -90,7 +90,7 @@ def warnings(
 def _cut(
     job: SubmitJob, entries: list[PromptItem], card: Card, count: Callable[[str], int]
 ) -> Iterator[str]:
-    """Texts that are longer than the model reads."""
+    """Warnings about texts that exceed the model's prompt length."""
     limit = card.get("max_prompt_tokens")
     if not isinstance(limit, int):
         return
@@ -108,14 +108,16 @@ def _cut(
 def _without_effect(
     job: SubmitJob, entries: list[PromptItem], card: Card, usual_scale: float
 ) -> Iterator[str]:
-    """Guidance and negative prompts that change nothing in the picture."""
+    """Warnings about guidance and negative prompts that have no effect on the image."""
     guidance, above = card.get("guidance"), card.get("guides_above", 1.0)
     if any(_gives(settings, "guidance_scale") for settings in (job, *entries)):
         if guidance == "none":
             yield "guidance_scale has no effect: the model has no guidance"
         elif guidance == "fixed":
             yield "guidance_scale has no effect: the model's pipeline sets its own"
-    negative = [place for place, one in enumerate(entries) if _first("negative_prompt", one, job)]
+    negative = [
+        place for place, entry in enumerate(entries) if _first("negative_prompt", entry, job)
+    ]
     if negative and guidance in ("embedded", "none"):
         yield "negative_prompt has no effect: the model has no classifier-free guidance"
     elif guidance == "classifier-free":
@@ -139,14 +141,14 @@ def _first(name: str, entry: PromptItem, job: SubmitJob) -> Any:
 
 
 def _listed(pointer: str, places: list[int], most: int = 5) -> str:
-    """The first places by pointer, and how many more there are."""
-    shown = ", ".join(f"{pointer}{place}" for place in places[:most])
+    """Pointers to the first places, and the number of further ones."""
+    pointers = ", ".join(f"{pointer}{place}" for place in places[:most])
     more = len(places) - most
-    return f"{shown} and {more} more" if more > 0 else shown
+    return f"{pointers} and {more} more" if more > 0 else pointers
 
 
 class _Place:
-    """Leads a problem of an image back to the field that the caller wrote."""
+    """Maps a problem with an image request back to the field that the caller wrote."""
 
     def __init__(self, job: SubmitJob, position: int) -> None:
         self._job = job
@@ -174,8 +176,8 @@ def _as_item(entry: str | PromptItem) -> PromptItem:
 
 
 def _request(entry: PromptItem, job: SubmitJob, model: Model) -> ImageRequest:
-    given = {name: _first(name, entry, job) for name in FROM_MODEL}
-    open_names = [name for name, value in given.items() if value is None]
+    values = {name: _first(name, entry, job) for name in FROM_MODEL}
+    open_names = [name for name, value in values.items() if value is None]
     unknown = [name for name in open_names if name in model.unset]
     if unknown:
         raise NotReady(
@@ -188,18 +190,18 @@ def _request(entry: PromptItem, job: SubmitJob, model: Model) -> ImageRequest:
         seed=0,
         format=job.format,
         reproducible=job.reproducible,
-        **{**given, **{name: getattr(model.defaults, name) for name in open_names}},
+        **{**values, **{name: getattr(model.defaults, name) for name in open_names}},
     )
 
 
 def _card_problems(request: ImageRequest, card: Card | None) -> list[FieldProblem]:
-    """What the loaded model turned out not to take."""
+    """Values that the loaded model doesn't support, according to its card."""
     if card is None:
         return []
-    found = []
+    refusals = []
     multiple = card.get("multiple")
     if isinstance(multiple, int) and multiple > 1:
-        found += [
+        refusals += [
             FieldProblem(f"/{name}", f"{name} must be a multiple of {multiple}")
             for name in ("width", "height")
             if getattr(request, name) % multiple
@@ -207,28 +209,25 @@ def _card_problems(request: ImageRequest, card: Card | None) -> list[FieldProble
     sizes = card.get("sizes")
     if sizes and [request.width, request.height] not in [list(size) for size in sizes]:
         known = ", ".join(f"{width}x{height}" for width, height in sizes)
-        detail = f"{request.model} makes only {known}: its pipeline changes other sizes"
-        found.append(FieldProblem("/width", detail))
-    return found
+        detail = f"{request.model} only supports {known}: its pipeline changes other sizes"
+        refusals.append(FieldProblem("/width", detail))
+    return refusals
 
 
 def _too_many(total: int, model: Model) -> FieldProblem:
     limit = model.limits.max_prompts
     return FieldProblem(
-        "/prompts", f"ask for {total} images; a job of {model.name} has at most {limit}"
+        "/prompts", f"{total} images; a job of {model.name} can have at most {limit}"
     )
 
 
 def _too_long(size: int) -> FieldProblem:
     return FieldProblem(
         "/prompts",
-        f"prompts and negative prompts of all images, each copy counted, have {size} bytes of "
-        f"JSON; a job has at most {MAX_TEXT_BYTES}",
+        f"prompts and negative prompts of all images, including copies, are {size} bytes of "
+        f"JSON; a job can have at most {MAX_TEXT_BYTES}",
     )
 
 
-def _refused(found: list[FieldProblem]) -> InvalidRequest:
-    count = len(found)
-    return InvalidRequest(
-        f"{count} field{'' if count == 1 else 's'} cannot be accepted", tuple(found)
-    )
+def _refused(refusals: list[FieldProblem]) -> InvalidRequest:
+    return InvalidRequest(summary(len(refusals)), tuple(refusals))

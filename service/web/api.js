@@ -1,4 +1,4 @@
-// Talks to the server: JSON in and out, problem documents as errors, the API key where one is wanted.
+// Talks to the server: JSON in and out, problem documents as errors, the API key if required.
 
 import { $ } from "./dom.js";
 
@@ -8,16 +8,16 @@ let asking = null;
 $("forget-key").hidden = key === null;
 $("forget-key").addEventListener("click", forgetKey);
 
-/** What the server answered instead of success; `errors` are its {pointer, detail}. */
+/** An error response of the server; `errors` are its {pointer, detail}. */
 export class Problem extends Error {
   constructor(status, { detail, errors } = {}) {
-    super(detail || `the server answered ${status}`);
+    super(detail || `the server responded with status ${status}`);
     this.status = status;
     this.errors = errors ?? [];
   }
 }
 
-/** Whether requests carry a key, so that a plain link or <img> would not get through. */
+/** Whether requests need a key, so a plain link or <img> won't work. */
 export const hasKey = () => key !== null;
 
 export const jobPath = (id) => `v1/jobs/${encodeURIComponent(id)}`;
@@ -25,14 +25,14 @@ export const imagePath = (id, index) => `${jobPath(id)}/images/${index}`;
 
 export const thumbnailPath = (id, index, side) => `${imagePath(id, index)}/thumbnail?side=${side}`;
 
-/** A response, whatever its status below 400; asks for a key when the server wants one. */
+/** A response with any status below 400; asks the user for a key if the server requires one. */
 export async function ask(path, { headers, ...options } = {}) {
   for (;;) {
-    const shown = key;
-    const auth = shown ? { Authorization: `Bearer ${shown}` } : {};
+    const used = key;
+    const auth = used ? { Authorization: `Bearer ${used}` } : {};
     const response = await fetch(path, { ...options, headers: { ...auth, ...headers } });
     if (response.status === 401) {
-      if (key === shown) await askForKey();
+      if (key === used) await askForKey();
     } else if (response.status >= 400) {
       const problem = await response.json().catch(() => ({}));
       throw new Problem(response.status, problem);
@@ -44,7 +44,7 @@ export async function ask(path, { headers, ...options } = {}) {
 
 export const get = async (path, options) => (await ask(path, options)).json();
 
-/** POST, with `body` as JSON if given. */
+/** POST, with `body` as JSON, if any. */
 export async function post(path, body, headers = {}) {
   const options = { method: "POST", headers };
   if (body !== undefined) {
@@ -58,7 +58,7 @@ export async function remove(path) {
   await ask(path, { method: "DELETE" });
 }
 
-/** Queue a job. The same key goes with every try, so a lost answer does not queue it twice. */
+/** Queue a job. Every attempt has the same key, so a lost response doesn't queue it twice. */
 export async function submit(body) {
   const random = crypto.getRandomValues(new Uint32Array(4));
   const headers = { "Idempotency-Key": `page-${[...random].map((n) => n.toString(36)).join("")}` };
@@ -72,22 +72,22 @@ export async function submit(body) {
   }
 }
 
-/** What to tell people of an error that the server, the network or the browser may bring. */
+/** The message to show for an error of the server, the network or the browser. */
 export function reasonOf(error) {
   if (error instanceof Problem || error instanceof DOMException) return error.message;
-  if (error instanceof TypeError) return "The server does not answer.";
+  if (error instanceof TypeError) return "Can't reach the server.";
   throw error;
 }
 
 /**
- * Call `work` now and again, `seconds()` after each end; not while the page is out of sight.
- * `now()` has it called at once, or at once after the call that is under way.
+ * Call `work` repeatedly, `seconds()` after each call ends, but not while the page is hidden.
+ * `now()` calls it immediately, or immediately after the current call.
  */
 export function repeat(seconds, work) {
-  let timer = 0, stopped = false, failures = 0, running = false, wanted = false;
+  let timer = 0, stopped = false, failures = 0, running = false, again = false;
   async function round() {
     clearTimeout(timer);
-    wanted = running;
+    again = running;
     if (stopped || running || document.hidden) return;
     running = true;
     try {
@@ -99,7 +99,7 @@ export function repeat(seconds, work) {
     } finally {
       running = false;
       setOnline(failures === 0);
-      const wait = wanted && !failures ? 0 : seconds() * Math.min(8, 2 ** failures);
+      const wait = again && !failures ? 0 : seconds() * Math.min(8, 2 ** failures);
       if (!stopped) timer = setTimeout(round, wait * 1000);
     }
   }
@@ -120,7 +120,7 @@ function setOnline(isOnline) {
   $("offline").hidden = isOnline;
 }
 
-/** Ask the person for a key, once however many requests want it. */
+/** Ask the user for a key, only once even if several requests need it. */
 function askForKey() {
   asking ??= new Promise((resolve) => {
     const dialog = $("key-dialog");
@@ -144,7 +144,7 @@ function askForKey() {
   return asking;
 }
 
-/** Leave nothing of the key in this browser, as before somebody else sits down at it. */
+/** Remove the key from this browser, for example before someone else uses it. */
 function forgetKey() {
   sessionStorage.removeItem(STORED);
   localStorage.removeItem(STORED);

@@ -1,4 +1,4 @@
-// The form: prompts and settings in, a job out; what the server refuses is said at the field.
+// The form: prompts and settings in, a job out. The server's errors are shown at their fields.
 
 import { $, announce, plural, say } from "./dom.js";
 import { Problem, submit } from "./api.js";
@@ -10,7 +10,7 @@ const NUMBERS = { steps: "Steps", seed: "Seed", copies: "Copies", guidance: "Gui
 const TITLE_LENGTH = 80;
 
 export class Composer {
-  /** `submitted(job)` is called with the server's answer. */
+  /** `submitted(job)` is called with the server's response. */
   constructor(submitted) {
     this.submitted = submitted;
     this.models = [];
@@ -36,7 +36,7 @@ export class Composer {
     return this.models.find((model) => model.id === $("model").value);
   }
 
-  /** The catalog as it is now; the fields follow the model only when it or its defaults are others. */
+  /** Update the catalog; the fields are only reset if the model or its defaults have changed. */
   setModels(models) {
     const names = (list) => list.map((model) => model.id).join("\n");
     const isNew = names(models) !== names(this.models);
@@ -51,15 +51,15 @@ export class Composer {
       this.#useModel();
     }
     const isAlone = this.model?.ready_workers === 0;
-    say($("model-note"), isAlone ? "No worker is ready for this model; images will wait." : "");
+    say($("model-note"), isAlone ? "No worker is ready for this model. Images will wait in the queue." : "");
     const guidance = this.model?.card?.guidance;
     $("negative").disabled = guidance === "embedded" || guidance === "none";
-    $("negative").placeholder = $("negative").disabled ? "This model takes none" : "What the picture should not show";
+    $("negative").placeholder = $("negative").disabled ? "Not supported by this model" : "What the image shouldn't show";
   }
 
   /** Put an image's settings into the form. */
   fill(image, model) {
-    if (this.models.some((one) => one.id === model) && $("model").value !== model) {
+    if (this.models.some(({ id }) => id === model) && $("model").value !== model) {
       $("model").value = model;
       this.#useModel();
     }
@@ -103,24 +103,24 @@ export class Composer {
   #count() {
     const prompts = lines().length;
     const images = prompts * (Number($("copies").value) || 1);
-    say($("prompt-count"), prompts ? plural(prompts, "prompt") : "One prompt a line");
+    say($("prompt-count"), prompts ? plural(prompts, "prompt") : "One prompt per line");
     say($("submit"), images > 1 ? `Generate ${plural(images, "image")}` : "Generate");
   }
 
   #body() {
     const entries = lines();
-    const given = (id) => ($(id).value.trim() === "" ? undefined : Number($(id).value));
+    const number = (id) => ($(id).value.trim() === "" ? undefined : Number($(id).value));
     const custom = $("size").value === "custom";
-    const [width, height] = custom ? [given("width"), given("height")] : $("size").value.split("x").map(Number);
+    const [width, height] = custom ? [number("width"), number("height")] : $("size").value.split("x").map(Number);
     return {
       model: $("model").value,
       prompts: entries.map((line) => line.text),
       width,
       height,
-      steps: given("steps"),
-      seed: given("seed"),
-      n: given("copies"),
-      guidance_scale: given("guidance"),
+      steps: number("steps"),
+      seed: number("seed"),
+      n: number("copies"),
+      guidance_scale: number("guidance"),
       negative_prompt: $("negative").disabled ? undefined : $("negative").value.trim() || undefined,
       priority: Number($("priority").value),
       format: $("format").value,
@@ -131,8 +131,8 @@ export class Composer {
 
   async #submit() {
     if ($("submit").ariaDisabled === "true") return;
-    const found = this.#ownProblems();
-    if (found.length) return showProblems(found);
+    const problems = this.#ownProblems();
+    if (problems.length) return showProblems(problems);
     $("submit").ariaDisabled = "true";
     try {
       showProblems([]);
@@ -141,46 +141,46 @@ export class Composer {
       this.submitted(job);
     } catch (error) {
       if (!(error instanceof Problem || error instanceof TypeError)) throw error;
-      const text = error instanceof Problem ? error.message : "The server does not answer. Nothing was lost: try again.";
+      const text = error instanceof Problem ? error.message : "Can't reach the server. Your prompts are still here: please try again.";
       showProblems(error.errors?.length ? error.errors : [{ pointer: "", detail: text }]);
     } finally {
       $("submit").ariaDisabled = "false";
     }
   }
 
-  /** What cannot even be sent. */
+  /** Problems that the page finds itself. */
   #ownProblems() {
-    if (!lines().length) return [{ pointer: "/prompts", detail: "Write at least one prompt." }];
+    if (!lines().length) return [{ pointer: "/prompts", detail: "Enter at least one prompt." }];
     const bad = Object.keys(NUMBERS).find((id) => $(id).validity.badInput);
     return bad ? [{ pointer: `/${bad}`, detail: `${NUMBERS[bad]} must be a number.` }] : [];
   }
 }
 
-/** The prompts that are written, with the line that each stands on. */
+/** The non-empty prompts, each with its line number. */
 function lines() {
   return $("prompts").value.split("\n").map((text, line) => ({ text: text.trim(), line })).filter(({ text }) => text);
 }
 
-/** Sizes of the usual shapes with about as many pixels as the default; none while that is unknown. */
+/** Common aspect ratios with about as many pixels as the default size; none if that's unknown. */
 function shapes({ width, height }, { max_pixels: most }, grid) {
   if (!width || !height) return [];
   const area = Math.min(width * height, most);
-  const found = new Set([`${width}x${height}`]);
+  const sizes = new Set([`${width}x${height}`]);
   for (const [across, down] of SHAPES) {
     const unit = Math.sqrt(area / (across * down));
     const sides = [across, down].map((side) => Math.max(grid, Math.floor((side * unit) / grid + 0.01) * grid));
-    if (sides[0] * sides[1] <= most) found.add(sides.join("x"));
+    if (sides[0] * sides[1] <= most) sizes.add(sides.join("x"));
   }
-  return [...found];
+  return [...sizes];
 }
 
 const fieldOf = (name) => FIELDS[name] ?? name;
 
-/** Say each problem at its field, and go to the first; those without a field stand at the button. */
-function showProblems(found) {
+/** Show each problem at its field, or at the button if it has none, and focus the first field. */
+function showProblems(problems) {
   for (const error of document.querySelectorAll("#compose .error")) clearError(error.dataset.for);
   const byField = new Map();
-  for (const { pointer, detail } of found) {
+  for (const { pointer, detail } of problems) {
     const [, name = "", place] = pointer.split("/");
     const field = $(`${fieldOf(name)}-error`) ? fieldOf(name) : "form";
     const line = name === "prompts" && place !== undefined ? lines()[Number(place)]?.line : undefined;
@@ -204,7 +204,7 @@ function clearError(field) {
   $(field)?.removeAttribute("aria-invalid");
 }
 
-/** The body that makes these images of a job again, seeds and all. */
+/** The request body that generates these images of a job again, with the same seeds. */
 export function recipeOf(images, job) {
   const title = job.metadata.title ?? [...images[0].prompt].slice(0, TITLE_LENGTH).join("");
   return {

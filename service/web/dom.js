@@ -1,8 +1,8 @@
-// Small words for the DOM and for people. Knows no job and no server.
+// Small helpers for the DOM and for formatting. Doesn't know about jobs or the server.
 
 export const $ = (id) => document.getElementById(id);
 
-/** An element with properties and children; `class` and `data` are what HTML calls them. */
+/** Create an element with properties and children; `class` and `data` are as in HTML. */
 export function make(tag, { class: names, data, ...properties } = {}, ...children) {
   const element = document.createElement(tag);
   if (names) element.className = names;
@@ -15,24 +15,24 @@ export function make(tag, { class: names, data, ...properties } = {}, ...childre
   return element;
 }
 
-/** Set an element's text only if it differs, so that nothing is laid out or read out in vain. */
+/** Set an element's text only if it differs, to avoid needless layout and announcements. */
 export function say(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
 
-/** Read out a sentence to those who listen to the page. */
+/** Announce a sentence to screen readers. */
 export function announce(text) {
   say($("announcer"), text);
 }
 
 let toastTimer = 0;
 
-/** Show a sentence over the page for a while; `isError` has it stay until it is dismissed. */
+/** Show a message over the page for a few seconds, or until it's dismissed if `isError`. */
 export function toast(text, isError = false) {
   clearTimeout(toastTimer);
   say($("toast-text"), text);
   $("toast").dataset.kind = isError ? "error" : "note";
-  // what lies outside an open dialog can neither be seen nor pressed
+  // elements outside an open dialog can't be seen or clicked
   (document.querySelector("dialog[open]") ?? document.body).append($("toast"));
   $("toast").hidden = false;
   if (!isError) toastTimer = setTimeout(dismissToast, 4000);
@@ -44,7 +44,7 @@ export function dismissToast() {
 
 document.addEventListener("close", ({ target }) => target.contains($("toast")) && document.body.append($("toast")), true);
 
-/** Put a text on the clipboard; where a page may not (plain HTTP), by way of a selection. */
+/** Copy a text to the clipboard; on plain HTTP, where that API is unavailable, via a selection. */
 export async function copy(text, near) {
   if (navigator.clipboard) return navigator.clipboard.writeText(text);
   const area = make("textarea", { value: text, class: "unseen", "aria-hidden": "true" });
@@ -52,13 +52,13 @@ export async function copy(text, near) {
   area.select();
   const isDone = document.execCommand("copy");
   area.remove();
-  if (!isDone) throw new Error("the browser does not let the page copy");
+  if (!isDone) throw new Error("The browser doesn't allow copying.");
   return undefined;
 }
 
 export const plural = (count, noun) => `${count.toLocaleString("en")} ${noun}${count === 1 ? "" : "s"}`;
 
-/** A stretch of time as people say it. */
+/** A human-readable duration. */
 export function duration(seconds) {
   if (seconds < 1) return "under a second";
   if (seconds < 90) return `${Math.round(seconds)} s`;
@@ -66,7 +66,7 @@ export function duration(seconds) {
   return `${(seconds / 3600).toFixed(1)} h`;
 }
 
-/** A number of bytes as people say it. */
+/** A human-readable number of bytes. */
 export function bytes(count) {
   const [unit, size] = count < 1e6 ? ["kB", 1e3] : count < 1e9 ? ["MB", 1e6] : ["GB", 1e9];
   return `${rate(count / size)} ${unit}`;
@@ -81,10 +81,10 @@ export function ago(time) {
   return `${Math.round(seconds / 86400)} days ago`;
 }
 
-/** A rate with as many digits as it deserves. */
+/** A number with one decimal below 10, and none above. */
 export const rate = (value) => (value < 10 ? value.toFixed(1) : Math.round(value).toLocaleString("en"));
 
-/** Ask before what cannot be undone; resolves to whether the person agreed. */
+/** Ask for confirmation; resolves to whether the user agreed. */
 export function confirmed(question, action) {
   const dialog = $("confirm");
   say($("confirm-question"), question);

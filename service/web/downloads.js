@@ -1,38 +1,38 @@
-// Saves images, archives and contact sheets as files, with an API key and without.
+// Saves images, archives and contact sheets as files, with or without an API key.
 
 import { $, bytes, make, toast } from "./dom.js";
 import { ask, hasKey, jobPath } from "./api.js";
 
-const SHEET_IMAGES = 100; // as many as the server puts on one
+const SHEET_IMAGES = 100; // per sheet, as on the server
 
-/** Save what a path leads to as a file; with a key its bytes pass through the browser's memory. */
+/** Save the file at a path; with an API key, its bytes pass through the browser's memory. */
 export async function download(path, name) {
   if (!hasKey()) return click(path, name);
   return saveBlob(await ask(path), name);
 }
 
 /**
- * Save an archive, which may be larger than memory. A link can send no key: with one the archive
- * is streamed into a file that the person chooses, where the browser can do that.
+ * Save an archive, which may not fit into memory. A link can't send an API key, so with a key the
+ * archive is streamed into a file that the user chooses, if the browser supports that.
  */
 export async function downloadArchive(path, name) {
   if (!hasKey()) return click(path, name);
   if (!window.showSaveFilePicker) {
     const response = await ask(path);
-    toast(`${sizeOf(response)}: this browser holds them in memory until they are saved.`);
+    toast(`Downloading ${sizeOf(response)}, which this browser keeps in memory until it is saved.`);
     return saveBlob(response, name);
   }
   const file = await chosenFile(name);
   if (!file) return undefined;
   const response = await ask(path);
-  toast(`Saving ${sizeOf(response)}. Leave this page open.`);
+  toast(`Saving ${sizeOf(response)}. Keep this page open.`);
   await response.body.pipeTo(await file.createWritable());
-  return toast(`${file.name} is saved.`);
+  return toast(`Saved ${file.name}.`);
 }
 
-/** Offer every contact sheet of a job: a link to the only one, or a button that shows them all. */
-export function offerSheets(job, made) {
-  const count = Math.ceil(made / SHEET_IMAGES), list = $("sheet-list").querySelector("ul");
+/** Offer a job's contact sheets: a link if there's one, or a button that lists several. */
+export function offerSheets(job, finished) {
+  const count = Math.ceil(finished / SHEET_IMAGES), list = $("sheet-list").querySelector("ul");
   $("sheet").hidden = count !== 1;
   $("sheet").href = sheetPath(job, 0);
   $("sheets").hidden = count < 2;
@@ -47,7 +47,7 @@ export function foldSheets(isFolded = true) {
   $("sheet-list").hidden = isFolded;
 }
 
-/** Save the sheet behind a link of `offerSheets`. */
+/** Save the sheet of a link that `offerSheets` created. */
 export function downloadSheet(link, job) {
   const suffix = link.id === "sheet" ? "" : `-sheet-${link.textContent}`;
   return download(link.getAttribute("href"), `${job}${suffix}.png`);
@@ -59,7 +59,7 @@ const sheetLink = (number) => make("a", { class: "button", "aria-label": `Contac
 
 const sizeOf = (response) => bytes(Number(response.headers.get("Content-Length")));
 
-/** Where the person wants an archive to go; null when they think better of it. */
+/** The file that the user chooses for an archive; null if they cancel. */
 async function chosenFile(name) {
   const types = [{ description: "ZIP archive", accept: { "application/zip": [".zip"] } }];
   try {

@@ -1,10 +1,10 @@
-// Reads a Server-Sent Events stream with fetch, since EventSource can carry no key.
+// Reads a Server-Sent Events stream with fetch, because EventSource can't send an API key.
 
 import { ask } from "./api.js";
 
 /**
  * Call `onFrame(type, data)` for every frame until the server ends the stream or `signal` aborts.
- * Resolves to the id of the last frame, with which the stream can be taken up again.
+ * Resolves to the id of the last frame, with which the stream can be resumed.
  */
 export async function follow(path, lastId, signal, onFrame) {
   const headers = { Accept: "text/event-stream", ...(lastId && { "Last-Event-ID": lastId }) };
@@ -25,7 +25,7 @@ export async function follow(path, lastId, signal, onFrame) {
       }
     }
   } catch (error) {
-    if (error.name !== "TypeError") throw error; // the connection broke: take it up again
+    if (error.name !== "TypeError") throw error; // the connection broke; the caller resumes
   }
   return { lastId, over: false };
 }

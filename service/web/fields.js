@@ -1,9 +1,9 @@
-// The fields of an image request, as the API names them. tests/test_fields.py compares them.
+// The fields of an image request, as named by the API. tests/test_fields.py checks this list.
 
-/** Fields in which the images of one job may differ. */
+/** Fields that may differ between the images of a job. */
 const PER_IMAGE = ["prompt", "negative_prompt", "width", "height", "steps", "guidance_scale", "seed"];
 
-/** Fields that a job has once for all its images. */
+/** Fields that are the same for all images of a job. */
 const PER_JOB = ["format", "reproducible"];
 
 const pick = (image, names) => Object.fromEntries(names.map((name) => [name, image[name]]));

@@ -1,5 +1,5 @@
-// The grid of a job's images. Only tiles in or near view are elements, however many images there
-// are; arrows move between them. Knows images and elements, neither the job nor the server's news.
+// The grid of a job's images. Only tiles in or near the viewport are elements, however many images
+// there are; arrow keys move between them. Works on images and elements; doesn't know the job.
 
 import { make, say } from "./dom.js";
 import { imagePath, thumbnailPath } from "./api.js";
@@ -9,7 +9,7 @@ const GAP = 12, CAPTION = 46, WIDEST = 210, NARROWEST = 146;
 const WORDS = { queued: "Queued", running: "Starting", failed: "Failed", cancelled: "Cancelled", succeeded: "" };
 
 export class Gallery {
-  /** `scroller` scrolls, `list` holds the tiles, `open(index)` is called for a chosen one. */
+  /** `scroller` scrolls, `list` contains the tiles, `open(index)` is called when one is clicked. */
   constructor(scroller, list, open) {
     this.scroller = scroller;
     this.list = list;
@@ -19,7 +19,7 @@ export class Gallery {
     this.images = [];
     this.filter = "all";
     this.shown = []; // indexes that pass the filter, in order
-    this.active = 0; // place among `shown` that Tab leads to
+    this.active = 0; // position in `shown` of the tile that Tab focuses
     this.columns = 1;
     scroller.addEventListener("scroll", () => this.#soon(), { passive: true });
     new ResizeObserver(() => this.#soon()).observe(list);
@@ -39,7 +39,7 @@ export class Gallery {
     this.#render();
   }
 
-  /** Indexes of running images that a person can see now. */
+  /** Indexes of the running images in the viewport. */
   runningInView() {
     const { top, bottom } = this.scroller.getBoundingClientRect();
     return [...this.tiles.keys()].filter((index) => {
@@ -53,7 +53,7 @@ export class Gallery {
     if (jobId === this.jobId && this.images[index]?.state === "running") this.tiles.get(index)?.picture.preview(blob);
   }
 
-  /** Put the focus on an image, scrolled to if need be. */
+  /** Focus an image, and scroll to it if necessary. */
   focus(index) {
     const place = this.shown.indexOf(index);
     if (place < 0) return;
@@ -67,8 +67,8 @@ export class Gallery {
     this.tiles.get(index)?.button.focus({ preventScroll: true });
   }
 
-  /** The index before or after another one among those shown, null at the ends. */
-  beside(index, by) {
+  /** The index `by` positions away from another one among those shown; null beyond the ends. */
+  neighbor(index, by) {
     return this.shown[this.shown.indexOf(index) + by] ?? null;
   }
 
@@ -86,16 +86,16 @@ export class Gallery {
     const side = (this.side = this.#side(width));
     this.rowHeight = side + CAPTION + GAP;
     this.list.style.height = `${Math.ceil(this.shown.length / this.columns) * this.rowHeight}px`;
-    const wanted = new Set(this.#inReach());
+    const visible = new Set(this.#inReach());
     const focused = [...this.tiles].find(([, tile]) => tile.button === document.activeElement)?.[0];
-    if (focused !== undefined && passes(this.images[focused], this.filter)) wanted.add(focused);
+    if (focused !== undefined && passes(this.images[focused], this.filter)) visible.add(focused);
     for (const [index, tile] of this.tiles) {
-      if (wanted.has(index)) continue;
+      if (visible.has(index)) continue;
       tile.picture.clear();
       tile.item.remove();
       this.tiles.delete(index);
     }
-    for (const index of [...wanted].sort((a, b) => a - b)) this.#place(index, side);
+    for (const index of [...visible].sort((a, b) => a - b)) this.#place(index, side);
   }
 
   #side(width) {
@@ -147,7 +147,7 @@ export class Gallery {
 
   #fill(tile, image) {
     const { index, state, step, steps } = image;
-    if (state !== "succeeded" && state !== "running") tile.picture.clear(); // a preview looks like a picture
+    if (state !== "succeeded" && state !== "running") tile.picture.clear(); // otherwise a stale preview would look like the result
     tile.image = image;
     tile.item.dataset.state = state;
     if (state === "succeeded") tile.picture.show(this.#pathOf(image));
@@ -159,10 +159,10 @@ export class Gallery {
     tile.button.ariaLabel = `Image ${index + 1}, ${state}: ${image.prompt}`;
   }
 
-  /** No more bytes than the tile has pixels; an image that is small itself is shown as it is. */
+  /** The smallest thumbnail that fills the tile; a small image is shown in its own size. */
   #pathOf({ index, width, height }) {
-    const wanted = this.side * Math.min(2, devicePixelRatio);
-    const thumbnail = wanted <= 256 ? 256 : 512;
+    const pixels = this.side * Math.min(2, devicePixelRatio);
+    const thumbnail = pixels <= 256 ? 256 : 512;
     return Math.max(width, height) <= thumbnail ? imagePath(this.jobId, index) : thumbnailPath(this.jobId, index, thumbnail);
   }
 

@@ -1,6 +1,6 @@
-// One job, kept up to date: its stream tells what is finished, a look now and then (by ETag) tells
-// the steps of what runs. A look costs the server the whole list, so the longer it takes, the
-// rarer it is. Knows no element of the page.
+// One job, kept up to date. Its event stream reports finished images; polling (with an ETag) reports
+// the steps of running ones. Each poll makes the server build the whole list, so the longer a poll
+// takes, the less often the page polls. Doesn't know the page's elements.
 
 import { Problem, ask, jobPath, repeat } from "./api.js";
 import { follow } from "./events.js";
@@ -10,7 +10,7 @@ const LOOK_SHARE = 20;
 
 export const isFinished = (state) => FINISHED.has(state);
 
-/** Fires `change` when the job or its images changed, `gone` when there is no such job any more. */
+/** Fires `change` when the job or its images have changed, `gone` when the job was deleted. */
 export class Job extends EventTarget {
   constructor(id, view = null) {
     super();
@@ -19,7 +19,7 @@ export class Job extends EventTarget {
     this.images = view?.images ?? [];
     this.etaAt = performance.now();
     this.tag = null;
-    this.told = new Map(); // index -> when the stream last told of it
+    this.updated = new Map(); // index -> time of its last event
     this.lookSeconds = 1;
     this.ending = new AbortController();
     this.following = false;
@@ -30,15 +30,15 @@ export class Job extends EventTarget {
     return this.view !== null && isFinished(this.view.state);
   }
 
-  /** Seconds until the last image, counted on since the server said so; null if unknown. */
+  /** Seconds until the last image, counted down since the server's response; null if unknown. */
   get eta() {
-    const said = this.view?.eta_seconds ?? null;
-    return said === null ? null : Math.max(0, said - (performance.now() - this.etaAt) / 1000);
+    const eta = this.view?.eta_seconds ?? null;
+    return eta === null ? null : Math.max(0, eta - (performance.now() - this.etaAt) / 1000);
   }
 
-  /** Take over an answer of the server that is newer than all before, as after cancel or retry. */
+  /** Use a response that is newer than all previous state, such as that of a cancel or retry. */
   accept(view) {
-    this.told.clear();
+    this.updated.clear();
     this.#take(view, performance.now());
     this.looks.now();
   }
@@ -70,7 +70,7 @@ export class Job extends EventTarget {
 
   #take(view, asOf) {
     if (this.ending.signal.aborted) return;
-    for (const [index, when] of this.told) {
+    for (const [index, when] of this.updated) {
       if (when > asOf && this.images[index]) view.images[index] = this.images[index];
     }
     this.view = view;
@@ -85,22 +85,22 @@ export class Job extends EventTarget {
     try {
       let last = null, over = false;
       while (!over && !this.isOver && !this.ending.signal.aborted) {
-        const end = await follow(`${jobPath(this.id)}/events`, last, this.ending.signal, (type, data) => this.#told(type, data));
+        const end = await follow(`${jobPath(this.id)}/events`, last, this.ending.signal, (type, data) => this.#onEvent(type, data));
         ({ lastId: last, over } = end);
       }
     } catch {
-      // the looks go on, and take the stream up again
+      // polling continues, and resumes the stream
     } finally {
       this.following = false;
     }
     if (!this.ending.signal.aborted) this.looks.now();
   }
 
-  #told(type, data) {
+  #onEvent(type, data) {
     const item = JSON.parse(data);
     if (type === "image") {
       this.images[item.index] = item;
-      this.told.set(item.index, performance.now());
+      this.updated.set(item.index, performance.now());
     } else if (type === "job") {
       this.view = { ...this.view, ...item, images: this.images };
     } else if (type === "deleted") {
@@ -114,7 +114,7 @@ export class Job extends EventTarget {
   #changed() {
     if (this.scheduled) return;
     this.scheduled = true;
-    // a page out of sight draws no frames, but its title is read
+    // a hidden page gets no animation frames, but its title is still visible
     const soon = document.hidden ? (work) => setTimeout(work, 500) : requestAnimationFrame;
     soon(() => {
       this.scheduled = false;

@@ -1,4 +1,4 @@
-// Puts the page together: form, queue, gallery, recipe; the job on show and what can be done to it.
+// Puts the page together: form, queue, gallery, recipe, and the current job with its actions.
 
 import { $, announce, confirmed, dismissToast, duration, plural, say, toast } from "./dom.js";
 import { jobPath, post, reasonOf, remove, submit } from "./api.js";
@@ -31,7 +31,7 @@ const queue = new Queue((jobs) => {
 const withoutPreviews = supply(gallery, recipe);
 watchWorkers((models) => composer.setModels(models));
 
-/** Show a job of which the server told; `quietly` leaves a telephone at the form. */
+/** Show a job; with `quietly`, a phone stays at the form. */
 function show(view, { quietly = false } = {}) {
   if (!quietly) turnTo("images");
   if (location.hash !== `#job/${view.id}`) history.pushState(null, "", `#job/${view.id}`);
@@ -46,7 +46,7 @@ function open(id, view = null) {
   job = new Job(id, view);
   job.addEventListener("change", paint);
   job.addEventListener("gone", () => {
-    toast("This job is no longer there.");
+    toast("This job has been deleted.");
     close();
   });
   queue.mark(id);
@@ -68,7 +68,7 @@ function close() {
   $("images").focus();
 }
 
-/** Bring the page up to the job. */
+/** Update the page from the job. */
 function paint() {
   const { view, images } = job;
   const { counts, state } = view;
@@ -96,13 +96,13 @@ function paint() {
   speak(`${counts.succeeded} of ${plural(counts.total, "image")} done${counts.failed ? `, ${counts.failed} failed` : ""}.`, isOver, state);
 }
 
-/** A button that vanishes under the finger hands the focus to the one that is there instead. */
+/** When the focused button disappears, focus the first visible one instead. */
 function keepFocus() {
   if (!document.activeElement.hidden || !document.activeElement.closest("#job-head .actions")) return;
   document.querySelector("#job-head .actions > :not([hidden])").focus();
 }
 
-/** What the tab says, for those who do something else meanwhile. */
+/** Show the progress in the tab's title, for users who switch to another tab. */
 function titleTab({ state, counts, progress }) {
   const done = { succeeded: "Done", failed: `${counts.failed} failed`, cancelled: "Cancelled" }[state];
   document.title = `${done ?? `${Math.floor(progress * 100)} %`} · ${TITLE}`;
@@ -130,7 +130,7 @@ function factsOf(view) {
   return parts.join(" · ");
 }
 
-/** Read the progress out, but not more often than it can be listened to. */
+/** Announce the progress to screen readers, but not too often. */
 function speak(text, isOver, state) {
   const now = performance.now();
   const whole = isOver ? `Job ${state}: ${text}` : text;
@@ -139,7 +139,7 @@ function speak(text, isOver, state) {
   announce(whole);
 }
 
-/** Do something to the job at a button's click, and say what went wrong. */
+/** Run `work` when a button is clicked, and show its error, if any. */
 function onClick(id, work) {
   $(id).addEventListener("click", async (event) => {
     try {
@@ -162,7 +162,7 @@ async function runAgain(images) {
   }
 }
 
-/** What gets the focus in the gallery must not lie beneath the head that stays in view. */
+/** Keep focused images from being hidden under the sticky header. */
 function clearHead() {
   const isSticky = getComputedStyle($("job-head")).position === "sticky";
   $("images").style.scrollPaddingTop = `${isSticky ? $("job-head").offsetHeight : 0}px`;
@@ -172,7 +172,7 @@ new ResizeObserver(clearHead).observe($("job-head"));
 onClick("cancel", async () => {
   const of = job;
   await withoutPreviews(async () => of.accept(await post(`${jobPath(of.id)}/cancel`)));
-  toast("Cancelled. Finished images stay.");
+  toast("Cancelled. Finished images are kept.");
 });
 onClick("retry", async () => {
   const of = job;
@@ -183,10 +183,10 @@ onClick("save-all", () => downloadArchive(`${jobPath(job.id)}/images.zip`, `${jo
 onClick("sheets", () => foldSheets($("sheets").ariaExpanded === "true"));
 onClick("delete", async () => {
   const of = job;
-  if (!(await confirmed("Delete this job and its images? This cannot be undone.", "Delete"))) return;
+  if (!(await confirmed("Delete this job and its images? This can't be undone.", "Delete"))) return;
   await remove(jobPath(of.id));
   if (job === of) close();
-  toast("The job and its images are deleted.");
+  toast("Deleted the job and its images.");
 });
 onClick("toast-close", dismissToast);
 
@@ -206,7 +206,7 @@ $("filters").addEventListener("click", (event) => {
   paint();
 });
 
-/** On a telephone one of the three parts is in view at a time. */
+/** Switch to one of the three parts; a phone only shows one at a time. */
 function turnTo(part) {
   document.body.dataset.part = part;
   for (const tab of $("tabs").children) tab.setAttribute("aria-current", tab.dataset.part === part ? "page" : "false");

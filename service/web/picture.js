@@ -1,4 +1,4 @@
-// Shows in one <img> what a path leads to, or a preview of it; lets go of what it no longer shows.
+// Shows the image at a path, or a preview of it, in an <img>, and frees what it no longer shows.
 
 import { ask, hasKey } from "./api.js";
 
@@ -11,7 +11,7 @@ export class Picture {
     img.addEventListener("error", () => delete img.dataset.loaded);
   }
 
-  /** Show the picture at a path; with an API key it is fetched, since <img> can send none. */
+  /** Show the image at a path; with an API key it's fetched, because <img> can't send one. */
   async show(path) {
     if (path === this.path) return;
     this.path = path;
@@ -23,7 +23,7 @@ export class Picture {
     if (blob && this.path === path) this.#showBlob(blob);
   }
 
-  /** Show bytes that stand in for the picture until `show`. */
+  /** Show a preview until `show` is called. */
   preview(blob) {
     if (this.path === null) this.#showBlob(blob);
   }
@@ -41,7 +41,7 @@ export class Picture {
     this.#drop(url);
   }
 
-  /** What was shown before stays on screen until the new picture is there; its bytes may go. */
+  /** Free the previous image, but only after the new one has probably been displayed. */
   #drop(next) {
     const old = this.blobUrl;
     this.blobUrl = next;

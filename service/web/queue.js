@@ -1,4 +1,4 @@
-// The lists beside the gallery: jobs, newest first, and workers with their speed.
+// The lists next to the gallery: jobs, newest first, and workers with their speed.
 
 import { $, ago, make, plural, rate, say } from "./dom.js";
 import { get, repeat } from "./api.js";
@@ -7,18 +7,18 @@ import { isFinished } from "./job.js";
 const FIRST_JOBS = 30, PAGE = 200;
 
 export class Queue {
-  /** `first(jobs)` is called once with the first page, so that something can be shown. */
+  /** `first(jobs)` is called once with the first page, so that a job can be shown. */
   constructor(first) {
     this.first = first;
     this.rows = new Map();
     this.current = null;
-    this.wanted = FIRST_JOBS;
-    this.missed = null; // the last job asked after that was not in the list
+    this.limit = FIRST_JOBS;
+    this.missed = null; // the last updated job that was not in the list
     this.busy = true;
-    // the longer the list, the rarer the look
-    this.polls = repeat(() => (this.busy ? 2 : 5) * Math.ceil(this.wanted / PAGE), () => this.#look());
+    // the longer the list, the less often it's polled
+    this.polls = repeat(() => (this.busy ? 2 : 5) * Math.ceil(this.limit / PAGE), () => this.#look());
     $("more-jobs").addEventListener("click", () => {
-      this.wanted *= 2;
+      this.limit *= 2;
       this.polls.now();
     });
   }
@@ -28,7 +28,7 @@ export class Queue {
     for (const [key, row] of this.rows) row.link.setAttribute("aria-current", key === id ? "true" : "false");
   }
 
-  /** Show a job's news at once, ahead of the next look. */
+  /** Show a job's changes immediately, before the next poll. */
   update(job) {
     const row = this.rows.get(job.id);
     if (row) fill(row, job);
@@ -37,7 +37,7 @@ export class Queue {
   }
 
   async #look() {
-    const { jobs, isAll } = await newest(this.wanted);
+    const { jobs, isAll } = await newest(this.limit);
     this.busy = jobs.some((job) => !isFinished(job.state));
     const ids = new Set(jobs.map((job) => job.id));
     for (const [id, row] of this.rows) {
@@ -68,23 +68,23 @@ export class Queue {
   }
 }
 
-/** The newest jobs, `wanted` of them or all, in as many pages as it takes. */
-async function newest(wanted) {
+/** The newest jobs, up to `total`, in as many pages as necessary. */
+async function newest(total) {
   const jobs = [];
   let next = "";
   do {
-    const limit = Math.min(PAGE, wanted - jobs.length);
+    const limit = Math.min(PAGE, total - jobs.length);
     const page = await get(`v1/jobs?limit=${limit}${next && `&cursor=${encodeURIComponent(next)}`}`);
     jobs.push(...page.data);
     next = page.next;
-  } while (next !== null && jobs.length < wanted);
+  } while (next !== null && jobs.length < total);
   return { jobs, isAll: next === null };
 }
 
 function fill(row, job) {
   const { counts, state } = job;
   row.link.dataset.state = state;
-  row.named ||= Boolean(job.images?.length); // the list tells no prompts: what is known stays
+  row.named ||= Boolean(job.images?.length); // the list has no prompts, so keep a known title
   if (job.images?.length || !row.named) say(row.title, titleOf(job));
   const bad = ["failed", "cancelled"].map((name) => (counts[name] ? `, ${counts[name]} ${name}` : "")).join("");
   const done = `${counts.succeeded} of ${bad ? counts.total + bad : plural(counts.total, "image")}`;
@@ -93,13 +93,13 @@ function fill(row, job) {
   row.bar.style.transform = `scaleX(${job.progress})`;
 }
 
-/** What to call a job: its own title, else its model and the end of its id. */
+/** A job's display name: its own title, its first prompt, or its model and the end of its id. */
 export function titleOf(job) {
   const title = job.metadata?.title;
   return typeof title === "string" && title ? title : job.images?.[0]?.prompt ?? `${job.model} · ${job.id.slice(-8)}`;
 }
 
-/** Keep the list of workers as it is, and tell the models to `onModels`. */
+/** Keep the list of workers up to date, and pass the models to `onModels`. */
 export function watchWorkers(onModels) {
   repeat(() => 3, async () => {
     const [workers, models] = await Promise.all([get("v1/workers"), get("v1/models")]);

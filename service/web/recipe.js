@@ -1,4 +1,4 @@
-// The dialog of one image: large, with everything that it takes to make it again.
+// The dialog of one image: in full size, with everything needed to reproduce it.
 
 import { $, announce, copy, duration, make, say, toast } from "./dom.js";
 import { get, imagePath, reasonOf } from "./api.js";
@@ -7,14 +7,14 @@ import { download } from "./downloads.js";
 import { Picture } from "./picture.js";
 
 export class Recipe {
-  /** `again(image)` queues the image anew, `reuse(image)` puts its settings into the form. */
+  /** `again(image)` queues the image again, `reuse(image)` fills its settings into the form. */
   constructor(gallery, { again, reuse }) {
     this.gallery = gallery;
     this.dialog = $("recipe");
     this.picture = new Picture($("recipe-image"));
     this.index = null;
     this.job = null;
-    this.asked = null; // what came of asking for the whole recipe of the image on show
+    this.request = null; // the request for the current image's recipe, and its result
     this.dialog.addEventListener("close", () => this.#onClose());
     this.dialog.addEventListener("click", (event) => event.target === this.dialog && this.dialog.close());
     this.dialog.addEventListener("keydown", (event) => {
@@ -44,7 +44,7 @@ export class Recipe {
     this.job = job;
     this.picture.clear();
     this.index = index;
-    this.asked = null;
+    this.request = null;
     this.update();
     if (!this.dialog.open) this.dialog.showModal();
   }
@@ -53,7 +53,7 @@ export class Recipe {
     if (this.job?.id === jobId && this.runningIndex === index) this.picture.preview(blob);
   }
 
-  /** Show what is known of the image now. */
+  /** Show the image's current state. */
   update() {
     const image = this.image;
     if (!image) return;
@@ -61,7 +61,7 @@ export class Recipe {
     const isMade = image.state === "succeeded";
     if (isMade) {
       this.picture.show(imagePath(this.job.id, image.index));
-      this.asked ??= this.#ask();
+      this.request ??= this.#ask();
     } else if (image.state !== "running") {
       this.picture.clear();
     }
@@ -75,36 +75,36 @@ export class Recipe {
     $("recipe-error").hidden = !image.error;
     say($("recipe-error"), image.error ?? "");
     $("recipe-save").hidden = !isMade;
-    // `disabled` would take the focus, and the arrow keys with it, out of the dialog
-    $("recipe-previous").ariaDisabled = String(this.gallery.beside(image.index, -1) === null);
-    $("recipe-next").ariaDisabled = String(this.gallery.beside(image.index, 1) === null);
+    // `disabled` would move the focus out of the dialog, and the arrow keys would stop working
+    $("recipe-previous").ariaDisabled = String(this.gallery.neighbor(image.index, -1) === null);
+    $("recipe-next").ariaDisabled = String(this.gallery.neighbor(image.index, 1) === null);
     this.#show(image);
   }
 
   #show(image) {
-    const { recipe = null, problem = null } = this.asked ?? {};
+    const { recipe = null, problem = null } = this.request ?? {};
     const facts = [...factsOf(recipe ?? known(image, this.job.view)), ...factsOf(result(image))];
     const text = JSON.stringify(facts);
     if (text !== this.factsText) $("recipe-facts").replaceChildren(...rows(facts));
     this.factsText = text;
     const isComing = image.state === "queued" || image.state === "running";
-    const waiting = isComing ? "The rest of the recipe comes with the picture." : "";
+    const waiting = isComing ? "The rest of the recipe is available once the image is finished." : "";
     $("recipe-note").classList.toggle("error", problem !== null);
-    say($("recipe-note"), problem === null ? waiting : `The rest of the recipe could not be had: ${problem}`);
+    say($("recipe-note"), problem === null ? waiting : `Couldn't load the rest of the recipe: ${problem}`);
   }
 
-  /** Ask for what the picture carries; the answer comes into the returned object. */
+  /** Fetch the recipe in the image's file; the result is stored in the returned object. */
   #ask() {
-    const asked = { recipe: null, problem: null };
-    asked.done = get(`${imagePath(this.job.id, this.index)}/recipe`)
-      .then((recipe) => (asked.recipe = recipe))
-      .catch((error) => (asked.problem = reasonOf(error)))
-      .then(() => asked === this.asked && this.update());
-    return asked;
+    const request = { recipe: null, problem: null };
+    request.done = get(`${imagePath(this.job.id, this.index)}/recipe`)
+      .then((recipe) => (request.recipe = recipe))
+      .catch((error) => (request.problem = reasonOf(error)))
+      .then(() => request === this.request && this.update());
+    return request;
   }
 
   #go(by) {
-    const next = this.gallery.beside(this.index, by);
+    const next = this.gallery.neighbor(this.index, by);
     if (next !== null) this.open(this.job, next);
   }
 
@@ -118,16 +118,16 @@ export class Recipe {
     }
   }
 
-  /** As JSON, with the names that the picture has; of one that is not made, what is known. */
+  /** Copy the recipe in the image's file as JSON; of an unfinished image, its known fields. */
   async #copy() {
-    const button = $("recipe-copy"), { asked, image } = this;
+    const button = $("recipe-copy"), { request, image } = this;
     try {
-      await asked?.done;
-      const recipe = asked?.recipe ?? known(image, this.job.view);
+      await request?.done;
+      const recipe = request?.recipe ?? known(image, this.job.view);
       await copy(JSON.stringify(recipe, null, 2), this.dialog);
       button.focus();
-      say(button, asked?.recipe ? "Copied" : "Copied in part");
-      announce(asked?.recipe ? "Recipe copied." : "What is known of the recipe is copied.");
+      say(button, request?.recipe ? "Copied" : "Partly copied");
+      announce(request?.recipe ? "Recipe copied." : "Copied the known part of the recipe.");
       setTimeout(() => say(button, "Copy recipe"), 2000);
     } catch (error) {
       toast(error.message, true);
@@ -142,17 +142,17 @@ export class Recipe {
   }
 }
 
-/** What a recipe will say in any case, under its names. */
+/** The fields of a recipe that are known in advance, by their names in the recipe. */
 function known(image, { model }) {
   return { model, ...imageFields(image), ...jobFields(image) };
 }
 
-/** What became of the image, which no recipe tells. */
+/** The image's result, which isn't part of its recipe. */
 function result({ seconds, attempts, sha256 }) {
-  return { made_in: seconds === null ? null : duration(seconds), attempts: attempts > 1 ? attempts : null, "SHA-256": sha256 };
+  return { generated_in: seconds === null ? null : duration(seconds), attempts: attempts > 1 ? attempts : null, "SHA-256": sha256 };
 }
 
-/** Pairs of a name and a text for all that is set; the prompt stands above them. */
+/** Pairs of name and text for all fields that are set, without the prompt, which is shown above. */
 function factsOf({ prompt, ...recipe }) {
   const pairs = Object.entries(recipe);
   return pairs.filter(([, value]) => value !== null && value !== "").map(([name, value]) => [titled(name), worded(value)]);
@@ -163,7 +163,7 @@ const titled = (name) => `${name[0].toUpperCase()}${name.slice(1).replaceAll("_"
 function worded(value) {
   if (typeof value === "boolean") return value ? "yes" : "no";
   if (typeof value !== "object") return String(value);
-  return Object.entries(value).map(([name, one]) => `${name} ${worded(one)}`).join("\n");
+  return Object.entries(value).map(([name, item]) => `${name} ${worded(item)}`).join("\n");
 }
 
 function rows(pairs) {

@@ -1,1 +1,1 @@
-"""Webhooks: callers are told over HTTP what became of their jobs, signed, and again until heard."""
+"""Webhooks: signed notifications about jobs over HTTP, retried until they're received."""

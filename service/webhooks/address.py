@@ -1,7 +1,7 @@
-"""Where a webhook may go: never into the private network of the service, unless that is allowed.
+"""Checks webhook addresses: none in the service's private network, unless that's allowed.
 
-A name is resolved here and the request is sent to the very address that was checked, so that a
-name which changes its answer in between leads nowhere else. Knows no message.
+The host name is resolved here and the request is sent to exactly the address that was checked, so a
+DNS record that changes in between has no effect. Doesn't know about messages.
 """
 
 import ipaddress
@@ -13,12 +13,12 @@ _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
 class Refused(Exception):
-    """The address is not one that a webhook may go to."""
+    """Webhooks may not be sent to this address."""
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A checked address: connect to `url`, naming `host` (in the Host header and to TLS)."""
+    """A checked address: connect to `url` with Host header `host` and TLS name `server_name`."""
 
     url: str
     host: str
@@ -26,16 +26,16 @@ class Target:
 
 
 def target_of(url: str, *, private: bool) -> Target:
-    """The address to connect to for `url`. Raises Refused, or OSError for a name without one."""
+    """The address to connect to for `url`. Raises Refused, or OSError if it can't be resolved."""
     parts = urlsplit(url)
     name = parts.hostname or ""
     port = parts.port or (443 if parts.scheme == "https" else 80)
-    found = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)
-    addresses = [str(one[4][0]) for one in found]
+    infos = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)
+    addresses = [str(info[4][0]) for info in infos]
     if not private:
         for address in addresses:
             if not is_public(address):
-                raise Refused(f"{name} is at {address}, which is not a public address")
+                raise Refused(f"{name} resolves to {address}, which is not a public address")
     address = f"[{addresses[0]}]" if ":" in addresses[0] else addresses[0]
     path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     host = parts.netloc.rpartition("@")[2]
@@ -43,7 +43,7 @@ def target_of(url: str, *, private: bool) -> Target:
 
 
 def is_literal_and_private(url: str) -> bool:
-    """Whether `url` names a private address outright, without any name to resolve."""
+    """Whether the host of `url` is a private IP address or localhost, so no resolving is needed."""
     name = urlsplit(url).hostname or ""
     if name == "localhost" or name.endswith(".localhost"):
         return True
@@ -55,12 +55,12 @@ def is_literal_and_private(url: str) -> bool:
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address is one of the open internet, also where IPv6 wraps an IPv4 one."""
-    found = ipaddress.ip_address(address.partition("%")[0])
-    if isinstance(found, ipaddress.IPv6Address):
-        if found in _NAT64:
+    """Whether an IP address is public; an IPv4 address embedded in an IPv6 one is checked too."""
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(ip, ipaddress.IPv6Address):
+        if ip in _NAT64:
             return False
-        inner = found.ipv4_mapped or found.sixtofour or (found.teredo and found.teredo[1])
+        inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo and ip.teredo[1])
         if inner:
             return is_public(str(inner))
-    return found.is_global and not found.is_multicast
+    return ip.is_global and not ip.is_multicast

@@ -1,4 +1,4 @@
-"""Which events become messages, and what a message says. Knows the store, no HTTP."""
+"""Turns events into webhook messages. Reads the store; no HTTP here."""
 
 import json
 from collections import OrderedDict
@@ -20,11 +20,11 @@ _NAMES = {
     "image_failed": "image.failed",
 }
 _REMEMBERED = 10_000
-"""Jobs whose webhook, or lack of one, is remembered."""
+"""Number of jobs whose webhook, or lack of one, is cached."""
 
 
 class Notices:
-    """Turns events into messages for the jobs that asked for them."""
+    """Turns events into messages for the jobs that have a webhook."""
 
     def __init__(self, store: Store, links: Links) -> None:
         self._store = store
@@ -32,7 +32,7 @@ class Notices:
         self._hooks: OrderedDict[str, dict[str, Any] | None] = OrderedDict()
 
     def of(self, event: Event) -> Message | None:
-        """The message that an event is worth, if any. Its id follows from the event's."""
+        """The message for an event, if its job wants one. Its id is derived from the event's."""
         name = _NAMES.get(event.type)
         if name is None:
             return None

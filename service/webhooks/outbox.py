@@ -1,7 +1,7 @@
-"""Messages that are still to be delivered, on disk, with how far the event stream was read.
+"""Undelivered messages on disk, and the position up to which the event stream was read.
 
-A message is written before the reading position is, so a crash in between makes it anew under the
-same id. Knows no HTTP and no store.
+A message is written before the position, so after a crash in between it's created again with the
+same id. No HTTP and no store here.
 """
 
 import base64
@@ -20,9 +20,9 @@ _PENDING, _STATE, _CURSOR = "pending", "state", "msg_cursor"
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One notice to one URL; `attempt` counts from 0, `due` is seconds since the epoch.
+    """A message to a URL; `attempt` counts from 0, `due` is in seconds since the epoch.
 
-    `tenant` is "" in one that was kept before tenants were.
+    `tenant` is "" in messages that were written by versions without tenants.
     """
 
     id: str
@@ -35,7 +35,7 @@ class Message:
 
 
 class Outbox:
-    """The messages under `root`; one process at a time works on them."""
+    """The messages under `root`; only one process at a time works on them."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -43,7 +43,7 @@ class Outbox:
         self._lock: int | None = None
 
     def take(self) -> bool:
-        """Become the one process that works on these messages; False while another is."""
+        """Become the process that works on these messages; False if another one is."""
         if self._lock is None:
             self._root.mkdir(parents=True, exist_ok=True, mode=0o700)
             lock = os.open(self._root / "lock", os.O_RDWR | os.O_CREAT, 0o600)
@@ -66,7 +66,7 @@ class Outbox:
         self._documents.put(_PENDING, message.id, asdict(message))
 
     def remove(self, message_id: str) -> None:
-        """Forget a message; one that is gone already is fine."""
+        """Remove a message, if it still exists."""
         try:
             self._documents.remove(_PENDING, message_id)
         except NotFound:
@@ -74,7 +74,7 @@ class Outbox:
 
     def pending(self) -> list[Message]:
         """All messages, oldest first."""
-        return [Message(**found) for found in reversed(self._documents.all(_PENDING))]
+        return [Message(**document) for document in reversed(self._documents.all(_PENDING))]
 
     def cursor(self) -> str | None:
         """The id of the last event that was turned into messages."""
@@ -84,19 +84,19 @@ class Outbox:
             return None
 
     def move_cursor(self, after: str) -> None:
-        """Remember how far the stream was read. Raises StorageUnavailable."""
+        """Store the position up to which the stream was read. Raises StorageUnavailable."""
         self._documents.put(_STATE, _CURSOR, {"after": after, "at": time.time()})
 
 
 def kept_secret(root: Path) -> str:
-    """The signing secret of this data folder, made at first use, readable by its owner only."""
+    """The data folder's signing secret, generated on first use, readable only by its owner."""
     path = root / "secret"
     root.mkdir(parents=True, exist_ok=True, mode=0o700)
-    made = "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode("ascii")
+    secret = "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode("ascii")
     partial = path.with_name(f".secret.{secrets.token_hex(4)}")
     descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w") as file:
-        file.write(made)
+        file.write(secret)
         file.flush()
         os.fsync(descriptor)
     try:
@@ -105,4 +105,4 @@ def kept_secret(root: Path) -> str:
         return path.read_text().strip()
     finally:
         partial.unlink()
-    return made
+    return secret

@@ -1,9 +1,9 @@
-"""Delivers messages: signed by Standard Webhooks, tried again for three days, one process at once.
+"""Delivers webhooks, signed per Standard Webhooks and retried for three days, from one process.
 
-One thread follows the event stream from where it was last read and hands due messages to a few
-others, which post them; no worker and no request waits for any of it. Whose turn it is, and how
-many of one tenant or host are under way at once, is decided in `turns.py`. Delivery is at least
-once: receivers tell repetitions by the `webhook-id` header.
+One thread follows the event stream from the stored position and hands due messages to a few others,
+which post them. No worker or request waits for it. `selection.py` decides which messages are next,
+and limits how many are in flight per tenant and host. Delivery is at least once: receivers can
+recognize duplicates by the `webhook-id` header.
 """
 
 import random
@@ -30,17 +30,17 @@ from service.webhooks.selection import THREADS, chosen
 log = structlog.get_logger(__name__)
 
 RETRY_SECONDS = (0, 5, 300, 1800, 7200, 18_000, 36_000, 50_400, 72_000, 86_400)
-"""Pause before each attempt, as the Standard Webhooks specification recommends."""
+"""Delay before each attempt, as recommended by the Standard Webhooks specification."""
 
 BLOCK_SECONDS = 0.25
 GATHER_SECONDS = 0.25
-"""After events the next read waits so long, to read many at once."""
+"""Delay after events before the next read, to read more of them at once."""
 
 TROUBLE_SECONDS = 2.0
-"""Pause after the store or the disk failed, or while another process does the work."""
+"""Delay after a failure of the store or the disk, and while another process is in charge."""
 
 CURSOR_SECONDS = 60.0
-"""The reading position is kept at least so often while there are events."""
+"""How often the reading position is stored while there are events, at least."""
 
 _TIMEOUT = httpx.Timeout(10.0, connect=5.0)
 _GONE = 410
@@ -48,16 +48,16 @@ _GONE = 410
 
 @dataclass(frozen=True, slots=True)
 class _Trouble:
-    """Why a message was not heard, and whether trying again is past hope."""
+    """Why a delivery failed, and whether that's `final`, so retrying is pointless."""
 
     reason: str
     final: bool = False
 
 
 class WebhookSender:
-    """Works from `start` to `stop`; `private` tells whether addresses need not be public.
+    """Delivers messages from `start` to `stop`; `private()` says if private addresses are allowed.
 
-    `count` is told the outcome of each attempt: `heard`, `again` or `given_up`.
+    `count` is called with the outcome of each attempt: `heard`, `again` or `given_up`.
     """
 
     def __init__(
@@ -80,23 +80,23 @@ class WebhookSender:
         self._lock = threading.Lock()
         self._waiting: dict[str, Message] = {}
         self._under_way: dict[str, Message] = {}
-        self._kept = 0.0  # when the reading position was, of the monotonic clock
+        self._cursor_stored = 0.0  # when the reading position was stored (monotonic)
         self._thread = threading.Thread(target=self._run, name="webhooks", daemon=True)
         self._posters = ThreadPoolExecutor(THREADS, thread_name_prefix="webhook")
         self._client = httpx.Client(timeout=_TIMEOUT, trust_env=False, follow_redirects=False)
 
     @property
     def waiting(self) -> int:
-        """Messages that are still to be delivered."""
+        """Number of undelivered messages."""
         with self._lock:
             return len(self._waiting) + len(self._under_way)
 
     def start(self) -> None:
-        """Begin to follow and to deliver."""
+        """Start following events and delivering messages."""
         self._thread.start()
 
     def stop(self) -> None:
-        """End; what is not delivered stays in the outbox."""
+        """Stop; undelivered messages stay in the outbox."""
         self._stopping.set()
         self._thread.join()
         self._posters.shutdown(wait=False, cancel_futures=True)
@@ -115,11 +115,11 @@ class WebhookSender:
                 after = self._follow(after)
                 self._hand_out()
             except (StorageUnavailable, OSError) as error:
-                log.warning("webhooks wait", error=str(error))
+                log.warning("webhooks paused", error=str(error))
                 self._stopping.wait(TROUBLE_SECONDS)
 
     def _take_over(self) -> str | None:
-        """Where to read on, once this process is the one to deliver."""
+        """The position to read from, once this process is in charge of delivery."""
         if not self._outbox.take():
             return None
         with self._lock:
@@ -127,7 +127,7 @@ class WebhookSender:
         after = self._outbox.cursor()
         if after is None:
             after = self._store.last_event()
-            self._keep(after)
+            self._store_cursor(after)
         oldest = self._store.events("0-0", 0)[:1]
         if oldest and after != "0-0" and place(oldest[0].id) > place(after):
             log.warning(
@@ -137,12 +137,15 @@ class WebhookSender:
             )
         return after
 
-    def _keep(self, after: str) -> None:
+    def _store_cursor(self, after: str) -> None:
         self._outbox.move_cursor(after)
-        self._kept = time.monotonic()
+        self._cursor_stored = time.monotonic()
 
     def _follow(self, after: str) -> str:
-        """Turn new events into messages; the position is kept whenever there were any, or late."""
+        """Turn new events into messages and return the new position.
+
+        The position is stored after new messages, otherwise only every CURSOR_SECONDS.
+        """
         events = self._store.events(after, BLOCK_SECONDS)
         messages = [message for message in map(self._message, events) if message]
         for message in messages:
@@ -150,27 +153,27 @@ class WebhookSender:
         if events:
             after = events[-1].id
             self._stopping.wait(GATHER_SECONDS)
-        if messages or (events and time.monotonic() - self._kept > CURSOR_SECONDS):
-            self._keep(after)
+        if messages or (events and time.monotonic() - self._cursor_stored > CURSOR_SECONDS):
+            self._store_cursor(after)
             with self._lock:
                 self._waiting.update({message.id: message for message in messages})
         return after
 
     def _message(self, event: Event) -> Message | None:
-        """What an event is worth; one that cannot be told holds up no other."""
+        """The message for an event, if any. An error only skips that event."""
         try:
             return self._notices.of(event)
         except StorageUnavailable:
             raise
         except Exception:
-            log.exception("an event cannot be told", job=event.job_id, type=event.type)
+            log.exception("couldn't create a webhook", job=event.job_id, type=event.type)
             return None
 
     def _hand_out(self) -> None:
-        """Give the messages whose turn it is to the posters."""
+        """Hand the next messages to the posting threads."""
         with self._lock:
-            next_ones = chosen(self._waiting.values(), self._under_way.values(), time.time())
-            for message in next_ones:
+            messages = chosen(self._waiting.values(), self._under_way.values(), time.time())
+            for message in messages:
                 self._under_way[message.id] = self._waiting.pop(message.id)
                 self._posters.submit(self._deliver, message)
 
@@ -178,8 +181,8 @@ class WebhookSender:
         try:
             trouble = self._post(message)
             again = self._settle(message, trouble)
-        except Exception as error:  # whatever it was, the message must not be lost with its thread
-            log.exception("a webhook met a fault", id=message.id, error=str(error))
+        except Exception as error:  # otherwise the message would be lost with its thread
+            log.exception("couldn't deliver a webhook", id=message.id, error=str(error))
             again = replace(message, due=time.time() + TROUBLE_SECONDS)
         with self._lock:
             del self._under_way[message.id]
@@ -187,7 +190,7 @@ class WebhookSender:
                 self._waiting[again.id] = again
 
     def _settle(self, message: Message, trouble: _Trouble | None) -> Message | None:
-        """Forget a message that was heard or is past hope; else the next attempt, kept on disk."""
+        """Remove a delivered or hopeless message; otherwise, store and return its next attempt."""
         attempt = message.attempt + 1
         if trouble is None or trouble.final or attempt >= len(RETRY_SECONDS):
             self._count("heard" if trouble is None else "given_up")
@@ -198,13 +201,13 @@ class WebhookSender:
             return None
         pause = RETRY_SECONDS[attempt] * random.uniform(1.0, 1.1)
         self._count("again")
-        log.info("webhook not heard", id=message.id, reason=trouble.reason, again_in=round(pause))
+        log.info("webhook failed", id=message.id, reason=trouble.reason, again_in=round(pause))
         again = replace(message, attempt=attempt, due=time.time() + pause)
         self._outbox.put(again)
         return again
 
     def _post(self, message: Message) -> _Trouble | None:
-        """Post once; None when it was heard, else why not."""
+        """Post once; None on success, otherwise the reason of the failure."""
         now = datetime.now(UTC)
         try:
             target = target_of(message.url, private=self._private())
@@ -222,12 +225,12 @@ class WebhookSender:
                 },
                 extensions={"sni_hostname": target.server_name},
             )
-            answer = self._client.send(request, stream=True)
-            answer.close()
+            response = self._client.send(request, stream=True)
+            response.close()
         except Refused as error:
             return _Trouble(str(error), final=True)
         except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
             return _Trouble(str(error) or type(error).__name__)
-        if answer.is_success:
+        if response.is_success:
             return None
-        return _Trouble(str(answer.status_code), final=answer.status_code == _GONE)
+        return _Trouble(str(response.status_code), final=response.status_code == _GONE)

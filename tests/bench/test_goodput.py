@@ -1,4 +1,4 @@
-"""The search for the highest rate, over a policy that carries up to a known one."""
+"""The search for the highest load, with a policy that can sustain up to a known one."""
 
 import pytest
 
@@ -8,19 +8,19 @@ from jobs.request import ImageRequest
 
 
 @pytest.mark.parametrize("guess", [1.0, 7.3, 60.0])
-def test_the_highest_rate_is_found_from_either_side(guess: float) -> None:
-    found = highest(lambda rate: rate <= 7.3, guess, least=0.1, precision=PRECISION, stride=STRIDE)
-    assert 7.3 / PRECISION <= found <= 7.3
+def test_the_highest_load_is_found_from_either_side(guess: float) -> None:
+    load = highest(lambda rate: rate <= 7.3, guess, least=0.1, precision=PRECISION, stride=STRIDE)
+    assert 7.3 / PRECISION <= load <= 7.3
 
 
-def test_a_policy_that_carries_nothing_is_no_endless_search() -> None:
+def test_the_search_ends_for_a_policy_that_sustains_nothing() -> None:
     asked = []
 
     def never(rate: float) -> bool:
         asked.append(rate)
         return False
 
-    with pytest.raises(RuntimeError, match=r"not even a load of 0\.5"):
+    with pytest.raises(RuntimeError, match=r"even a load of 0\.5"):
         highest(never, 8.0, least=0.5, precision=PRECISION, stride=STRIDE)
     assert min(asked) > 0.5 / 2
 

@@ -1,4 +1,4 @@
-"""Percentiles and attainment, by hand."""
+"""Percentiles and shares on time, compared with values calculated by hand."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The policies over the fake pipeline: who runs with whom, what is held, what a failure does."""
+"""The policies on the fake pipeline: batches, the number of held images, failures."""
 
 import pytest
 import torch
@@ -8,11 +8,11 @@ from bench.saturated import flops
 from jobs.request import ImageRequest
 from pipelines.fake import FakePipeline
 from pipelines.seam import Sample
-from workers.in_flight import Flight, Flights
+from workers.in_flight import InFlight, InFlightImages
 from workers.scheduler import Costs
 
 NO_BATCHES = Costs(((64, 1.0), (128, 2.0)))
-"""A forward pass over two samples takes twice as long, so that a worker holds the fewest."""
+"""A forward pass over two samples takes twice as long, so a worker holds the fewest."""
 
 
 def _trace(count: int, prompt: str = "a ring") -> list[Arrival]:
@@ -26,21 +26,21 @@ def _trace(count: int, prompt: str = "a ring") -> list[Arrival]:
 def test_every_request_is_denoised_whole_and_timed(policy: Policy) -> None:
     pipeline, trace = FakePipeline(), _trace(20)
     latencies = policy(pipeline, NO_BATCHES, trace)
-    made = [seed for call in pipeline.calls for seed in call]
-    assert all(made.count(one.request.seed) == one.request.steps for one in trace)
+    seeds = [seed for call in pipeline.calls for seed in call]
+    assert all(seeds.count(arrival.request.seed) == arrival.request.steps for arrival in trace)
     assert len(latencies) == len(trace)
     assert min(latencies) > 0
 
 
 def test_our_engine_holds_no_more_than_a_worker_would(monkeypatch: pytest.MonkeyPatch) -> None:
     held = []
-    add = Flights.add
+    add = InFlightImages.add
 
-    def counted(flights: Flights, flight: Flight) -> None:
+    def counted(flights: InFlightImages, flight: InFlight) -> None:
         add(flights, flight)
         held.append(len(flights))
 
-    monkeypatch.setattr(Flights, "add", counted)
+    monkeypatch.setattr(InFlightImages, "add", counted)
     stepwise(FakePipeline(seconds_per_step=0.005), NO_BATCHES, _trace(40))
     assert max(held) == 2 * NO_BATCHES.held(64)
 
@@ -56,7 +56,7 @@ def test_an_image_that_fails_ends_the_comparison(policy: Policy) -> None:
         policy(_NoDecoder(), NO_BATCHES, _trace(20))
 
 
-def test_attention_counts_by_hand() -> None:
+def test_attention_flops_match_the_formula() -> None:
     batch, heads, queries, keys, width = 2, 3, 5, 7, 8
     q = torch.randn(batch, heads, queries, width)
     k = v = torch.randn(batch, heads, keys, width)

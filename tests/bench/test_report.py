@@ -1,4 +1,4 @@
-"""What a run of benchmarks prints and returns, with benchmarks that only give figures back."""
+"""The output of a benchmark run, with benchmarks that only return figures."""
 
 import json
 
@@ -27,14 +27,14 @@ def _broken() -> Metrics:
         ("eta_miss", float("nan"), "missed"),
     ],
 )
-def test_a_figure_is_told_beside_its_target(name: str, figure: float, word: str) -> None:
+def test_a_figure_is_printed_with_its_target(name: str, figure: float, word: str) -> None:
     [line] = verdicts({"of no target": 1.0, name: figure})
     assert line.split()[0] == name
     assert str(TARGETS[name]) in line
     assert line.endswith(word)
 
 
-def test_each_bench_is_told_at_once_and_all_again_at_the_end(
+def test_each_benchmark_is_printed_at_once_and_again_at_the_end(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     seen = []
@@ -48,13 +48,15 @@ def test_each_bench_is_told_at_once_and_all_again_at_the_end(
     assert _json(capsys.readouterr().out) == ["second", "first", "second"]
 
 
-def test_a_bench_that_raises_does_not_stop_the_others(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_benchmark_that_raises_does_not_stop_the_others(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     assert main([], {"broken": _broken, "sound": lambda: {"urgent": 2.0}}) == 1
-    told = capsys.readouterr()
-    assert "the server is gone" in told.err
-    assert "failed: broken" in told.out
-    assert _json(told.out) == ["sound", "sound"]
-    assert told.out.splitlines()[-1].startswith("{")
+    output = capsys.readouterr()
+    assert "the server is gone" in output.err
+    assert "failed: broken" in output.out
+    assert _json(output.out) == ["sound", "sound"]
+    assert output.out.splitlines()[-1].startswith("{")
 
 
 def test_only_the_named_ones_run(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""The order of service on a simulated device: late requests aren't starved, on-time ones come."""
+"""The order of service on a simulated device: late requests don't starve, goodput stays high."""
 
 import statistics
 from collections.abc import Sequence
@@ -25,14 +25,14 @@ MIXED = (8, 20, 28)
 
 
 def over_solo(served: Sequence[Served], costs: Costs) -> list[float]:
-    return [one.over_solo(costs) for one in served]
+    return [result.over_solo(costs) for result in served]
 
 
 @pytest.mark.parametrize("costs", [BATCHES_PAY, NO_BATCH_PAYS], ids=["pays", "does not"])
 @pytest.mark.parametrize("reproducible", [False, True])
 @pytest.mark.parametrize("callers", [2, 8, 16, 40])
-def test_equal_callers_are_served_alike(costs: Costs, reproducible: bool, callers: int) -> None:
-    """With ages left out of the order, p99 was 41 times solo here, 12 times the median."""
+def test_equal_callers_get_equal_service(costs: Costs, reproducible: bool, callers: int) -> None:
+    """Without ages in the order, p99 was 41 times solo here, and 12 times the median."""
     served = ours(closed(callers, 110, [20], reproducible=reproducible), costs)
     plain = one_at_a_time(closed(callers, 110, [20]), costs)
     latencies = over_solo(served, costs)
@@ -57,12 +57,12 @@ def test_the_bound_costs_little_goodput(name: str, costs: Costs, reproducible: b
 
 
 @pytest.mark.parametrize("steps", [8, 20])
-def test_short_requests_that_never_end_do_not_starve_a_long_one(steps: int) -> None:
-    """Eight callers ask for short images again and again; one long one came a little later."""
+def test_endless_short_requests_do_not_starve_a_long_one(steps: int) -> None:
+    """Eight callers keep asking for short images; one long request arrives a little later."""
     load = closed(8, 2000, [steps])
     load.add(Request(0.1, 28))
     served = ours(load, NO_BATCH_PAYS)
-    [long] = [one for one in served if one.request.steps == 28]
+    [long] = [result for result in served if result.request.steps == 28]
     share = served.index(long) / len(served)
     assert share < 0.1
 
@@ -74,11 +74,11 @@ def test_every_request_is_served_once_and_never_faster_than_alone(
 ) -> None:
     served = policy(poisson(1.2, costs, 1, MIXED), costs)
     asked = poisson(1.2, costs, 1, MIXED).due(1e9)
-    assert sorted(one.request.at for one in served) == [one.at for one in asked]
+    assert sorted(result.request.at for result in served) == [request.at for request in asked]
     assert min(over_solo(served, costs)) >= 1 - 1e-9
 
 
-def test_one_at_a_time_by_hand() -> None:
+def test_one_at_a_time_matches_a_calculation_by_hand() -> None:
     load = closed(2, 3, [10])
-    done = [one.done for one in one_at_a_time(load, NO_BATCH_PAYS)]
+    done = [result.done for result in one_at_a_time(load, NO_BATCH_PAYS)]
     assert done == pytest.approx([0.4, 0.8, 1.2])

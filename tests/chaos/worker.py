@@ -1,9 +1,9 @@
-"""A worker whose work is nothing, for killing.
+"""A worker that draws nothing, to be killed by the tests.
 
 Run it as `python -m tests.chaos.worker URL NAME FOLDER LEASE_SECONDS`.
 
-Claims batches, beats from a thread, "draws" for some milliseconds, writes a file and commits. A
-prompt that says "poison" kills the process. Ends when the test does.
+It claims batches, beats from a thread, "draws" for some milliseconds, writes a file and commits. A
+prompt that contains "poison" kills the process. The worker ends with the test.
 """
 
 import os
@@ -31,7 +31,7 @@ BATCH = 8
 
 
 def patiently(call: Callable[[], T]) -> T:
-    """Repeat while the queue is away, as a worker does."""
+    """Repeat the call while the queue is unavailable, as a worker does."""
     while True:
         try:
             return call()
@@ -40,7 +40,7 @@ def patiently(call: Callable[[], T]) -> T:
 
 
 class Worker:
-    """One process's leases, and the thread that keeps them."""
+    """A process's leases, and the heartbeat that extends them."""
 
     def __init__(self, url: str, name: str, folder: Path, lease_seconds: float) -> None:
         self._lease_seconds = lease_seconds
@@ -51,19 +51,19 @@ class Worker:
         self.lock = threading.Lock()
 
     def beat(self) -> None:
-        """Extend what is held until the end; drop what is lost or cancelled."""
+        """Extend the leases until the process ends; drop those that are lost or cancelled."""
         while True:
             with self.lock:
                 steps = {(lease.key, lease.token): 1 for lease in self.leases.values()}
             with suppress(StorageUnavailable):
-                told = self.store.beat(self.name, steps, self._lease_seconds)
+                beat = self.store.beat(self.name, steps, self._lease_seconds)
                 with self.lock:
-                    for key in told.lost | told.cancelled:
+                    for key in beat.lost | beat.cancelled:
                         self.leases.pop(key, None)
             time.sleep(self._lease_seconds / 5)
 
-    def turn(self) -> None:
-        """One batch."""
+    def run_batch(self) -> None:
+        """Claim and make one batch."""
         nonce = uuid4().hex
         leases = patiently(
             lambda: self.store.claim(
@@ -86,7 +86,7 @@ class Worker:
             patiently(lambda: self.store.wait("demo", 0.1))
 
     def draw(self, lease: Lease) -> None:
-        """Make one image, or fail, or give it back, or die of it."""
+        """Make one image, fail it, give it back, or die of it."""
         time.sleep(random.uniform(0, 0.01))
         if "poison" in lease.request.prompt:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -98,17 +98,17 @@ class Worker:
         else:
             data = f"{lease.key} {lease.token}".encode()
             uri = self.images.write(lease.job_id, lease.index, lease.token, data, ".png")
-            done = ImageResult(uri, sha256(data).hexdigest(), len(data), "image/png", 0.01)
-            patiently(lambda: self.store.commit([(lease, done)]))
+            result = ImageResult(uri, sha256(data).hexdigest(), len(data), "image/png", 0.01)
+            patiently(lambda: self.store.commit([(lease, result)]))
 
 
 def main() -> None:
-    """Work until the test is gone."""
+    """Work until the test ends."""
     lifeline.watch(lambda: os._exit(0))
     worker = Worker(sys.argv[1], sys.argv[2], Path(sys.argv[3]), float(sys.argv[4]))
     threading.Thread(target=worker.beat, daemon=True).start()
     while True:
-        worker.turn()
+        worker.run_batch()
 
 
 if __name__ == "__main__":

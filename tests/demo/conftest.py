@@ -1,4 +1,4 @@
-"""One torch thread: tiny tensors gain nothing from a second, and lose on a busy machine."""
+"""One torch thread, because tiny tensors gain nothing from a second one."""
 
 from __future__ import annotations
 

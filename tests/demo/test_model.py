@@ -1,4 +1,4 @@
-"""The shipped folder loads as any diffusers folder does, is small, and draws what it is told."""
+"""The shipped folder loads like any diffusers folder, is small, and draws its prompts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scenes, their pictures and their captions agree with one another and with the judge."""
+"""Scenes, their pictures, their captions and the judge agree."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def pictured(scene: Scene, size: tuple[int, int] = (128, 128)) -> Image.Image:
 
 
 def meaning(scene: Scene) -> object:
-    """What a scene says, whichever of its things is named first."""
+    """The content of a scene, in whichever order its things are named."""
     things = frozenset((t.color, t.shape, t.column, t.row, t.inset) for t in scene.things)
     return scene.background, things, scene.size_word, scene.place
 
@@ -47,7 +47,7 @@ def test_a_rendered_scene_is_judged_right(size, row):
         (single("blue", "red", "heart", None, "top"), "position"),
     ],
 )
-def test_one_wrong_attribute_is_seen_and_only_that(drawn, wrong):
+def test_only_the_wrong_attribute_is_judged_wrong(drawn, wrong):
     asked = single("blue", "red", "heart", None, "left")
     verdict = judge(pictured(drawn), asked)
     assert not verdict.everything
@@ -55,7 +55,7 @@ def test_one_wrong_attribute_is_seen_and_only_that(drawn, wrong):
         assert getattr(verdict, attribute) == (attribute != wrong)
 
 
-def test_swapped_things_are_seen():
+def test_swapped_things_are_judged_wrong():
     asked = pair("white", ("red", "circle"), "left of", ("blue", "cross"))
     swapped = pair("white", ("red", "circle"), "right of", ("blue", "cross"))
     verdict = judge(pictured(swapped), asked)
@@ -69,7 +69,7 @@ def test_an_empty_picture_has_only_its_background_right():
     assert not (verdict.color or verdict.shape or verdict.position)
 
 
-def test_every_caption_is_understood():
+def test_every_caption_is_parsed():
     rng = random.Random(3)
     for _ in range(500):
         scene = random_scene(rng, "any")
@@ -78,16 +78,16 @@ def test_every_caption_is_understood():
 
 
 @pytest.mark.parametrize("sentence", ["", "a nice day", "a red circle and a blue star"])
-def test_what_names_no_scene_is_refused(sentence):
-    with pytest.raises(ValueError, match="neither one thing nor two"):
+def test_a_sentence_without_a_scene_is_refused(sentence):
+    with pytest.raises(ValueError, match="expected one thing, or two"):
         parse(sentence)
 
 
 def test_training_never_sees_a_held_out_pair():
     rng = random.Random(4)
     for _ in range(2000):
-        said = parse(caption(rng, random_scene(rng)))
-        assert not HELD_OUT & {(thing.color, thing.shape) for thing in said.things}
+        scene = parse(caption(rng, random_scene(rng)))
+        assert not HELD_OUT & {(thing.color, thing.shape) for thing in scene.things}
     for row in ROWS:
         for scene in fresh_scenes(row, 50, 0):
             held_out = {(thing.color, thing.shape) in HELD_OUT for thing in scene.things}

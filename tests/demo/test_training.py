@@ -1,4 +1,4 @@
-"""Each training stage runs, and a stage that was killed ends as an unbroken one does."""
+"""Each training stage runs, and a killed stage ends like an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def weights(module):
 
 
 def walk(path, kill_at=None, total=6):
-    """A little training of one layer; the layer's weights at its end."""
+    """Train one layer a little; return its weights."""
     torch.manual_seed(0)
     layer = torch.nn.Linear(3, 3)
     optimiser = torch.optim.Adam(layer.parameters())
@@ -49,7 +49,7 @@ def walk(path, kill_at=None, total=6):
     return weights(layer)
 
 
-def test_a_killed_loop_ends_as_an_unbroken_one(tmp_path, always_saved):
+def test_a_killed_loop_ends_like_an_uninterrupted_one(tmp_path, always_saved):
     with pytest.raises(Killed):
         walk(tmp_path / "killed.pt", kill_at=3)
     torch.testing.assert_close(
@@ -57,14 +57,14 @@ def test_a_killed_loop_ends_as_an_unbroken_one(tmp_path, always_saved):
     )
 
 
-def test_a_finished_loop_does_nothing_more(tmp_path):
+def test_a_finished_loop_does_nothing(tmp_path):
     walk(tmp_path / "done.pt")
     before = (tmp_path / "done.pt").stat().st_mtime_ns
     walk(tmp_path / "done.pt", kill_at=0)
     assert (tmp_path / "done.pt").stat().st_mtime_ns == before
 
 
-def test_the_learning_rate_warms_stays_and_falls():
+def test_the_learning_rate_rises_stays_and_falls():
     rates = [warm_flat_cosine(step, 100, warm=10, flat=0.4) for step in range(100)]
     assert rates[0] == 0.1
     assert rates[10:40] == [1.0] * 30
@@ -129,7 +129,7 @@ def test_transformer_training_survives_a_kill(tmp_path, log, always_saved, monke
 
 
 @torch.no_grad()
-def test_words_do_not_read_pads_nor_pads_words():
+def test_words_and_pads_do_not_attend_to_each_other():
     text = build_text_encoders()
     few = tokenize(text.tokenizer, text.tokenizer_2, ["a red star", "two words"]).t5
     many = torch.cat([few, torch.full((2, 40), T5_PAD)], dim=1)

@@ -1,4 +1,4 @@
-"""The application without anything behind it, for its routes and metrics."""
+"""The application without a queue, for its routes and metrics."""
 
 from pathlib import Path
 from typing import Any, cast
@@ -15,7 +15,7 @@ from tests.docs.pages import ROOT
 
 
 class NoQueue:
-    """As much of a store as a scrape asks for."""
+    """The parts of a store that a scrape needs."""
 
     def queue_depth(self) -> dict[str, dict[int, int]]:
         return {}
@@ -38,7 +38,7 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> FastAPI:
 
 @pytest.fixture(scope="session")
 def routes(app: FastAPI) -> set[str]:
-    """Every documented route, as `GET /path`."""
+    """Every documented route, such as `GET /path`."""
     paths = app.openapi()["paths"]
     return {f"{method.upper()} {path}" for path, methods in paths.items() for method in methods}
 
@@ -47,5 +47,5 @@ def routes(app: FastAPI) -> set[str]:
 def metrics(app: FastAPI) -> set[str]:
     """The names of all series that `/metrics` exports."""
     suffixes = {"counter": ["_total"], "histogram": ["_bucket", "_sum", "_count"], "gauge": [""]}
-    found = app.state.metrics.registry.collect()
-    return {one.name + suffix for one in found for suffix in suffixes[one.type]}
+    collected = app.state.metrics.registry.collect()
+    return {metric.name + suffix for metric in collected for suffix in suffixes[metric.type]}

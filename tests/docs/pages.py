@@ -1,4 +1,4 @@
-"""The pages, and what is in them: fenced blocks, commands, links. Judges nothing."""
+"""Reads the pages: their fenced blocks, commands and links."""
 
 import re
 import shlex
@@ -26,12 +26,12 @@ def without_blocks(text: str) -> str:
 
 
 def variables(text: str) -> set[str]:
-    """The `IMAGEMILL_*` variables that a text names."""
+    """The `IMAGEMILL_*` variables in a text."""
     return set(_VARIABLE.findall(text))
 
 
 def commands(text: str, program: str) -> Iterator[list[str]]:
-    """The arguments of every call of a program in shell blocks and in `code`."""
+    """The arguments of every call of a program, in shell blocks and in `code`."""
     lines = [line for body in blocks(text, "sh") for line in _lines(body)]
     lines += re.findall(r"`([^`\n]+)`", without_blocks(text))
     for line in lines:
@@ -40,7 +40,7 @@ def commands(text: str, program: str) -> Iterator[list[str]]:
             begins = place == 0 or words[place - 1] in _AFTER
             if begins and word in [prefix + program for prefix in _PREFIXES]:
                 rest = words[place + 1 :]
-                ends = [spot for spot, one in enumerate(rest) if one in _AFTER]
+                ends = [index for index, word in enumerate(rest) if word in _AFTER]
                 yield rest[: ends[0]] if ends else rest
 
 
@@ -51,7 +51,7 @@ def _lines(body: str) -> list[str]:
 def _words(line: str) -> list[str]:
     try:
         return shlex.split(line, comments=True)
-    except ValueError:  # a text over several lines, or an apostrophe
+    except ValueError:  # an open quote: a string over several lines, or an apostrophe
         return line.split()
 
 
@@ -66,5 +66,5 @@ def links(page: Path) -> Iterator[tuple[str, str]]:
 def anchors(page: Path) -> set[str]:
     """The anchors of a page's headings, as GitHub makes them."""
     headings = re.findall(r"^#+ (.+)$", without_blocks(page.read_text()), re.MULTILINE)
-    kept = (re.sub(r"[^\w\- ]", "", heading.lower()) for heading in headings)
-    return {heading.replace(" ", "-") for heading in kept}
+    plain = (re.sub(r"[^\w\- ]", "", heading.lower()) for heading in headings)
+    return {heading.replace(" ", "-") for heading in plain}

@@ -1,4 +1,4 @@
-"""docker/: what can be known of it without an engine: it parses, and names only what there is."""
+"""Checks docker/ without a container engine: its files parse, and the names in them exist."""
 
 import importlib.util
 import json
@@ -33,13 +33,13 @@ LABELS |= {"worker", "result", "kind", "outcome"}
 
 
 def kubernetes(kind: str) -> dict[str, Any]:
-    """The objects of a kind by name."""
-    return {one["metadata"]["name"]: one for one in DOCUMENTS if one["kind"] == kind}
+    """The objects of a kind, by name."""
+    return {item["metadata"]["name"]: item for item in DOCUMENTS if item["kind"] == kind}
 
 
 def pods() -> list[dict[str, Any]]:
-    """The pod specs of our own image."""
-    return [one["spec"]["template"]["spec"] for one in kubernetes("Deployment").values()]
+    """The pod specs that run imagemill."""
+    return [item["spec"]["template"]["spec"] for item in kubernetes("Deployment").values()]
 
 
 def expressions() -> Iterator[str]:
@@ -54,7 +54,7 @@ def seconds(text: str) -> float:
     return float(text.removesuffix("s"))
 
 
-def test_every_file_is_of_a_kind_that_is_checked_here():
+def test_every_file_is_checked():
     parsed = {".yaml", ".yml", ".json"}
     others = {path.name for path in DOCKER if path.suffix not in parsed}
     assert others == {"Dockerfile", "Dockerfile.dockerignore"}
@@ -69,16 +69,18 @@ def test_metrics_and_labels_of_an_expression_exist(expression, metrics):
     assert named <= metrics and (named or "up{" in expression)
     grouped = re.findall(r"\b(?:by|on) \(([^)]*)\)", expression)
     matched = re.findall(r"[{,] ?(\w+)=", expression)
-    assert {label.strip() for one in grouped for label in one.split(",")} | set(matched) <= LABELS
+    assert {label.strip() for group in grouped for label in group.split(",")} | set(
+        matched
+    ) <= LABELS
     assert expression.count("(") == expression.count(")")
 
 
 def test_all_metrics_are_shown(metrics):
-    shown = " ".join(target["expr"] for one in DASHBOARD["panels"] for target in one["targets"])
+    shown = " ".join(t["expr"] for panel in DASHBOARD["panels"] for t in panel["targets"])
     assert not {name for name in metrics if name not in shown}
 
 
-def test_routes_that_expressions_name_exist(routes):
+def test_routes_in_expressions_exist(routes):
     named = {
         match
         for expression in expressions()
@@ -88,7 +90,7 @@ def test_routes_that_expressions_name_exist(routes):
 
 
 def test_panels_do_not_overlap():
-    taken = set()
+    occupied = set()
     for panel in DASHBOARD["panels"]:
         at = panel["gridPos"]
         cells = {
@@ -96,12 +98,12 @@ def test_panels_do_not_overlap():
             for x in range(at["x"], at["x"] + at["w"])
             for y in range(at["y"], at["y"] + at["h"])
         }
-        assert not cells & taken and max(x for x, _ in cells) < 24
-        taken |= cells
+        assert not cells & occupied and max(x for x, _ in cells) < 24
+        occupied |= cells
     assert len({panel["id"] for panel in DASHBOARD["panels"]}) == len(DASHBOARD["panels"])
 
 
-def test_the_dockerfile_copies_what_there_is_and_every_package():
+def test_the_dockerfile_copies_every_package():
     copied = {
         word
         for line in re.findall(r"^COPY (?!--from)(.+)$", DOCKERFILE, re.MULTILINE)
@@ -115,14 +117,14 @@ def test_the_dockerfile_copies_what_there_is_and_every_package():
     assert copied == {name.removeprefix("!") for name in ignored if name.startswith("!")}
 
 
-def test_the_image_runs_as_nobody_special_and_what_it_runs_exists():
+def test_the_image_runs_unprivileged_and_its_commands_exist():
     assert re.search(r"^USER imagemill$", DOCKERFILE, re.MULTILINE)
     [entry] = re.findall(r"^ENTRYPOINT (.+)$", DOCKERFILE, re.MULTILINE)
     assert json.loads(entry) == ["imagemill"]
     words = [json.loads(line) for line in re.findall(r"^CMD (.+)$", DOCKERFILE, re.MULTILINE)]
     words += [COMPOSE["services"][name]["command"] for name in ("service", "workers")]
     words += [pod["containers"][0]["args"] for pod in pods()]
-    assert {one[0] for one in words} <= set(COMMANDS)
+    assert {arguments[0] for arguments in words} <= set(COMMANDS)
     for module in re.findall(r'"-m", "([\w.]+)"', DOCKERFILE):
         assert importlib.util.find_spec(module)
 
@@ -135,7 +137,7 @@ def test_commands_in_comments_exist():
             assert verb in COMMANDS[command].commands
 
 
-def test_compose_names_only_what_it_declares():
+def test_compose_refers_only_to_declared_names():
     services = COMPOSE["services"]
     for service in services.values():
         assert set(service.get("depends_on", {})) <= set(services)
@@ -164,14 +166,14 @@ def test_grace_periods_outlast_the_drain():
     workers = COMPOSE["services"]["workers"]
     drain = float(workers["environment"]["IMAGEMILL_DRAIN_SECONDS"])
     assert seconds(workers["stop_grace_period"]) >= drain + GRACE_SECONDS
-    given = kubernetes("ConfigMap")["imagemill-settings"]["data"]
-    drain = float(given["IMAGEMILL_DRAIN_SECONDS"])
+    variables = kubernetes("ConfigMap")["imagemill-settings"]["data"]
+    drain = float(variables["IMAGEMILL_DRAIN_SECONDS"])
     assert drain == WorkerSettings.model_fields["drain_seconds"].default
     pod = kubernetes("Deployment")["imagemill-workers"]["spec"]["template"]["spec"]
     assert pod["terminationGracePeriodSeconds"] >= drain + GRACE_SECONDS
 
 
-def test_pods_name_only_what_there_is(routes):
+def test_pods_refer_only_to_declared_names(routes):
     for pod in pods():
         assert pod["enableServiceLinks"] is False
         declared = {volume["name"] for volume in pod["volumes"]}
@@ -193,19 +195,19 @@ def test_pods_name_only_what_there_is(routes):
 
 
 def test_selectors_find_their_pods():
-    for one in [*kubernetes("Deployment").values(), *kubernetes("StatefulSet").values()]:
-        labels = one["spec"]["template"]["metadata"]["labels"]
-        assert one["spec"]["selector"]["matchLabels"] == labels
-    found = [
-        one["spec"]["template"]["metadata"]["labels"]
+    for item in [*kubernetes("Deployment").values(), *kubernetes("StatefulSet").values()]:
+        labels = item["spec"]["template"]["metadata"]["labels"]
+        assert item["spec"]["selector"]["matchLabels"] == labels
+    pod_labels = [
+        item["spec"]["template"]["metadata"]["labels"]
         for kind in ("Deployment", "StatefulSet")
-        for one in kubernetes(kind).values()
+        for item in kubernetes(kind).values()
     ]
     for service in kubernetes("Service").values():
-        assert service["spec"]["selector"] in found
+        assert service["spec"]["selector"] in pod_labels
 
 
-def test_the_catalog_of_the_cluster_is_one(tmp_path):
+def test_the_cluster_catalog_is_valid(tmp_path):
     maps = kubernetes("ConfigMap")
     text = maps["imagemill-models"]["data"]["models.toml"]
     (tmp_path / "models.toml").write_text(text)
@@ -215,5 +217,7 @@ def test_the_catalog_of_the_cluster_is_one(tmp_path):
         assert (ROOT / inside / "model_index.json").exists()
     where = Path(maps["imagemill-settings"]["data"]["IMAGEMILL_MODELS"])
     for pod in pods():
-        mounts = {one["name"]: one["mountPath"] for one in pod["containers"][0]["volumeMounts"]}
+        mounts = {
+            mount["name"]: mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]
+        }
         assert mounts["models"] == str(where.parent)

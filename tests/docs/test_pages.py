@@ -1,4 +1,4 @@
-"""The pages say what the code says: settings, routes, fields, statuses, commands, links."""
+"""The pages match the code: settings, routes, fields, statuses, commands, links."""
 
 import importlib.util
 import re
@@ -25,7 +25,7 @@ SETTINGS = {
     for kind in (QueueSettings, ServiceSettings, WorkerSettings)
     for name, field in kind.model_fields.items()
 }
-OF_THE_CLIENT = {"IMAGEMILL_SERVER", "IMAGEMILL_API_KEY"}
+CLIENT_VARIABLES = {"IMAGEMILL_SERVER", "IMAGEMILL_API_KEY"}
 
 
 def page_name(page: Path) -> str:
@@ -48,18 +48,18 @@ def test_every_setting_has_a_row_with_its_default(name):
 
 
 @pytest.mark.parametrize("page", [*PAGES, *DOCKER], ids=page_name)
-def test_no_page_names_a_variable_that_nobody_reads(page):
-    assert variables(page.read_text()) <= SETTINGS.keys() | OF_THE_CLIENT
+def test_every_variable_on_a_page_is_read(page):
+    assert variables(page.read_text()) <= SETTINGS.keys() | CLIENT_VARIABLES
 
 
-@pytest.mark.parametrize("name", sorted(OF_THE_CLIENT))
+@pytest.mark.parametrize("name", sorted(CLIENT_VARIABLES))
 def test_the_clients_variables_are_read(name):
     assert any(name in path.read_text() for path in (ROOT / "imagemill").rglob("*.py"))
 
 
-def test_every_route_is_described_and_no_other(routes):
-    told = set(re.findall(r"\b((?:GET|POST|PUT|PATCH|DELETE) /[^\s`]+)`", API))
-    assert told == routes
+def test_exactly_the_existing_routes_are_described(routes):
+    described = set(re.findall(r"\b((?:GET|POST|PUT|PATCH|DELETE) /[^\s`]+)`", API))
+    assert described == routes
 
 
 @pytest.mark.parametrize(("status", "slug"), list(STATUS.values()))
@@ -77,7 +77,7 @@ def test_every_field_is_described(kind):
 
 
 def command_of(words: list[str]) -> click.Command:
-    """The command that the words name, with its options."""
+    """The command that the words call, with its options."""
     command = typer.main.get_command(imagemill)
     for word in words:
         if not hasattr(command, "commands"):
@@ -92,7 +92,7 @@ def command_of(words: list[str]) -> click.Command:
 @pytest.mark.parametrize("page", PAGES, ids=page_name)
 def test_commands_and_their_flags_exist(page):
     for words in commands(page.read_text(), "imagemill"):
-        known = {flag for one in command_of(words).params for flag in one.opts} | {"--help"}
+        known = {flag for option in command_of(words).params for flag in option.opts} | {"--help"}
         flags = {word.partition("=")[0] for word in words if word.startswith("-") and word != "-"}
         assert flags <= known, f"imagemill {' '.join(words)}"
 
@@ -105,13 +105,13 @@ def test_make_targets_exist(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_name)
-def test_modules_that_are_run_exist(page):
+def test_modules_in_commands_exist(page):
     for module in re.findall(r"python -m ([\w.]+)", page.read_text()):
         assert importlib.util.find_spec(module) is not None
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_name)
-def test_links_lead_somewhere(page):
+def test_link_targets_exist(page):
     for path, anchor in links(page):
         target = (page.parent / path).resolve() if path else page
         assert target.exists(), path
@@ -119,17 +119,17 @@ def test_links_lead_somewhere(page):
             assert anchor in anchors(target), f"{path}#{anchor}"
 
 
-def test_all_metrics_are_described_and_no_other(metrics):
-    told = set(re.findall(r"`(imagemill_\w+)`", OPERATING))
+def test_exactly_the_existing_metrics_are_described(metrics):
+    described = set(re.findall(r"`(imagemill_\w+)`", OPERATING))
     plain = {re.sub(r"_(bucket|sum|count)$", "", name) for name in metrics}
-    assert told == plain
+    assert described == plain
 
 
-def test_the_family_page_names_all_members():
+def test_the_family_page_describes_all_members():
     from ast import ClassDef, FunctionDef, parse, walk
 
     tree = parse((ROOT / "pipelines" / "families" / "family.py").read_text())
-    [family] = [one for one in walk(tree) if isinstance(one, ClassDef) and one.name == "Family"]
+    [family] = [node for node in walk(tree) if isinstance(node, ClassDef) and node.name == "Family"]
     page = (ROOT / "docs" / "adding-a-family.md").read_text()
     for member in family.body:
         if isinstance(member, FunctionDef):

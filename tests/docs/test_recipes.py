@@ -1,6 +1,6 @@
-"""The recipes of the README and of docs/client.md, run as they stand against a real service.
+"""Runs the recipes of the README and of docs/client.md against a real service.
 
-Only the address and the virtual environment's place are exchanged for the test's own.
+Only the address and the path of the virtual environment are replaced.
 """
 
 import os
@@ -14,41 +14,41 @@ import pytest
 from PIL import Image
 
 from tests.docs.pages import ROOT, blocks
-from tests.end_to_end.mill import Mill, up
+from tests.end_to_end.deployment import Deployment, up
 from tests.waiting import PATIENCE, wait_until
 
 README, CLIENT = ROOT / "README.md", ROOT / "docs" / "client.md"
 
 
 @pytest.fixture(scope="module")
-def mill(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mill]:
-    with up(tmp_path_factory.mktemp("recipes") / "data") as mill:
-        wait_until(mill.ready_workers)
-        yield mill
+def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    with up(tmp_path_factory.mktemp("recipes") / "data") as deployment:
+        wait_until(deployment.ready_workers)
+        yield deployment
 
 
 def recipes(page: Path, language: str) -> list[str]:
-    """The blocks of a page that want a running service; `make` and `up` are others' to test."""
-    found = blocks(page.read_text(), language)
-    return [one for one in found if not re.search(r"^make |imagemill up$", one, re.MULTILINE)]
+    """The blocks of a page that need a running service; other tests run `make` and `up`."""
+    texts = blocks(page.read_text(), language)
+    return [text for text in texts if not re.search(r"^make |imagemill up$", text, re.MULTILINE)]
 
 
-def follow(mill: Mill, folder: Path, language: str, text: str) -> str:
-    """Run one block in an empty folder; what it printed."""
-    here = re.sub(r"(localhost|127\.0\.0\.1):8000", mill.url.removeprefix("http://"), text)
+def follow(deployment: Deployment, folder: Path, language: str, text: str) -> str:
+    """Run one block in an empty folder; return what it printed."""
+    here = re.sub(r"(localhost|127\.0\.0\.1):8000", deployment.url.removeprefix("http://"), text)
     binaries = str(Path(sys.executable).parent)
     here = here.replace(".venv/bin/", f"{binaries}/")
     program = ["bash", "-euc"] if language == "sh" else [sys.executable, "-c"]
-    done = subprocess.run(
+    process = subprocess.run(
         [*program, here],
         cwd=folder,
-        env={**os.environ, "IMAGEMILL_DATA": str(mill.data), "NO_PROXY": "*"},
+        env={**os.environ, "IMAGEMILL_DATA": str(deployment.data), "NO_PROXY": "*"},
         capture_output=True,
         text=True,
         timeout=PATIENCE,
     )
-    assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
+    assert process.returncode == 0, f"{text}\n{process.stdout}\n{process.stderr}"
+    return process.stdout
 
 
 @pytest.mark.parametrize(
@@ -73,18 +73,23 @@ def follow(mill: Mill, folder: Path, language: str, text: str) -> str:
         (CLIENT, "python", 1, ["out/crosses/0000-a-red-cross.png"]),
     ],
 )
-def test_a_recipe_makes_what_it_promises(
-    mill: Mill, tmp_path: Path, page: Path, language: str, number: int, pictures: list[str]
+def test_a_recipe_works(
+    deployment: Deployment,
+    tmp_path: Path,
+    page: Path,
+    language: str,
+    number: int,
+    pictures: list[str],
 ) -> None:
-    said = follow(mill, tmp_path, language, recipes(page, language)[number])
+    output = follow(deployment, tmp_path, language, recipes(page, language)[number])
     for name in pictures:
         with Image.open(tmp_path / name) as picture:
             assert picture.size == (128, 128)
     if (page, language, number) == (README, "python", 2):
-        assert sorted(said.split()) == ["shape-cross", "shape-star", "shape-triangle"]
+        assert sorted(output.split()) == ["shape-cross", "shape-star", "shape-triangle"]
 
 
-def test_no_recipe_is_left_out() -> None:
-    """A new one needs a line above; the catalog's blocks are TOML."""
+def test_every_recipe_is_run() -> None:
+    """Add a line above for a new recipe; blocks of the catalog are TOML and not run."""
     assert len(recipes(README, "sh")) == 2 and len(recipes(README, "python")) == 3
     assert len(recipes(CLIENT, "python")) == 2

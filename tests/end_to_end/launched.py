@@ -1,7 +1,7 @@
-"""Groups of ranks as a user starts them: a tiny real model, launched by torchrun or accelerate.
+"""Groups of ranks started by torchrun or accelerate, with a tiny real model.
 
-`Line` is a queue server, a store and a data folder without `up`, so that a launcher's processes are
-all there is beside it.
+`Line` is a queue server, a store and a data folder without `up`, so the launcher's processes are
+the only others.
 """
 
 import os
@@ -20,7 +20,7 @@ from jobs.queue.store import Store
 from jobs.request import ImageRequest
 from jobs.runtime import lifeline
 from jobs.runtime.embedded_queue import EmbeddedServer
-from tests.end_to_end.mill import ROOT, environment, processes_of
+from tests.end_to_end.deployment import ROOT, environment, processes_of
 from tests.jobs.bench import expire_leases
 from tests.waiting import PATIENCE, wait_until
 
@@ -34,11 +34,11 @@ ENTRIES = {
     "phased": 'placement = "split"\nunload = true\nmax_sequence_length = 16',
     "short": f"{_GROUP}max_sequence_length = 1",
 }
-"""Catalog entries of one tiny Flux; the last leaves a rank without any token of the prompt."""
+"""Catalog entries of one tiny Flux; the last leaves a rank without prompt tokens."""
 
 
 def catalog(folder: Path, weights: Path, *names: str) -> Path:
-    """A `models.toml` in the folder, of these entries."""
+    """Write a `models.toml` with these entries to the folder."""
     path = folder / "models.toml"
     common = (
         f'path = "{weights}"\ndtype = "float32"\n'
@@ -49,20 +49,20 @@ def catalog(folder: Path, weights: Path, *names: str) -> Path:
 
 
 def ranks(data: Path) -> dict[int, int]:
-    """The processes of a group that works on the data folder: rank and pid."""
-    found = {}
+    """The processes of the group that works on the data folder: rank and pid."""
+    pids = {}
     for pid, command in processes_of(data).items():
         try:
             rank = psutil.Process(pid).environ().get("RANK")
         except psutil.Error:
             continue
         if rank is not None and "-m workers" in command:
-            found[int(rank)] = pid
-    return found
+            pids[int(rank)] = pid
+    return pids
 
 
 class Line:
-    """A queue for one model, and the launcher's processes that serve it."""
+    """A queue for one model, and the launcher that serves it."""
 
     def __init__(self, folder: Path, models: Path) -> None:
         self.data = folder / "data"
@@ -78,7 +78,7 @@ class Line:
         self.process: subprocess.Popen[Any] | None = None
 
     def start(self, *command: str) -> None:
-        """Start a launcher, or the supervisor, as a shell with job control does."""
+        """Start a launcher or the supervisor, as a shell with job control does."""
         with self.output.open("wb") as file:
             self.process = lifeline.spawn(
                 [sys.executable, "-m", *command],
@@ -91,12 +91,12 @@ class Line:
             )
 
     def submit(self, model: str, count: int) -> str:
-        """A job of so many images."""
-        wanted = [
+        """Submit a job with `count` images; returns its id."""
+        requests = [
             ImageRequest(model, f"a fish, {i}", i, SIDE, SIDE, STEPS, 1.0) for i in range(count)
         ]
         submitted = self.store.submit(
-            wanted,
+            requests,
             tenant="local",
             priority=5,
             metadata={},
@@ -108,7 +108,7 @@ class Line:
         return submitted.job_id
 
     def finish(self, job_id: str) -> Job:
-        """The job once it is over."""
+        """Wait for the job's end."""
         assert self.process is not None
 
         def over() -> Job | None:
@@ -119,25 +119,25 @@ class Line:
         return wait_until(over)
 
     def expire_leases(self) -> None:
-        """End the leases that dead workers have left behind, which time would end."""
+        """Expire the leases of dead workers now instead of waiting."""
         expire_leases(self._server.url)
 
     def said(self) -> str:
-        """All that the processes have printed."""
+        """Everything that the processes have printed."""
         return self.output.read_text()
 
-    def end(self, number: signal.Signals, *, everybody: bool = False) -> int:
-        """Signal the launcher, or all that it started as Ctrl-C does; its exit code."""
+    def end(self, number: signal.Signals, *, whole_group: bool = False) -> int:
+        """Signal the launcher, or its whole group as Ctrl-C does; returns its exit code."""
         assert self.process is not None
-        (os.killpg if everybody else os.kill)(self.process.pid, number)
+        (os.killpg if whole_group else os.kill)(self.process.pid, number)
         return self.process.wait(PATIENCE)
 
     def left(self) -> dict[int, str]:
-        """Processes that still work on the folder, but for the queue server."""
+        """Processes that still work on the folder, except the queue server."""
         return {p: c for p, c in processes_of(self.data).items() if "queue.sock" not in c}
 
     def close(self) -> None:
-        """Kill what is left, and end the queue."""
+        """Kill the remaining processes, and stop the queue."""
         for pid in self.left():
             os.kill(pid, signal.SIGKILL)
         if self.process is not None:
@@ -148,10 +148,10 @@ class Line:
 
 @contextmanager
 def line(folder: Path, models: Path) -> Iterator[Line]:
-    """A `Line`, closed afterwards; nothing of it may be left then."""
-    made = Line(folder, models)
+    """A `Line`, closed afterwards; fails if any process is left."""
+    queue = Line(folder, models)
     try:
-        yield made
-        wait_until(lambda: made.left() == {})
+        yield queue
+        wait_until(lambda: queue.left() == {})
     finally:
-        made.close()
+        queue.close()

@@ -1,4 +1,4 @@
-"""A model folder that is damaged: all else works, and everybody can read which file it is."""
+"""A damaged model folder: everything else works, and the file is named wherever users look."""
 
 import shutil
 from pathlib import Path
@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests import web
-from tests.end_to_end import mill as mills
-from tests.end_to_end.mill import ROOT, processes_of
+from tests.end_to_end.deployment import ROOT, processes_of, run, up
 from tests.waiting import wait_until
 
 SMALL = "max_sequence_length = 77\ndefaults = { width = 128, height = 128, steps = 2 }\n"
@@ -16,37 +15,37 @@ WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 
 @pytest.fixture
 def models(tmp_path: Path) -> Path:
-    """A catalog of a model whose transformer is cut short and of one that is not there."""
+    """A catalog with a model whose transformer is truncated, and with a missing model."""
     shutil.copytree(ROOT / "demo" / "model", tmp_path / "model")
     weights = tmp_path / "model" / WEIGHTS
     weights.write_bytes(weights.read_bytes()[:1000])
     catalog = tmp_path / "models.toml"
     entry = '[models.{}]\npath = "./{}"\ndtype = "float32"\nworkers = 1\n'
-    named = [("broken", "model"), ("missing", "nowhere")]
-    catalog.write_text("".join(entry.format(*each) + SMALL for each in named))
+    names = [("broken", "model"), ("missing", "nowhere")]
+    catalog.write_text("".join(entry.format(*pair) + SMALL for pair in names))
     return catalog
 
 
 def test_readyz_names_the_file_and_the_api_is_up(models: Path, tmp_path: Path) -> None:
-    with mills.up(tmp_path / "data", models) as mill:
+    with up(tmp_path / "data", models) as deployment:
 
         def reason() -> str:
-            response = web.get(f"{mill.url}/readyz")
+            response = web.get(f"{deployment.url}/readyz")
             assert response.status_code == 503
             return str(response.json()["detail"])
 
         wait_until(lambda: WEIGHTS in reason() and str(tmp_path / "nowhere") in reason())
-        assert mill.answers()
-        assert web.get(f"{mill.url}/v1/models").json()["data"][0]["ready_workers"] == 0
-        wait_until(lambda: "imagemill is up, but no worker is ready" in mill.said())
+        assert deployment.answers()
+        assert web.get(f"{deployment.url}/v1/models").json()["data"][0]["ready_workers"] == 0
+        wait_until(lambda: "imagemill is running, but no worker is ready" in deployment.said())
 
 
-def test_it_is_loaded_once_and_again_when_it_is_mended(models: Path, tmp_path: Path) -> None:
+def test_it_is_loaded_again_only_after_it_was_fixed(models: Path, tmp_path: Path) -> None:
     weights = tmp_path / "model" / WEIGHTS
-    with mills.up(tmp_path / "data", models) as mill:
+    with up(tmp_path / "data", models) as deployment:
 
         def workers(name: str) -> list[dict[str, object]]:
-            listed = web.get(f"{mill.url}/v1/workers").json()["data"]
+            listed = web.get(f"{deployment.url}/v1/workers").json()["data"]
             return [worker for worker in listed if worker["model"] == name]
 
         def log() -> str:
@@ -55,28 +54,28 @@ def test_it_is_loaded_once_and_again_when_it_is_mended(models: Path, tmp_path: P
         wait_until(lambda: log().count("model can't be served") == 2)
         [broken], [missing] = workers("broken"), workers("missing")
         assert (broken["state"], missing["state"]) == ("failed", "failed")
-        asked = {"model": "broken", "prompts": ["a circle"]}
-        job = web.post(f"{mill.url}/v1/jobs", json=asked)
+        request = {"model": "broken", "prompts": ["a circle"]}
+        job = web.post(f"{deployment.url}/v1/jobs", json=request)
         assert job.status_code == 202
         [warning] = job.json()["warnings"]
         assert warning.startswith("no worker of model 'broken' can start") and WEIGHTS in warning
         body = {"model": "broken", "prompt": "a circle", "size": "128x128"}
-        refused = web.post(f"{mill.url}/v1/images/generations", json=body)
+        refused = web.post(f"{deployment.url}/v1/images/generations", json=body)
         assert refused.status_code == 503 and WEIGHTS in refused.json()["error"]["message"]
         shutil.copy(ROOT / "demo" / "model" / WEIGHTS, weights)
-        path = f"{mill.url}/v1/jobs/{job.json()['id']}"
+        path = f"{deployment.url}/v1/jobs/{job.json()['id']}"
         wait_until(lambda: web.get(path).json()["state"] == "succeeded")
         assert web.get(path).json()["warnings"] == []
         assert [worker["state"] for worker in workers("broken")] == ["ready"]
         assert workers("missing")[0]["id"] == missing["id"]
-        assert log().count("worker cannot start") == 2
+        assert log().count("worker can't start") == 2
 
 
 def test_generate_gives_up_with_the_reason(models: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
     models.write_text(models.read_text().partition("[models.missing]")[0])
-    done = mills.run("generate", "a", "--out", tmp_path / "out", "--data", data, "--models", models)
+    done = run("generate", "a", "--out", tmp_path / "out", "--data", data, "--models", models)
     assert done.returncode == 1
-    assert "error: the model cannot be loaded: model 'broken'" in done.stderr
+    assert "error: couldn't load the model: model 'broken'" in done.stderr
     assert WEIGHTS in done.stderr.replace("\n", "")
     assert processes_of(data) == {}

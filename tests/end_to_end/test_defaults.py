@@ -1,4 +1,4 @@
-"""A catalog of nothing but a path: the model's own size, steps and guidance, all the way."""
+"""A catalog entry with only a path uses the model's own size, steps and guidance."""
 
 import io
 import json
@@ -8,7 +8,7 @@ from PIL import Image
 
 from imagemill.client.clients import Client
 from tests import web
-from tests.end_to_end import mill as mills
+from tests.end_to_end.deployment import run, up
 from tests.pipelines.published import PUBLISHED, save_published
 from tests.pipelines.tiny import save_tiny
 from tests.waiting import PATIENCE, wait_until
@@ -16,22 +16,22 @@ from tests.waiting import PATIENCE, wait_until
 OWN = ("width", "height", "steps", "guidance_scale")
 
 
-def test_an_entry_of_nothing_but_a_path(tmp_path: Path) -> None:
+def test_an_entry_with_only_a_path(tmp_path: Path) -> None:
     published = PUBLISHED["sdxl-turbo"]
     tiny = save_tiny(published.builder, tmp_path / "tiny")
     save_published("sdxl-turbo", tiny, tmp_path / "turbo")
     models = tmp_path / "models.toml"
     models.write_text('[models.turbo]\npath = "./turbo"\n')
     expected = {name: getattr(published.expected, name) for name in OWN}
-    with mills.up(tmp_path / "data", models) as mill, Client(mill.url) as client:
+    with up(tmp_path / "data", models) as deployment, Client(deployment.url) as client:
 
         def defaults() -> dict[str, object]:
-            shown = web.get(f"{mill.url}/v1/models/turbo").json()["defaults"]
-            return {name: shown[name] for name in OWN}
+            document = web.get(f"{deployment.url}/v1/models/turbo").json()["defaults"]
+            return {name: document[name] for name in OWN}
 
         wait_until(lambda: None not in defaults().values())
         assert defaults() == expected
-        done = mills.run("models", "--server", mill.url)
+        done = run("models", "--server", deployment.url)
         assert "512x512" in done.stdout and "1 step" in done.stdout
         job = client.submit("turbo", ["a red cat"]).wait(timeout=PATIENCE)
         picture = Image.open(io.BytesIO(job.download(0)))

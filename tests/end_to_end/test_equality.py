@@ -1,4 +1,4 @@
-"""Pictures from the service are those of diffusers' own pipeline, whatever ran beside them."""
+"""Images from the service equal those of diffusers' own pipeline, whatever else is running."""
 
 import io
 from pathlib import Path
@@ -9,7 +9,7 @@ from diffusers import FluxPipeline
 from PIL import Image
 
 from imagemill.client.clients import Client
-from tests.end_to_end.mill import ROOT, up
+from tests.end_to_end.deployment import ROOT, up
 from tests.waiting import PATIENCE, wait_until
 
 REQUESTS = (
@@ -21,8 +21,8 @@ REQUESTS = (
 
 
 def reference(pipe: FluxPipeline, request: dict[str, object]) -> np.ndarray:
-    """The picture that diffusers makes of the request alone: uint8 [128, 128, 3]."""
-    made = pipe(
+    """The image that diffusers generates for the request alone: uint8 [128, 128, 3]."""
+    result = pipe(
         prompt=request["prompt"],
         negative_prompt=request.get("negative_prompt", ""),
         true_cfg_scale=request.get("guidance_scale", 2.5),
@@ -32,14 +32,14 @@ def reference(pipe: FluxPipeline, request: dict[str, object]) -> np.ndarray:
         max_sequence_length=77,
         generator=torch.Generator().manual_seed(request["seed"]),
     )
-    return np.asarray(made.images[0])
+    return np.asarray(result.images[0])
 
 
 def test_images_equal_diffusers_alone_and_among_others(tmp_path: Path) -> None:
     pipe = FluxPipeline.from_pretrained(ROOT / "demo" / "model", dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     expected = [reference(pipe, request) for request in REQUESTS]
-    with up(tmp_path / "data") as mill, Client(mill.url, patience=PATIENCE) as client:
+    with up(tmp_path / "data") as deployment, Client(deployment.url, patience=PATIENCE) as client:
         alone = client.submit("demo", [REQUESTS[0]]).wait(PATIENCE)
         crowd = [client.submit("demo", [REQUESTS[0]], reproducible=False)]
         for request in REQUESTS[1:]:
@@ -47,6 +47,6 @@ def test_images_equal_diffusers_alone_and_among_others(tmp_path: Path) -> None:
             crowd.append(client.submit("demo", [request], reproducible=False))
         jobs = [alone, *(job.wait(PATIENCE) for job in crowd)]
         pictures = [Image.open(io.BytesIO(job.download(0))) for job in jobs]
-    for picture, wanted in zip(pictures, [expected[0], *expected], strict=True):
-        difference = np.abs(np.asarray(picture).astype(int) - wanted.astype(int))
+    for picture, target in zip(pictures, [expected[0], *expected], strict=True):
+        difference = np.abs(np.asarray(picture).astype(int) - target.astype(int))
         assert difference.max() <= 1

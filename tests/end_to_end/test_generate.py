@@ -1,4 +1,4 @@
-"""A newcomer's way: prompts in, files with their recipe out, Ctrl-C, and going on from there."""
+"""A new user's first steps: prompts to files with recipes, Ctrl-C, and resuming."""
 
 import io
 import json
@@ -10,8 +10,15 @@ from pathlib import Path
 from PIL import Image
 
 from imagemill.client.clients import Client
-from tests.end_to_end import mill as mills
-from tests.end_to_end.mill import MODELS, Mill, processes_of, run, start
+from tests.end_to_end.deployment import (
+    COMMAND,
+    MODELS,
+    Deployment,
+    environment,
+    processes_of,
+    run,
+    start,
+)
 from tests.waiting import PATIENCE, wait_until
 
 COLOURS = ("red", "green", "blue", "yellow")
@@ -21,10 +28,10 @@ PROMPTS = [
 ]
 
 
-def test_twelve_prompts_become_twelve_pictures_with_their_recipes(tmp_path: Path) -> None:
-    """Two people do it at once on a folder where nothing runs: they share what one starts.
+def test_twelve_prompts_become_twelve_images_with_recipes(tmp_path: Path) -> None:
+    """Two commands at once on the same folder share the private `up` that one of them starts.
 
-    Nothing is left of it when both are done.
+    No process is left when both are done.
     """
     prompts, data = tmp_path / "prompts.txt", tmp_path / "data"
     prompts.write_text("\n".join(PROMPTS))
@@ -41,7 +48,7 @@ def test_twelve_prompts_become_twelve_pictures_with_their_recipes(tmp_path: Path
 
 
 def check_pictures(out: Path) -> None:
-    """The twelve files, what is in them, and the sheet."""
+    """Check the twelve files, their contents, and the contact sheet."""
     files = sorted(out.glob("0*.png"))
     assert [path.name[:4] for path in files] == [f"{index:04d}" for index in range(12)]
     for prompt, path in zip(PROMPTS, files, strict=True):
@@ -54,34 +61,36 @@ def check_pictures(out: Path) -> None:
         sheet.verify()
 
 
-def test_a_second_up_says_where_the_first_is_and_breaks_nothing(mill: Mill) -> None:
-    second = run("up", "--port", "0", "--data", mill.data, "--models", MODELS)
+def test_a_second_up_is_refused_with_the_address_of_the_first(deployment: Deployment) -> None:
+    second = run("up", "--port", "0", "--data", deployment.data, "--models", MODELS)
     assert second.returncode == 3
-    assert f"already running on {mill.data} at {mill.url}" in second.stderr.replace("\n", " ")
+    assert f"already running on {deployment.data} at {deployment.url}" in second.stderr.replace(
+        "\n", " "
+    )
     assert second.stderr.count("error:") == 1
-    assert mill.answers()
+    assert deployment.answers()
 
 
-def test_a_taken_port_is_one_sentence(mill: Mill, tmp_path: Path) -> None:
-    port = mill.url.rpartition(":")[2]
+def test_a_port_in_use_is_one_sentence(deployment: Deployment, tmp_path: Path) -> None:
+    port = deployment.url.rpartition(":")[2]
     done = run("up", "--port", port, "--data", tmp_path, "--models", MODELS)
     assert done.returncode == 1
-    assert f"port {port} on 127.0.0.1 is taken" in done.stderr
+    assert f"port {port} on 127.0.0.1 is already in use" in done.stderr
     assert processes_of(tmp_path) == {}
 
 
-def test_ctrl_c_cancels_and_resume_completes(mill: Mill, tmp_path: Path) -> None:
-    flags = ["--out", str(tmp_path), "--data", str(mill.data)]
+def test_ctrl_c_cancels_and_resume_completes(deployment: Deployment, tmp_path: Path) -> None:
+    flags = ["--out", str(tmp_path), "--data", str(deployment.data)]
     log = tmp_path / "log.txt"
     generate = start("generate", *PROMPTS, "--n", "2", "--steps", "6", *flags, output=log)
     wait_until(lambda: len(list(tmp_path.glob("0*.png"))) >= 3)
     os.killpg(generate.pid, signal.SIGINT)
     assert generate.wait(PATIENCE) == 130, log.read_text()
-    kept = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("0*.png")}
-    assert 3 <= len(kept) < 24
-    with Client(mill.url, patience=PATIENCE) as client:
+    saved = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("0*.png")}
+    assert 3 <= len(saved) < 24
+    with Client(deployment.url, patience=PATIENCE) as client:
         job_id = client.get("/v1/jobs", limit=1)["data"][0]["id"]
-        assert client.job(job_id).counts.cancelled == 24 - len(kept)
+        assert client.job(job_id).counts.cancelled == 24 - len(saved)
     assert f"imagemill generate --resume {job_id} --out {tmp_path}" in log.read_text()
     resumed = run("generate", "--resume", job_id, *flags, "--json")
     assert resumed.returncode == 0, resumed.stderr
@@ -90,22 +99,22 @@ def test_ctrl_c_cancels_and_resume_completes(mill: Mill, tmp_path: Path) -> None
     assert {image["file"] for image in images} == {path.name for path in tmp_path.glob("0*.png")}
     assert len(images) == 24
     now = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("0*.png")}
-    assert {name: now[name] for name in kept} == kept
+    assert {name: now[name] for name in saved} == saved
 
 
-def test_the_tables_tell_what_there_is(mill: Mill) -> None:
-    models = json.loads(run("models", "--data", mill.data, "--json").stdout)
+def test_status_models_and_workers(deployment: Deployment) -> None:
+    models = json.loads(run("models", "--data", deployment.data, "--json").stdout)
     assert [model["id"] for model in models] == ["demo"]
-    assert "ready" in run("workers", "--data", mill.data).stdout
-    assert run("status", "--server", mill.url).returncode == 0
-    refused = run("generate", "a", "--width", "100", "--data", mill.data)
+    assert "ready" in run("workers", "--data", deployment.data).stdout
+    assert run("status", "--server", deployment.url).returncode == 0
+    refused = run("generate", "a", "--width", "100", "--data", deployment.data)
     assert refused.returncode == 2
     assert "--width" in refused.stderr
     assert "Traceback" not in refused.stderr
 
 
-def test_a_killed_generate_takes_its_private_up_along(tmp_path: Path) -> None:
-    """SIGKILL in the middle of the start: the private `up` sees that nobody uses it any more."""
+def test_a_private_up_ends_when_its_generate_is_killed(tmp_path: Path) -> None:
+    """After SIGKILL in the middle of the start, the private `up` notices that it has no users."""
     data = tmp_path / "data"
     where = ["--data", data, "--models", MODELS]
     generate = start("generate", "a red circle", *where, output=tmp_path / "log.txt")
@@ -116,7 +125,7 @@ def test_a_killed_generate_takes_its_private_up_along(tmp_path: Path) -> None:
     wait_until(lambda: processes_of(data) == {})
 
 
-def test_ctrl_c_while_starting_leaves_nothing(tmp_path: Path) -> None:
+def test_ctrl_c_while_starting_leaves_no_process(tmp_path: Path) -> None:
     data = tmp_path / "data"
     where, log = ["--data", data, "--models", MODELS], tmp_path / "log.txt"
     generate = start("generate", "a", "--out", tmp_path, *where, output=log)
@@ -127,11 +136,11 @@ def test_ctrl_c_while_starting_leaves_nothing(tmp_path: Path) -> None:
     wait_until(lambda: processes_of(data) == {})
 
 
-def test_the_output_of_a_pipe_that_closes_early_is_no_traceback(mill: Mill) -> None:
-    """`imagemill status --json | head -1`."""
-    command = [*mills.COMMAND, "status", "--data", str(mill.data), "--json"]
+def test_a_closed_pipe_prints_no_traceback(deployment: Deployment) -> None:
+    """As in `imagemill status --json | head -1`."""
+    command = [*COMMAND, "status", "--data", str(deployment.data), "--json"]
     with subprocess.Popen(
-        command, env=mills.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
         assert isinstance(process.stdout, io.BufferedReader)
         process.stdout.close()

@@ -1,4 +1,4 @@
-"""Workers of several processes: killed, refused, and started by torchrun and accelerate."""
+"""Workers of several processes: killed, refused, and started by torchrun or accelerate."""
 
 import hashlib
 import os
@@ -11,8 +11,8 @@ import pytest
 from imagemill.client.clients import Client
 from jobs.job import State
 from jobs.queue.store import Store, WorkerInfo
+from tests.end_to_end.deployment import Deployment, midway, up
 from tests.end_to_end.launched import catalog, line, ranks
-from tests.end_to_end.mill import Mill, midway, up
 from tests.pipelines.tiny import save_tiny
 from tests.waiting import PATIENCE, wait_until
 
@@ -28,55 +28,57 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def mill(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mill]:
+def deployment(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     """`imagemill up` with one worker: a group of two ranks."""
     folder = tmp_path_factory.mktemp("group")
-    with up(folder / "data", catalog(folder, weights, "ulysses")) as mill:
-        wait_until(mill.ready_workers)
-        yield mill
+    with up(folder / "data", catalog(folder, weights, "ulysses")) as deployment:
+        wait_until(deployment.ready_workers)
+        yield deployment
 
 
 @pytest.mark.parametrize("rank", [1, 0])
-def test_all_images_come_once_though_a_rank_is_killed(
-    mill: Mill, rank: int, tmp_path: Path
+def test_all_images_arrive_once_after_a_rank_is_killed(
+    deployment: Deployment, rank: int, tmp_path: Path
 ) -> None:
-    before = wait_until(lambda: ranks(mill.data) if mill.ready_workers() else None)
+    before = wait_until(lambda: ranks(deployment.data) if deployment.ready_workers() else None)
     assert before.keys() == {0, 1}
-    with Client(mill.url, patience=PATIENCE) as client:
+    with Client(deployment.url, patience=PATIENCE) as client:
         job = midway(client, "ulysses", "a blue star", n=COUNT, reproducible=False)
         os.kill(before[rank], signal.SIGKILL)
-        wait_until(lambda: not set(before.values()) & set(ranks(mill.data).values()))
-        mill.expire_leases()
+        wait_until(lambda: not set(before.values()) & set(ranks(deployment.data).values()))
+        deployment.expire_leases()
         job.wait(PATIENCE)
         assert job.counts.succeeded == COUNT, [image.error for image in job.images()]
         paths = job.save(tmp_path)
     assert len({hashlib.sha256(path.read_bytes()).digest() for path in paths}) == COUNT
 
 
-def test_a_group_that_loses_a_rank_while_idle_starts_anew(mill: Mill) -> None:
-    wait_until(mill.ready_workers)
-    before = ranks(mill.data)
+def test_an_idle_group_that_loses_a_rank_restarts(deployment: Deployment) -> None:
+    wait_until(deployment.ready_workers)
+    before = ranks(deployment.data)
     os.kill(before[1], signal.SIGKILL)
-    wait_until(lambda: not set(before.values()) & set(ranks(mill.data).values()))
-    with Client(mill.url, patience=PATIENCE) as client:
+    wait_until(lambda: not set(before.values()) & set(ranks(deployment.data).values()))
+    with Client(deployment.url, patience=PATIENCE) as client:
         job = client.submit("ulysses", "a blue star").wait(PATIENCE)
         assert job.counts.succeeded == 1
-    assert not set(before.values()) & set(ranks(mill.data).values())
+    assert not set(before.values()) & set(ranks(deployment.data).values())
 
 
-def test_a_group_says_who_it_is(mill: Mill) -> None:
-    [worker] = wait_until(mill.ready_workers)
+def test_a_group_reports_its_ranks(deployment: Deployment) -> None:
+    [worker] = wait_until(deployment.ready_workers)
     assert worker["placement"] == "context_parallel"
     assert worker["ranks"] == 2
-    told = {one["rank"]: one["pid"] for one in worker["group"]}
-    assert told == ranks(mill.data)
+    pids = {member["rank"]: member["pid"] for member in worker["group"]}
+    assert pids == ranks(deployment.data)
 
 
-def test_a_group_that_cannot_work_says_so_and_leaves_nothing(weights: Path, tmp_path: Path) -> None:
+def test_a_group_that_cannot_start_reports_the_error_and_exits(
+    weights: Path, tmp_path: Path
+) -> None:
     with line(tmp_path, catalog(tmp_path, weights, "short")) as queue:
         queue.start("workers")
         [worker] = wait_until(lambda: [w.info for w in failed(queue.store)][:1])
-        assert "max_sequence_length 1 is less than 2 ranks" in worker["error"]
+        assert "max_sequence_length 1 is less than the 2 ranks" in worker["error"]
         assert "short" in worker["error"]
         wait_until(lambda: "code=2" in queue.said())
         assert worker["error"].removeprefix("rank 1: ") in queue.said()
@@ -93,12 +95,12 @@ def test_torchrun_starts_a_group_that_ends_with_it(weights: Path, tmp_path: Path
         queue.end(signal.SIGTERM)
 
 
-def test_a_launcher_of_another_size_is_refused_in_a_sentence(weights: Path, tmp_path: Path) -> None:
+def test_a_launcher_with_a_wrong_size_is_refused(weights: Path, tmp_path: Path) -> None:
     with line(tmp_path, catalog(tmp_path, weights, "ulysses")) as queue:
         queue.start(*TORCHRUN, "--nproc-per-node", "1", "-m", "workers", "--model", "ulysses")
         assert queue.process is not None
         assert queue.process.wait(PATIENCE) != 0
-        assert "takes 2 processes, and the launcher started 1" in queue.said()
+        assert "takes 2 processes, but the launcher started 1" in queue.said()
         assert "exitcode  : 2" in queue.said()
 
 
@@ -109,10 +111,10 @@ def test_accelerate_starts_workers_that_share_the_queue(weights: Path, tmp_path:
         job = queue.finish(queue.submit("plain", 100))
         assert job.state is State.SUCCEEDED
         wait_until(lambda: all(w.info["images_done"] for w in queue.store.workers()))
-        queue.end(signal.SIGINT, everybody=True)
+        queue.end(signal.SIGINT, whole_group=True)
 
 
-def test_a_pipelined_group_that_lost_a_stage_starts_anew(weights: Path, tmp_path: Path) -> None:
+def test_a_pipelined_group_that_loses_a_stage_restarts(weights: Path, tmp_path: Path) -> None:
     with line(tmp_path, catalog(tmp_path, weights, "pipelined")) as queue:
         queue.start("workers")
         job_id = queue.submit("pipelined", COUNT)
@@ -126,7 +128,7 @@ def test_a_pipelined_group_that_lost_a_stage_starts_anew(weights: Path, tmp_path
         assert queue.end(signal.SIGTERM) == 0
 
 
-def test_a_split_model_is_served_phase_by_phase(weights: Path, tmp_path: Path) -> None:
+def test_a_split_model_is_served(weights: Path, tmp_path: Path) -> None:
     with line(tmp_path, catalog(tmp_path, weights, "phased")) as queue:
         queue.start("workers")
         job = queue.finish(queue.submit("phased", 10))
@@ -137,10 +139,10 @@ def test_a_split_model_is_served_phase_by_phase(weights: Path, tmp_path: Path) -
 
 
 def ready(store: Store) -> list[WorkerInfo]:
-    """The workers that are at work."""
+    """The workers that are ready."""
     return [worker for worker in store.workers() if worker.info["state"] == "ready"]
 
 
 def failed(store: Store) -> list[WorkerInfo]:
-    """The workers that could not start."""
+    """The workers that couldn't start."""
     return [worker for worker in store.workers() if worker.info["state"] == "failed"]

@@ -1,4 +1,4 @@
-"""The real event stream serves `follow` as the polls do."""
+"""`follow` with the real event stream."""
 
 from pathlib import Path
 from typing import Any
@@ -9,12 +9,12 @@ from imagemill.client.clients import Client
 from imagemill.commands import follow
 from imagemill.commands.follow import News, Saved
 from imagemill.terminal.interrupts import Interrupts
-from tests.end_to_end.mill import Mill
+from tests.end_to_end.deployment import Deployment
 from tests.waiting import PATIENCE
 
 
-class Heard:
-    """A view that keeps what it is shown."""
+class Recorder:
+    """A view that records its updates."""
 
     def __init__(self) -> None:
         self.news: list[News] = []
@@ -27,24 +27,24 @@ class Heard:
 
 
 def test_images_are_saved_from_the_stream_while_the_job_runs(
-    mill: Mill, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    deployment: Deployment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(follow, "LARGE", 3)
-    heard, brief = Heard(), []
-    poll = follow.wire.poll
+    view, brief = Recorder(), []
+    poll = follow.protocol.poll
 
     def counted(*arguments: Any, **flags: Any) -> Any:
         brief.append(flags["brief"])
         return poll(*arguments, **flags)
 
-    monkeypatch.setattr(follow.wire, "poll", counted)
-    with Client(mill.url, patience=PATIENCE) as client, Interrupts() as interrupts:
+    monkeypatch.setattr(follow.protocol, "poll", counted)
+    with Client(deployment.url, patience=PATIENCE) as client, Interrupts() as interrupts:
         job = client.submit("demo", ["a red circle", "a blue heart"], n=12, steps=6).raw
         done = follow.follow(
             client,
             job,
             Saved(tmp_path),
-            heard,
+            view,
             interrupts=interrupts,
             give_up=False,
             since=0.0,
@@ -53,6 +53,6 @@ def test_images_are_saved_from_the_stream_while_the_job_runs(
     assert done["state"] == "succeeded"
     assert len(list(tmp_path.glob("00*.png"))) == 24
     assert all(brief)
-    assert any(0 < news.saved < 24 for news in heard.news)
-    progress = [news.progress for news in heard.news]
+    assert any(0 < news.saved < 24 for news in view.news)
+    progress = [news.progress for news in view.news]
     assert progress == sorted(progress)

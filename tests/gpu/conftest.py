@@ -1,4 +1,4 @@
-"""Fixtures of the tests that need a CUDA device; all of them are skipped where there is none."""
+"""Fixtures for tests that need a CUDA device. Without one, they're all skipped."""
 
 from collections.abc import Iterator
 
@@ -13,9 +13,9 @@ DEVICE = "cuda:0"
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip where there is no CUDA device; called for the tests of this folder only."""
+    """Skip without a CUDA device; called for the tests of this folder only."""
     if not torch.cuda.is_available():
-        pytest.skip("needs a CUDA device, and there is none")
+        pytest.skip("needs a CUDA device")
 
 
 @pytest.fixture(scope="session")
@@ -26,7 +26,7 @@ def device() -> str:
 
 @pytest.fixture(autouse=True)
 def exact_float32() -> Iterator[None]:
-    """Convolutions in float32 keep all its bits; by default cuDNN's round to TF32."""
+    """Run convolutions in full float32; by default cuDNN rounds to TF32."""
     before = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
     yield

@@ -1,4 +1,4 @@
-"""What makes steps faster on a GPU: compilation, attention kernels, quantization, CUDA graphs."""
+"""Acceleration on a GPU: compilation, attention kernels, quantization and CUDA graphs."""
 
 import threading
 
@@ -11,12 +11,13 @@ from jobs.errors import ConfigurationError
 from pipelines import acceleration
 from pipelines.attention import backend_of
 from pipelines.load import load_pipeline
+from pipelines.loading.quantization import FP8_CAPABILITY
 from tests.gpu.test_families import ARRIVALS, NAMES, REQUESTS, length_of
 from tests.pipelines.rounding import Reference, modules_of, served_alone
 from tests.pipelines.serving import alone, ask, begin, entry, serve
 from tests.workers.test_attention_threads import check_threads
 
-# numpy 2 warns of a call inside diffusers' schedulers.
+# numpy 2 warns about a call in diffusers' schedulers.
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
@@ -27,7 +28,7 @@ SMALL = Defaults(64, 64, 2, 3.5)
 
 @pytest.fixture
 def load(tiny_folder, device):
-    """The tiny pipeline of a name with more fields in its entry."""
+    """Load a tiny pipeline by name, with extra fields in its entry."""
 
     def loaded(name, **fields):
         known = {"defaults": SMALL, "max_sequence_length": length_of(name)}
@@ -55,7 +56,7 @@ RUN_EVERYWHERE = ("native", "_native_math")
 
 @pytest.mark.parametrize("backend", [*RUN_EVERYWHERE, "_native_flash", "_native_cudnn"])
 @pytest.mark.parametrize("name", ["Flux", "Flux2Klein", "QwenImage"])
-def test_a_kernel_draws_the_same_picture_or_is_refused_at_the_start(load, name, backend):
+def test_a_kernel_gives_the_same_picture_or_is_refused_on_load(load, name, backend):
     plain = load(name, dtype="bfloat16", attention_backend="native")
     pipeline, refusal = None, ""
     try:
@@ -64,13 +65,13 @@ def test_a_kernel_draws_the_same_picture_or_is_refused_at_the_start(load, name, 
         refusal = str(error)
     if pipeline is None:
         assert backend not in RUN_EVERYWHERE
-        assert f"attention_backend {backend!r} does not run here" in refusal
+        assert f"attention_backend {backend!r} doesn't run here" in refusal
     else:
         assert backend_of(acceleration.denoiser_of(pipeline.family.pipe)) == backend
         assert served_alone(plain, REQUESTS[0]).miss(alone(pipeline, REQUESTS[0])) <= 1
 
 
-def test_without_an_entry_torch_chooses(load):
+def test_torch_chooses_the_kernel_by_default(load):
     pipeline = load("Flux", dtype="bfloat16")
     assert backend_of(pipeline.family.pipe.transformer) is None
     native = load("Flux", dtype="bfloat16", attention_backend="native")
@@ -99,7 +100,7 @@ def test_a_quantized_denoiser_makes_about_the_same_picture(load, device, quantiz
     if quantization == "fp8":
         capability = torch.cuda.get_device_capability(device)
         weights_only = any(line["event"] == "fp8 weights only" for line in logs)
-        assert weights_only == (capability < acceleration.FP8_CAPABILITY)
+        assert weights_only == (capability < FP8_CAPABILITY)
     assert 0 < mean(alone(plain, REQUESTS[0]), alone(pipeline, REQUESTS[0])) < 0.1
 
 
@@ -127,7 +128,7 @@ def test_recording_while_another_thread_decodes(load):
         lambda copies: torch.stack([pipeline.decode([finished])[0] for _ in range(copies)]),
         modules_of(pipeline.family.pipe),
     )
-    assert expected.allowed < 1e-2  # measured here, while nothing else runs
+    assert expected.allowed < 1e-2  # draws the reference while nothing else runs
     stop, decoded = threading.Event(), []
 
     def decode():
@@ -149,8 +150,8 @@ def test_recording_while_another_thread_decodes(load):
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
-def test_on_a_second_device_pictures_are_the_same(tiny_folder, load):
-    """Though every thread begins with the first one as its current device."""
+def test_pictures_are_the_same_on_a_second_device(tiny_folder, load):
+    """Every thread's current device is initially the first one."""
     fields = {"defaults": SMALL, "max_sequence_length": length_of("Flux"), "cuda_graphs": True}
     expected = served_alone(load("Flux"), REQUESTS[0])
     pipeline = load_pipeline(entry(tiny_folder("Flux"), **fields), "cuda:1")
@@ -162,7 +163,7 @@ def test_on_a_second_device_pictures_are_the_same(tiny_folder, load):
     assert expected.miss(pictures[0]) <= 1
 
 
-def test_what_cannot_be_recorded_runs_without(load):
+def test_unrecordable_passes_run_without_a_graph(load):
     pipeline = load("Flux", cuda_graphs=True)
     transformer = acceleration.denoiser_of(pipeline.family.pipe)
     forward = transformer.forward.forward

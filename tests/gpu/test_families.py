@@ -9,7 +9,7 @@ from tests.pipelines.test_families import CASES
 from tests.pipelines.test_flux import run_flux
 from tests.pipelines.tiny import load_tiny
 
-# numpy 2 warns of a call inside diffusers' schedulers.
+# numpy 2 warns about a call in diffusers' schedulers.
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
@@ -57,19 +57,19 @@ def reference(tiny_folder, name, dtype, device):
     return lambda request: run_flux(pipe, request, 48)
 
 
-def test_joining_midway_it_is_diffusers_own_picture(pipeline, reference):
+def test_a_sample_that_joins_midway_equals_diffusers_picture(pipeline, reference):
     pictures, _ = serve(pipeline, ARRIVALS, largest=4)
     for request in REQUESTS:
         assert reference(request).miss(pictures[request.seed]) <= 1, request
 
 
-def test_in_a_pinned_bucket_no_neighbour_changes_a_bit(pipeline):
+def test_in_a_fixed_bucket_the_rest_of_the_batch_changes_no_bit(pipeline):
     pictures, _ = serve(pipeline, ARRIVALS, largest=4, bucket=4)
     for request in REQUESTS:
         assert torch.equal(pictures[request.seed], alone(pipeline, request, bucket=4))
 
 
-def test_other_prompts_and_seeds_are_other_pictures(pipeline):
+def test_prompts_and_seeds_change_the_picture(pipeline):
     plain = alone(pipeline, REQUESTS[0])
     assert difference(plain, alone(pipeline, ask(seed=9))) > 1e-2
     assert difference(plain, alone(pipeline, ask("a green house", seed=1))) > 1e-3

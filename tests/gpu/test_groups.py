@@ -23,7 +23,7 @@ CASES = {
 
 @pytest.fixture(scope="module")
 def leader(tiny_folder, tmp_path_factory):
-    """What rank 0 saw of all cases."""
+    """Rank 0's results for all cases."""
     if torch.cuda.device_count() < 2:
         pytest.skip(f"needs 2 CUDA devices, and there is {torch.cuda.device_count()}")
     fields = {"family": "Flux", "folder": str(tiny_folder("Flux")), "requests": REQUESTS}
@@ -35,7 +35,7 @@ def leader(tiny_folder, tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_two_devices_draw_what_one_does(leader, name):
+def test_two_devices_give_the_same_picture_as_one(leader, name):
     seen = leader[name]
     assert "error" not in seen, seen
     assert max(seen["misses"].values()) <= 1, seen["misses"]

@@ -1,4 +1,4 @@
-"""A full GPU: steps say so and change nothing, decoding tiles, a split gives memory back."""
+"""A full GPU: steps report it and change nothing, decoding tiles, a split frees memory."""
 
 import gc
 
@@ -25,7 +25,7 @@ def pipeline(tiny_folder, device):
 
 
 class Ballast:
-    """Takes the device's memory."""
+    """Occupies the device's memory."""
 
     def __init__(self, device):
         self.device, self.held = device, None
@@ -33,8 +33,8 @@ class Ballast:
     def take_all_but(self, size):
         torch.cuda.empty_cache()
         free, _ = torch.cuda.mem_get_info(self.device)
-        taken = max(0, free - size) // (2 * MIB) * (2 * MIB)
-        self.held = torch.empty(taken, dtype=torch.uint8, device=self.device)
+        reserved = max(0, free - size) // (2 * MIB) * (2 * MIB)
+        self.held = torch.empty(reserved, dtype=torch.uint8, device=self.device)
 
     def drop(self):
         self.held = None
@@ -49,7 +49,7 @@ def ballast(device):
 
 
 def peak(device, function):
-    """Bytes that the function took at most, beside what was there."""
+    """The function's peak memory in bytes, without what was allocated before."""
     torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
@@ -67,7 +67,7 @@ def finished(pipeline, request):
 def test_a_full_device_changes_no_sample_and_stays_usable(pipeline, ballast, device):
     request = ask(seed=1, width=1024, height=1024, steps=2)
     expected = served_alone(pipeline, request)
-    assert expected.allowed < 1e-2  # measured here, while there is memory
+    assert expected.allowed < 1e-2  # draws the reference while there's memory
     samples = [begin(pipeline, ask(seed=s, width=1024, height=1024, steps=2)) for s in (1, 2, 3)]
     pipeline.step(samples)
     before = [sample.latents.clone() for sample in samples]
@@ -81,14 +81,14 @@ def test_a_full_device_changes_no_sample_and_stays_usable(pipeline, ballast, dev
     for sample, latents in zip(samples, before, strict=True):
         assert sample.step == 1
         assert torch.equal(sample.latents, latents)
-    pipeline.step(samples[:1])  # what fits goes on
+    pipeline.step(samples[:1])  # smaller batches still fit
     ballast.drop()
     pipeline.step(samples[1:], 32)
     assert all(sample.done for sample in samples)
     assert expected.miss(pipeline.decode(samples[:1])[0]) <= 1
 
 
-def test_what_does_not_fit_is_decoded_in_tiles(pipeline, ballast, device):
+def test_an_image_that_does_not_fit_is_decoded_in_tiles(pipeline, ballast, device):
     sample = finished(pipeline, LARGE)
     vae = pipeline.family.pipe.vae
 
@@ -97,7 +97,7 @@ def test_what_does_not_fit_is_decoded_in_tiles(pipeline, ballast, device):
             return pipeline.family.decode(sample)
 
     with torch.inference_mode():
-        pipeline.decode([sample])  # libraries take their work spaces once
+        pipeline.decode([sample])  # libraries allocate their workspaces once
         whole = peak(device, lambda: pipeline.family.decode(sample))
         tiles = peak(device, in_tiles)
     assert "tiled" not in sample.extra
@@ -111,7 +111,7 @@ def test_what_does_not_fit_is_decoded_in_tiles(pipeline, ballast, device):
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-def test_a_split_gives_each_stages_memory_back(tiny_folder, device):
+def test_a_split_frees_each_stages_memory(tiny_folder, device):
     fields = {"max_sequence_length": 48, "defaults": Defaults(64, 64, 2, 3.5)}
     plain = served_alone(load_pipeline(entry(tiny_folder("SD3"), **fields), device), ask(steps=2))
     gc.collect()
@@ -119,12 +119,12 @@ def test_a_split_gives_each_stages_memory_back(tiny_folder, device):
     model = entry(tiny_folder("SD3"), placement="split", unload=True, devices=(device,), **fields)
     split = load_pipeline(model, device)
     assert plain.miss(alone(split, ask(steps=2))) <= 1
-    stages = split.turns.plan.stages
+    stages = split.loader.plan.stages
     sizes = {stage: sum(s.part.size for s in stages[stage]) for stage in STAGES}
     for stage, size in sizes.items():
-        assert split.turns.is_loaded(stage)
+        assert split.loader.is_loaded(stage)
         loaded = torch.cuda.memory_allocated(device)
-        split.turns.unload(stage)
+        split.loader.unload(stage)
         assert loaded - torch.cuda.memory_allocated(device) >= size
     assert torch.cuda.memory_allocated(device) - before < min(sizes.values())
     assert plain.miss(alone(split, ask(steps=2))) <= 1

@@ -1,4 +1,4 @@
-"""Folders that hold a model's configs and no weights: FLUX.1-dev's, as its checkpoint has them."""
+"""Model folders with configs but no weights: FLUX.1-dev, as in its checkpoint."""
 
 import json
 from pathlib import Path

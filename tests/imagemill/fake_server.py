@@ -1,7 +1,7 @@
-"""A server that keeps jobs in memory and makes one image a poll: for what only needs answers.
+"""A fake server that keeps jobs in memory and finishes one image per poll.
 
-Speaks the routes that the client uses, in the service's shapes. `script` holds statuses to answer
-with before anything else, to try out retries.
+It has the routes that the client uses, with the service's response formats. To test retries, the
+statuses in `script` are returned before anything else.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from PIL import Image
 
 
 def picture(seed: int) -> bytes:
-    """A small PNG whose colour follows from the seed."""
+    """A small PNG whose colour depends on the seed."""
     out = io.BytesIO()
     colour = (seed * 53 % 256, seed * 101 % 256, seed * 197 % 256)
     Image.new("RGB", (32, 32), colour).save(out, "PNG")
@@ -24,14 +24,14 @@ def picture(seed: int) -> bytes:
 
 
 class FakeServer:
-    """Use as a context manager; `url` is its address.
+    """A context manager; `url` is the server's address.
 
-    `streams`, where it is a list, offers event streams and collects the Last-Event-ID of each;
-    `briefs` counts polls without images. `fails` are prompts whose images fail, `holds` keeps
-    images from being made, `pictures` are the first images' bytes in place of our own, `workers`
-    is what /v1/workers answers, `preview` what a running image looks like (without one, images
-    are made without having run; with one, they run until it was asked for), `moves` lets all
-    images run a step a poll, `calls` counts requests by method and path without ids.
+    `streams`: if it's a list, event streams are available and each one's Last-Event-ID is appended.
+    `briefs` counts polls without images. `fails` are prompts whose images fail. `holds` stops
+    images from finishing. `pictures` replaces the bytes of the first images. `workers` is the
+    response of /v1/workers. `preview` is that of running images: without one, images finish without
+    having been running; with one, they run until it was requested. `moves` advances all images by a
+    step per poll. `calls` counts requests by method and path, without ids.
     """
 
     def __init__(self) -> None:
@@ -72,7 +72,7 @@ class FakeServer:
                     self._answer("GET", None)
 
             def _stream(self, job_id: str) -> None:
-                """The images that are made so far, once each; then the stream ends."""
+                """Send the finished images once each, then end the stream."""
                 fake.streams.append(self.headers.get("Last-Event-ID"))
                 self.send_response(200)
                 self.send_header("Content-Type", "text/event-stream")
@@ -112,7 +112,7 @@ class FakeServer:
     def answer(
         self, method: str, path: str, body: Any, headers: dict[str, str]
     ) -> tuple[int, Any, dict[str, str]]:
-        """Status, body and headers of the answer to one request."""
+        """Status, body and headers of the response to a request."""
         name = f"{method} {re.sub(r'job-[0-9]+', 'ID', path)}"
         self.calls[name] = self.calls.get(name, 0) + 1
         if self.script:
@@ -231,7 +231,7 @@ class FakeServer:
         image.update(made, seconds=0.5)
 
     def finished(self, job_id: str) -> list[dict[str, Any]]:
-        """The images of a job that are made or have failed."""
+        """The images of a job that have succeeded or failed."""
         images = self.jobs[job_id]["images"]
         return [image for image in images if image["state"] in ("succeeded", "failed")]
 
@@ -240,7 +240,7 @@ class FakeServer:
         return self.pictures[index] if index < len(self.pictures) else picture(image["seed"])
 
     def _counted(self, job: dict[str, Any]) -> dict[str, Any]:
-        """The job with what follows from its images filled in."""
+        """The job with its counts, state and progress computed from its images."""
         states = [image["state"] for image in job["images"]]
         names = ("queued", "running", "succeeded", "failed", "cancelled")
         job["counts"] = {"total": len(states), **{name: states.count(name) for name in names}}

@@ -1,8 +1,8 @@
-"""Terminals for tests: the command run in a real one, and what a person would then see.
+"""Terminals for tests: run the command in a real one, and see what a person would see.
 
-`in_terminal` runs the command in a pseudo-terminal that answers questions. `Seen` plays what was
-written as a terminal does, pictures included, and is strict: it knows the sequences that we write,
-and takes every other for a mistake. `sixels` turns sixel data back into pixels.
+`in_terminal` runs the command in a pseudo-terminal that answers queries. `Seen` emulates a
+terminal, images included. It's strict: it knows only the sequences that we write and fails on all
+others. `sixels` decodes sixel data.
 """
 
 import base64
@@ -27,11 +27,16 @@ from tests.waiting import PATIENCE
 
 ROWS, CELL = 40, (10, 20)
 PLAIN = b"\x1b[?62;22c"
-"""What a terminal without pictures answers."""
+"""The answer of a terminal without image support."""
 
-PROGRAM = "from imagemill import cli, terminal; terminal.PATIENCE = {}; cli.main()"
-"""The command, with as much patience for the terminal's answer as the test has. Where there comes
-none, it need not wait long."""
+PROGRAM = """
+from imagemill import cli
+from imagemill.terminal import detect
+detect.PATIENCE = {}
+cli.main()
+"""
+"""The command, which waits for the terminal's answer as long as the test does, or briefly if there
+won't be one."""
 
 _KEPT = {
     name: value
@@ -43,7 +48,7 @@ _KEPT = {
 
 @dataclass(frozen=True)
 class Ran:
-    """How a command ended, all that it wrote, and how it left the terminal."""
+    """A command's exit code and output, and the state in which it left the terminal."""
 
     code: int
     said: str
@@ -60,9 +65,9 @@ def in_terminal(
     typed: bytes = b"",
     variables: Mapping[str, str],
 ) -> Ran:
-    """Run the command; Ctrl-C it when it has written `interrupt_at`.
+    """Run the command; interrupt it once it has written `interrupt_at`.
 
-    `stdin` is piped in; without it the terminal is standard input too, and `typed` waits in it.
+    `stdin` is piped in; without it, standard input is the terminal, with `typed` as unread input.
     """
     ours, theirs = pty.openpty()
     size = ROWS, columns, columns * CELL[0], ROWS * CELL[1]
@@ -102,7 +107,7 @@ def in_terminal(
 
 @dataclass
 class Shown:
-    """A picture on the screen: its upper left character, its size in characters, its pixels."""
+    """An image on the screen: its upper left character, its size in characters, its pixels."""
 
     row: int
     column: int
@@ -123,7 +128,7 @@ _TOKEN = re.compile(
 
 @dataclass
 class Seen:
-    """A screen after all of `said` was written to it."""
+    """The screen after `said` was written to it."""
 
     said: str
     columns: int
@@ -151,7 +156,7 @@ class Seen:
             )
 
     def text(self) -> list[str]:
-        """The lines down to the last that is not blank."""
+        """The lines, without trailing blank ones."""
         return "\n".join(line.rstrip() for line in self.lines).rstrip().split("\n")
 
     def _play(self, token: re.Match[str]) -> None:
@@ -219,7 +224,7 @@ class Seen:
         self._uncover(first, last, 0, self.columns)
 
     def _uncover(self, top: int, bottom: int, left: int, right: int) -> None:
-        """Text takes away what it meets of pictures, but not of kitty's."""
+        """Remove the images that text overwrites, except kitty's."""
         self.pictures = [
             shown
             for shown in self.pictures
@@ -274,14 +279,14 @@ class Seen:
 
 
 def opened(payload: str) -> Image.Image:
-    """A picture out of base64."""
+    """Decode an image from base64."""
     with Image.open(io.BytesIO(base64.b64decode(payload, validate=True))) as picture:
         assert picture.format == "PNG"
         return picture.convert("RGB")
 
 
 def sixels(data: str) -> Image.Image:
-    """The pixels of sixel data; all of them must have been painted."""
+    """Decode sixel data; every pixel must be painted."""
     head, _, body = data.partition("q")
     assert head == "0;1;0"
     raster = re.match(r'"1;1;(\d+);(\d+)', body)

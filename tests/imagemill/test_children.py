@@ -1,4 +1,4 @@
-"""Children of `up`: restarts with growing pauses, last words, and no folder in our way."""
+"""Children of `up`: restarts with growing pauses, exit reasons, and their environment."""
 
 import os
 import subprocess
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from imagemill.local import children
-from imagemill.local.children import Kept, Program, environment, last_line, module, open_log
+from imagemill.local.children import ManagedChild, Program, environment, last_line, module, open_log
 from imagemill.local.up import Launcher, UpOptions
 from jobs.catalog import Catalog
 from jobs.errors import ImagemillError
@@ -19,7 +19,7 @@ from tests.waiting import PATIENCE, wait_until
 
 @dataclass
 class Pretend:
-    """A child whose life the test decides."""
+    """A child that the test starts and kills."""
 
     name: str = "thing"
     lives: bool = False
@@ -56,40 +56,40 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return now
 
 
-def test_a_dead_child_is_started_again_ever_later(clock: list[float]) -> None:
+def test_a_dead_child_is_restarted_after_growing_pauses(clock: list[float]) -> None:
     child = Pretend()
-    kept = Kept(child)
-    kept.start()
+    managed = ManagedChild(child)
+    managed.start()
     pauses = []
     for _ in range(9):
-        assert kept.tend() is None
+        assert managed.tend() is None
         child.lives = False
-        news = kept.tend()
+        news = managed.tend()
         assert news is not None
         assert "the thing died (no reason)" in news
-        assert kept.due is not None
-        pauses.append(kept.due - clock[0])
-        clock[0] = kept.due - 0.01
-        assert kept.tend() is None
+        assert managed.due is not None
+        pauses.append(managed.due - clock[0])
+        clock[0] = managed.due - 0.01
+        assert managed.tend() is None
         clock[0] += 0.02
-        assert kept.tend() == "the thing runs again"
+        assert managed.tend() == "the thing is running again"
     assert pauses == [0.5, 1, 2, 4, 8, 16, 30, 30, 30]
     clock[0] += 61
     child.lives = False
-    assert "in 0.5 s" in (kept.tend() or "")
+    assert "in 0.5 s" in (managed.tend() or "")
 
 
-def test_a_start_that_fails_is_tried_again(clock: list[float]) -> None:
+def test_a_failed_start_is_retried(clock: list[float]) -> None:
     child = Pretend(lives=True)
-    kept = Kept(child, started=clock[0])
+    managed = ManagedChild(child, started=clock[0])
     child.lives, child.trouble = False, ImagemillError("no room")
-    kept.tend()
+    managed.tend()
     clock[0] += 1
-    assert kept.tend() == "the thing does not start: no room"
-    assert kept.tend() is None
+    assert managed.tend() == "couldn't restart the thing: no room"
+    assert managed.tend() is None
     child.trouble = None
     clock[0] += 60
-    assert kept.tend() == "the thing runs again"
+    assert managed.tend() == "the thing is running again"
 
 
 def test_last_words_of_a_program(tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_last_words_of_a_program(tmp_path: Path) -> None:
     assert (program.code, program.last_words()) == (2, "exit code 2: the reason")
 
 
-def test_a_kill_reaches_the_grandchildren_too(tmp_path: Path) -> None:
+def test_kill_reaches_grandchildren(tmp_path: Path) -> None:
     code = (
         "import subprocess, sys, time\n"
         "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
@@ -126,7 +126,7 @@ def is_alive(pid: int) -> bool:
     return status.rpartition(")")[2].split()[0] != "Z"
 
 
-def test_a_folder_of_the_users_own_is_not_run_in_our_place(tmp_path: Path) -> None:
+def test_packages_in_the_current_folder_do_not_shadow_ours(tmp_path: Path) -> None:
     (tmp_path / "jobs").mkdir()
     (tmp_path / "jobs" / "__init__.py").write_text("raise SystemExit('the wrong jobs')")
     done = subprocess.run(
@@ -141,7 +141,7 @@ def test_settings_become_variables() -> None:
     assert env.get("IMAGEMILL_REDIS_URL") == os.environ.get("IMAGEMILL_REDIS_URL")
 
 
-def test_a_large_log_is_set_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_log_is_rotated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(children, "LARGEST_LOG", 10)
     log = tmp_path / "it.log"
     log.write_text("a long first line\n")
@@ -150,7 +150,7 @@ def test_a_large_log_is_set_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert last_line(log).startswith("nothing in")
 
 
-def test_asked_twice_up_kills_what_does_not_end(tmp_path: Path) -> None:
+def test_a_second_stop_kills_children_that_do_not_end(tmp_path: Path) -> None:
     class Stubborn(Pretend):
         def stop(self) -> None:
             return
@@ -162,7 +162,7 @@ def test_asked_twice_up_kills_what_does_not_end(tmp_path: Path) -> None:
     settings = QueueSettings(data=data)
     launcher = Launcher(options, settings, Catalog({}), 1, "http://x", said.append, said.append)
     child = Stubborn(lives=True)
-    launcher._kept = [Kept(child)]
+    launcher._children = [ManagedChild(child)]
     launcher.stop()
     launcher.stop()
     launcher._end()

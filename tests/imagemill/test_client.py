@@ -1,4 +1,4 @@
-"""The client against a scripted transport: bodies, retries, errors, and both kinds alike."""
+"""Both clients against a scripted transport: bodies, retries and errors."""
 
 import asyncio
 import hashlib
@@ -25,19 +25,19 @@ DATA = b"the bytes of a picture"
 SHA256 = hashlib.sha256(DATA).hexdigest()
 
 
-def job(state: str = "running", made: int = 1, total: int = 2) -> dict[str, Any]:
-    """A job as the service tells it, `made` of its images finished."""
-    counts = {"total": total, "succeeded": made, "queued": total - made}
+def job(state: str = "running", finished: int = 1, total: int = 2) -> dict[str, Any]:
+    """A job as the service returns it, with `finished` finished images."""
+    counts = {"total": total, "succeeded": finished, "queued": total - finished}
     images = [
         {
             "index": index,
             "prompt": f"prompt {index}",
             "seed": index,
-            "state": "succeeded" if index < made else "queued",
-            "step": 4 if index < made else 0,
+            "state": "succeeded" if index < finished else "queued",
+            "step": 4 if index < finished else 0,
             "steps": 4,
-            "sha256": SHA256 if index < made else None,
-            "media_type": "image/png" if index < made else None,
+            "sha256": SHA256 if index < finished else None,
+            "media_type": "image/png" if index < finished else None,
             "error": None,
         }
         for index in range(total)
@@ -46,14 +46,14 @@ def job(state: str = "running", made: int = 1, total: int = 2) -> dict[str, Any]
         "id": "job-1",
         "model": "demo",
         "state": state,
-        "progress": made / total,
+        "progress": finished / total,
         "counts": {"running": 0, "failed": 0, "cancelled": 0, **counts},
         "images": images,
     }
 
 
 class Script:
-    """Answers requests in turn from a list of responses and errors; keeps what was asked."""
+    """Answers requests from a list of responses and errors, and records the requests."""
 
     def __init__(self, *answers: httpx.Response | Exception) -> None:
         self.answers = list(answers)
@@ -69,15 +69,15 @@ class Script:
 
     def client(self, **options: Any) -> Client:
         transport = httpx.MockTransport(self)
-        return Client("http://mill", transport=transport, pause=self.pauses.append, **options)
+        return Client("http://server", transport=transport, pause=self.pauses.append, **options)
 
 
-def test_submit_sends_what_is_given_under_one_key_however_often() -> None:
+def test_submit_retries_with_the_same_body_and_key() -> None:
     script = Script(
         httpx.ConnectError("refused"),
         httpx.ReadTimeout("slow"),
         httpx.Response(503, headers={"Retry-After": "2"}),
-        httpx.Response(202, json=job("queued", made=0)),
+        httpx.Response(202, json=job("queued", finished=0)),
     )
     found = script.client().submit("demo", ["a", {"prompt": "b", "n": 2}], steps=8, seed=None)
     assert (found.id, found.state, found.progress) == ("job-1", State.QUEUED, 0.0)
@@ -87,7 +87,7 @@ def test_submit_sends_what_is_given_under_one_key_however_often() -> None:
     assert script.pauses[2] == 2.0
 
 
-def test_two_submits_have_two_keys_and_one_prompt_need_not_be_a_list() -> None:
+def test_each_submit_has_its_own_key_and_accepts_a_single_prompt() -> None:
     script = Script(*[httpx.Response(202, json=job()) for _ in range(3)])
     client = script.client()
     client.submit("demo", "a")
@@ -100,11 +100,11 @@ def test_two_submits_have_two_keys_and_one_prompt_need_not_be_a_list() -> None:
     assert len(set(keys)) == 3
 
 
-def test_a_refusal_is_typed_and_not_tried_again() -> None:
+def test_a_client_error_is_parsed_and_not_retried() -> None:
     problem = {
         "title": "Unprocessable Content",
         "status": 422,
-        "detail": "1 field cannot be accepted",
+        "detail": "1 invalid field",
         "errors": [{"pointer": "/prompts/0/width", "detail": "width must be a multiple of 16"}],
     }
     script = Script(httpx.Response(422, json=problem))
@@ -113,7 +113,7 @@ def test_a_refusal_is_typed_and_not_tried_again() -> None:
     error = caught.value
     assert (error.status, error.title) == (422, "Unprocessable Content")
     assert error.errors[0].pointer == "/prompts/0/width"
-    assert str(error) == "1 field cannot be accepted (HTTP 422)"
+    assert str(error) == "1 invalid field (HTTP 422)"
     assert len(script.requests) == 1
 
 
@@ -123,18 +123,18 @@ def test_a_refusal_is_typed_and_not_tried_again() -> None:
         (httpx.Response(500, text="boom"), "Internal Server Error (HTTP 500)"),
         (httpx.Response(400, json={"error": {"message": "no", "type": "bad"}}), "no (HTTP 400)"),
         (httpx.Response(404, json=["odd"]), "Not Found (HTTP 404)"),
-        (httpx.Response(200, text="<html>"), "does not answer as an imagemill server"),
+        (httpx.Response(200, text="<html>"), "isn't an imagemill server"),
     ],
 )
-def test_odd_answers_are_errors_too(response: httpx.Response, said: str) -> None:
+def test_unexpected_responses_raise_api_error(response: httpx.Response, said: str) -> None:
     with pytest.raises(ApiError) as caught:
         Script(response).client().job("job-1")
     assert said in str(caught.value)
 
 
-def test_patience_ends() -> None:
+def test_retries_end_after_patience() -> None:
     script = Script(*[httpx.ConnectError("refused")] * 100)
-    with pytest.raises(ServerUnreachable, match="no imagemill server answers"):
+    with pytest.raises(ServerUnreachable, match="couldn't reach an imagemill server at"):
         script.client(patience=3).job("job-1")
     assert 1.5 < sum(script.pauses) <= 3
     script = Script(*[httpx.Response(429, headers={"Retry-After": "60"})] * 2)
@@ -148,7 +148,7 @@ NEVER_DONE = [httpx.ConnectError("refused"), httpx.Response(429)]
 
 
 @pytest.mark.parametrize("failure", [*LOST, *NEVER_DONE])
-def test_a_retry_is_sent_until_it_is_answered(failure: httpx.Response | Exception) -> None:
+def test_retry_is_resent_until_it_is_answered(failure: httpx.Response | Exception) -> None:
     script = Script(
         httpx.Response(200, json=job("failed")), failure, httpx.Response(202, json=job("queued"))
     )
@@ -156,7 +156,7 @@ def test_a_retry_is_sent_until_it_is_answered(failure: httpx.Response | Exceptio
 
 
 @pytest.mark.parametrize("failure", LOST)
-def test_what_was_done_though_its_answer_was_lost_is_done(
+def test_a_conflict_after_a_lost_response_counts_as_success(
     failure: httpx.Response | Exception,
 ) -> None:
     script = Script(
@@ -175,7 +175,9 @@ def test_what_was_done_though_its_answer_was_lost_is_done(
 
 
 @pytest.mark.parametrize("failure", NEVER_DONE)
-def test_what_was_never_done_is_not_taken_for_done(failure: httpx.Response | Exception) -> None:
+def test_a_conflict_without_a_lost_response_is_an_error(
+    failure: httpx.Response | Exception,
+) -> None:
     script = Script(
         httpx.Response(200, json=job()),
         *[failure, httpx.Response(409)],
@@ -188,12 +190,12 @@ def test_what_was_never_done_is_not_taken_for_done(failure: httpx.Response | Exc
         handle.delete()
 
 
-def test_wait_polls_to_the_end_and_gives_up_in_time() -> None:
+def test_wait_polls_until_the_end_or_the_timeout() -> None:
     script = Script(
         httpx.Response(200, json=job()),
         httpx.Response(200, json=job()),
-        httpx.Response(200, json={**job("succeeded", made=2), "images": []}),
-        httpx.Response(200, json=job("succeeded", made=2)),
+        httpx.Response(200, json={**job("succeeded", finished=2), "images": []}),
+        httpx.Response(200, json=job("succeeded", finished=2)),
     )
     handle = script.client().job("job-1").wait(PATIENCE)
     assert len(handle.images()) == 2
@@ -201,13 +203,13 @@ def test_wait_polls_to_the_end_and_gives_up_in_time() -> None:
     assert handle.counts == Counts(2, 0, 0, 2, 0, 0)
     assert dict(script.requests[1].url.params) == {"wait": "20.0", "images": "none"}
     waiting = Script(*[httpx.Response(200, json=job())] * 2)
-    with pytest.raises(TimeoutError, match="job-1 has not ended within 0 s"):
+    with pytest.raises(TimeoutError, match="job-1 hasn't finished within 0 s"):
         waiting.client().job("job-1").wait(0)
 
 
-def test_save_brings_each_image_once_and_checks_it(tmp_path: Path) -> None:
+def test_save_downloads_each_image_once_and_verifies_it(tmp_path: Path) -> None:
     script = Script(
-        httpx.Response(200, json=job(made=1)),
+        httpx.Response(200, json=job(finished=1)),
         httpx.Response(200, content=b"cut"),
         httpx.Response(200, content=DATA),
     )
@@ -222,18 +224,18 @@ def test_save_brings_each_image_once_and_checks_it(tmp_path: Path) -> None:
         handle.download(1)
 
 
-def test_wrong_bytes_are_refused() -> None:
+def test_a_wrong_checksum_raises_corrupt_download() -> None:
     script = Script(httpx.Response(200, json=job()), *[httpx.Response(200, content=b"x")] * 3)
     with pytest.raises(CorruptDownload):
         script.client().job("job-1").download(0)
 
 
-def test_the_asynchronous_client_says_the_same(tmp_path: Path) -> None:
+def test_the_async_client_sends_the_same_requests(tmp_path: Path) -> None:
     script = Script(
         httpx.Response(502),
-        httpx.Response(202, json=job("queued", made=0)),
-        httpx.Response(200, json={**job("succeeded", made=2), "images": []}),
-        httpx.Response(200, json=job("succeeded", made=2)),
+        httpx.Response(202, json=job("queued", finished=0)),
+        httpx.Response(200, json={**job("succeeded", finished=2), "images": []}),
+        httpx.Response(200, json=job("succeeded", finished=2)),
         httpx.Response(200, content=DATA),
         httpx.Response(200, content=DATA),
         httpx.Response(200, json=job("cancelled")),
@@ -245,7 +247,7 @@ def test_the_asynchronous_client_says_the_same(tmp_path: Path) -> None:
             script.pauses.append(seconds)
 
         transport = httpx.MockTransport(script)
-        async with AsyncClient("http://mill", transport=transport, pause=pause) as client:
+        async with AsyncClient("http://server", transport=transport, pause=pause) as client:
             handle = await client.submit("demo", ["a", "b"])
             assert (await handle.wait()).state is State.SUCCEEDED
             assert len(await handle.save(tmp_path)) == 2
@@ -261,12 +263,12 @@ def public(kind: type) -> set[str]:
     return {name for name in dir(kind) if not name.startswith("_")}
 
 
-def test_both_clients_and_both_jobs_offer_the_same() -> None:
+def test_sync_and_async_classes_have_the_same_api() -> None:
     assert public(Client) == public(AsyncClient)
     assert public(imagemill.Job) == public(imagemill.AsyncJob)
 
 
-def test_the_environment_names_server_and_key(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_server_and_key_default_to_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IMAGEMILL_SERVER", "http://far:9/")
     monkeypatch.setenv("IMAGEMILL_API_KEY", "secret")
     script = Script(httpx.Response(200, json=job()))
@@ -278,7 +280,7 @@ def test_the_environment_names_server_and_key(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize("value", [None, "soon", "-1", "inf", ""])
-def test_retry_after_that_says_nothing(value: str | None) -> None:
+def test_invalid_retry_after_is_ignored(value: str | None) -> None:
     assert retry_after(value) is None
 
 
@@ -305,7 +307,7 @@ def run_python(code: str) -> str:
 @pytest.mark.parametrize(
     "code", ["import imagemill", "from imagemill import Client", "import imagemill.cli"]
 )
-def test_importing_stays_light(code: str) -> None:
+def test_importing_loads_no_heavy_modules(code: str) -> None:
     heavy = {"torch", "diffusers", "redis", "fastapi"}
     heavy |= {"httpx", "PIL"} if "Client" not in code else set()
     modules = run_python(f"import sys\n{code}\nprint(*sys.modules)").split()
@@ -313,7 +315,7 @@ def test_importing_stays_light(code: str) -> None:
     assert len(modules) < 400
 
 
-def test_unknown_names_are_attribute_errors() -> None:
+def test_unknown_names_raise_attribute_error() -> None:
     get: Callable[[str], object] = lambda name: getattr(imagemill, name)  # noqa: E731
     with pytest.raises(AttributeError, match="no attribute 'Clinet'"):
         get("Clinet")

@@ -1,4 +1,4 @@
-"""Completion in a real bash: the script that `--show-completion` prints, and what Tab offers."""
+"""Completion in a real bash, with the script that `--show-completion` prints."""
 
 import os
 import subprocess
@@ -22,7 +22,7 @@ printf '%s\\n' "${{COMPREPLY[@]}}"
 
 
 def offered(*words: str, **variables: str) -> list[str]:
-    """What bash offers at Tab behind these words, the last of which is begun or empty."""
+    """Bash's completions for these words, the last of which is incomplete or empty."""
     quoted = " ".join(f"'{word}'" for word in ("imagemill", *words))
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     done = subprocess.run(
@@ -37,26 +37,26 @@ def offered(*words: str, **variables: str) -> list[str]:
 
 
 @pytest.fixture
-def nobody(tmp_path: Path) -> dict[str, str]:
-    """A server that is not there."""
+def no_server(tmp_path: Path) -> dict[str, str]:
+    """An address without a server."""
     return {"IMAGEMILL_SERVER": "http://127.0.0.1:9"}
 
 
-def test_commands_and_flags(nobody: dict[str, str]) -> None:
-    assert offered("ge", **nobody) == ["generate"]
-    assert "--watch" in offered("generate", "--w", **nobody)
+def test_commands_and_flags(no_server: dict[str, str]) -> None:
+    assert offered("ge", **no_server) == ["generate"]
+    assert "--watch" in offered("generate", "--w", **no_server)
 
 
-def test_models_come_from_the_catalog_where_no_server_answers(nobody: dict[str, str]) -> None:
-    assert offered("generate", "--model", "d", **nobody) == ["demo"]
+def test_models_come_from_the_catalog_without_a_server(no_server: dict[str, str]) -> None:
+    assert offered("generate", "--model", "d", **no_server) == ["demo"]
 
 
-def test_jobs_come_from_the_server_and_from_none_there_are_none(
-    nobody: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_jobs_come_from_the_server_only(
+    no_server: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with FakeServer() as fake:
         monkeypatch.setenv("IMAGEMILL_SERVER", fake.url)
         run("generate", "a", "--out", tmp_path)
         assert offered("status", "job-", IMAGEMILL_SERVER=fake.url) == ["job-1"]
         assert offered("generate", "--resume", "", IMAGEMILL_SERVER=fake.url) == ["job-1"]
-    assert offered("cancel", "job-", **nobody) == []
+    assert offered("cancel", "job-", **no_server) == []

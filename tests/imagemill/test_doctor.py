@@ -1,4 +1,4 @@
-"""What `doctor` finds on good and on broken machines."""
+"""`imagemill doctor` on good and on broken machines."""
 
 import json
 import shutil
@@ -22,7 +22,7 @@ DEMO = Path(__file__).parents[2] / "demo" / "model"
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    """The bundled model's folder, to be broken; the catalog beside it names it, and a hub's."""
+    """A copy of the bundled model; the catalog next to it lists the copy and a hub id."""
     shutil.copytree(DEMO, tmp_path / "model")
     (tmp_path / "models.toml").write_text(
         '[models.here]\npath = "./model"\n[models.hub]\npath = "owner/name"\n'
@@ -35,7 +35,7 @@ def of_models(folder: Path) -> dict[str, tuple[str, str]]:
     return {f.name: (f.verdict, f.detail) for f in doctor._models(catalog)}
 
 
-def test_the_bundled_model_is_whole(model: Path) -> None:
+def test_the_bundled_model_is_complete(model: Path) -> None:
     assert of_models(model) == {
         "model here": ("ok", str(model)),
         "model hub": ("ok", "owner/name from the Hugging Face hub"),
@@ -46,8 +46,8 @@ def test_the_bundled_model_is_whole(model: Path) -> None:
     ("part", "said"),
     [
         ("model_index.json", "model_index.json is missing"),
-        ("vae", "vae is missing, which model_index.json lists as AutoencoderKL"),
-        ("vae/diffusion_pytorch_model.safetensors", "vae holds no weights"),
+        ("vae", "vae is missing (model_index.json lists it as AutoencoderKL)"),
+        ("vae/diffusion_pytorch_model.safetensors", "vae has no weights"),
     ],
 )
 def test_a_missing_part_is_named(model: Path, part: str, said: str) -> None:
@@ -57,13 +57,13 @@ def test_a_missing_part_is_named(model: Path, part: str, said: str) -> None:
     assert verdict == "bad" and said in detail
 
 
-def test_a_cut_file_is_named(model: Path) -> None:
+def test_a_truncated_file_is_named(model: Path) -> None:
     weights = model / "transformer" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
-    assert f"{weights} is cut short or damaged" in of_models(model)["model here"][1]
+    assert f"{weights} is truncated or corrupt" in of_models(model)["model here"][1]
 
 
-def test_a_device_that_a_worker_would_refuse_is_named(model: Path) -> None:
+def test_an_unusable_device_is_named(model: Path) -> None:
     catalog = model.parent / "models.toml"
     catalog.write_text('[models.here]\npath = "./model"\ndevices = ["cuda:99"]\n')
     [(verdict, detail)] = of_models(model).values()
@@ -73,40 +73,38 @@ def test_a_device_that_a_worker_would_refuse_is_named(model: Path) -> None:
 NO_DEVICE = {"version": "2.11.0+cpu", "kind": "cpu", "count": 0, "names": []}
 
 
-def test_why_there_is_no_accelerator_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_reason_for_no_accelerator_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "accelerators", lambda: ["cpu"])
     monkeypatch.setattr(doctor, "why_none", lambda: "CUDA_VISIBLE_DEVICES='-1' hides every GPU")
-    found = doctor._devices(NO_DEVICE)
-    assert found.verdict == "warning"
-    assert found.detail.startswith("no accelerator (CUDA_VISIBLE_DEVICES='-1' hides every GPU): ")
+    finding = doctor._devices(NO_DEVICE)
+    assert finding.verdict == "warning"
+    assert finding.detail.startswith("no accelerator (CUDA_VISIBLE_DEVICES='-1' hides every GPU); ")
 
 
-def test_gpus_that_torch_does_not_see_are_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpus_that_torch_does_not_see_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "accelerators", lambda: ["cuda:0", "cuda:1"])
     monkeypatch.setattr(doctor, "why_none", lambda: "")
-    found = doctor._devices(NO_DEVICE)
-    assert found.verdict == "bad"
-    assert found.detail == (
-        "the driver lists cuda:0, cuda:1, but torch 2.11.0+cpu sees none of them"
-    )
+    finding = doctor._devices(NO_DEVICE)
+    assert finding.verdict == "bad"
+    assert finding.detail == "the driver lists cuda:0, cuda:1, but torch 2.11.0+cpu finds none"
     seen = NO_DEVICE | {"kind": "cuda", "count": 2, "names": ["H100", "H100"]}
     assert doctor._devices(seen) == Finding("devices", "ok", "2 cuda: H100, H100")
 
 
-def test_a_mistake_in_cuda_visible_devices_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
-    def mistaken() -> list[str]:
+def test_an_invalid_cuda_visible_devices_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> list[str]:
         raise ConfigurationError("CUDA_VISIBLE_DEVICES='0,0' names 0 twice")
 
-    monkeypatch.setattr(doctor, "accelerators", mistaken)
-    found = doctor._devices(NO_DEVICE)
-    assert (found.verdict, found.detail) == ("bad", "CUDA_VISIBLE_DEVICES='0,0' names 0 twice")
+    monkeypatch.setattr(doctor, "accelerators", fail)
+    finding = doctor._devices(NO_DEVICE)
+    assert (finding.verdict, finding.detail) == ("bad", "CUDA_VISIBLE_DEVICES='0,0' names 0 twice")
     assert doctor._counted() == []
 
 
-def test_models_that_cannot_be_looked_over_are_no_fault(
+def test_models_that_cannot_be_checked_are_a_warning(
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doctor, "_LOOK_OVER", "import no_torch")
+    monkeypatch.setattr(doctor, "_CHECK_MODELS", "import no_torch")
     [(verdict, detail)] = of_models(model).values()
     assert verdict == "warning" and "No module named 'no_torch'" in detail
 
@@ -115,7 +113,7 @@ def test_models_that_cannot_be_looked_over_are_no_fault(
     ("name", "found"),
     [("POOL", {"settings", "queue"}), ("THREADS", {"settings"}), ("PORT", {"settings"})],
 )
-def test_settings_that_no_process_would_start_with(
+def test_invalid_settings_are_errors(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, found: set[str]
 ) -> None:
     monkeypatch.delenv("IMAGEMILL_REDIS_URL", raising=False)
@@ -126,7 +124,7 @@ def test_settings_that_no_process_would_start_with(
     assert all(f"IMAGEMILL_{name}" in c.detail for c in checks if c.name in bad)
 
 
-def test_a_queue_server_that_answers_is_let_go(
+def test_the_connection_to_the_queue_server_is_closed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     closed, close = [], Store.close
@@ -142,10 +140,10 @@ def test_a_queue_server_that_answers_is_let_go(
     assert len(closed) == 1
 
 
-def test_a_broken_machine_fails_with_reasons(
+def test_a_broken_machine_fails_with_details(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without torch, on a data folder that is a file, with a catalog that is not there."""
+    """Without torch, with a file as the data folder, and without a catalog."""
 
     def no_package(name: str) -> str:
         raise doctor.PackageNotFoundError(name)
@@ -160,7 +158,7 @@ def test_a_broken_machine_fails_with_reasons(
         found = {f.name: f for f in findings(data, tmp_path / "no.toml", "127.0.0.1", port)}
     bad = {name for name, finding in found.items() if finding.verdict == "bad"}
     assert bad == {"torch", "queue", "data folder", "models", "port"}
-    assert f"port {port} on 127.0.0.1 is taken" in found["port"].detail
+    assert f"port {port} on 127.0.0.1 is already in use" in found["port"].detail
 
 
 def test_the_command_on_this_machine(tmp_path: Path) -> None:
@@ -178,7 +176,7 @@ def test_ports() -> None:
         pytest.raises(StartFailed, match="choose another with --port"),
     ):
         choose_port("127.0.0.1", taken.getsockname()[1])
-    with pytest.raises(StartFailed, match=r"cannot listen on no\.such\.host\.invalid"):
+    with pytest.raises(StartFailed, match=r"can't listen on no\.such\.host\.invalid"):
         choose_port("no.such.host.invalid", 0)
     assert [reachable(h) for h in ("0.0.0.0", "::", "10.0.0.1")] == [
         "127.0.0.1",

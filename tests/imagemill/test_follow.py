@@ -1,4 +1,4 @@
-"""Rates from measured progress, and what the views make of the news."""
+"""Rates computed from measured progress, and how the views show them."""
 
 import io
 from itertools import pairwise
@@ -54,7 +54,7 @@ def news(progress: float, saved: int, note: str = "") -> News:
     return News(12, saved, 1, progress, 2.0, 5.0, note)
 
 
-def test_lines_speak_at_every_tenth_and_not_in_between() -> None:
+def test_lines_are_printed_at_every_tenth() -> None:
     out = io.StringIO()
     with Lines(Console(file=out, width=100)) as lines:
         lines.update(news(0.0, 0, "loading the model"))

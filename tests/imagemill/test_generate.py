@@ -1,4 +1,4 @@
-"""`imagemill generate` against a server in memory: files, exit codes, words, resuming."""
+"""`imagemill generate` against a fake server: files, exit codes, messages, resuming."""
 
 import errno
 import json
@@ -34,7 +34,7 @@ def run(*arguments: str | Path, stdin: str | None = None) -> Any:
     return CliRunner().invoke(app, [str(argument) for argument in arguments], input=stdin)
 
 
-def test_every_prompt_becomes_a_file_and_all_are_on_the_sheet(
+def test_every_prompt_becomes_a_file_and_a_tile_of_the_sheet(
     server: FakeServer, tmp_path: Path
 ) -> None:
     done = run("generate", "a red circle", "a blue heart", "--out", tmp_path / "out", "--steps", 4)
@@ -84,7 +84,7 @@ def test_prompts_from_a_file_and_from_standard_input(server: FakeServer, tmp_pat
 
 
 @pytest.mark.parametrize("words", [["-f", "-"], ["-"]])
-def test_csv_may_be_piped_in(server: FakeServer, tmp_path: Path, words: list[str]) -> None:
+def test_csv_from_standard_input(server: FakeServer, tmp_path: Path, words: list[str]) -> None:
     table = "prompt,seed\na red star,5\nb,\n"
     done = run("generate", *words, "-o", tmp_path, stdin=table)
     assert done.exit_code == 0, done.output
@@ -93,7 +93,7 @@ def test_csv_may_be_piped_in(server: FakeServer, tmp_path: Path, words: list[str
     assert len(list(tmp_path.glob("000?-*.png"))) == 2
 
 
-def test_a_job_is_called_after_its_file_or_its_first_prompt(
+def test_the_default_title_is_the_file_name_or_the_first_prompt(
     server: FakeServer, tmp_path: Path
 ) -> None:
     file = tmp_path / "colours.txt"
@@ -108,7 +108,7 @@ def test_a_job_is_called_after_its_file_or_its_first_prompt(
     assert "colours.txt" in run("status", "job-1").output
 
 
-def test_a_failed_image_fails_the_command_and_nothing_else(
+def test_a_failed_image_fails_the_command_but_not_other_images(
     server: FakeServer, tmp_path: Path
 ) -> None:
     server.fails = {"bad"}
@@ -119,7 +119,9 @@ def test_a_failed_image_fails_the_command_and_nothing_else(
     assert f"imagemill generate --resume job-1 --out {tmp_path}" in done.output.replace("\n", "")
 
 
-def test_resume_makes_and_brings_only_what_is_missing(server: FakeServer, tmp_path: Path) -> None:
+def test_resume_generates_and_downloads_only_missing_images(
+    server: FakeServer, tmp_path: Path
+) -> None:
     server.fails = {"bad"}
     run("generate", "good", "bad", "lost", "--out", tmp_path)
     good, lost = tmp_path / "0000-good.png", tmp_path / "0002-lost.png"
@@ -137,7 +139,7 @@ def test_resume_makes_and_brings_only_what_is_missing(server: FakeServer, tmp_pa
     ]
     assert good.stat().st_mtime_ns == before
     assert lost.exists()
-    assert "1 were there already" in done.output
+    assert "1 already downloaded" in done.output
 
 
 def test_images_of_another_job_are_not_overwritten(server: FakeServer, tmp_path: Path) -> None:
@@ -152,7 +154,7 @@ def test_images_of_another_job_are_not_overwritten(server: FakeServer, tmp_path:
     assert (tmp_path / "0000-a-2.png").exists()
 
 
-def test_a_folder_that_takes_no_files_is_one_sentence(
+def test_a_write_error_is_one_sentence(
     server: FakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(path: Path, data: bytes) -> None:
@@ -161,8 +163,8 @@ def test_a_folder_that_takes_no_files_is_one_sentence(
     monkeypatch.setattr(Path, "write_bytes", refuse)
     done = run("generate", "a", "--out", tmp_path)
     assert done.exit_code == 1
-    assert done.stderr == f"error: cannot write {tmp_path}/0000-a.png: No space left on device\n"
-    assert "to go on from here: imagemill generate --resume job-1" in done.stdout
+    assert done.stderr == f"error: couldn't write {tmp_path}/0000-a.png: No space left on device\n"
+    assert "to resume: imagemill generate --resume job-1" in done.stdout
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").touch()
     done = run("generate", "a", "--out", tmp_path / "file" / "out")
@@ -198,12 +200,12 @@ def test_bad_input_names_its_place(server: FakeServer, tmp_path: Path) -> None:
         (["a", "--resume", "job-1"], "--resume takes no prompts"),
         (
             ["--resume", "job-1", "--steps", "4", "--title", "T"],
-            "--resume takes no --steps, --title: the job has its own",
+            "--resume takes no --steps, --title, because the job has its own",
         ),
         (["a", "--pictures", "all"], "'all' is not one of"),
     ],
 )
-def test_commands_that_make_no_sense(
+def test_contradictory_flags_are_refused(
     server: FakeServer, arguments: list[str], said: str, tmp_path: Path
 ) -> None:
     done = run("generate", *arguments, "--out", tmp_path)
@@ -218,32 +220,35 @@ def test_an_unknown_job_is_one_sentence(server: FakeServer, tmp_path: Path) -> N
     assert "Traceback" not in done.output
 
 
-def test_a_server_that_is_down_is_one_sentence(
+def test_an_unreachable_server_is_one_sentence(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(protocol, "FIRST_DELAY", 100.0)
     monkeypatch.setattr(protocol, "LONGEST_DELAY", 100.0)
     done = run("models", "--server", "http://127.0.0.1:9")
     assert done.exit_code == 1
-    assert "no imagemill server answers at http://127.0.0.1:9" in done.stderr
+    assert "couldn't reach an imagemill server at http://127.0.0.1:9" in done.stderr
     assert "Errno" not in done.stderr
     done = run("generate", "a", "--out", tmp_path, "--server", "http://127.0.0.1:9")
     assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
     done = run("status", "--data", tmp_path)
-    assert f"nothing runs on the data folder {tmp_path}; start `imagemill up`" in done.stderr
+    assert (
+        f"no server is running on the data folder {tmp_path}; start one with `imagemill up`"
+        in done.stderr
+    )
 
 
-def test_a_server_that_is_away_for_a_moment_is_told_of_and_waited_for(
+def test_a_short_outage_is_reported_and_waited_for(
     server: FakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     poll = protocol.poll
 
     def poll_of_a_busy_server(*arguments: Any, **flags: Any) -> Any:
-        monkeypatch.setattr(follow.wire, "poll", poll)
+        monkeypatch.setattr(follow.protocol, "poll", poll)
         server.script += [(503, {"Retry-After": "0"}), (502, {"Retry-After": "0"})]
         return poll(*arguments, **flags)
 
-    monkeypatch.setattr(follow.wire, "poll", poll_of_a_busy_server)
+    monkeypatch.setattr(follow.protocol, "poll", poll_of_a_busy_server)
     done = run("generate", "a", "--out", tmp_path)
     assert done.exit_code == 0, done.output
     assert done.output.count("waiting for the server") == 1
@@ -270,14 +275,14 @@ def test_a_user_without_workers_is_told_where_to_look(
         ([("demo", "failed", 1), ("demo", "starting", 9)], ("loading the model", False)),
         (
             [("demo", "failed", 9), ("demo", "starting", 10)],
-            ("the model cannot be loaded: no file", True),
+            ("couldn't load the model: no file", True),
         ),
     ],
 )
-def test_why_a_model_makes_no_images(
+def test_why_not_ready(
     server: FakeServer, workers: list[tuple[str, str, float]], expected: tuple[str, bool]
 ) -> None:
-    """Failures from before moment 5 may have been mended; later ones are final."""
+    """Failures before time 5 may have been fixed; later ones are final."""
     server.workers = [
         {"id": str(i), "model": model, "state": state, "started": started, "error": "no file"}
         for i, (model, state, started) in enumerate(workers)
@@ -286,20 +291,20 @@ def test_why_a_model_makes_no_images(
         assert why_not_ready(client, "demo", 5.0) == expected
 
 
-def test_a_failure_that_is_still_told_is_final(server: FakeServer) -> None:
-    """However long ago the worker started, as when the server has been up for a week."""
+def test_a_recently_reported_failure_is_final(server: FakeServer) -> None:
+    """Even if the worker started long ago."""
     failed = {"id": "1", "model": "demo", "state": "failed", "started": 1, "error": "no file"}
     with Client(server.url) as client:
         server.workers = [failed | {"at": 4}]
         assert why_not_ready(client, "demo", 5.0) == ("waiting for a worker", False)
         server.workers = [failed | {"at": 6}]
-        assert why_not_ready(client, "demo", 5.0) == ("the model cannot be loaded: no file", True)
+        assert why_not_ready(client, "demo", 5.0) == ("couldn't load the model: no file", True)
 
 
-def test_ctrl_c_cancels_keeps_and_tells_how_to_go_on(
+def test_ctrl_c_cancels_and_prints_how_to_resume(
     server: FakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The signal comes after the first image; a second run then finishes the job."""
+    """The signal arrives after the first image; a second run then finishes the job."""
     poll = protocol.poll
 
     def poll_until_one_is_made(*arguments: Any, **flags: Any) -> Any:
@@ -308,7 +313,7 @@ def test_ctrl_c_cancels_keeps_and_tells_how_to_go_on(
             os.kill(os.getpid(), signal.SIGINT)
         return poll(*arguments, **flags)
 
-    monkeypatch.setattr(follow.wire, "poll", poll_until_one_is_made)
+    monkeypatch.setattr(follow.protocol, "poll", poll_until_one_is_made)
     done = run("generate", "a", "b", "c", "--out", tmp_path)
     assert done.exit_code == 130
     assert server.calls["POST /v1/jobs/ID/cancel"] == 1
@@ -316,7 +321,7 @@ def test_ctrl_c_cancels_keeps_and_tells_how_to_go_on(
     command = f"imagemill generate --resume job-1 --out {tmp_path}"
     assert done.output.replace("\n", "").count(command) == 1
     server.holds = False
-    monkeypatch.setattr(follow.wire, "poll", poll)
+    monkeypatch.setattr(follow.protocol, "poll", poll)
     done = run("generate", "--resume", "job-1", "--out", tmp_path)
     assert done.exit_code == 0, done.output
     assert len(list(tmp_path.glob("000?-*.png"))) == 3
@@ -330,5 +335,5 @@ def test_status_models_workers_and_cancel(server: FakeServer, tmp_path: Path) ->
     assert json.loads(run("status", "job-1", "--json").stdout)["state"] == "succeeded"
     assert json.loads(run("models", "--json").stdout) == [{"id": "demo"}]
     assert "ready" in run("workers").output
-    assert "1 of 1 images were made" in run("cancel", "job-1").output
+    assert "1 of 1 images finished" in run("cancel", "job-1").output
     assert run("cancel", "job-9").exit_code == 1

@@ -1,4 +1,4 @@
-"""Pictures as escape sequences, decoded again by a terminal's rules."""
+"""Images encoded as escape sequences, and decoded again like a terminal does."""
 
 import random
 
@@ -18,7 +18,7 @@ def noise(side: int) -> Image.Image:
 
 
 def drawn(kind: Pictures, picture: Image.Image, place: Place) -> Shown:
-    """What a terminal makes of it; only the cursor's row is where it was."""
+    """The image as a terminal shows it."""
     seen = Seen(PAINT[kind](picture, place), columns=80, cell=place.cell)
     assert len(seen.pictures) == 1
     shown = seen.pictures[0]
@@ -35,14 +35,14 @@ def test_a_png_arrives_as_it_was_sent(kind: Pictures, picture: Image.Image) -> N
     assert ImageChops.difference(shown.picture, expected).getbbox() is None
 
 
-def test_a_large_one_is_sent_in_chunks_and_none_larger_than_worth_it() -> None:
+def test_a_large_image_is_shrunk_and_sent_in_chunks() -> None:
     sent = PAINT[Pictures.KITTY](noise(400), Place(24, 12, (40, 80), 5))
-    assert sent.count("\x1b_G") > 20  # and no chunk is too long, says the terminal
+    assert sent.count("\x1b_G") > 20  # the emulated terminal checks the length of each chunk
     shown = drawn(Pictures.KITTY, noise(400), Place(24, 12, (40, 80), 5))
     assert shown.picture.size == (LARGEST, LARGEST)
 
 
-def test_kitty_replaces_a_number_and_takes_it_away() -> None:
+def test_kitty_replaces_and_deletes_images_by_number() -> None:
     place = Place(4, 2, (10, 20), 9)
     twice = PAINT[Pictures.KITTY](COLOURFUL, place) * 2
     assert len(Seen(twice, 80).pictures) == 1
@@ -62,7 +62,7 @@ def test_kitty_replaces_a_number_and_takes_it_away() -> None:
 def test_sixels_are_the_picture_in_256_colours(
     place: Place, size: tuple[int, int], picture: Image.Image
 ) -> None:
-    """To a level's rounding to per cent; whole lines of six that stay within the place."""
+    """Colours are rounded to percent; whole lines of six rows stay within the place."""
     shown = drawn(Pictures.SIXEL, picture, place)
     assert shown.picture.size == size
     assert shown.rows <= place.rows
@@ -74,13 +74,13 @@ def test_sixels_are_the_picture_in_256_colours(
         assert max(ImageStat.Stat(ImageChops.difference(shown.picture, whole)).mean) < 8
 
 
-def test_one_colour_is_few_bytes() -> None:
+def test_one_colour_takes_few_bytes() -> None:
     place = Place(24, 12, (10, 20), 1)
     assert len(PAINT[Pictures.SIXEL](Image.new("RGB", (64, 64), "#fa820a"), place)) < 600
 
 
 @pytest.mark.parametrize("kind", list(PAINT))
-def test_a_flat_picture_is_padded_and_not_stretched(kind: Pictures) -> None:
+def test_a_wide_image_is_padded_instead_of_stretched(kind: Pictures) -> None:
     shown = drawn(kind, Image.new("RGB", (64, 32), "white"), Place(24, 12, (10, 20), 1))
     assert shown.picture.getpixel((120, 20)) == (0, 0, 0)
     assert shown.picture.getpixel((120, 120)) == (255, 255, 255)

@@ -1,4 +1,4 @@
-"""Ctrl-C asks once and insists the second time."""
+"""Ctrl-C sets a flag the first time and raises the second time."""
 
 import os
 import signal
@@ -6,10 +6,10 @@ import threading
 
 import pytest
 
-from imagemill.terminal.interrupts import Interrupted, Interrupts, unbroken
+from imagemill.terminal.interrupts import Interrupted, Interrupts, signals_blocked
 
 
-def test_the_first_is_a_question_and_the_second_an_order() -> None:
+def test_the_first_signal_sets_a_flag_and_the_second_raises() -> None:
     before = signal.getsignal(signal.SIGINT)
     with Interrupts() as interrupts:
         assert not interrupts.asked()
@@ -24,9 +24,9 @@ def test_the_first_is_a_question_and_the_second_an_order() -> None:
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_a_signal_waits_for_a_write() -> None:
+def test_signals_are_delayed_during_a_write() -> None:
     with Interrupts() as interrupts:
-        with unbroken():
+        with signals_blocked():
             signal.pthread_kill(threading.get_ident(), signal.SIGINT)
             assert not interrupts.asked()
         assert interrupts.asked()

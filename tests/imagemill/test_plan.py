@@ -1,4 +1,4 @@
-"""`imagemill plan`: what it tells of real configurations without weights, and of our model."""
+"""`imagemill plan` for real configs without weights, and for the bundled model."""
 
 import json
 import math
@@ -38,12 +38,12 @@ def options(flux, *arguments):
     return {option["name"]: option for option in json.loads(done.stdout)["options"]}
 
 
-def test_sizes_of_flux_come_from_its_configs_alone(flux):
-    told = json.loads(run(flux, "--devices", "80GB", "--json").stdout)
-    weights = {c["name"]: c["weights"] for c in told["components"]}
+def test_flux_sizes_come_from_its_configs_alone(flux):
+    survey = json.loads(run(flux, "--devices", "80GB", "--json").stdout)
+    weights = {c["name"]: c["weights"] for c in survey["components"]}
     assert weights["transformer"] == 2 * 11_901_408_320  # FLUX.1-dev's parameters, in bfloat16
     assert weights["text_encoder_2"] == 2 * 4_762_310_656  # T5-XXL's encoder
-    assert told["image"] == "1024x1024 in bfloat16, 4096 image tokens"
+    assert survey["image"] == "1024x1024 in bfloat16, 4096 image tokens"
 
 
 @pytest.mark.parametrize(
@@ -68,13 +68,13 @@ def test_what_fits_which_devices(flux, devices, fit, not_fit):
         assert option["arithmetic"] and bool(option["catalog"]) == option["fits"]
 
 
-def test_a_small_device_is_told_what_comes_over_the_link(flux):
+def test_a_small_device_shows_the_transfer_time(flux):
     found = options(flux, "--devices", "16GB")
-    assert " come for " in found["split, unload"]["speed"]
-    assert "loading an image in a backlog of 64" in found["split, unload"]["speed"]
+    assert " copied for " in found["split, unload"]["speed"]
+    assert "per image with a backlog of 64" in found["split, unload"]["speed"]
 
 
-def test_what_comes_from_the_disk_comes_slower(flux):
+def test_weights_from_the_disk_are_slower(flux):
     memory, disk = (
         options(flux, "--devices", "16GB", "--cpu", cpu)["split, unload"]["speed"]
         for cpu in ("64GB", "1GB")
@@ -91,7 +91,7 @@ def test_what_comes_from_the_disk_comes_slower(flux):
         ("4x80GB", {"ulysses 4", "ring 4", "tensor 4", "ring 2 x ulysses 2"}),
     ],
 )
-def test_every_way_to_share_an_image_out_is_listed(flux, devices, ways):
+def test_every_way_to_parallelize_an_image_is_listed(flux, devices, ways):
     found = options(flux, "--devices", devices)
     names = {f"context_parallel, {way}" for way in ways}
     assert names <= found.keys()
@@ -102,20 +102,20 @@ def test_every_way_to_share_an_image_out_is_listed(flux, devices, ways):
             assert line.replace(" ", " = ") in found[name]["catalog"].splitlines()
 
 
-def test_under_guidance_rows_are_shared_out_too():
+def test_guidance_rows_can_be_parallelized():
     found = options("demo", "--devices", "4x24GB")
     assert "2x for one guided image" in found["context_parallel, cfg 2"]["speed"]
     assert "cfg = 2\nulysses = 2" in found["context_parallel, cfg 2 x ulysses 2"]["catalog"]
 
 
-def test_tensor_parallelism_is_for_what_is_too_large(flux):
+def test_tensor_parallelism_fits_larger_models(flux):
     found = options(flux, "--devices", "4x24GB")
     assert found["context_parallel, tensor 4"]["fits"]
     assert not found["context_parallel, ulysses 4"]["fits"]
 
 
-def test_what_the_entry_check_refuses_is_not_offered():
-    """A ring needs half precision on CUDA; the reason is told once."""
+def test_what_the_entry_check_refuses_does_not_fit():
+    """A ring needs half precision on CUDA; the reason is given once."""
     rings = [o for name, o in options("demo", "--devices", "4x24GB").items() if "ring" in name]
     assert [ring["fits"] for ring in rings] == [False]
     assert "log-sum-exp" in rings[0]["arithmetic"]
@@ -132,13 +132,13 @@ def test_a_guided_ring_of_a_model_with_masks_is_offered(tmp_path):
     (tmp_path / "model_index.json").write_text(json.dumps(index))
     found = options(tmp_path, "--devices", "2x80GB")
     assert found["context_parallel, ring 2"]["fits"] and found["context_parallel, cfg 2"]["fits"]
-    kernel = 'attention_backend = "_native_cudnn"'  # torch's own choice cannot merge a ring's parts
+    kernel = 'attention_backend = "_native_cudnn"'  # torch's own choice can't merge a ring's parts
     assert kernel in found["context_parallel, ring 2"]["catalog"]
     assert "attention_backend" not in found["context_parallel, cfg 2"]["catalog"]
 
 
 @pytest.mark.parametrize("devices", ["2x24GB", "4x80GB"])
-def test_the_lines_to_paste_are_a_catalog(flux, devices, tmp_path):
+def test_the_printed_lines_are_a_valid_catalog(flux, devices, tmp_path):
     catalog = tmp_path / "models.toml"
     lines = [o["catalog"] for o in options(flux, "--devices", devices).values() if o["catalog"]]
     catalog.write_text("\n\n".join(lines))
@@ -155,7 +155,7 @@ def test_a_model_of_the_catalog(tmp_path):
 
 
 @pytest.mark.parametrize("columns", ["80", "120"])
-def test_the_tables_keep_within_the_terminal(flux, columns):
+def test_the_tables_fit_the_terminal(flux, columns):
     done = run(flux, "--devices", "4x80GB", COLUMNS=columns)
     tables = done.stdout.partition("For models.toml")[0]
     assert max(map(len, tables.splitlines())) <= int(columns)
@@ -167,12 +167,12 @@ def test_the_tables_keep_within_the_terminal(flux, columns):
     [
         (["nothing", "--devices", "24GB"], "unknown model 'nothing'"),
         (["no/where", "--devices", "24GB"], "'no/where' is not in the local cache and the hub"),
-        (["demo", "--devices", "two"], "--devices 'two' is none such as 2x24GB"),
-        (["demo", "--devices", "0x24GB"], "--devices '0x24GB' is none such as"),
-        (["demo", "--devices", "24GB", "--cpu", "much"], "'much' is no size such as '16GB'"),
+        (["demo", "--devices", "two"], "invalid --devices 'two': expected something like 2x24GB"),
+        (["demo", "--devices", "0x24GB"], "invalid --devices '0x24GB': expected"),
+        (["demo", "--devices", "24GB", "--cpu", "much"], "invalid size 'much'"),
     ],
 )
-def test_a_mistake_is_one_sentence(arguments, said, monkeypatch):
+def test_an_error_is_one_sentence(arguments, said, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     done = run(*arguments)
     assert done.exit_code == 2
@@ -183,10 +183,10 @@ def test_a_mistake_is_one_sentence(arguments, said, monkeypatch):
 @pytest.mark.parametrize(
     ("devices", "use"),
     [
-        ("2x80GB", "Use replica: the model fits a device whole"),
+        ("2x80GB", "Use replica: the whole model fits on one device"),
         ("2x24GB", "Use split: "),
-        ("32GB", "Use split, unload: the devices hold its stages in turn"),
-        ("16GB", "Use split, unload: nothing fits without weights that come over the link"),
+        ("32GB", "Use split, unload: the model fits if its stages are loaded in turn"),
+        ("16GB", "Use split, unload: every option that fits copies weights to the device"),
     ],
 )
 def test_the_last_line_says_what_to_use(flux, devices, use):
@@ -200,8 +200,8 @@ def test_quantization_is_counted_and_printed(flux, tmp_path, monkeypatch, scheme
     catalog = tmp_path / "models.toml"
     lines = (f'path = "{flux}"', f'quantization = "{scheme}"', 'attention_backend = "native"')
     catalog.write_text("\n".join(["[models.flux]", *lines]))
-    told = json.loads(run("flux", "--devices", "24GB", "--models", catalog, "--json").stdout)
-    [denoiser] = [c for c in told["components"] if c["name"] == "transformer"]
+    survey = json.loads(run("flux", "--devices", "24GB", "--models", catalog, "--json").stdout)
+    [denoiser] = [c for c in survey["components"] if c["name"] == "transformer"]
     with torch.device("meta"):
         config = FluxTransformer2DModel.load_config(flux / "transformer")
         module = FluxTransformer2DModel.from_config(config)
@@ -214,7 +214,7 @@ def test_quantization_is_counted_and_printed(flux, tmp_path, monkeypatch, scheme
     assert f'quantization = "{scheme}"' in printed
 
 
-def test_what_a_worker_refuses_is_not_planned(flux, tmp_path, monkeypatch):
+def test_what_a_worker_refuses_is_refused(flux, tmp_path, monkeypatch):
     monkeypatch.setattr("pipelines.loading.quantization.find_spec", lambda name: None)
     catalog = tmp_path / "models.toml"
     catalog.write_text(f'[models.flux]\npath = "{flux}"\nquantization = "int8"')
@@ -224,7 +224,7 @@ def test_what_a_worker_refuses_is_not_planned(flux, tmp_path, monkeypatch):
     catalog = tmp_path / "cache.toml"
     catalog.write_text(f'[models.flux]\npath = "{flux}"\ncache = "taylorseer"')
     done = run("flux", "--devices", "80GB", "--models", catalog)
-    assert "cache 'taylorseer' is not served under placement 'split'" in done.output
+    assert "cache 'taylorseer' can't be combined with placement 'split'" in done.output
 
 
 def test_a_hub_id_is_planned_from_its_configs_alone(flux, monkeypatch):
@@ -246,7 +246,7 @@ def test_a_hub_id_is_planned_from_its_configs_alone(flux, monkeypatch):
 
 @pytest.fixture
 def flux_file(flux, tmp_path):
-    """FLUX.1-dev's transformer as its authors' file, all sizes and no bytes, and its configs."""
+    """FLUX.1-dev's transformer as a sparse single file in its authors' format, and its configs."""
     folder = Path(shutil.copytree(flux, tmp_path / "configs"))
     for name in ("text_encoder", "text_encoder_2", "vae"):
         save_file({"weight": torch.zeros(1)}, folder / name / "model.safetensors")
@@ -278,7 +278,7 @@ def flux_names() -> dict[str, list[int]]:
 
 
 def sparse(shapes: dict[str, list[int]], path: Path) -> Path:
-    """A safetensors file in bfloat16 whose tensors are holes: it takes no room on the disk."""
+    """A sparse safetensors file in bfloat16, which takes up no disk space."""
     document, end = {}, 0
     for name, shape in shapes.items():
         start, end = end, end + 2 * math.prod(shape)
@@ -296,20 +296,20 @@ def test_a_single_file_is_planned_from_its_header(flux_file, tmp_path):
     catalog.write_text(f'[models.f]\npath = "{file.name}"\nconfig = "configs"\n')
     done = run("f", "--devices", "80GB", "--models", catalog, "--json")
     assert done.exit_code == 0, done.output
-    told = json.loads(done.stdout)
-    assert {c["name"]: c["weights"] for c in told["components"]}[
+    survey = json.loads(done.stdout)
+    assert {c["name"]: c["weights"] for c in survey["components"]}[
         "transformer"
     ] == 2 * 11_901_408_320
-    refused = {o["name"]: o["arithmetic"] for o in told["options"] if not o["fits"]}
+    refused = {o["name"]: o["arithmetic"] for o in survey["options"] if not o["fits"]}
     assert refused == {}
-    replica = next(o["catalog"] for o in told["options"] if o["name"] == "replica")
+    replica = next(o["catalog"] for o in survey["options"] if o["name"] == "replica")
     assert f'config = "{folder}"' in replica
-    told = json.loads(run("f", "--devices", "2x80GB", "--models", catalog, "--json").stdout)
-    refused = {o["name"]: o["arithmetic"] for o in told["options"] if not o["fits"]}
-    assert "is a single file, and pipelined reads" in refused["pipelined"]
+    survey = json.loads(run("f", "--devices", "2x80GB", "--models", catalog, "--json").stdout)
+    refused = {o["name"]: o["arithmetic"] for o in survey["options"] if not o["fits"]}
+    assert "is a single file, but pipelined needs" in refused["pipelined"]
 
 
-def test_a_file_by_itself_names_the_field_for_its_configs(flux_file, monkeypatch):
+def test_a_file_without_configs_names_the_field_for_them(flux_file, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     done = run(flux_file[1], "--devices", "80GB")
     assert done.exit_code == 2
@@ -320,10 +320,10 @@ def test_a_file_by_itself_names_the_field_for_its_configs(flux_file, monkeypatch
 def test_a_model_that_fits_nowhere_is_one_sentence(flux):
     done = run(flux, "--devices", "1GB", "--cpu", "1GB")
     assert done.exit_code == 2
-    assert "fits nowhere" in done.output and "23.8 GB" in done.output
+    assert "doesn't fit" in done.output and "23.8 GB" in done.output
 
 
-def test_devices_as_they_are_written():
+def test_devices_of():
     assert devices_of("2x24GB") == [24 * 10**9] * 2
     assert devices_of("1x24GB+1 x 80 GiB") == [24 * 10**9, 80 * 2**30]
     for text in ("", "x", "24", "1e9GB", "99x24GB", "24GB+"):

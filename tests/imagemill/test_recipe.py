@@ -1,4 +1,4 @@
-"""Recipes read back from files: those that the workers write, and whatever else there is."""
+"""Reading recipes from files that workers write, and from other files."""
 
 import json
 from dataclasses import fields, replace
@@ -21,13 +21,20 @@ def request(format: ImageFormat = "png") -> ImageRequest:
     return ImageRequest("demo", "a red circle", 7, 32, 16, 4, 2.5, None, format)
 
 
-def picture(path: Path, made_of: ImageRequest, bucket: int = 8) -> Path:
+def picture(path: Path, image_request: ImageRequest, bucket: int = 8) -> Path:
     """A file as a worker writes it."""
     facts = {item.name: None for item in fields(written.Recipe)}
-    facts |= {"request": made_of, "dtype": "float32", "placement": "replica", "bucket": bucket}
+    facts |= {
+        "request": image_request,
+        "dtype": "float32",
+        "placement": "replica",
+        "bucket": bucket,
+    }
     facts |= {"scheduler": "Euler", "versions": {"imagemill": "0.1", "torch": "2.13.0"}}
-    made = written.Recipe(**facts)
-    path.write_bytes(written.encode(torch.zeros(3, made_of.height, made_of.width), made))
+    recipe = written.Recipe(**facts)
+    path.write_bytes(
+        written.encode(torch.zeros(3, image_request.height, image_request.width), recipe)
+    )
     return path
 
 
@@ -44,7 +51,7 @@ def run(*arguments: Any) -> Any:
 
 
 @pytest.mark.parametrize("format", ["png", "jpeg", "webp"])
-def test_what_a_worker_wrote_is_read_back(tmp_path: Path, format: ImageFormat) -> None:
+def test_a_workers_recipe_is_read_back(tmp_path: Path, format: ImageFormat) -> None:
     found = read_recipe(picture(tmp_path / "file", request(format)))
     assert found.request == request(format)
     assert found.made_with["bucket"] == 8
@@ -52,15 +59,13 @@ def test_what_a_worker_wrote_is_read_back(tmp_path: Path, format: ImageFormat) -
 
 
 @pytest.mark.parametrize("format", ["png", "jpeg", "webp"])
-def test_the_longest_prompts_there_may_be_are_read_back(
-    tmp_path: Path, format: ImageFormat
-) -> None:
-    """In any script: a JPEG's segments end at 64 KiB."""
+def test_the_longest_possible_prompts_are_read_back(tmp_path: Path, format: ImageFormat) -> None:
+    """In any script, although a JPEG segment is at most 64 KiB."""
     longest = replace(request(format), prompt="図" * 10_000, negative_prompt="\U0001f3a8" * 10_000)
     assert read_recipe(picture(tmp_path / "file", longest)).request == longest
 
 
-def test_differences_are_named_with_both_values(tmp_path: Path) -> None:
+def test_differences_have_both_values(tmp_path: Path) -> None:
     one = read_recipe(picture(tmp_path / "a.png", request()))
     other = read_recipe(picture(tmp_path / "b.png", request("webp"), bucket=2))
     assert one.differences(one) == {}
@@ -70,22 +75,22 @@ def test_differences_are_named_with_both_values(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", "without a recipe"),
-        ("a dog", "no recipe of imagemill"),
-        ("[1]", "no recipe of imagemill"),
+        ("", "has no imagemill recipe"),
+        ("a dog", "isn't an imagemill recipe"),
+        ("[1]", "isn't an imagemill recipe"),
         ('{"prompt": "a"}', "lacks `model`"),
-        ("7", "no recipe of imagemill"),
-        ("seed", "`seed` makes no sense"),
+        ("7", "isn't an imagemill recipe"),
+        ("seed", "an invalid `seed`"),
     ],
 )
-def test_strange_descriptions_are_refused(tmp_path: Path, text: str, said: str) -> None:
+def test_invalid_descriptions_are_refused(tmp_path: Path, text: str, said: str) -> None:
     if text == "seed":
         text = json.dumps({**json.loads(request().to_json()), "seed": True})
     with pytest.raises(NoRecipe, match=said):
         read_recipe(png(tmp_path / "a.png", imagemill=text))
 
 
-def test_files_that_are_no_whole_images_are_one_sentence(tmp_path: Path) -> None:
+def test_unreadable_images_are_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("hello")
     whole = picture(tmp_path / "whole.png", request()).read_bytes()
     (tmp_path / "short.png").write_bytes(whole[:40])
@@ -97,7 +102,7 @@ def test_files_that_are_no_whole_images_are_one_sentence(tmp_path: Path) -> None
         assert "Traceback" not in done.output
 
 
-def test_inspect_shows_good_files_and_complains_of_bad_ones(
+def test_inspect_shows_valid_files_and_reports_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
@@ -105,7 +110,7 @@ def test_inspect_shows_good_files_and_complains_of_bad_ones(
     done = run("inspect", good, bad)
     assert done.exit_code == 1
     assert "a red circle" in done.output
-    assert f"{bad}: an image, but without a recipe" in done.output
+    assert f"{bad}: this image has no imagemill recipe" in done.output
     assert run("inspect", good).exit_code == 0
 
 
@@ -115,7 +120,7 @@ def test_inspect_as_json(tmp_path: Path) -> None:
     assert (found["file"], found["seed"]) == (str(tmp_path / "a.png"), 7)
 
 
-def test_a_recipe_gives_the_terminal_no_orders(tmp_path: Path) -> None:
+def test_a_recipe_prints_no_escape_sequences(tmp_path: Path) -> None:
     evil = {**json.loads(request().to_json()), "prompt": "\x1b]0;mine\x07", "\x1b[2J": 1}
     done = run("inspect", png(tmp_path / "a.png", imagemill=json.dumps(evil)))
     assert done.exit_code == 0

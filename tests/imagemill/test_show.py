@@ -1,4 +1,4 @@
-"""Tables and the panel of `up`, from plain values."""
+"""The tables and the panel of `up`."""
 
 import io
 from pathlib import Path
@@ -10,7 +10,7 @@ from rich.console import Console
 from imagemill.local.up import Ready, UpOptions
 from imagemill.terminal import show
 from jobs.catalog import load_catalog
-from tests.end_to_end.mill import MODELS
+from tests.end_to_end.deployment import MODELS
 
 MODEL = {
     "id": "demo",
@@ -50,14 +50,14 @@ def test_a_jobs_warnings_are_shown() -> None:
     assert "warning" not in said(show.job_facts({**JOB, "warnings": []}))
 
 
-def test_the_jobs_table_keeps_to_one_line_a_job() -> None:
+def test_the_jobs_table_has_one_line_per_job() -> None:
     lines = said(show.jobs_table([JOB, {**JOB, "metadata": {}}]), 80).splitlines()
     assert len(lines) == 3 and max(map(len, lines)) <= 80
     assert "Hear" in lines[1] and "demo" in lines[1] and "2025-06-1" in lines[1]
     assert "running 37%" in lines[1] and "60/180, 2 failed" in lines[1]
 
 
-def test_a_title_or_a_prompt_gives_the_terminal_no_orders() -> None:
+def test_titles_and_prompts_print_no_escape_sequences() -> None:
     image = {"index": 0, "state": "failed", "seed": 7, "prompt": "a\x1b[2Jb", "error": "\x1b[H"}
     tables = [show.jobs_table([JOB]), show.job_facts(JOB), show.results_table([image])]
     text = "".join(map(said, tables))
@@ -88,11 +88,11 @@ def test_a_jobs_title(job: dict[str, Any], expected: str) -> None:
         ({"costs": COSTS, "pinned": 3, "largest": 8}, ("3, at most 8", "–")),
     ],
 )
-def test_what_warm_up_measured(card: dict[str, Any] | None, expected: tuple[str, str]) -> None:
+def test_measurements_of_warm_up(card: dict[str, Any] | None, expected: tuple[str, str]) -> None:
     assert show.measured(card) == expected
 
 
-def test_the_models_table_has_it() -> None:
+def test_the_models_table_has_measurements() -> None:
     card = {"costs": COSTS, "pinned": 4, "largest": 8}
     row = said(show.models_table([{**MODEL, "card": card}])).splitlines()[1]
     assert "4, at most 8" in row and "30 ms" in row
@@ -104,10 +104,10 @@ def test_the_models_table_has_it() -> None:
         (0, False, "Ctrl-C", "key"),
         (2, False, "callers need one of 2 API keys: set IMAGEMILL_API_KEY", "keys add"),
         (1, True, "over plain HTTP; callers need one of 1 API key", "Open to all"),
-        (0, True, "whoever reaches this machine can use it", "plain HTTP"),
+        (0, True, "anyone who can reach this machine can use it", "plain HTTP"),
     ],
 )
-def test_the_panel_says_who_can_use_it(
+def test_the_panel_says_who_has_access(
     keys: int, is_exposed: bool, expected: str, other: str
 ) -> None:
     options = UpOptions("0.0.0.0", 8000, Path("elsewhere"), MODELS)

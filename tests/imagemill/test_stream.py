@@ -1,4 +1,4 @@
-"""The event stream of large jobs: its frames, its use by `generate`, and doing without it."""
+"""The event stream of large jobs: its frames, its use by `generate`, and the fallback."""
 
 import json
 from pathlib import Path
@@ -21,13 +21,13 @@ PROMPTS = ["one", "two", "three", "four", "five", "six"]
 
 
 @pytest.fixture(autouse=True)
-def _few_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
+def _small_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(follow, "LARGE", 3)
     monkeypatch.setattr(stream, "RETRY_SECONDS", 0.001)
 
 
 @pytest.mark.parametrize("size", [1, 3, 1000])
-def test_frames_are_whole_however_they_arrive(size: int) -> None:
+def test_frames_are_parsed_from_chunks_of_any_size(size: int) -> None:
     text = (
         ": hello\r\n\r\nevent: image\nid: 7-0\ndata: {\u2028}\n\nid: 8-0\ndata:a\ndata: b\n\n"
         "event: image\ndata: cut off"
@@ -42,7 +42,7 @@ def test_frames_are_whole_however_they_arrive(size: int) -> None:
 def test_a_large_job_is_polled_without_its_images(
     server: FakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All are saved, the last ones from the one full look at the end."""
+    """All are saved, the last ones from the one full poll at the end."""
     server.streams = []
     monkeypatch.setattr(stream, "FAILURES", 10_000)
     done = run("generate", *PROMPTS, "--out", tmp_path, "--json")
@@ -54,23 +54,23 @@ def test_a_large_job_is_polled_without_its_images(
     assert server.streams[0] is None
 
 
-def test_a_stream_that_ends_is_taken_up_where_it_was(
+def test_a_stream_resumes_after_it_ends(
     server: FakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Streams that bring nothing come in between, as many as fit before the next image."""
+    """In between there may be any number of streams without an event."""
     monkeypatch.setattr(stream, "FAILURES", 10_000)
     server.streams = []
     with Client(server.url) as client:
         job = client.submit("demo", PROMPTS)
         job.refresh()
-        told = Stream(client, job.id)
-        told.start()
+        reader = Stream(client, job.id)
+        reader.start()
         wait_until(lambda: "1" in server.streams)
         job.refresh()
-        found: list[dict[str, Any]] = []
-        wait_until(lambda: found.extend(told.take()) or len(found) == 2)
-        told.close()
-    assert [image["index"] for image in found] == [0, 1]
+        images: list[dict[str, Any]] = []
+        wait_until(lambda: images.extend(reader.take()) or len(images) == 2)
+        reader.close()
+    assert [image["index"] for image in images] == [0, 1]
 
 
 def test_without_a_stream_the_images_are_polled(server: FakeServer, tmp_path: Path) -> None:
@@ -85,28 +85,28 @@ def test_without_a_stream_the_images_are_polled(server: FakeServer, tmp_path: Pa
 @pytest.mark.parametrize(
     ("shown", "largest", "running"), [(True, 9, 6), (False, 9, 0), (True, 5, 0)]
 )
-def test_a_large_job_is_listed_now_and_then_where_that_is_seen(
+def test_a_large_job_is_listed_occasionally_if_running_images_are_shown(
     server: FakeServer, monkeypatch: pytest.MonkeyPatch, shown: bool, largest: int, running: int
 ) -> None:
-    """A look comes at once here; the next is far off, and the stream goes on top of it."""
+    """The first full poll comes at once, the next much later; the stream updates its images."""
     monkeypatch.setattr(follow, "LARGEST_LOOK", largest)
     monkeypatch.setattr(follow, "LOOK_PER_IMAGE", 0.0)
     monkeypatch.setattr(stream, "FAILURES", 10_000)
     server.streams, server.moves = [], True
     with Client(server.url) as client:
         job = client.submit("demo", PROMPTS).raw
-        with follow.Telling(client, job, shown) as telling:
-            first = telling.news()
+        with follow.JobFeed(client, job, shown) as feed:
+            first = feed.news()
             monkeypatch.setattr(follow, "LOOK_PER_IMAGE", 1e6)
-            second = telling.news()
+            second = feed.news()
     assert first is not None and second is not None
-    for told in (first, second):
-        assert [image["state"] for image in told["images"]].count("running") == running
+    for update in (first, second):
+        assert [image["state"] for image in update["images"]].count("running") == running
     assert {image["step"] for image in second["images"]} == ({1} if running else {0})
     assert server.briefs == (1 if running else 2)
 
 
-def test_small_jobs_need_no_stream(server: FakeServer, tmp_path: Path) -> None:
+def test_small_jobs_use_no_stream(server: FakeServer, tmp_path: Path) -> None:
     server.streams = []
     assert run("generate", *PROMPTS[:3], "--out", tmp_path).exit_code == 0
     assert (server.streams, server.briefs) == ([], 0)

@@ -1,4 +1,4 @@
-"""`generate --watch` in a pseudo-terminal that has only characters, as a person sees it."""
+"""`generate --watch` in a pseudo-terminal without image support."""
 
 import io
 import re
@@ -9,7 +9,7 @@ from PIL import Image
 from rich.console import Console
 
 from imagemill.commands.follow import News
-from imagemill.terminal.watch import GAP, MOST, NARROW, WIDE, Strip, Tile, Watched
+from imagemill.terminal.watch import GAP, MOST, NARROW, WIDE, PreviewBar, Strip, Tile
 from tests.imagemill.fake_server import FakeServer
 from tests.imagemill.terminals import in_terminal
 
@@ -22,7 +22,7 @@ def jpeg(colour: tuple[int, int, int]) -> bytes:
     return out.getvalue()
 
 
-def test_a_terminal_shows_previews_then_pictures(tmp_path: Path) -> None:
+def test_previews_then_images(tmp_path: Path) -> None:
     with FakeServer() as fake:
         fake.preview = jpeg(ORANGE)
         words = ("generate", "one", "two", "--watch", "--out", str(tmp_path))
@@ -33,24 +33,24 @@ def test_a_terminal_shows_previews_then_pictures(tmp_path: Path) -> None:
     assert any(max(abs(a - b) for a, b in zip(one, ORANGE, strict=True)) < 4 for one in colours)
     assert (7 * 53 % 256, 7 * 101 % 256, 7 * 197 % 256) in colours  # the picture of seed 7
     assert "#0 step 2/4" in said
-    assert "#0 one" not in said.split("succeeded")[0]  # the captions tell it, no bars beside them
+    assert "#0 one" not in said.split("succeeded")[0]  # captions instead of bars
     assert "2 of 2 images" in said
 
 
-def test_only_what_may_be_shown_is_kept(tmp_path: Path) -> None:
+def test_only_images_that_can_be_shown_are_kept(tmp_path: Path) -> None:
     files = {index: tmp_path / f"{index}.png" for index in range(20)}
     for path in files.values():
         Image.new("RGB", (9, 9), ORANGE).save(path)
-    view = Watched(Console(file=io.StringIO(), force_terminal=True, width=400, height=40))
-    for made in range(1, 21):
-        known = {index: files[index] for index in range(made)}
-        view.update(News(20, made, 0, made / 20, None, None, "", (), known))
+    view = PreviewBar(Console(file=io.StringIO(), force_terminal=True, width=400, height=40))
+    for count in range(1, 21):
+        known = {index: files[index] for index in range(count)}
+        view.update(News(20, count, 0, count / 20, None, None, "", (), known))
     assert [tile.caption for tile in view.tiles()] == [f"#{n}" for n in range(19, 11, -1)]
-    assert len(view._made) == MOST
+    assert len(view._finished) == MOST
 
 
 @pytest.mark.parametrize(("columns", "shown"), [(20, 1), (80, 3), (120, 4), (400, 8)])
-def test_as_many_tiles_as_fit_and_no_line_is_too_long(columns: int, shown: int) -> None:
+def test_tiles_fit_the_width(columns: int, shown: int) -> None:
     tiles = [Tile(Image.new("RGB", (9, 5), ORANGE), f"#{n}") for n in range(9)]
     tiles[0] = Tile(None, "#0 step 0/8")
     out = io.StringIO()

@@ -1,7 +1,7 @@
-"""What the queue's tests do over and over: submit, claim, commit; and moving time by hand.
+"""Shorthand for the queue's tests: submit, claim, commit, and moving time forward.
 
-Time is the server's and cannot be wound, so a test that needs a lease to be over, an image to have
-waited or a job to be old moves the deadline that the server keeps instead of waiting for it.
+Time is the server's and can't be changed. A test that needs a lease to have expired, an image to
+have waited or a job to be old therefore moves the deadline that the server stores.
 """
 
 from collections.abc import Sequence
@@ -25,10 +25,10 @@ redis.call('HSET', KEYS[1], 'at', ms - tonumber(ARGV[1]))
 """
 
 
-def request(**given: Any) -> ImageRequest:
-    """A small request; equal unless told otherwise."""
+def request(**changes: Any) -> ImageRequest:
+    """A small request; always the same one except for `changes`."""
     values = {"model": MODEL, "prompt": "a red square", "seed": 7, "width": 128, "height": 128}
-    return ImageRequest(**{**values, "steps": 8, "guidance_scale": 2.5, **given})
+    return ImageRequest(**{**values, "steps": 8, "guidance_scale": 2.5, **changes})
 
 
 def result(lease: Lease) -> ImageResult:
@@ -38,7 +38,7 @@ def result(lease: Lease) -> ImageResult:
 
 
 def expire_leases(url: str, pool: str = "default") -> None:
-    """Let every lease of the pool run out, as those of a dead worker do in time."""
+    """Let every lease of the pool expire, as those of a dead worker would."""
     with redis.Redis.from_url(url, decode_responses=True, protocol=2) as raw:
         leases = Keys(pool)("leases")
         for image in raw.zrange(leases, 0, -1):
@@ -52,30 +52,30 @@ class Bench:
         self.store, self.raw, self.key = store, raw, Keys(pool)
 
     def submit(
-        self, images: int | Sequence[ImageRequest] = 1, tenant: str = "ann", **given: Any
+        self, images: int | Sequence[ImageRequest] = 1, tenant: str = "ann", **options: Any
     ) -> str:
-        """Submit so many equal images, or these; returns the job id."""
+        """Submit this many equal images, or these requests; returns the job id."""
         requests = [request() for _ in range(images)] if isinstance(images, int) else images
         values = {"priority": 5, "metadata": {}, "spec": {}, "quota": 10**6, "keep_seconds": 3600}
-        values |= {"max_attempts": 3, **given}
+        values |= {"max_attempts": 3, **options}
         return self.store.submit(requests, tenant=tenant, **values).job_id
 
-    def claim(self, limit: int = 1, worker: str = "w1", **given: Any) -> list[Lease]:
-        """Claim with a fresh nonce; the worker holds whatever it leased before."""
-        values = {"lease_seconds": 60, "nonce": uuid4().hex, "held": self.held(worker), **given}
+    def claim(self, limit: int = 1, worker: str = "w1", **options: Any) -> list[Lease]:
+        """Claim with a fresh nonce; the worker holds everything that it leased before."""
+        values = {"lease_seconds": 60, "nonce": uuid4().hex, "held": self.held(worker), **options}
         return self.store.claim(values.pop("model", MODEL), worker, limit=limit, **values)
 
     def held(self, worker: str) -> list[str]:
-        """What the worker's last claim leased, so that the next one gives nothing back."""
+        """The images of the worker's last claim, so that the next one gives nothing back."""
         return self.raw.lrange(self.key("claimed", worker), 1, -1)[::2]
 
-    def claim_one(self, **given: Any) -> Lease:
-        """Claim one image, which must be there."""
-        [lease] = self.claim(1, **given)
+    def claim_one(self, **options: Any) -> Lease:
+        """Claim one image; fails if none is ready."""
+        [lease] = self.claim(1, **options)
         return lease
 
     def order(self, images: int) -> list[tuple[str, int]]:
-        """(job, index) of the next images in the order of their claims, one by one."""
+        """(job, index) of the next images, in the order in which they are claimed one by one."""
         leases = [self.claim_one(worker=uuid4().hex) for _ in range(images)]
         return [(lease.job_id, lease.index) for lease in leases]
 
@@ -84,20 +84,20 @@ class Bench:
         return self.store.commit([(lease, result(lease)) for lease in leases])
 
     def make_all(self) -> int:
-        """Claim and commit until nothing is ready; returns how many images that made."""
-        made = 0
+        """Claim and commit until nothing is ready; returns the number of images."""
+        count = 0
         while leases := self.claim(100, held=()):
             self.commit(*leases)
-            made += len(leases)
-        return made
+            count += len(leases)
+        return count
 
     def lose(self, *leases: Lease) -> None:
-        """Let the leases run out."""
+        """Let the leases expire."""
         for lease in leases:
             self.raw.zadd(self.key("leases"), {lease.key: 1})
 
     def sweep_after(self, seconds: float) -> int:
-        """Sweep as if the last sweep had been exactly this long ago; returns how many moved."""
+        """Sweep as if the last sweep was exactly this long ago; returns how many images moved."""
         with self.raw.pipeline(transaction=True) as pipeline:
             pipeline.eval(AGE, 1, self.key("swept"), round(seconds * 1000))
             pipeline.eval(_source("sweep")[0], 1, self.key.prefix, 256)
@@ -108,7 +108,7 @@ class Bench:
         return [str(image.state) for image in self.store.images(job_id)]
 
     def counts(self, job_id: str) -> dict[str, int]:
-        """The job's counts that are not zero, but for the total."""
+        """The job's counts that aren't zero, without the total."""
         counts = self.store.job(job_id, None).counts
         names = ("queued", "running", "succeeded", "failed", "cancelled")
         return {name: getattr(counts, name) for name in names if getattr(counts, name)}
@@ -118,7 +118,7 @@ class Bench:
         return int(self.raw.hget(self.key("quota"), tenant) or 0)
 
     def clear(self) -> None:
-        """Forget everything in the pool."""
+        """Delete everything in the pool."""
         for name in self.all_keys():
             self.raw.unlink(self.key.prefix + name)
 

@@ -1,6 +1,6 @@
-"""One embedded server for the session; a pool of keys of its own for each test.
+"""One embedded server per session, and a separate pool of keys per test.
 
-`IMAGEMILL_TEST_SERVER` names another server program to run the tests against, such as Redis 7.0.
+Set `IMAGEMILL_TEST_SERVER` to test against another server program, such as Redis 7.0.
 """
 
 import os
@@ -19,8 +19,8 @@ from tests.waiting import LONG_PATIENCE
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
-    named = os.environ.get("IMAGEMILL_TEST_SERVER")
-    binary = Path(named) if named else None
+    program = os.environ.get("IMAGEMILL_TEST_SERVER")
+    binary = Path(program) if program else None
     with EmbeddedServer.ensure(tmp_path_factory.mktemp("queue"), binary) as server:
         yield server
 
@@ -42,7 +42,7 @@ def bench(server: EmbeddedServer, pool: str) -> Iterator[Bench]:
 
 @pytest.fixture
 def patient(server: EmbeddedServer, pool: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
-    """A store of the bench's pool whose blocking reads outlast every wait of a test."""
+    """A store of the bench's pool whose blocking reads outlast every wait in a test."""
     for module in ("jobs.queue.store", "jobs.queue.reader"):
         monkeypatch.setattr(f"{module}.LONGEST_BLOCK_SECONDS", LONG_PATIENCE)
     store = Store.connect(server.url, pool=pool, timeout=LONG_PATIENCE)

@@ -1,4 +1,4 @@
-"""models.toml: what it may say, and that every mistake is named by entry and field."""
+"""models.toml: what it may contain, and that every mistake names the entry and the field."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ def entry(folder: Path, fields: str) -> Model:
     return load(folder, f'[models.m]\npath = "owner/model"\n{fields}').get("m")
 
 
-def test_an_entry_that_says_little_gets_the_defaults(tmp_path: Path) -> None:
+def test_a_minimal_entry_gets_the_defaults(tmp_path: Path) -> None:
     model = entry(tmp_path, "")
     unset = ("width", "height", "steps", "guidance_scale")
     assert model == Model(name="m", path="owner/model", unset=unset)
@@ -29,7 +29,7 @@ def test_an_entry_that_says_little_gets_the_defaults(tmp_path: Path) -> None:
     assert (model.dtype, model.placement, model.workers) == ("bfloat16", "replica", None)
 
 
-def test_an_entry_may_say_everything(tmp_path: Path) -> None:
+def test_an_entry_can_set_every_field(tmp_path: Path) -> None:
     catalog = load(
         tmp_path,
         """
@@ -80,7 +80,7 @@ chunks = 3
     assert (catalog.get("piped").stages, catalog.get("piped").chunks) == (2, 3)
 
 
-def test_a_folder_beside_the_catalog_is_local(tmp_path: Path) -> None:
+def test_a_folder_next_to_the_catalog_is_local(tmp_path: Path) -> None:
     (tmp_path / "demo" / "model").mkdir(parents=True)
     catalog = load(tmp_path, '[models.a]\npath="demo/model"\n[models.b]\npath="demo/other"')
     assert catalog.get("a").path == str(tmp_path / "demo" / "model")
@@ -121,38 +121,47 @@ config = "city/flux"
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        ("stpes = 1", r"models\.m\.stpes is no known field; known: attention_backend"),
-        ("defaults = { step = 1 }", r"models\.m\.defaults\.step is no known field"),
-        ("limits = { size = 1 }", r"models\.m\.limits\.size is no known field"),
+        ("stpes = 1", r"models\.m\.stpes is not a known field; expected one of attention_backend"),
+        ("defaults = { step = 1 }", r"models\.m\.defaults\.step is not a known field"),
+        ("limits = { size = 1 }", r"models\.m\.limits\.size is not a known field"),
         ('dtype = "int8"', r"models\.m\.dtype must be one of float32, bfloat16, float16"),
         ('compile = "yes"', r"models\.m\.compile must be true or false"),
         ('quantization = "int4"', r"models\.m\.quantization must be one of fp8, int8"),
         ('quantization = { vae = "int4" }', r"models\.m\.quantization\.vae must be one of fp8"),
-        ('config = "a/b"', r"models\.m\.config belongs to a path that is a single file"),
+        ('config = "a/b"', r"models\.m\.config is only allowed if path is a single file"),
         ("components = 1", r"models\.m\.components must be a table such as"),
-        ("components = { vae = true }", r"models\.m\.components\.vae must be a text, or false"),
-        ('components = { vae = "vae" }', r"models\.m\.components\.vae 'vae' is no folder beside"),
-        ('components = { vae = "a.gguf" }', r"models\.m\.components\.vae 'a.gguf' is no file"),
+        ("components = { vae = true }", r"models\.m\.components\.vae must be a string, or false"),
+        (
+            'components = { vae = "vae" }',
+            r"models\.m\.components\.vae 'vae' is neither a folder next",
+        ),
+        (
+            'components = { vae = "a.gguf" }',
+            r"models\.m\.components\.vae 'a.gguf' is neither a file",
+        ),
         ('cache = "first_block"', r"models\.m\.cache must be one of taylorseer$"),
         ('placement = "cloud"', r"models\.m\.placement must be one of replica"),
-        ("workers = 0", r"models\.m\.workers must be a whole number of at least 1"),
-        ("workers = true", r"models\.m\.workers must be a whole number"),
-        ("revision = 1", r"models\.m\.revision must be a text"),
+        ("workers = 0", r"models\.m\.workers must be an integer of at least 1"),
+        ("workers = true", r"models\.m\.workers must be an integer"),
+        ("revision = 1", r"models\.m\.revision must be a non-blank string"),
         ("unload = 1", r"models\.m\.unload must be true or false"),
         ('devices = "cuda"', r"models\.m\.devices must be a list"),
         ("defaults = 1", r"models\.m\.defaults must be a table"),
         ("defaults = { guidance_scale = nan }", r"models\.m\.defaults\.guidance_scale must be"),
         ("max_memory = 1", r"models\.m\.max_memory must be a table"),
-        ('max_memory = { cpu = "lots" }', r"models\.m\.max_memory\.cpu must be bytes or such"),
-        ('limits = { sizes = ["big"] }', r"models\.m\.limits\.sizes 'big' is no size"),
+        (
+            'max_memory = { cpu = "lots" }',
+            r"models\.m\.max_memory\.cpu must be a number of bytes or",
+        ),
+        ('limits = { sizes = ["big"] }', r"models\.m\.limits\.sizes has an invalid size 'big'"),
         ("defaults = { steps = 300 }", r"models\.m\.defaults\.steps must be between 1 and 200"),
         ("defaults = { width = 1000 }", r"models\.m\.defaults\.width must be a multiple of 16"),
         (
             "limits = { max_pixels = 256 }\ndefaults = { width = 32, height = 32 }",
             r"models\.m\.defaults\.width and height make 32x32",
         ),
-        ("ring = 2", r"models\.m\.ring belongs to placement 'context_parallel'"),
-        ("stages = 2", r"models\.m\.stages belongs to placement 'pipelined'"),
+        ("ring = 2", r"models\.m\.ring requires placement 'context_parallel'"),
+        ("stages = 2", r"models\.m\.stages requires placement 'pipelined'"),
         ('placement = "context_parallel"', r"models\.m\.ring or ulysses, cfg or tensor must be"),
         ('placement = "pipelined"', r"models\.m\.stages must be 2 or more"),
         (
@@ -161,7 +170,9 @@ config = "city/flux"
         ),
     ],
 )
-def test_a_mistake_is_named(tmp_path: Path, fields: str, sentence: str) -> None:
+def test_a_mistake_names_the_entry_and_the_field(
+    tmp_path: Path, fields: str, sentence: str
+) -> None:
     with pytest.raises(ConfigurationError, match=sentence):
         entry(tmp_path, fields)
 
@@ -176,7 +187,7 @@ def test_a_mistake_is_named(tmp_path: Path, fields: str, sentence: str) -> None:
         ("cfg = 2", (1, 1, 2)),
     ],
 )
-def test_ulysses_is_chosen_over_devices_that_no_degree_divides(
+def test_ulysses_is_the_default_way_to_split(
     tmp_path: Path, fields: str, degrees: tuple[int, int, int]
 ) -> None:
     model = entry(tmp_path, f'placement = "context_parallel"\n{fields}')
@@ -188,15 +199,18 @@ def test_ulysses_is_chosen_over_devices_that_no_degree_divides(
     [
         ("", "no \\[models.NAME\\] entry"),
         ("[models]", "no \\[models.NAME\\] entry"),
-        ("[model.x]", "model is no known field"),
+        ("[model.x]", "model is not a known field"),
         ("[models.x", "models.toml: "),
         ("[models.x]", r"models\.x\.path is missing"),
-        ('[models.x]\npath="a b"', r"models\.x\.path 'a b' is no folder beside the catalog"),
-        ('[models."a:b"]\npath="x"', r"models\.a:b a model's name is"),
+        (
+            '[models.x]\npath="a b"',
+            r"models\.x\.path 'a b' is neither a folder next to the catalog",
+        ),
+        ('[models."a:b"]\npath="x"', r"models\.a:b is an invalid name"),
         ("models = 1", "models must be a table"),
     ],
 )
-def test_a_file_that_cannot_work_is_refused(tmp_path: Path, text: str, sentence: str) -> None:
+def test_an_invalid_file_is_refused(tmp_path: Path, text: str, sentence: str) -> None:
     with pytest.raises(ConfigurationError, match=sentence):
         load(tmp_path, text)
 
@@ -206,7 +220,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         load_catalog(tmp_path / "none.toml")
 
 
-def test_an_unknown_model_names_those_that_are(tmp_path: Path) -> None:
+def test_an_unknown_model_lists_the_known_ones(tmp_path: Path) -> None:
     catalog = load(tmp_path, '[models.a]\npath="x"\n[models.b]\npath="x"')
     with pytest.raises(UnknownModel, match="known models: a, b"):
         catalog.get("c")
@@ -235,7 +249,7 @@ def test_an_unknown_model_names_those_that_are(tmp_path: Path) -> None:
         ({"steps": 0, "seed": -1, "prompt": ""}, ["/prompt", "/steps", "/seed"]),
     ],
 )
-def test_every_problem_of_a_request_has_its_pointer(wrong: dict, pointers: list[str]) -> None:
+def test_every_problem_has_a_pointer(wrong: dict, pointers: list[str]) -> None:
     limits = Limits(max_pixels=65536, max_steps=50, sizes=((128, 128), (100, 128), (8, 0)))
-    found = problems(Model("m", "x", limits=limits), request(**wrong), "/prompts/3")
-    assert [problem.pointer for problem in found] == [f"/prompts/3{name}" for name in pointers]
+    listed = problems(Model("m", "x", limits=limits), request(**wrong), "/prompts/3")
+    assert [problem.pointer for problem in listed] == [f"/prompts/3{name}" for name in pointers]

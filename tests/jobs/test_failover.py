@@ -1,4 +1,4 @@
-"""A primary that is demoted behind an address which leads to its successor."""
+"""Failover: a primary is demoted, and its address now leads to the new one."""
 
 import selectors
 import socket
@@ -18,23 +18,23 @@ from jobs.runtime.embedded_queue import EmbeddedServer
 from tests.waiting import wait_until
 
 IDLE = 3
-"""Connections that lie in the pool when the primary goes."""
+"""Idle connections in the pool when the primary is demoted."""
 
 
 class Proxy(ThreadingUnixStreamServer):
-    """Leads new connections to `target` and leaves those that stand where they are."""
+    """Connects new clients to `target`, and leaves existing connections alone."""
 
     daemon_threads = True
     target: EmbeddedServer
 
 
 class Pump(StreamRequestHandler):
-    """Both directions of one connection, until either end closes it."""
+    """Forwards both directions of a connection, until either end closes it."""
 
     server: Proxy
 
     def handle(self) -> None:
-        """Carry bytes to and fro."""
+        """Forward bytes in both directions."""
         with socket.socket(socket.AF_UNIX) as there, selectors.DefaultSelector() as ready:
             there.connect(unquote(self.server.target.url.removeprefix("unix://")))
             ready.register(self.connection, selectors.EVENT_READ, there)
@@ -50,17 +50,17 @@ class Pump(StreamRequestHandler):
 
 
 @contextmanager
-def proxy(path: Path) -> Iterator[Proxy]:
-    with Proxy(str(path), Pump) as found:
-        thread = threading.Thread(target=found.serve_forever, args=(0.01,))
+def serving(path: Path) -> Iterator[Proxy]:
+    with Proxy(str(path), Pump) as proxy:
+        thread = threading.Thread(target=proxy.serve_forever, args=(0.01,))
         thread.start()
-        yield found
-        found.shutdown()
+        yield proxy
+        proxy.shutdown()
         thread.join()
 
 
 def demote(server: EmbeddedServer) -> None:
-    """Make it a replica: of nobody who answers, which is enough for it to refuse writes."""
+    """Make the server a replica. Its primary doesn't exist, but it refuses writes anyway."""
     with redis.Redis.from_url(server.url) as client:
         client.replicaof("127.0.0.1", 1)
 
@@ -78,8 +78,8 @@ def test_one_refusal_is_enough_to_find_the_new_primary(tmp_path: Path, refused: 
         old, new = (
             stack.enter_context(EmbeddedServer.ensure(tmp_path / name)) for name in ("a", "b")
         )
-        way = stack.enter_context(proxy(tmp_path / "proxy.sock"))
-        way.target = old
+        address = stack.enter_context(serving(tmp_path / "proxy.sock"))
+        address.target = old
         store = Store.connect(f"unix://{tmp_path}/proxy.sock")
         stack.callback(store.close)
         fill(store._link._client.connection_pool)
@@ -90,15 +90,15 @@ def test_one_refusal_is_enough_to_find_the_new_primary(tmp_path: Path, refused: 
         }
 
         demote(old)
-        way.target = new
-        with pytest.raises(StorageUnavailable, match="is a replica and takes no writes"):
+        address.target = new
+        with pytest.raises(StorageUnavailable, match="is a read-only replica"):
             calls[refused]()
         for call in (*calls.values(), *calls.values()):
             call()
         assert [worker.id for worker in store.workers()] == ["w1"]
 
 
-def test_a_wait_that_the_demotion_cuts_short_is_a_sentence(tmp_path: Path) -> None:
+def test_a_wait_cut_short_by_a_demotion_is_storage_unavailable(tmp_path: Path) -> None:
     with EmbeddedServer.ensure(tmp_path) as server:
         store = Store.connect(server.url)
         outcome: list[BaseException] = []

@@ -1,4 +1,4 @@
-"""Image files: whole or absent, inside the folder, gone with their job."""
+"""Image files: complete or absent, always inside the folder, removed with their job."""
 
 import os
 from pathlib import Path
@@ -14,7 +14,7 @@ def images(tmp_path: Path) -> LocalImages:
     return LocalImages(tmp_path / "a" / "images")
 
 
-def test_what_was_written_is_read(images: LocalImages) -> None:
+def test_written_images_can_be_read(images: LocalImages) -> None:
     uri = images.write("job1", 7, "3-ab", b"bytes", ".png")
     assert uri == "job1/7.3-ab.png"
     assert images.read(uri) == b"bytes"
@@ -51,7 +51,7 @@ def test_a_job_that_leads_outside_is_refused(images: LocalImages, job_id: str) -
 
 @pytest.mark.parametrize("suffix", ["png", "", "./x", ".PNG"])
 def test_a_suffix_has_a_dot(images: LocalImages, suffix: str) -> None:
-    with pytest.raises(ValueError, match="no file suffix"):
+    with pytest.raises(ValueError, match="invalid file suffix"):
         images.write("job1", 0, "a", b"", suffix)
 
 
@@ -64,15 +64,15 @@ def test_removed_files_are_gone(images: LocalImages) -> None:
 
 
 def test_a_jobs_files_go_together(images: LocalImages) -> None:
-    kept = images.write("job2", 0, "a", b"kept", ".png")
+    other = images.write("job2", 0, "a", b"kept", ".png")
     images.write("job1", 0, "a", b"", ".png")
     images.remove_job("job1")
     images.remove_job("job1")
     assert images.orphans("job1", set()) == []
-    assert images.read(kept) == b"kept"
+    assert images.read(other) == b"kept"
 
 
-def test_what_is_kept_beside_an_image_goes_with_it(images: LocalImages) -> None:
+def test_derived_files_are_removed_with_their_job(images: LocalImages) -> None:
     uri = images.write("job1", 0, "a", b"image", ".png")
     small = images.beside(uri, "small.jpg")
     images.keep(small, b"small")
@@ -82,7 +82,7 @@ def test_what_is_kept_beside_an_image_goes_with_it(images: LocalImages) -> None:
     assert images.orphans("job1", set()) == []
 
 
-def test_what_a_full_disk_refuses_is_not_kept(
+def test_a_full_disk_leaves_no_derived_file(
     images: LocalImages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     uri = images.write("job1", 0, "a", b"image", ".png")
@@ -95,14 +95,14 @@ def test_what_a_full_disk_refuses_is_not_kept(
     assert images.orphans("job1", {uri}) == []
 
 
-def test_what_was_not_committed_is_an_orphan(images: LocalImages) -> None:
+def test_uncommitted_files_are_orphans(images: LocalImages) -> None:
     late, good = (images.write("job1", 0, token, b"", ".png") for token in ("a", "b"))
     images.path("job1/1.c.png.part").write_bytes(b"half")
     assert images.orphans("job1", {good}) == [late, "job1/1.c.png.part"]
 
 
 @pytest.mark.parametrize("step", ["fsync", "replace"])
-def test_a_full_disk_leaves_nothing(
+def test_a_full_disk_leaves_no_partial_file(
     images: LocalImages, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     images.write("job1", 0, "first", b"", ".png")
@@ -117,7 +117,7 @@ def test_a_full_disk_leaves_nothing(
     assert images.orphans("job1", set()) == ["job1/0.first.png"]
 
 
-def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageUnavailable, match="cannot store images in"):
         LocalImages(tmp_path / "file" / "images")

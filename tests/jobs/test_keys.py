@@ -1,4 +1,4 @@
-"""No key outlives its use."""
+"""Every key is bounded or expires."""
 
 import re
 from pathlib import Path
@@ -9,7 +9,7 @@ from tests.jobs.bench import Bench, request
 
 
 def busy_day(bench: Bench) -> None:
-    """Everything that can happen to a job, until nothing is queued or running."""
+    """Put jobs through every kind of move, until nothing is queued or running."""
     bench.store.register("w1", {"model": "demo"}, 60)
     bench.store.publish_card("demo", {})
     jobs = [bench.submit(6, tenant=tenant, priority=priority, idempotency=(tenant, "x"))
@@ -32,7 +32,7 @@ def busy_day(bench: Bench) -> None:
         bench.commit(*leases)
 
 
-def test_at_rest_every_key_is_bounded_or_on_its_way_out(bench: Bench) -> None:
+def test_at_rest_every_key_is_bounded_or_expires(bench: Bench) -> None:
     busy_day(bench)
     for name in bench.all_keys() - FOREVER:
         assert bench.raw.pttl(bench.key.prefix + name) > 0, name
@@ -40,12 +40,12 @@ def test_at_rest_every_key_is_bounded_or_on_its_way_out(bench: Bench) -> None:
         assert not bench.raw.exists(bench.key(empty))
 
 
-def test_what_lives_for_ever_is_known(bench: Bench) -> None:
+def test_permanent_keys_are_listed(bench: Bench) -> None:
     assert set(NAMES) > FOREVER
     assert all("%s" not in NAMES[name] for name in FOREVER)
 
 
-def test_a_finished_job_leaves_within_its_time(bench: Bench) -> None:
+def test_a_finished_job_expires(bench: Bench) -> None:
     job_id = bench.submit(2, keep_seconds=100)
     bench.make_all()
     longest = 100_000 + LIFETIMES_MS["job_grace"]
@@ -53,7 +53,7 @@ def test_a_finished_job_leaves_within_its_time(bench: Bench) -> None:
         assert 100_000 < bench.raw.pttl(bench.key(name, job_id)) <= longest
 
 
-def test_a_list_of_jobs_stays_while_one_is_unfinished(bench: Bench) -> None:
+def test_a_list_of_jobs_does_not_expire_while_one_is_unfinished(bench: Bench) -> None:
     index = bench.key("jobs", "ann")
     bench.submit(1)
     bench.make_all()
@@ -62,7 +62,7 @@ def test_a_list_of_jobs_stays_while_one_is_unfinished(bench: Bench) -> None:
     assert bench.raw.pttl(index) == -1
 
 
-def test_an_unfinished_job_stays(bench: Bench) -> None:
+def test_an_unfinished_job_does_not_expire(bench: Bench) -> None:
     job_id = bench.submit(2)
     bench.claim_one()
     names = [bench.key(name, job_id) for name in ("job", "requests", "images", "steps")]
@@ -74,16 +74,16 @@ def test_all_keys_share_a_slot() -> None:
     assert Keys("p")("fair", "m", 5, "100% a:b") == "im:{p}:fair:m:5:100% a:b"
 
 
-def test_scripts_name_no_key_that_is_not_listed() -> None:
+def test_scripts_use_only_listed_keys() -> None:
     used = set()
     for path in (Path(jobs.__file__).parent / "queue" / "lua").glob("*.lua"):
         text = path.read_text()
-        assert text.startswith("-- "), f"{path.name} does not say what it does"
+        assert text.startswith("-- "), f"{path.name} has no header"
         used |= set(re.findall(r"\bkey\('(\w+)'", text))
     assert used - {"keys"} <= set(NAMES)
 
 
-def test_a_tenants_name_may_be_anything(bench: Bench) -> None:
+def test_a_tenant_may_have_any_name(bench: Bench) -> None:
     for tenant in ("100%", "a:b", "ü {x}", "n:c", "-inf", "x" * 300):
         job_id = bench.submit(2, tenant=tenant)
         assert bench.store.position(job_id) is not None

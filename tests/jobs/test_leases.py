@@ -1,4 +1,4 @@
-"""beat, commit, fail, release and sweep: only the holder of the current token moves an image."""
+"""beat, commit, fail, release and sweep: only the current token's holder can move an image."""
 
 import pytest
 
@@ -11,10 +11,10 @@ OK = Beat(frozenset(), frozenset())
 
 
 def beat(bench: Bench, step: int, *leases: Lease, seconds: float = 60) -> Beat:
-    return bench.store.beat("w1", {(one.key, one.token): step for one in leases}, seconds)
+    return bench.store.beat("w1", {(lease.key, lease.token): step for lease in leases}, seconds)
 
 
-def test_a_beat_carries_steps_and_progress(bench: Bench) -> None:
+def test_a_beat_reports_steps_and_progress(bench: Bench) -> None:
     job_id = bench.submit([request(steps=8), request(steps=12)])
     leases = bench.claim(2)
     version = bench.store.job(job_id, None).version
@@ -43,7 +43,7 @@ def test_a_beat_without_news_changes_no_version(bench: Bench) -> None:
     assert bench.store.job(job_id, None).version == version
 
 
-def test_a_lease_tells_how_long_ago_its_job_was_submitted(bench: Bench) -> None:
+def test_a_lease_has_the_age_of_its_job(bench: Bench) -> None:
     job_id = bench.submit(1)
     created = bench.store.job(job_id, None).created
     wait_until(lambda: bench.raw.time()[0] + bench.raw.time()[1] / 1e6 > created + 0.05)
@@ -55,24 +55,24 @@ def test_a_lease_tells_how_long_ago_its_job_was_submitted(bench: Bench) -> None:
 
 def test_a_beat_extends_the_lease(bench: Bench) -> None:
     bench.submit(2)
-    kept, lost = bench.claim(2)
-    bench.lose(kept, lost)
-    beat(bench, 1, kept)
+    extended, lost = bench.claim(2)
+    bench.lose(extended, lost)
+    beat(bench, 1, extended)
     assert bench.store.sweep() == 1
-    assert beat(bench, 2, kept, lost) == Beat(frozenset({lost.key}), frozenset())
+    assert beat(bench, 2, extended, lost) == Beat(frozenset({lost.key}), frozenset())
 
 
-def test_a_beat_tells_of_cancelled_deleted_and_committed_images(bench: Bench) -> None:
+def test_a_beat_reports_cancelled_deleted_and_committed_images(bench: Bench) -> None:
     cancelled, deleted, done = (bench.submit(1) for _ in range(3))
     leases = bench.claim(3)
     bench.store.cancel(cancelled, None)
     bench.store.delete(deleted, None)
     bench.commit(*(lease for lease in leases if lease.job_id == done))
-    told = beat(bench, 1, *leases)
-    assert told == Beat(frozenset({f"{deleted}:0", f"{done}:0"}), frozenset({f"{cancelled}:0"}))
+    answer = beat(bench, 1, *leases)
+    assert answer == Beat(frozenset({f"{deleted}:0", f"{done}:0"}), frozenset({f"{cancelled}:0"}))
 
 
-def test_a_beat_of_nothing_is_nothing(bench: Bench) -> None:
+def test_a_beat_without_leases_does_nothing(bench: Bench) -> None:
     assert bench.store.beat("w1", {}, 60) == OK
 
 
@@ -86,7 +86,7 @@ def test_a_wish_for_a_preview_reaches_the_worker_for_a_while(bench: Bench) -> No
     assert beat(bench, 1, first, second) == OK
 
 
-def test_wishes_for_what_is_not_there_go_by_themselves(bench: Bench) -> None:
+def test_wishes_for_unknown_images_expire(bench: Bench) -> None:
     bench.store.want_preview("nonsense", 7)
     bench.raw.zadd(bench.key("wishes"), {"nonsense:7": 1})
     bench.store.want_preview("nonsense", 8)
@@ -115,7 +115,7 @@ def test_the_last_commit_finishes_the_job(bench: Bench) -> None:
     assert bench.quota() == 0
 
 
-def test_a_commit_repeated_is_already_ours(bench: Bench) -> None:
+def test_a_repeated_commit_is_already_ours(bench: Bench) -> None:
     job_id = bench.submit(1)
     lease = bench.claim_one()
     assert bench.commit(lease, lease) == [Commit.COMMITTED, Commit.ALREADY_YOURS]
@@ -123,7 +123,7 @@ def test_a_commit_repeated_is_already_ours(bench: Bench) -> None:
     assert bench.counts(job_id) == {"succeeded": 1}
 
 
-def test_a_commit_after_the_lease_ran_out_counts_until_somebody_sweeps(bench: Bench) -> None:
+def test_a_commit_after_the_lease_expired_counts_until_a_sweep(bench: Bench) -> None:
     bench.submit(1)
     lease = bench.claim_one()
     bench.lose(lease)
@@ -155,7 +155,7 @@ def test_a_commit_after_another_move_is_refused(bench: Bench, move: str) -> None
     assert bench.commit(lease) == [Commit.STALE]
 
 
-def test_an_invented_token_moves_nothing(bench: Bench) -> None:
+def test_a_forged_token_changes_nothing(bench: Bench) -> None:
     job_id = bench.submit(1)
     lease = bench.claim_one()
     forged = Lease(lease.job_id, lease.index, "1-00", 1, False, lease.request)
@@ -167,7 +167,7 @@ def test_an_invented_token_moves_nothing(bench: Bench) -> None:
     assert bench.commit(lease) == [Commit.COMMITTED]
 
 
-def test_an_untouched_image_has_no_token_that_could_be_guessed(bench: Bench) -> None:
+def test_an_untouched_image_has_no_guessable_token(bench: Bench) -> None:
     job_id = bench.submit(1)
     guessed = Lease(job_id, 0, "", 1, False, request())
     assert bench.commit(guessed) == [Commit.STALE]
@@ -186,7 +186,7 @@ def test_a_failure_is_tried_again_while_attempts_are_left(bench: Bench) -> None:
     assert bench.quota() == 0
 
 
-def test_a_failure_that_nothing_would_help_is_final(bench: Bench) -> None:
+def test_a_permanent_failure_is_final(bench: Bench) -> None:
     job_id = bench.submit(2)
     lease = bench.claim_one()
     assert bench.store.fail(lease, "bad \ud800 prompt", again=False)
@@ -241,7 +241,7 @@ def test_the_earliest_delay_of_a_job_wakes_it(bench: Bench) -> None:
     assert wait_until(bench.store.sweep) == 1
 
 
-def test_releasing_burns_no_attempt(bench: Bench) -> None:
+def test_releasing_does_not_count_as_an_attempt(bench: Bench) -> None:
     job_id = bench.submit(2, max_attempts=1)
     for worker in ("w1", "w2", "w3"):
         leases = bench.claim(2, worker=worker)
@@ -252,7 +252,7 @@ def test_releasing_burns_no_attempt(bench: Bench) -> None:
     assert bench.counts(job_id) == {"queued": 2}
 
 
-def test_releasing_takes_reported_steps_back(bench: Bench) -> None:
+def test_releasing_resets_reported_steps(bench: Bench) -> None:
     job_id = bench.submit(1)
     lease = bench.claim_one()
     beat(bench, 6, lease)
@@ -261,7 +261,7 @@ def test_releasing_takes_reported_steps_back(bench: Bench) -> None:
     assert bench.store.image(job_id, 0).step == 0
 
 
-def test_too_many_stalls_are_a_failure(bench: Bench) -> None:
+def test_an_image_with_too_many_stalls_fails(bench: Bench) -> None:
     job_id = bench.submit(1, max_stalls=2, max_attempts=1)
     for stall in range(3):
         lease = bench.claim_one(worker=f"w{stall}")
@@ -273,7 +273,7 @@ def test_too_many_stalls_are_a_failure(bench: Bench) -> None:
     assert bench.store.job(job_id, None).state == "failed"
 
 
-def test_sweeping_leaves_living_leases(bench: Bench) -> None:
+def test_sweeping_leaves_valid_leases_alone(bench: Bench) -> None:
     job_id = bench.submit(3)
     leases = bench.claim(3)
     bench.lose(leases[1])
@@ -282,14 +282,14 @@ def test_sweeping_leaves_living_leases(bench: Bench) -> None:
     assert bench.states(job_id) == ["running", "queued", "running"]
 
 
-def test_a_lease_runs_out_by_the_servers_clock(bench: Bench) -> None:
+def test_a_lease_expires_by_the_servers_clock(bench: Bench) -> None:
     bench.submit(1)
     bench.claim_one(lease_seconds=0.05)
     assert wait_until(bench.store.sweep) == 1
 
 
-def test_after_a_pause_the_first_one_back_takes_nobodys_work(bench: Bench) -> None:
-    """The queue was away for longer than a lease, and every lease ran out with it."""
+def test_after_a_pause_the_first_worker_back_takes_no_leases(bench: Bench) -> None:
+    """The queue was unavailable for longer than a lease, so every lease has expired."""
     job_id = bench.submit(3)
     mine, others, dead = (bench.claim_one(worker=f"w{n}", lease_seconds=3) for n in range(3))
     bench.store.sweep()
@@ -297,12 +297,12 @@ def test_after_a_pause_the_first_one_back_takes_nobodys_work(bench: Bench) -> No
     beat(bench, 3, mine)
     assert bench.sweep_after(6.1) == 0
     assert beat(bench, 3, others) == OK
-    assert wait_until(bench.store.sweep) == 1  # the dead one's, when its grace is over
+    assert wait_until(bench.store.sweep) == 1  # the dead worker's, after its grace
     assert bench.states(job_id) == ["running", "running", "queued"]
     assert bench.claim_one(worker="w3").key == dead.key
 
 
-def test_a_grace_is_short_and_given_once(bench: Bench) -> None:
+def test_the_grace_is_short_and_given_once(bench: Bench) -> None:
     bench.submit(2)
     lost, late = bench.claim(2, lease_seconds=60)
     bench.store.sweep()
@@ -314,7 +314,7 @@ def test_a_grace_is_short_and_given_once(bench: Bench) -> None:
     assert bench.store.sweep() == 2
 
 
-def test_leases_shorter_than_the_sweeps_are_apart_run_out_all_the_same(bench: Bench) -> None:
+def test_leases_shorter_than_the_sweep_interval_still_expire(bench: Bench) -> None:
     bench.submit(1)
     lease = bench.claim_one(lease_seconds=1)
     bench.store.sweep()
@@ -324,7 +324,7 @@ def test_leases_shorter_than_the_sweeps_are_apart_run_out_all_the_same(bench: Be
 
 @pytest.mark.parametrize("swept", [True, False])
 def test_without_a_pause_there_is_no_grace(bench: Bench, swept: bool) -> None:
-    """A worker that died is no pause, nor is a queue that nobody has ever swept."""
+    """Neither a dead worker nor a queue that was never swept counts as a pause."""
     bench.submit(1)
     lease = bench.claim_one(lease_seconds=60)
     bench.lose(lease)

@@ -1,4 +1,4 @@
-"""Children learn of their parent's death, even when it is killed, and through an exec."""
+"""Children notice their parent's death, even by SIGKILL, and even after an exec."""
 
 import os
 import signal
@@ -14,14 +14,14 @@ from tests.waiting import PATIENCE, wait_until
 
 CHILD = """
 import os, sys, threading
-from jobs import lifeline
+from jobs.runtime import lifeline
 assert lifeline.watch(lambda: os._exit(9))
 open(sys.argv[1], "w").write(str(os.getpid()))
 threading.Event().wait()
 """
 PARENT = """
 import sys, threading
-from jobs import lifeline
+from jobs.runtime import lifeline
 child = lifeline.spawn([sys.executable, "-c", *sys.argv[1:]])
 threading.Event().wait()
 """
@@ -37,10 +37,10 @@ def pid_in(path: Path) -> int:
 
 @pytest.mark.parametrize("through", [(), (EXEC,)], ids=["directly", "through an exec"])
 def test_no_orphan_when_the_parent_is_killed(tmp_path: Path, through: tuple[str, ...]) -> None:
-    told = tmp_path / "pid"
-    argv = [sys.executable, "-c", PARENT, *through, CHILD, str(told)]
+    pid_file = tmp_path / "pid"
+    argv = [sys.executable, "-c", PARENT, *through, CHILD, str(pid_file)]
     with subprocess.Popen(argv) as parent:
-        child = psutil.Process(pid_in(told))
+        child = psutil.Process(pid_in(pid_file))
         assert child.ppid() == parent.pid
         parent.send_signal(signal.SIGKILL)
     wait_until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
@@ -53,13 +53,13 @@ def test_a_child_gets_the_environment_that_was_asked_for() -> None:
         stdout=subprocess.PIPE,
         text=True,
     )
-    told, _ = child.communicate(timeout=PATIENCE)
-    assert "'ONLY'" in told
-    assert "'IMAGEMILL_LIFELINE_FD'" in told
-    assert "'PATH'" not in told
+    names, _ = child.communicate(timeout=PATIENCE)
+    assert "'ONLY'" in names
+    assert "'IMAGEMILL_LIFELINE_FD'" in names
+    assert "'PATH'" not in names
 
 
-def test_a_command_that_is_not_there_leaves_no_pipe() -> None:
+def test_a_missing_command_leaks_no_pipe() -> None:
     before = os.listdir("/proc/self/fd") if sys.platform == "linux" else []
     with pytest.raises(FileNotFoundError):
         lifeline.spawn(["/nowhere/at/all"])
@@ -68,10 +68,10 @@ def test_a_command_that_is_not_there_leaves_no_pipe() -> None:
 
 
 @pytest.mark.parametrize("value", [None, "nonsense", "99999:1", "0:1"])
-def test_who_was_not_spawned_watches_nothing(
+def test_a_process_that_was_not_spawned_watches_nothing(
     monkeypatch: pytest.MonkeyPatch, value: str | None
 ) -> None:
-    """Also where the variable came from further up, and the number is now another file's."""
+    """Even if it inherited the variable, and the descriptor is another file now."""
     monkeypatch.delenv(lifeline.LIFELINE, raising=False)
     if value is not None:
         monkeypatch.setenv(lifeline.LIFELINE, value)

@@ -1,4 +1,4 @@
-"""The server's refusals as our errors; scripts that the server forgot."""
+"""The connection: Redis errors become ours, and forgotten scripts are sent again."""
 
 import os
 import signal
@@ -17,18 +17,18 @@ from tests.jobs.bench import Bench
 from tests.waiting import wait_until
 
 
-def test_a_server_that_is_not_there(tmp_path: Path) -> None:
+def test_an_unreachable_server(tmp_path: Path) -> None:
     with pytest.raises(StorageUnavailable, match="cannot be reached"):
         Store.connect(f"unix://{tmp_path}/none.sock")
 
 
-def test_a_url_that_is_none() -> None:
+def test_an_invalid_url() -> None:
     with pytest.raises(ConfigurationError, match="redis_url"):
         Store.connect("nonsense://x")
 
 
 SHORT = 1.0
-"""Seconds for an answer of a server that gives none."""
+"""Timeout, in seconds, for a server that never answers."""
 
 
 def test_a_server_that_hangs(server: EmbeddedServer) -> None:
@@ -43,7 +43,7 @@ def test_a_server_that_hangs(server: EmbeddedServer) -> None:
 
     os.kill(server.pid, signal.SIGSTOP)
     try:
-        with pytest.raises(StorageUnavailable, match="does not answer in time"):
+        with pytest.raises(StorageUnavailable, match="did not answer in time"):
             store.ping()
     finally:
         os.kill(server.pid, signal.SIGCONT)
@@ -56,8 +56,8 @@ def test_a_server_that_hangs(server: EmbeddedServer) -> None:
     [
         ("MISCONF Errors writing to the AOF file: No space left", "cannot write to its disk"),
         ("OOM command not allowed when used memory > 'maxmemory'.", "out of memory"),
-        ("LOADING Valkey is loading the dataset in memory", "still loads its data"),
-        ("READONLY You can't write against a read only replica.", "is a replica"),
+        ("LOADING Valkey is loading the dataset in memory", "still loading its data"),
+        ("READONLY You can't write against a read only replica.", "is a read-only replica"),
         ("BUSY Valkey is busy running a script.", "busy with a script"),
         ("CLUSTERDOWN The cluster is down", "cluster is down or moving keys"),
         ("TRYAGAIN Multiple keys request during rehashing of slot", "moving keys"),
@@ -65,7 +65,7 @@ def test_a_server_that_hangs(server: EmbeddedServer) -> None:
         ("ASK 3999 127.0.0.1:6381", "on another node"),
     ],
 )
-def test_a_refusal_is_a_sentence(
+def test_a_refusal_is_storage_unavailable(
     store: Store, monkeypatch: pytest.MonkeyPatch, answer: str, sentence: str
 ) -> None:
     parser = redis.connection.DefaultParser
@@ -79,8 +79,8 @@ def test_a_refusal_is_a_sentence(
         store.sweep()
 
 
-def test_a_refusal_within_a_pipeline_is_a_sentence_too(bench: Bench) -> None:
-    """For real: a script of somebody else's keeps the server busy."""
+def test_a_refusal_in_a_pipeline_is_storage_unavailable(bench: Bench) -> None:
+    """Not mocked: another client's script keeps the server busy."""
     store, raw = bench.store, bench.raw
 
     def is_busy() -> bool:
@@ -104,7 +104,7 @@ def test_a_refusal_within_a_pipeline_is_a_sentence_too(bench: Bench) -> None:
 
 
 def test_out_of_memory_leaves_nothing_half_done(server: EmbeddedServer, bench: Bench) -> None:
-    """For real: the server refuses the script's first write, so that none happens."""
+    """Not mocked: the server refuses the script's first write, so nothing is written."""
     bench.submit(1)
     before = bench.all_keys()
     bench.raw.config_set("maxmemory", 1)
@@ -125,7 +125,7 @@ def test_our_own_mistakes_are_not_hidden(bench: Bench) -> None:
         bench.submit(1)
 
 
-def test_a_server_that_forgot_its_scripts_is_taught_again(bench: Bench) -> None:
+def test_forgotten_scripts_are_loaded_again(bench: Bench) -> None:
     job_id = bench.submit(4)
     for _ in range(2):
         bench.raw.script_flush()
@@ -134,7 +134,7 @@ def test_a_server_that_forgot_its_scripts_is_taught_again(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize(
-    ("found", "warning"),
+    ("info", "warning"),
     [
         ({"maxmemory_policy": "allkeys-lru", "aof_enabled": 1}, "may evict jobs"),
         ({"maxmemory_policy": "noeviction", "aof_enabled": 0}, "append-only file is off"),
@@ -142,11 +142,11 @@ def test_a_server_that_forgot_its_scripts_is_taught_again(bench: Bench) -> None:
         ({"maxmemory_policy": "noeviction", "aof_enabled": 0, "loading": 1}, None),
     ],
 )
-def test_settings_that_lose_jobs_are_warned_of(
-    server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch, found: dict, warning: str | None
+def test_settings_that_can_lose_jobs_are_logged(
+    server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch, info: dict, warning: str | None
 ) -> None:
     link = Link(server.url, "p", 5)
-    monkeypatch.setattr(link, "ask", lambda _: {"redis_version": "7.0.0", **found})
+    monkeypatch.setattr(link, "ask", lambda _: {"redis_version": "7.0.0", **info})
     with capture_logs() as logs:
         link.check_server()
     assert [warning in log["event"] for log in logs] == ([True] if warning else [])
@@ -156,13 +156,13 @@ def test_settings_that_lose_jobs_are_warned_of(
 def test_an_old_server_is_refused(server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch) -> None:
     link = Link(server.url, "p", 5)
     monkeypatch.setattr(link, "ask", lambda _: {"redis_version": "6.2.14"})
-    with pytest.raises(ConfigurationError, match=r"version 6\.2\.14; 7\.0 is the oldest"):
+    with pytest.raises(ConfigurationError, match=r"version 6\.2\.14; 7\.0 or later"):
         link.check_server()
     link.close()
 
 
 def test_long_waits_are_cut_short(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
-    monkeypatch.setattr(store._link._blocking, "blpop", lambda _, seconds: asked.append(seconds))
+    timeouts = []
+    monkeypatch.setattr(store._link._blocking, "blpop", lambda _, seconds: timeouts.append(seconds))
     store.wait("demo", 60)
-    assert asked[0] < 5
+    assert timeouts[0] < 5

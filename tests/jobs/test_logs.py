@@ -1,4 +1,4 @@
-"""The form of log lines, whoever writes them."""
+"""The format of log lines, both our own and those of libraries."""
 
 import io
 import json
@@ -19,7 +19,7 @@ def as_before() -> Iterator[None]:
     logging.getLogger().handlers[:] = handlers
 
 
-def test_json_lines_hold_every_field_and_what_is_bound() -> None:
+def test_json_lines_have_every_field_and_the_bound_ones() -> None:
     stream = io.StringIO()
     logs.configure("json", stream)
     with structlog.contextvars.bound_contextvars(image="job1:3"):
@@ -40,39 +40,39 @@ def test_json_lines_hold_every_field_and_what_is_bound() -> None:
 
 
 @pytest.mark.parametrize("form", ["json", "console"])
-def test_a_fault_is_told_with_its_traceback(form: logs.Form) -> None:
+def test_an_exception_is_logged_with_its_traceback(form: logs.Form) -> None:
     stream = io.StringIO()
     logs.configure(form, stream)
     try:
         raise RuntimeError("why")
     except RuntimeError:
         structlog.get_logger().exception("it broke")
-    said = stream.getvalue()
-    assert "RuntimeError: why" in said and "it broke" in said
-    assert (len(said.splitlines()) == 1) == (form == "json")
+    text = stream.getvalue()
+    assert "RuntimeError: why" in text and "it broke" in text
+    assert (len(text.splitlines()) == 1) == (form == "json")
 
 
 @pytest.mark.parametrize("form", ["json", "console"])
-def test_a_fault_s_log_is_short_and_holds_no_variables(form: logs.Form) -> None:
+def test_a_logged_exception_is_short_and_has_no_variables(form: logs.Form) -> None:
     stream = io.StringIO()
     logs.configure(form, stream)
 
-    def deep(levels: int, shown: str) -> None:
-        many = [shown] * 1000
+    def deep(levels: int, secret: str) -> None:
+        copies = [secret] * 1000
         if levels:
-            deep(levels - 1, many[0])
+            deep(levels - 1, copies[0])
         raise RuntimeError("why")
 
     try:
         deep(50, "im_" + "secret")
     except RuntimeError:
         logging.getLogger("a.server").exception("it broke")
-    said = stream.getvalue()
-    assert "RuntimeError: why" in said
-    assert "im_secret" not in said and len(said.splitlines()) < 250
+    text = stream.getvalue()
+    assert "RuntimeError: why" in text
+    assert "im_secret" not in text and len(text.splitlines()) < 250
 
 
-def test_for_people_a_line_reads_as_one() -> None:
+def test_console_lines_are_plain_text() -> None:
     stream = io.StringIO()
     logs.configure("console", stream)
     structlog.get_logger("jobs").warning("careful", model="demo")

@@ -1,7 +1,7 @@
-"""The store against a model of it in plain Python, through random moves.
+"""Compares the store with a model of it in plain Python, through random moves.
 
-The model knows no order and no time: which image a claim returns, it learns from the claim, and
-checks that it was there to be had. All else (states, counts, quota, answers, depth) it foretells.
+The model has no order and no time: it takes from the claim which image was leased, and checks that
+the image was ready. It predicts everything else (states, counts, quota, answers, depth).
 """
 
 from collections import Counter
@@ -72,13 +72,13 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(tenant=st.sampled_from("ab"), images=st.integers(1, 8), priority=st.integers(4, 5))
     def submit(self, tenant: str, images: int, priority: int) -> None:
-        given = {"tenant": tenant, "priority": priority, "quota": QUOTA}
-        given |= {"max_attempts": MAX_ATTEMPTS, "max_stalls": MAX_STALLS}
+        options = {"tenant": tenant, "priority": priority, "quota": QUOTA}
+        options |= {"max_attempts": MAX_ATTEMPTS, "max_stalls": MAX_STALLS}
         if self.unfinished(tenant) + images > QUOTA:
             with pytest.raises(QuotaExceeded):
-                self.bench.submit(images, **given)
+                self.bench.submit(images, **options)
             return
-        job_id = self.bench.submit(images, **given)
+        job_id = self.bench.submit(images, **options)
         self.jobs[job_id] = ModelJob(tenant, [Image() for _ in range(images)])
 
     @rule(worker=st.sampled_from(["w1", "w2"]), limit=st.integers(1, 5))
@@ -86,16 +86,16 @@ class StoreMachine(RuleBasedStateMachine):
         held = [lease.key for lease in self.leases if self.holds(lease)]
         ready = [i for j in self.jobs.values() for i in j.images if i.state == "queued"]
         ready = [image for image in ready if not image.is_delayed]
-        found = self.bench.claim(limit, worker=worker, held=held)
-        assert bool(found) == bool(ready)
-        for lease in found:
+        leases = self.bench.claim(limit, worker=worker, held=held)
+        assert bool(leases) == bool(ready)
+        for lease in leases:
             image = self.image(lease)
             assert image in ready
             image.state, image.token = "running", lease.token
             image.attempts += 1
             assert (lease.attempt, lease.solo) == (image.attempts, image.stalls > 0)
-        assert len(found) == 1 or not any(lease.solo for lease in found)
-        self.leases += found
+        assert len(leases) == 1 or not any(lease.solo for lease in leases)
+        self.leases += leases
 
     @precondition(lambda self: self.leases)
     @rule(data=st.data())
@@ -114,9 +114,9 @@ class StoreMachine(RuleBasedStateMachine):
     def fail(self, data: st.DataObject, again: bool, delay: int) -> None:
         lease = data.draw(st.sampled_from(self.leases))
         held, image = self.holds(lease), self.image(lease)
-        told = self.bench.store.fail(lease, "no", again=again, delay_seconds=delay)
+        is_accepted = self.bench.store.fail(lease, "no", again=again, delay_seconds=delay)
         if held:
-            assert told
+            assert is_accepted
             again = again and image.attempts < MAX_ATTEMPTS
             image.state = "queued" if again else "failed"
             image.is_delayed = again and delay > 0
@@ -145,14 +145,15 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(step=st.integers(0, 8))
     def beat(self, step: int) -> None:
-        told = self.bench.store.beat("w", {(x.key, x.token): step for x in self.leases}, 60)
+        steps = {(lease.key, lease.token): step for lease in self.leases}
+        beat = self.bench.store.beat("w", steps, 60)
         states = {"lost": set(), "cancelled": set()}
         for lease in self.leases:
             image = self.image(lease)
             if not self.holds(lease):
                 is_cancelled = image and (image.state, image.token) == ("cancelled", lease.token)
                 states["cancelled" if is_cancelled else "lost"].add(lease.key)
-        assert (told.lost, told.cancelled) == (states["lost"], states["cancelled"])
+        assert (beat.lost, beat.cancelled) == (states["lost"], states["cancelled"])
 
     @precondition(lambda self: self.jobs)
     @rule(data=st.data())
@@ -170,14 +171,18 @@ class StoreMachine(RuleBasedStateMachine):
     def retry(self, data: st.DataObject) -> None:
         job_id = data.draw(st.sampled_from(sorted(self.jobs)))
         job = self.jobs[job_id]
-        over = [place for place, i in enumerate(job.images) if i.state in ("failed", "cancelled")]
-        if not over:
+        ended = [
+            index
+            for index, image in enumerate(job.images)
+            if image.state in ("failed", "cancelled")
+        ]
+        if not ended:
             with pytest.raises(Conflict):
                 self.bench.store.retry(job_id, None)
             return
         self.bench.store.retry(job_id, None)
-        for place in over:
-            job.images[place] = Image()
+        for index in ended:
+            job.images[index] = Image()
 
     @precondition(lambda self: self.jobs)
     @rule(data=st.data())
@@ -191,7 +196,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.bench.raw.script_flush()
 
     @invariant()
-    def jobs_are_as_foretold(self) -> None:
+    def jobs_are_as_predicted(self) -> None:
         for job_id, model in self.jobs.items():
             counted = Counter(image.state for image in model.images)
             names = ("queued", "running", "succeeded", "failed", "cancelled")
@@ -206,7 +211,7 @@ class StoreMachine(RuleBasedStateMachine):
             ]
 
     @invariant()
-    def the_books_are_kept(self) -> None:
+    def keys_are_as_predicted(self) -> None:
         images = [image for job in self.jobs.values() for image in job.images]
         running = sum(image.state == "running" for image in images)
         ready = sum(image.state == "queued" and not image.is_delayed for image in images)
@@ -216,8 +221,8 @@ class StoreMachine(RuleBasedStateMachine):
         assert {t: int(n) for t, n in raw.hgetall(key("quota")).items()} == {
             tenant: self.unfinished(tenant) for tenant in "ab" if self.unfinished(tenant)
         }
-        kept = {name.partition(":")[0] for name in self.bench.all_keys()}
-        assert ready or not kept & {"ready", "fair", "idle", "load", "depth", "times"}
+        kinds = {name.partition(":")[0] for name in self.bench.all_keys()}
+        assert ready or not kinds & {"ready", "fair", "idle", "load", "depth", "times"}
 
 
 def test_random_moves(bench: Bench) -> None:

@@ -1,4 +1,4 @@
-"""cancel, retry, delete and what becomes of jobs that are over."""
+"""cancel, retry, delete, and what happens to finished jobs."""
 
 import pytest
 
@@ -8,17 +8,17 @@ from tests.jobs.bench import Bench, request
 
 
 def mixed(bench: Bench) -> str:
-    """A job with an image of every kind: made, failed, delayed, requeued, running, untouched."""
+    """A job with succeeded, failed, delayed, released, running and untouched images."""
     job_id = bench.submit(7)
-    made, failed, delayed, requeued, _running = bench.claim(5)
-    bench.commit(made)
+    succeeded, failed, delayed, released, _running = bench.claim(5)
+    bench.commit(succeeded)
     bench.store.fail(failed, "bad", again=False)
     bench.store.fail(delayed, "busy", again=True, delay_seconds=600)
-    bench.store.release([requeued])
+    bench.store.release([released])
     return job_id
 
 
-def test_cancelling_stops_all_that_is_not_finished(bench: Bench) -> None:
+def test_cancelling_stops_all_unfinished_images(bench: Bench) -> None:
     job_id = mixed(bench)
     job = bench.store.cancel(job_id, "ann")
     assert bench.states(job_id) == ["succeeded", "failed", *["cancelled"] * 5]
@@ -54,7 +54,7 @@ def test_cancelling_twice_changes_nothing(bench: Bench) -> None:
     assert bench.store.cancel(done, "ann").state == "succeeded"
 
 
-def test_cancelling_repeated_by_the_transport_spares_what_was_retried(
+def test_a_resent_cancel_spares_retried_images(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job_id = bench.submit(2)
@@ -62,7 +62,7 @@ def test_cancelling_repeated_by_the_transport_spares_what_was_retried(
 
     def retried_in_between(*args: str | int) -> object:
         run(*args)
-        run("retry", job_id, "ann", "somebody's")
+        run("retry", job_id, "ann", "another nonce")
         return run(*args)
 
     with monkeypatch.context() as patched:
@@ -79,7 +79,7 @@ def test_a_cancelled_image_keeps_its_last_step(bench: Bench) -> None:
     assert bench.store.image(job_id, 0).step == 3
 
 
-def test_retrying_queues_what_failed_and_what_was_cancelled(bench: Bench) -> None:
+def test_retrying_queues_failed_and_cancelled_images(bench: Bench) -> None:
     job_id = mixed(bench)
     bench.store.cancel(job_id, "ann")
     job = bench.store.retry(job_id, "ann")
@@ -90,7 +90,7 @@ def test_retrying_queues_what_failed_and_what_was_cancelled(bench: Bench) -> Non
     assert bench.raw.ttl(bench.key("job", job_id)) == -1
     assert bench.raw.zscore(bench.key("gc"), job_id) is None
     leases = bench.claim(9, worker="w2")
-    assert [(one.index, one.attempt, one.solo) for one in leases] == [
+    assert [(lease.index, lease.attempt, lease.solo) for lease in leases] == [
         (index, 1, False) for index in range(1, 7)
     ]
     bench.commit(*leases)
@@ -141,7 +141,7 @@ def test_the_worker_of_a_cancelled_and_retried_image_loses_it(bench: Bench) -> N
     assert bench.commit(bench.claim_one(worker="w2")) == [Commit.COMMITTED]
 
 
-def test_a_job_cancelled_after_a_retry_is_whole_again(bench: Bench) -> None:
+def test_a_retried_job_can_be_cancelled_and_retried_again(bench: Bench) -> None:
     job_id = bench.submit([request(steps=n) for n in range(1, 6)])
     bench.claim(2)
     bench.store.cancel(job_id, "ann")
@@ -193,7 +193,7 @@ def test_files_of_a_deleted_job_that_never_ran_are_due_at_once(bench: Bench) -> 
     assert not bench.raw.exists(bench.key("gc"))
 
 
-def test_files_that_were_not_removed_are_due_again_but_hold_nobody_up(bench: Bench) -> None:
+def test_files_that_were_not_removed_are_due_again_but_block_no_others(bench: Bench) -> None:
     jobs = [bench.submit(1, keep_seconds=0) for _ in range(3)]
     bench.make_all()
     assert sorted([*bench.store.due(2), *bench.store.due(2)]) == sorted(jobs)
@@ -204,7 +204,7 @@ def test_files_that_were_not_removed_are_due_again_but_hold_nobody_up(bench: Ben
 
 @pytest.mark.parametrize("before", ["nothing", "cancel", "commit"])
 def test_files_of_a_deleted_job_that_ran_are_due_later(bench: Bench, before: str) -> None:
-    """Its worker may be writing one; after a cancel the job itself counts no running image."""
+    """Its worker may be writing one, even after a cancel, when the job has no running images."""
     job_id = bench.submit(2)
     lease, _ = bench.claim(2)
     if before == "cancel":

@@ -1,4 +1,4 @@
-"""Who is next: fair shares among tenants and among a tenant's jobs, priorities, positions."""
+"""The fair order: shares of tenants and of a tenant's jobs, priorities, positions."""
 
 from collections import Counter
 from itertools import pairwise
@@ -37,7 +37,7 @@ def test_many_jobs_get_no_more_than_one(bench: Bench) -> None:
     assert Counter(tenants_of(bench, bench.order(20))) == {"many": 10, "one": 10}
 
 
-def test_cost_counts_and_not_the_number(bench: Bench) -> None:
+def test_shares_are_by_cost_not_by_number(bench: Bench) -> None:
     bench.submit([request(steps=32)] * 20, tenant="large")
     bench.submit([request(steps=8)] * 80, tenant="small")
     counted = Counter(tenants_of(bench, bench.order(50)))
@@ -51,13 +51,13 @@ def test_a_weight_is_a_share(bench: Bench) -> None:
 
 
 def test_coming_back_gives_no_advantage(bench: Bench) -> None:
-    """A tenant who submits one by one does not overtake who queued all at once."""
+    """A tenant who submits one by one doesn't overtake a tenant who submitted all at once."""
     bench.submit(100, tenant="whole")
-    taken = []
+    order = []
     for _ in range(20):
         bench.submit(1, tenant="drip")
-        taken += tenants_of(bench, bench.order(1))
-    assert taken.count("drip") <= 11
+        order += tenants_of(bench, bench.order(1))
+    assert order.count("drip") <= 11
 
 
 def test_tenants_who_left_are_not_remembered_for_long(bench: Bench) -> None:
@@ -75,7 +75,7 @@ def test_a_new_job_of_a_tenant_gets_no_more_than_the_old_one(bench: Bench) -> No
     assert Counter(job for job, _ in bench.order(20)) == {old: 10, new: 10}
 
 
-def test_being_away_gives_no_claim_on_the_past(bench: Bench) -> None:
+def test_being_away_earns_no_credit(bench: Bench) -> None:
     bench.submit(1, tenant="late")
     bench.submit(300, tenant="busy")
     bench.order(200)
@@ -133,78 +133,78 @@ submissions = st.lists(
 
 @given(submissions)
 @settings(max_examples=40)
-def test_positions_foretell_the_claims(bench: Bench, plan: list[tuple[str, int, int]]) -> None:
-    """Where all images cost the same, nobody joins and nobody prefers: exactly."""
+def test_positions_predict_the_claims(bench: Bench, plan: list[tuple[str, int, int]]) -> None:
+    """Exactly, if all images cost the same and no one joins or prefers a size."""
     bench.clear()
-    jobs, left = [], 0
+    jobs, queued = [], 0
     for tenant, images, claims in plan:
-        left += images - len(bench.claim(claims))
+        queued += images - len(bench.claim(claims))
         jobs.append(bench.submit(images, tenant=tenant))
     bench.store.release(bench.claim(1, worker="w2"))
-    foretold = {job: bench.store.ahead(job) for job in jobs}
-    order = [job for job, _ in bench.order(left)]
-    for job, ahead in foretold.items():
-        places = [place for place, claimed in enumerate(order) if claimed == job]
-        assert ahead == (Ahead(places[0], places[-1]) if places else None)
+    predicted = {job: bench.store.ahead(job) for job in jobs}
+    order = [job for job, _ in bench.order(queued)]
+    for job, ahead in predicted.items():
+        positions = [position for position, claimed in enumerate(order) if claimed == job]
+        assert ahead == (Ahead(positions[0], positions[-1]) if positions else None)
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 40)), min_size=2, max_size=6))
 @settings(max_examples=25)
 def test_shares_are_even_at_every_moment(bench: Bench, plan: list[tuple[str, int]]) -> None:
-    """While two tenants both have images queued, their shares differ by one image at most."""
+    """While two tenants both have queued images, their shares differ by at most one image."""
     bench.clear()
-    left: Counter[str] = Counter()
+    queued: Counter[str] = Counter()
     for tenant, images in plan:
         bench.submit(images, tenant=tenant)
-        left[tenant] += images
-    got: Counter[str] = Counter()
-    for tenant in tenants_of(bench, bench.order(sum(left.values()))):
-        got[tenant] += 1
-        left[tenant] -= 1
-        shares = sorted(got[name] for name in left if left[name] > 0)
+        queued[tenant] += images
+    claimed: Counter[str] = Counter()
+    for tenant in tenants_of(bench, bench.order(sum(queued.values()))):
+        claimed[tenant] += 1
+        queued[tenant] -= 1
+        shares = sorted(claimed[name] for name in queued if queued[name] > 0)
         assert all(later - earlier <= 1 for earlier, later in pairwise(shares))
 
 
 @pytest.mark.parametrize("jobs", [2, 40])
-def test_tags_begin_anew_when_a_band_is_empty(bench: Bench, jobs: int) -> None:
+def test_tags_start_over_when_a_band_is_empty(bench: Bench, jobs: int) -> None:
     for number in range(jobs):
         bench.submit(2, tenant=f"t{number}")
     bench.make_all()
-    kept = {name.partition(":")[0] for name in bench.all_keys()}
-    assert not kept & {"ready", "fair", "idle", "load", "bell", "depth", "times"}
+    kinds = {name.partition(":")[0] for name in bench.all_keys()}
+    assert not kinds & {"ready", "fair", "idle", "load", "bell", "depth", "times"}
 
 
-def test_many_jobs_in_front_are_counted_without_looking_at_each(bench: Bench) -> None:
+def test_many_jobs_ahead_are_counted_without_reading_each(bench: Bench) -> None:
     ids = [bench.submit(2) for _ in range(250)]
     for place in (0, 31, 32, 33, 100, 180, 249):
-        found = bench.store.ahead(ids[place])
-        assert found is not None
-        assert (found.next, found.last) == (place, 250 + place)
+        ahead = bench.store.ahead(ids[place])
+        assert ahead is not None
+        assert (ahead.next, ahead.last) == (place, 250 + place)
     bench.claim(130, held=())
     after = bench.store.ahead(ids[200])
     assert after is not None and after.next == 200 - 130
 
 
 def calls(bench: Bench, tenants: int) -> int:
-    """How many commands the server runs to tell the place of a job among so many tenants."""
+    """How many commands the server runs to find a job's position among this many tenants."""
     bench.clear()
     ids = [bench.submit(2, tenant=f"t{n:04}", priority=5 + n % 2) for n in range(tenants)]
     bench.raw.config_resetstat()
     assert bench.store.ahead(ids[-2]) is not None
-    return sum(found["calls"] for found in bench.raw.info("commandstats").values())
+    return sum(stats["calls"] for stats in bench.raw.info("commandstats").values())
 
 
-def test_a_place_among_many_tenants_costs_what_it_costs_among_some(bench: Bench) -> None:
+def test_a_position_among_many_tenants_costs_no_more_commands(bench: Bench) -> None:
     assert calls(bench, 1000) <= calls(bench, 100) + 5
 
 
-def test_many_tenants_in_front_are_counted_without_looking_at_each(bench: Bench) -> None:
+def test_many_tenants_ahead_are_counted_without_reading_each(bench: Bench) -> None:
     ids = [bench.submit(2, tenant=f"t{n:04}") for n in range(250)]
     for place in (0, 31, 32, 33, 100, 180, 249):
-        found = bench.store.ahead(ids[place])
-        assert found is not None
-        assert (found.next, found.last) == (place, 250 + place)
-        assert found.work == (249 + place) * 128 * 128 * 8
+        ahead = bench.store.ahead(ids[place])
+        assert ahead is not None
+        assert (ahead.next, ahead.last) == (place, 250 + place)
+        assert ahead.work == (249 + place) * 128 * 128 * 8
     bench.order(130)
     after = bench.store.ahead(ids[200])
     assert after is not None and after.next == 200 - 130
@@ -215,15 +215,15 @@ def test_many_tenants_in_front_are_counted_without_looking_at_each(bench: Bench)
     assert (raised.next, raised.work) == (after.next + 100, after.work + 100 * 128 * 128 * 20)
 
 
-def test_the_work_of_others_is_told_in_pixel_steps(bench: Bench) -> None:
+def test_the_work_of_others_is_in_pixel_steps(bench: Bench) -> None:
     bench.submit([request(steps=20)] * 4, weight=2)
     second = bench.submit(2)
-    found = bench.store.ahead(second)
-    assert found is not None and found.last >= 2
-    others = found.last - 1  # all before its last but its own first
-    assert found.work == others * 128 * 128 * 20
+    ahead = bench.store.ahead(second)
+    assert ahead is not None and ahead.last >= 2
+    others = ahead.last - 1  # all before its last one, except its own first
+    assert ahead.work == others * 128 * 128 * 20
     above = bench.submit([request(steps=50)], priority=9)
     raised = bench.store.ahead(second)
-    assert raised is not None and raised.work == found.work + 128 * 128 * 50
+    assert raised is not None and raised.work == ahead.work + 128 * 128 * 50
     own = bench.store.ahead(above)
     assert own is not None and own.work == 0

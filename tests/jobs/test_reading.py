@@ -16,16 +16,16 @@ from tests.waiting import LONG_PATIENCE, PATIENCE, wait_until
 def test_jobs_come_newest_first_and_page_by_page(bench: Bench) -> None:
     jobs = [bench.submit(1) for _ in range(7)][::-1]
     bench.submit(1, tenant="bob")
-    found, cursor = [], None
+    listed, cursor = [], None
     for size in (3, 3, 1):
         page, cursor = bench.store.jobs("ann", cursor=cursor, limit=3)
         assert len(page) == size
-        found += [job.id for job in page]
-    assert (found, cursor) == (jobs, None)
+        listed += [job.id for job in page]
+    assert (listed, cursor) == (jobs, None)
     assert bench.store.jobs("nobody") == ([], None)
 
 
-def test_a_page_that_ends_the_list_has_no_successor(bench: Bench) -> None:
+def test_the_last_page_has_no_cursor(bench: Bench) -> None:
     bench.submit(1)
     bench.submit(1)
     page, cursor = bench.store.jobs("ann", limit=2)
@@ -42,10 +42,10 @@ def test_jobs_by_state_over_many_pages(bench: Bench) -> None:
     assert ([job.id for job in page], cursor) == (done, None)
 
 
-def test_a_rare_state_is_searched_a_stretch_at_a_time(
+def test_a_rare_state_is_searched_in_several_calls(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reader, "_LOOKED_AT", 3)
+    monkeypatch.setattr(reader, "_MOST_READ", 3)
     done = [bench.submit(1, priority=9)]
     bench.make_all()
     for _ in range(5):
@@ -56,7 +56,7 @@ def test_a_rare_state_is_searched_a_stretch_at_a_time(
 
 
 @pytest.mark.parametrize("cursor", ["(evil", "", "٣", "1\n2", "-1"])
-def test_a_cursor_that_we_never_gave_is_refused(bench: Bench, cursor: str) -> None:
+def test_an_invalid_cursor_is_refused(bench: Bench, cursor: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         bench.store.jobs("ann", cursor=cursor)
     assert caught.value.problems[0].pointer == "/cursor"
@@ -67,30 +67,30 @@ def test_slices_of_images(bench: Bench) -> None:
     bench.commit(*bench.claim(3))
     bench.store.cancel(job_id, "ann")
     for start, stop in ((0, -1), (1, 3), (-2, -1), (2, 500), (598, 9999), (700, 800)):
-        found = bench.store.images(job_id, start, stop)
+        images = bench.store.images(job_id, start, stop)
         last = stop if stop >= 0 else 600 + stop
         indices = list(range(600))[start : last + 1]
-        assert [image.index for image in found] == indices
-        assert [image.request.seed for image in found] == indices
-        assert [image.state for image in found] == [
+        assert [image.index for image in images] == indices
+        assert [image.request.seed for image in images] == indices
+        assert [image.state for image in images] == [
             "succeeded" if index < 3 else "cancelled" for index in indices
         ]
 
 
 @pytest.mark.parametrize("index", [-1, 2])
-def test_images_that_are_not_there(bench: Bench, index: int) -> None:
+def test_missing_images_are_not_found(bench: Bench, index: int) -> None:
     job_id = bench.submit(2)
     with pytest.raises(NotFound):
         bench.store.image(job_id, index)
 
 
-def test_what_is_missing_is_not_found(bench: Bench) -> None:
+def test_missing_jobs_are_not_found(bench: Bench) -> None:
     for read in (bench.store.images, bench.store.spec):
         with pytest.raises(NotFound):
             read("nonsense")
 
 
-def test_depth_counts_what_is_ready(bench: Bench) -> None:
+def test_depth_counts_ready_images(bench: Bench) -> None:
     bench.submit(3, priority=2)
     bench.submit(2, priority=9)
     bench.submit([request(model="other.model-2")])
@@ -114,7 +114,7 @@ def test_workers_are_listed_while_they_register(bench: Bench) -> None:
     assert bench.raw.zrange(bench.key("workers"), 0, -1) == ["w3"]
 
 
-def test_a_card_is_what_a_worker_published(bench: Bench) -> None:
+def test_a_published_card_can_be_read(bench: Bench) -> None:
     assert bench.store.card("demo") is None
     bench.store.publish_card("demo", {"family": "flux", "multiple": 16})
     assert bench.store.card("demo") == {"family": "flux", "multiple": 16}
@@ -129,8 +129,8 @@ def test_a_jobs_life_in_events(bench: Bench) -> None:
     bench.store.retry(job_id, "ann")
     bench.store.cancel(job_id, "ann")
     bench.store.delete(job_id, "ann")
-    told = bench.store.events(after, 0)
-    assert [(event.type, event.index) for event in told] == [
+    events = bench.store.events(after, 0)
+    assert [(event.type, event.index) for event in events] == [
         ("queued", None),
         ("running", None),
         ("image", 0),
@@ -140,13 +140,13 @@ def test_a_jobs_life_in_events(bench: Bench) -> None:
         ("cancelled", None),
         ("deleted", None),
     ]
-    assert {event.job_id for event in told} == {job_id}
-    assert told[3].data == {"error": "too dark"}
-    assert bench.store.events(told[-2].id, 0) == told[-1:]
+    assert {event.job_id for event in events} == {job_id}
+    assert events[3].data == {"error": "too dark"}
+    assert bench.store.events(events[-2].id, 0) == events[-1:]
     assert bench.store.events(bench.store.last_event(), 0) == []
 
 
-def test_progress_is_told_a_few_times_a_second(bench: Bench) -> None:
+def test_progress_events_come_at_most_every_250_ms(bench: Bench) -> None:
     job_id = bench.submit([request(steps=10**6)])
     lease = bench.claim_one()
     steps = count(1)
@@ -156,7 +156,7 @@ def test_progress_is_told_a_few_times_a_second(bench: Bench) -> None:
         return int(seconds * 1000 + micro // 1000)
 
     def burst() -> bool:
-        """Whether several beats came within 200 ms; they must have made no event then."""
+        """Whether several beats took less than 200 ms; if so, they must have caused no event."""
         after, began = bench.store.last_event(), milliseconds()
         bench.raw.hset(bench.key("job", job_id), "told", began)
         for _ in range(7):
@@ -176,7 +176,7 @@ def test_reading_events_waits_for_one(bench: Bench, patient: Store) -> None:
     after = bench.store.last_event()
     assert bench.store.events(after, 0.01) == []
     with ThreadPoolExecutor(1) as thread:
-        told = thread.submit(patient.events, after, LONG_PATIENCE)
+        reading = thread.submit(patient.events, after, LONG_PATIENCE)
         wait_until(lambda: bench.raw.info("clients")["blocked_clients"])
         job_id = bench.submit(1)
-        assert [event.job_id for event in told.result(PATIENCE)] == [job_id]
+        assert [event.job_id for event in reading.result(PATIENCE)] == [job_id]

@@ -1,4 +1,4 @@
-"""What pictures say of how they were made, read back from where workers write it."""
+"""Reading recipes back from where workers write them in pictures."""
 
 import io
 import json
@@ -11,12 +11,12 @@ from jobs.recipe import description, parameters, recipe_of
 
 RECIPE = {"prompt": "ä 図", "seed": 7}
 TEXT = json.dumps(RECIPE)
-SAID = "ä 図\nSteps: 8, Seed: 7"
+SETTINGS = "ä 図\nSteps: 8, Seed: 7"
 
 
 def png() -> bytes:
     chunks = PngImagePlugin.PngInfo()
-    chunks.add_itxt("parameters", SAID)
+    chunks.add_itxt("parameters", SETTINGS)
     chunks.add_itxt("imagemill", TEXT)
     return saved("PNG", pnginfo=chunks)
 
@@ -24,7 +24,7 @@ def png() -> bytes:
 def described(kind: str) -> bytes:
     exif = Image.Exif()
     exif[ExifTags.Base.ImageDescription] = TEXT
-    comment = b"UNICODE\0" + SAID.encode("utf-16-be")
+    comment = b"UNICODE\0" + SETTINGS.encode("utf-16-be")
     exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = comment
     return saved(kind, exif=exif.tobytes())
 
@@ -41,7 +41,7 @@ def test_recipe_and_settings_are_read_from_every_format(tmp_path: Path, data: by
     path.write_bytes(data)
     assert recipe_of(path) == RECIPE
     with Image.open(path) as picture:
-        assert (json.loads(description(picture) or ""), parameters(picture)) == (RECIPE, SAID)
+        assert (json.loads(description(picture) or ""), parameters(picture)) == (RECIPE, SETTINGS)
 
 
 def test_a_long_recipe_is_in_several_segments_of_a_jpeg(tmp_path: Path) -> None:
@@ -56,7 +56,7 @@ def test_a_long_recipe_is_in_several_segments_of_a_jpeg(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
-def test_a_picture_without_words_says_nothing(tmp_path: Path, kind: str) -> None:
+def test_a_picture_without_text_has_no_recipe(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "picture"
     path.write_bytes(saved(kind))
     assert recipe_of(path) is None
@@ -65,7 +65,7 @@ def test_a_picture_without_words_says_nothing(tmp_path: Path, kind: str) -> None
 
 
 @pytest.mark.parametrize("data", [b"", b"x", png()[:40], png().replace(TEXT.encode(), b"[" * 99)])
-def test_what_is_no_picture_has_no_recipe(tmp_path: Path, data: bytes) -> None:
+def test_a_file_that_is_not_a_picture_has_no_recipe(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "picture"
     path.write_bytes(data)
     assert recipe_of(path) is None

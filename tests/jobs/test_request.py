@@ -1,4 +1,4 @@
-"""Requests travel as JSON and come back the same."""
+"""Requests survive a round trip through JSON."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -25,11 +25,11 @@ prompts = st.text(st.characters(exclude_categories=["Cs"]), max_size=50)
         reproducible=st.booleans(),
     )
 )
-def test_json_keeps_every_field(asked: ImageRequest) -> None:
-    assert ImageRequest.from_json(asked.to_json()) == asked
-    head, _, body = packed(asked).partition("\n")
-    assert head == f"{asked.width} {asked.height} {asked.steps}"
-    assert ImageRequest.from_json(body) == asked
+def test_json_keeps_every_field(original: ImageRequest) -> None:
+    assert ImageRequest.from_json(original.to_json()) == original
+    head, _, body = packed(original).partition("\n")
+    assert head == f"{original.width} {original.height} {original.steps}"
+    assert ImageRequest.from_json(body) == original
 
 
 def test_pixels_are_width_times_height() -> None:

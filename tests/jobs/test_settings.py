@@ -1,4 +1,4 @@
-"""Settings come from the environment, once, and are checked."""
+"""Settings come from the environment and are validated."""
 
 import os
 import subprocess
@@ -54,7 +54,7 @@ def test_a_flag_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> No
         ("LINGER_SECONDS", "inf"),
     ],
 )
-def test_a_value_that_cannot_work_is_named(
+def test_an_invalid_value_names_its_variable(
     monkeypatch: pytest.MonkeyPatch, name: str, value: str
 ) -> None:
     monkeypatch.setenv(f"IMAGEMILL_{name}", value)
@@ -69,7 +69,7 @@ def test_the_services_settings_are_finite_too(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_every_number_has_its_bounds() -> None:
-    """A new setting whose bounds were forgotten is noticed here."""
+    """This fails for a new setting without bounds."""
     schema = WorkerSettings.model_json_schema()["properties"]
     for name, field in schema.items():
         if field.get("type") in ("number", "integer"):
@@ -77,25 +77,25 @@ def test_every_number_has_its_bounds() -> None:
             assert "maximum" in field or not name.endswith("_seconds"), name
 
 
-def test_nothing_is_allowed_to_wait_no_time() -> None:
+def test_some_times_may_be_zero() -> None:
     assert WorkerSettings.read(linger_seconds=0, drain_seconds=0, max_stalls=0).drain_seconds == 0
 
 
-def test_settings_are_never_changed() -> None:
+def test_settings_are_frozen() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         QueueSettings.read().pool = "other"  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("module", ["workers", "service"])
-def test_a_data_folder_that_cannot_be_is_one_sentence(module: str, tmp_path: Path) -> None:
+def test_an_unusable_data_folder_is_a_one_line_error(module: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    told = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-m", module],
         env={**os.environ, "IMAGEMILL_DATA": str(tmp_path / "file" / "data")},
         capture_output=True,
         text=True,
         check=False,
     )
-    assert told.returncode == 2
-    assert "IMAGEMILL_DATA" in told.stderr
-    assert told.stderr.count("\n") == 1
+    assert process.returncode == 2
+    assert "IMAGEMILL_DATA" in process.stderr
+    assert process.stderr.count("\n") == 1

@@ -1,4 +1,4 @@
-"""The state table: a job's state follows from its counts, in Python and in Lua alike."""
+"""The state table: a job's state follows from its counts, in both Python and Lua."""
 
 import itertools
 
@@ -24,9 +24,9 @@ TABLE = [
 
 @pytest.mark.parametrize(("counts", "state"), TABLE)
 def test_a_jobs_state_follows_from_its_counts(counts: tuple[int, ...], state: State) -> None:
-    found = job_state(Counts(sum(counts), *counts))
-    assert found is state
-    assert found.finished == (state in FINISHED)
+    result = job_state(Counts(sum(counts), *counts))
+    assert result is state
+    assert result.finished == (state in FINISHED)
 
 
 def test_every_state_is_explained() -> None:
@@ -44,7 +44,7 @@ MOVES = {
 
 @pytest.mark.parametrize("moves", list(itertools.product(MOVES, repeat=2)))
 def test_lua_agrees(bench: Bench, moves: tuple[str, str]) -> None:
-    """The state that scripts store, for events and for listing, is the one that counts give."""
+    """The state that scripts store, for events and lists, matches the counts."""
     job_id = bench.submit(2)
     for move, lease in zip(moves, bench.claim(2), strict=True):
         MOVES[move](bench, lease)

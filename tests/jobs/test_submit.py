@@ -1,4 +1,4 @@
-"""submit: whole or not at all, once an Idempotency-Key, within the quota."""
+"""submit: whole or not at all, once per Idempotency-Key, within the quota."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -11,9 +11,9 @@ from jobs.request import MAX_SEED
 from tests.jobs.bench import Bench, request
 
 
-def test_a_new_job_is_queued_with_all_that_was_given(bench: Bench) -> None:
-    asked = [request(prompt="eins", seed=MAX_SEED), request(prompt="zwei 🟥\x00\n", steps=3)]
-    job_id = bench.submit(asked, priority=7, metadata={"a": [], "b": {}}, spec={"webhook": None})
+def test_a_new_job_is_queued_with_everything_submitted(bench: Bench) -> None:
+    requests = [request(prompt="eins", seed=MAX_SEED), request(prompt="zwei 🟥\x00\n", steps=3)]
+    job_id = bench.submit(requests, priority=7, metadata={"a": [], "b": {}}, spec={"webhook": None})
 
     job = bench.store.job(job_id, "ann")
     assert (job.state, job.tenant, job.priority, job.model) == (State.QUEUED, "ann", 7, "demo")
@@ -21,8 +21,8 @@ def test_a_new_job_is_queued_with_all_that_was_given(bench: Bench) -> None:
     assert (job.started, job.finished, job.expires) == (None, None, None)
     assert job.metadata == {"a": [], "b": {}}
     assert bench.store.spec(job_id) == {"webhook": None}
-    assert [image.request for image in bench.store.images(job_id)] == asked
-    assert [lease.request for lease in bench.claim(2)] == asked
+    assert [image.request for image in bench.store.images(job_id)] == requests
+    assert [lease.request for lease in bench.claim(2)] == requests
 
 
 def test_the_same_key_finds_the_same_job(bench: Bench) -> None:
@@ -39,7 +39,7 @@ def test_the_same_key_finds_the_same_job(bench: Bench) -> None:
 
 def test_the_same_key_with_another_body_is_refused(bench: Bench) -> None:
     bench.submit(idempotency=("key", "hash"))
-    with pytest.raises(IdempotencyMismatch, match="another body"):
+    with pytest.raises(IdempotencyMismatch, match="a different body"):
         bench.submit(idempotency=("key", "other"))
     assert bench.quota() == 1
 
@@ -55,8 +55,8 @@ def test_the_key_of_a_deleted_job_makes_a_new_one(bench: Bench) -> None:
     assert bench.submit(idempotency=("key", "hash")) != job_id
 
 
-def test_a_call_repeated_by_the_transport_makes_one_job(bench: Bench, monkeypatch) -> None:
-    """A lost reply: the client sends the very same script call again."""
+def test_a_resent_call_makes_one_job(bench: Bench, monkeypatch) -> None:
+    """If a reply is lost, the client sends the same script call again."""
     run = bench.store._link.run
     monkeypatch.setattr(bench.store._link, "run", lambda *args: (run(*args), run(*args))[1])
     bench.submit(5)
@@ -67,7 +67,9 @@ def test_a_call_repeated_by_the_transport_makes_one_job(bench: Bench, monkeypatc
 def test_over_the_quota_nothing_is_left_behind(bench: Bench) -> None:
     bench.submit(3, quota=5)
     before = bench.all_keys()
-    with pytest.raises(QuotaExceeded, match="3 images on top of 3 unfinished ones"):
+    with pytest.raises(
+        QuotaExceeded, match="3 images plus 3 unfinished ones exceed the quota of 5"
+    ):
         bench.submit(3, quota=5, idempotency=("key", "hash"))
     assert bench.all_keys() == before
     bench.submit(2, quota=5, idempotency=("key", "hash"))
@@ -85,8 +87,8 @@ def test_the_quota_is_free_again_once_images_are_made(bench: Bench) -> None:
     "wrong",
     [{"tenant": ""}, {"priority": 10}, {"priority": 1.5}, {"weight": 0}, {"weight": float("inf")}],
 )
-def test_a_caller_in_error_is_told(bench: Bench, wrong: dict) -> None:
-    with pytest.raises(ValueError, match="a job has a tenant"):
+def test_invalid_arguments_are_refused(bench: Bench, wrong: dict) -> None:
+    with pytest.raises(ValueError, match="a job needs a tenant"):
         bench.submit(**wrong)
 
 
@@ -101,9 +103,9 @@ def test_ten_thousand_images_are_one_script_and_few_keys(bench: Bench) -> None:
     requests = [request(prompt="a long prompt " * 15, seed=seed) for seed in range(10_000)]
     bench.raw.config_resetstat()
     job_id = bench.submit(requests)
-    spent = bench.raw.info("commandstats")
-    calls = [spent[name] for name in ("cmdstat_eval", "cmdstat_evalsha") if name in spent]
-    assert sum(call["calls"] for call in calls) == 1
+    stats = bench.raw.info("commandstats")
+    scripts = [stats[name] for name in ("cmdstat_eval", "cmdstat_evalsha") if name in stats]
+    assert sum(script["calls"] for script in scripts) == 1
     assert bench.store.image(job_id, 9_999).request.seed == 9_999
     assert len(bench.all_keys() - {"events", "quota", "depth", "times"}) <= 8
 

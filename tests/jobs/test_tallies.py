@@ -1,11 +1,11 @@
-"""What the queue counts for those who watch it."""
+"""The queue's counters, used for metrics."""
 
 from jobs.queue.keys import WAITS_MS
 from tests.jobs.bench import MODEL, Bench, request
 
 
 def counts(bench: Bench) -> dict[str, int]:
-    """The tallies of the one model."""
+    """The counters of the test model."""
     return {what: by[MODEL] for what, by in bench.store.tallies().items()}
 
 
@@ -15,13 +15,14 @@ def test_first_claims_are_counted_by_how_long_they_waited(bench: Bench) -> None:
     created = int(bench.raw.hget(bench.key("job", job_id), "created"))
     bench.raw.hset(bench.key("job", job_id), "created", created - waited)
     bench.claim(2)
-    found = counts(bench)
-    assert found["waits"] == 2 and 2 * waited <= found["waited_ms"] < 2 * waited + 20_000
+    tallies = counts(bench)
+    assert tallies["waits"] == 2
+    assert 2 * waited <= tallies["waited_ms"] < 2 * waited + 20_000
     for bound in WAITS_MS:
-        assert found.get(f"wait_{bound}", 0) == (0 if bound <= waited else 2)
+        assert tallies.get(f"wait_{bound}", 0) == (0 if bound <= waited else 2)
 
 
-def test_an_image_that_comes_again_has_not_waited(bench: Bench) -> None:
+def test_only_the_first_claim_counts_as_waiting(bench: Bench) -> None:
     bench.submit(1)
     lease = bench.claim_one()
     bench.store.fail(lease, "no", again=True)
@@ -38,7 +39,7 @@ def test_an_image_that_comes_again_has_not_waited(bench: Bench) -> None:
     }
 
 
-def test_a_commit_that_came_too_late_is_counted(bench: Bench) -> None:
+def test_a_late_commit_is_counted(bench: Bench) -> None:
     bench.submit(1)
     late = bench.claim_one()
     bench.lose(late)
@@ -49,10 +50,10 @@ def test_a_commit_that_came_too_late_is_counted(bench: Bench) -> None:
     assert counts(bench)["refused"] == 2
 
 
-def test_models_are_counted_apart(bench: Bench) -> None:
+def test_models_are_counted_separately(bench: Bench) -> None:
     bench.submit(2)
     bench.submit([request(model="other")])
     bench.claim(5)
     bench.claim(5, model="other")
-    found = bench.store.tallies()["waits"]
-    assert found == {MODEL: 2, "other": 1}
+    waits = bench.store.tallies()["waits"]
+    assert waits == {MODEL: 2, "other": 1}

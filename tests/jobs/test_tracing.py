@@ -1,4 +1,4 @@
-"""Spans across the queue; none where nobody asked for them."""
+"""Spans across the queue, and no tracing unless it's enabled."""
 
 import os
 import subprocess
@@ -27,7 +27,7 @@ def spans() -> Iterator[InMemorySpanExporter]:
     tracing.use(None)
 
 
-def test_a_span_names_itself_for_others_to_join(spans: InMemorySpanExporter) -> None:
+def test_a_span_yields_its_traceparent(spans: InMemorySpanExporter) -> None:
     with tracing.span("submit", images=2) as parent:
         pass
     tracing.record(parent, "decode", 1.5, image="j:0")
@@ -38,22 +38,22 @@ def test_a_span_names_itself_for_others_to_join(spans: InMemorySpanExporter) -> 
     assert (submitted.attributes, decoded.attributes) == ({"images": 2}, {"image": "j:0"})
 
 
-def test_a_trace_from_outside_is_joined(spans: InMemorySpanExporter) -> None:
+def test_an_incoming_trace_is_continued(spans: InMemorySpanExporter) -> None:
     def within() -> str:
         tracing.join(PARENT)
-        with tracing.span("submit") as found:
-            return found
+        with tracing.span("submit") as parent:
+            return parent
 
     import contextvars
 
-    found = contextvars.copy_context().run(within)
-    assert found.split("-")[1] == PARENT.split("-")[1]
+    parent = contextvars.copy_context().run(within)
+    assert parent.split("-")[1] == PARENT.split("-")[1]
     [span] = spans.get_finished_spans()
     assert f"{span.parent.span_id:016x}" == PARENT.split("-")[2]
 
 
 @pytest.mark.parametrize("parent", ["", "nonsense", "00-0-0-00"])
-def test_a_lease_without_a_trace_makes_no_trouble(spans: InMemorySpanExporter, parent: str) -> None:
+def test_a_missing_or_invalid_trace_is_harmless(spans: InMemorySpanExporter, parent: str) -> None:
     tracing.join(parent)
     tracing.record(parent, "decode", 0.1)
     assert len(spans.get_finished_spans()) == (0 if not parent else 1)
@@ -66,14 +66,14 @@ def test_a_trace_crosses_the_queue(bench: Bench) -> None:
     assert [lease.trace for lease in bench.claim(1)] == [""]
 
 
-def test_off_it_does_nothing() -> None:
+def test_nothing_happens_while_tracing_is_off() -> None:
     tracing.join(PARENT)
-    with tracing.span("submit") as found:
-        assert found == ""
+    with tracing.span("submit") as parent:
+        assert parent == ""
     tracing.record(PARENT, "decode", 1.0)
 
 
-def test_it_is_off_unless_the_environment_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tracing_is_off_unless_the_environment_enables_it(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in tracing.ENDPOINTS:
         monkeypatch.delenv(name, raising=False)
     tracing.start("x")
@@ -84,7 +84,7 @@ def test_it_is_off_unless_the_environment_asks(monkeypatch: pytest.MonkeyPatch) 
     assert tracing._tracer is None
 
 
-def test_without_the_extra_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_extra_is_logged(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(tracing.ENDPOINTS[0], "http://127.0.0.1:9")
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
     with capture_logs() as logs:
@@ -92,10 +92,11 @@ def test_without_the_extra_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     assert tracing._tracer is None and "imagemill[otel]" in logs[0]["event"]
 
 
-def test_nothing_of_opentelemetry_is_imported_where_it_is_off() -> None:
+def test_opentelemetry_is_not_imported_while_tracing_is_off() -> None:
     code = (
-        "import sys; from jobs import tracing; tracing.start('x'); tracing.record('a', 'b', 1.0);"
+        "import sys; from jobs.runtime import tracing;"
+        "tracing.start('x'); tracing.record('a', 'b', 1.0);"
         "assert not [name for name in sys.modules if name.startswith('opentelemetry')]"
     )
-    kept = {name: value for name, value in os.environ.items() if name not in tracing.ENDPOINTS}
-    subprocess.run([sys.executable, "-c", code], env=kept, check=True)
+    env = {name: value for name, value in os.environ.items() if name not in tracing.ENDPOINTS}
+    subprocess.run([sys.executable, "-c", code], env=env, check=True)

@@ -1,15 +1,15 @@
-"""Previews are wished for, told to the worker at its beat, and forgotten by themselves."""
+"""Wishes for previews: they reach the worker at its next beat, and expire."""
 
 from jobs.job import Lease
 from tests.jobs.bench import Bench
 
 
 def wished(bench: Bench, *leases: Lease) -> frozenset[str]:
-    """What a beat for these leases says that somebody wants to see."""
-    return bench.store.beat("w1", {(one.key, one.token): 0 for one in leases}, 60).wished
+    """The images that a beat for these leases reports as wished for."""
+    return bench.store.beat("w1", {(lease.key, lease.token): 0 for lease in leases}, 60).wished
 
 
-def test_a_wish_reaches_the_worker_of_that_image_alone(bench: Bench) -> None:
+def test_a_wish_reaches_only_the_worker_of_that_image(bench: Bench) -> None:
     job_id = bench.submit(2)
     leases = bench.claim(2)
     assert wished(bench, *leases) == frozenset()
@@ -17,7 +17,7 @@ def test_a_wish_reaches_the_worker_of_that_image_alone(bench: Bench) -> None:
     assert wished(bench, *leases) == {f"{job_id}:1"}
 
 
-def test_a_wish_ends_by_itself(bench: Bench) -> None:
+def test_a_wish_expires(bench: Bench) -> None:
     job_id = bench.submit(1)
     lease = bench.claim_one()
     bench.store.want_preview(job_id, 0)
@@ -28,6 +28,6 @@ def test_a_wish_ends_by_itself(bench: Bench) -> None:
 
 
 def test_a_wish_for_an_unknown_image_is_harmless(bench: Bench) -> None:
-    bench.store.want_preview("nobody", 7)
+    bench.store.want_preview("unknown", 7)
     bench.submit(1)
     assert wished(bench, bench.claim_one()) == frozenset()

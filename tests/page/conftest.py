@@ -1,7 +1,7 @@
-"""One mill and one Chromium for all tests of the page; a fresh visitor for each.
+"""One deployment and one Chromium for all tests of the page, and a new visitor for each test.
 
-The fixtures end with this folder's last test: Playwright keeps an event loop on this thread, which
-asyncio's own tests would trip over. Without a Chromium the tests are skipped, and fail under CI.
+The fixtures end with this folder's last test, because Playwright keeps an event loop running on
+this thread, which would break asyncio tests. Without Chromium the tests are skipped, or fail in CI.
 """
 
 import os
@@ -16,7 +16,7 @@ from playwright.sync_api import Browser, ConsoleMessage, Page, Request, expect, 
 
 from service.keys import KeyRing
 from tests import web
-from tests.page.mill import ROOT, running_mill
+from tests.page.deployment import ROOT, running_deployment
 from tests.waiting import PATIENCE, wait_until
 
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
@@ -37,43 +37,43 @@ expect.set_options(timeout=PATIENCE * 1000)
 
 @dataclass
 class Visitor:
-    """Somebody at the page, and what their browser complained of."""
+    """A browser page, and the errors that it reported."""
 
     page: Page
     url: str
     name: str
     complaints: list[str] = field(default_factory=list)
-    strangers: list[str] = field(default_factory=list)
+    foreign: list[str] = field(default_factory=list)
     refusals: list[tuple[str, str]] = field(default_factory=list)
-    """What the browser may complain of, once each: the end of an address, and the status."""
+    """Expected errors, once each: the end of the URL, and the status."""
     wants_key: bool = False
     sees_failures: bool = False
-    """An image that fails between two looks may be asked for its preview, which is a 404."""
+    """The preview of an image that fails between two polls may be requested, which is a 404."""
 
     def watch(self) -> None:
-        """Note console errors, uncaught exceptions, and requests that leave the server."""
+        """Record console errors, uncaught exceptions, and requests to other hosts."""
         self.page.on("console", self._on_console)
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.on("request", self._on_request)
 
     def shoot(self, what: str) -> None:
-        """Keep a screenshot."""
+        """Save a screenshot."""
         ARTIFACTS.mkdir(exist_ok=True)
         self.page.screenshot(path=ARTIFACTS / f"page-{what}-{self.name}.png")
 
     def turn_to(self, part: str) -> None:
-        """Tap the tab, where there are tabs."""
+        """Tap a tab, if there are tabs."""
         if self.name == "phone":
             self.page.locator(f"#tabs [data-part={part}]").click()
 
     def open_job(self, job: str) -> None:
-        """Go to a job by its address."""
+        """Open a job by its URL."""
         self.page.goto(f"{self.url}/#job/{job}")
         self.turn_to("images")
         expect(self.page.locator("#job-head")).to_be_visible()
 
     def job_id(self) -> str:
-        """The job on show."""
+        """The id of the current job."""
         match = re.search(r"#job/([\w-]+)$", self.page.url)
         assert match
         return match[1]
@@ -94,27 +94,27 @@ class Visitor:
 
     def _on_request(self, request: Request) -> None:
         if not request.url.startswith((self.url, f"blob:{self.url}")):
-            self.strangers.append(request.url)
+            self.foreign.append(request.url)
 
 
 @pytest.fixture(scope="package")
-def mill_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def deployment_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("page")
 
 
 @pytest.fixture(scope="package")
-def mill(mill_folder: Path) -> Iterator[str]:
-    with running_mill(mill_folder, worker="tests.page.worker") as url:
+def deployment(deployment_folder: Path) -> Iterator[str]:
+    with running_deployment(deployment_folder, worker="tests.page.worker") as url:
         yield url
 
 
 def chromium() -> str:
-    """The machine's Chromium; skips the test, or under CI fails it, where there is none."""
-    found = next(filter(None, map(shutil.which, CHROMIUM)), None)
-    if found is None:
+    """The installed Chromium; without one, skips the test, or fails it in CI."""
+    path = next(filter(None, map(shutil.which, CHROMIUM)), None)
+    if path is None:
         lacking = pytest.fail if os.environ.get("CI") else pytest.skip
-        lacking("there is no Chromium: apt-get install chromium")
-    return found
+        lacking("Chromium not found: apt-get install chromium")
+    return path
 
 
 @pytest.fixture(scope="package")
@@ -127,8 +127,8 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture(params=["desk", "phone"])
-def visitor(request: pytest.FixtureRequest, mill: str, browser: Browser) -> Iterator[Visitor]:
-    """At 1280 px in the light, and at 390 px in the dark; no complaint may be left at the end."""
+def visitor(request: pytest.FixtureRequest, deployment: str, browser: Browser) -> Iterator[Visitor]:
+    """At 1280 px in light mode, and at 390 px in dark mode; fails if there were errors."""
     is_phone = request.param == "phone"
     context = browser.new_context(
         viewport={"width": 390, "height": 844} if is_phone else {"width": 1280, "height": 800},
@@ -138,33 +138,33 @@ def visitor(request: pytest.FixtureRequest, mill: str, browser: Browser) -> Iter
         permissions=["clipboard-read", "clipboard-write"],
     )
     context.set_default_timeout(PATIENCE * 1000)
-    visitor = Visitor(context.new_page(), mill, request.param)
+    visitor = Visitor(context.new_page(), deployment, request.param)
     visitor.watch()
-    visitor.page.goto(mill)
+    visitor.page.goto(deployment)
     yield visitor
     context.close()
     assert visitor.complaints == []
-    assert visitor.strangers == []
+    assert visitor.foreign == []
 
 
 @pytest.fixture
-def hold(mill_folder: Path) -> Iterator[Path]:
-    """Images with [hold] in their prompts stay half way until this file is removed."""
-    path = mill_folder / "data" / "hold"
+def hold(deployment_folder: Path) -> Iterator[Path]:
+    """Images with [hold] in their prompts stay half finished until this file is removed."""
+    path = deployment_folder / "data" / "hold"
     path.touch()
     yield path
     path.unlink(missing_ok=True)
 
 
 @pytest.fixture
-def key(visitor: Visitor, mill_folder: Path) -> Iterator[str]:
-    """An API key of the service, which wants one until the end of the test."""
-    ring = KeyRing(mill_folder / "data" / "keys.json")
-    key, made = ring.add("local")
+def key(visitor: Visitor, deployment_folder: Path) -> Iterator[str]:
+    """An API key of the service, which requires one until the end of the test."""
+    ring = KeyRing(deployment_folder / "data" / "keys.json")
+    key, record = ring.add("local")
     visitor.wants_key = True
     try:
         wait_until(lambda: web.get(f"{visitor.url}/v1/jobs").status_code == 401)
         yield key
     finally:
-        ring.revoke(made.id)
+        ring.revoke(record.id)
         wait_until(lambda: web.get(f"{visitor.url}/v1/jobs").status_code == 200)

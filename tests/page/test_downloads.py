@@ -1,4 +1,4 @@
-"""Archives and contact sheets as files, and the list of jobs to its end."""
+"""Downloads of archives and contact sheets, and the complete list of jobs."""
 
 import base64
 import io
@@ -9,7 +9,7 @@ from playwright.sync_api import Request, expect
 
 from tests import web
 from tests.page.conftest import Visitor
-from tests.page.mill import submit
+from tests.page.deployment import submit
 
 PICKER = """
 let asked = 0;
@@ -19,7 +19,7 @@ window.showSaveFilePicker = async ({ suggestedName }) => {
   return folder.getFileHandle(suggestedName, { create: true });
 };
 """
-"""Stands in for the browser's own dialog: it is closed, and the next time names a real file."""
+"""Replaces the browser's file dialog: cancelled at first, then returns a real file."""
 
 READ_BACK = """async (name) => {
   const folder = await navigator.storage.getDirectory();
@@ -31,7 +31,7 @@ READ_BACK = """async (name) => {
 
 
 def give_key(visitor: Visitor, key: str, job: str) -> None:
-    """Come with a key, and see the finished job."""
+    """Open the page with a key and go to the finished job."""
     page = visitor.page
     page.goto(f"{visitor.url}/#job/{job}")
     page.reload()
@@ -45,7 +45,7 @@ def names_in(archive: bytes) -> list[str]:
     return sorted(zipfile.ZipFile(io.BytesIO(archive)).namelist())
 
 
-def test_with_a_key_an_archive_is_streamed_into_a_file(visitor: Visitor, key: str) -> None:
+def test_archive_is_streamed_into_a_file_with_a_key(visitor: Visitor, key: str) -> None:
     page = visitor.page
     page.add_init_script(PICKER)
     job = submit(visitor.url, key, prompts=["one", "two"], steps=1)
@@ -59,27 +59,25 @@ def test_with_a_key_an_archive_is_streamed_into_a_file(visitor: Visitor, key: st
     page.on("request", note)
     page.get_by_role("button", name="Download all").click()
     page.get_by_role("button", name="Download all").click()
-    expect(page.locator("#toast")).to_contain_text(f"{job}.zip is saved")
+    expect(page.locator("#toast")).to_contain_text(f"Saved {job}.zip")
     assert len(fetched) == 1
     saved = base64.b64decode(page.evaluate(READ_BACK, f"{job}.zip"))
     assert names_in(saved) == ["00000.png", "00001.png", "manifest.json"]
 
 
-def test_where_nothing_can_be_streamed_the_page_says_what_it_costs(
-    visitor: Visitor, key: str
-) -> None:
+def test_archive_size_is_shown_if_streaming_is_unsupported(visitor: Visitor, key: str) -> None:
     page = visitor.page
     page.add_init_script("delete window.showSaveFilePicker")
     job = submit(visitor.url, key, prompts=["one", "two"], steps=1)
     give_key(visitor, key, job)
     with page.expect_download() as saved:
         page.get_by_role("button", name="Download all").click()
-    expect(page.locator("#toast")).to_contain_text("kB: this browser holds them in memory")
+    expect(page.locator("#toast")).to_contain_text("kB, which this browser keeps in memory")
     assert saved.value.suggested_filename == f"{job}.zip"
     assert len(names_in(saved.value.path().read_bytes())) == 3
 
 
-def test_every_contact_sheet_of_a_large_job(visitor: Visitor) -> None:
+def test_contact_sheets_of_a_large_job(visitor: Visitor) -> None:
     page = visitor.page
     job = submit(visitor.url, prompts=[{"prompt": "many", "n": 101}], steps=1, width=64, height=64)
     visitor.open_job(job)
@@ -98,7 +96,9 @@ def test_every_contact_sheet_of_a_large_job(visitor: Visitor) -> None:
     page.locator("#gallery button").first.focus()
     for press in ("End", "PageUp", "PageUp", "PageUp"):
         page.keyboard.press(press)
-    if visitor.name == "desk":  # where the head stays in view, no focused image lies beneath it
+    if (
+        visitor.name == "desk"
+    ):  # where the header is sticky, no focused image may be hidden under it
         head, tile = page.locator("#job-head"), page.locator("#gallery button:focus")
         above, below = head.bounding_box(), tile.bounding_box()
         assert above and below and below["y"] >= above["y"] + above["height"]
@@ -107,11 +107,11 @@ def test_every_contact_sheet_of_a_large_job(visitor: Visitor) -> None:
 
 
 @pytest.mark.parametrize("visitor", ["desk"], indirect=True)
-def test_the_list_of_jobs_goes_on_to_the_oldest(visitor: Visitor) -> None:
+def test_job_list_can_be_extended_to_the_oldest(visitor: Visitor) -> None:
     page, address = visitor.page, f"{visitor.url}/v1/jobs"
     body = {"model": "fake", "prompts": ["x"], "steps": 1}
     with web.Client() as client:
-        made = [client.post(address, json=body).json()["id"] for _ in range(205)]
+        job_ids = [client.post(address, json=body).json()["id"] for _ in range(205)]
     try:
         page.reload()
         more = page.get_by_role("button", name="Older jobs")
@@ -120,11 +120,11 @@ def test_the_list_of_jobs_goes_on_to_the_oldest(visitor: Visitor) -> None:
             more.click()
             expect(page.locator("#jobs li")).to_have_count(count)
         more.click()
-        expect(page.locator(f"#jobs a[href='#job/{made[0]}']")).to_have_count(1)
-        expect(page.locator(f"#jobs a[href='#job/{made[-1]}']")).to_have_count(1)
+        expect(page.locator(f"#jobs a[href='#job/{job_ids[0]}']")).to_have_count(1)
+        expect(page.locator(f"#jobs a[href='#job/{job_ids[-1]}']")).to_have_count(1)
         rows = page.locator("#jobs a").evaluate_all("(links) => links.map((one) => one.hash)")
         assert len(rows) == len(set(rows)) > 200
     finally:
         with web.Client() as client:
-            for job in made:
+            for job in job_ids:
                 client.delete(f"{address}/{job}")

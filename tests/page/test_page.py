@@ -1,4 +1,4 @@
-"""What people do at the page, from paste to download, at 1280 px and at 390 px."""
+"""Use of the page, from pasting prompts to downloads, at 1280 px and at 390 px."""
 
 import re
 import zipfile
@@ -9,18 +9,18 @@ from playwright.sync_api import expect
 
 from tests import web
 from tests.page.conftest import Visitor
-from tests.page.mill import submit
+from tests.page.deployment import submit
 
 MOST_ELEMENTS = 900
-"""On the whole page, however many images a job has."""
+"""Limit for the whole page, however many images a job has."""
 
 MOST_ADDED, MOST_LAYOUTS = 400, 4
-"""Elements that a frame adds, and layouts that it takes, while a thousand images are scrolled
-through. They are what a frame costs, on a machine of any speed."""
+"""Limits on the added elements and layouts per frame while a thousand images are scrolled through.
+They measure the cost of a frame independently of the machine's speed."""
 
 
 def generate(visitor: Visitor, prompts: str, **fields: int) -> None:
-    """Fill the form in, as somebody who pastes, and press Ctrl+Enter."""
+    """Fill in the form and press Ctrl+Enter."""
     page = visitor.page
     expect(page.locator("#model")).to_have_value("fake")
     visitor.turn_to("create")
@@ -30,7 +30,7 @@ def generate(visitor: Visitor, prompts: str, **fields: int) -> None:
     page.locator("#prompts").press("Control+Enter")
 
 
-def test_a_job_that_stands_still_says_why(visitor: Visitor) -> None:
+def test_job_without_workers_shows_why(visitor: Visitor) -> None:
     job = submit(visitor.url, model="abandoned", prompts=["a circle"], width=256, height=256)
     visitor.open_job(job)
     warnings = visitor.page.locator("#job-warnings")
@@ -60,8 +60,8 @@ def test_from_paste_to_download(visitor: Visitor, hold: Path) -> None:
     page.locator("#gallery button").first.click()
     with page.expect_download() as one:
         page.locator("#recipe").get_by_role("button", name="Download").click()
-    made = web.get(f"{visitor.url}/v1/jobs/{visitor.job_id()}/images/0").content
-    assert one.value.path().read_bytes() == made
+    data = web.get(f"{visitor.url}/v1/jobs/{visitor.job_id()}/images/0").content
+    assert one.value.path().read_bytes() == data
 
 
 def test_cancel_then_retry(visitor: Visitor, hold: Path) -> None:
@@ -79,7 +79,7 @@ def test_cancel_then_retry(visitor: Visitor, hold: Path) -> None:
     expect(page.locator("#gallery li[data-state=succeeded]")).to_have_count(6)
 
 
-def test_a_failed_image_says_why_and_can_be_filtered_for(visitor: Visitor) -> None:
+def test_failed_image_shows_its_error_and_can_be_filtered(visitor: Visitor) -> None:
     page = visitor.page
     visitor.sees_failures = True
     job = submit(visitor.url, prompts=["fine", "[refuse] this one"], steps=1)
@@ -89,7 +89,7 @@ def test_a_failed_image_says_why_and_can_be_filtered_for(visitor: Visitor) -> No
     expect(failed.locator(".tile-facts")).to_contain_text("told to refuse")
     expect(page).to_have_title("1 failed · imagemill")
     visitor.shoot("failed")
-    page.get_by_role("button", name="Not made 1").click()
+    page.get_by_role("button", name="Not generated 1").click()
     expect(page.locator("#gallery li")).to_have_count(1)
     expect(failed).to_be_visible()
     page.get_by_role("button", name="Done 1").click()
@@ -97,7 +97,7 @@ def test_a_failed_image_says_why_and_can_be_filtered_for(visitor: Visitor) -> No
     expect(failed).to_have_count(0)
 
 
-def test_delete_asks_first(visitor: Visitor) -> None:
+def test_delete_needs_confirmation(visitor: Visitor) -> None:
     page = visitor.page
     job = submit(visitor.url, prompts=["soon gone"], steps=1)
     visitor.open_job(job)
@@ -109,13 +109,13 @@ def test_delete_asks_first(visitor: Visitor) -> None:
     page.get_by_role("button", name="Delete").click()
     page.locator("#confirm-yes").click()
     expect(page.locator("#welcome")).to_be_visible()
-    expect(page.locator("#toast")).to_contain_text("deleted")
+    expect(page.locator("#toast")).to_contain_text("Deleted the job")
     expect(page.locator("#images")).to_be_focused()
     assert web.get(f"{visitor.url}/v1/jobs/{job}").status_code == 404
 
 
-def test_a_key_is_asked_for_and_can_be_forgotten(visitor: Visitor, key: str) -> None:
-    """With a key every image comes by fetch, since an <img> can send none."""
+def test_key_is_requested_and_can_be_forgotten(visitor: Visitor, key: str) -> None:
+    """With a key, every image is loaded with fetch, because an <img> can't send one."""
     page = visitor.page
     job = submit(visitor.url, key, prompts=["a secret"], steps=1, width=512, height=512)
     page.goto(f"{visitor.url}/#job/{job}")
@@ -137,7 +137,7 @@ def test_a_key_is_asked_for_and_can_be_forgotten(visitor: Visitor, key: str) -> 
 
 
 @pytest.mark.parametrize("visitor", ["desk"], indirect=True)
-def test_nothing_is_cut_off_between_a_phone_and_a_desk(visitor: Visitor) -> None:
+def test_nothing_is_cut_off_at_any_width(visitor: Visitor) -> None:
     page = visitor.page
     visitor.sees_failures = True
     job = submit(visitor.url, prompts=["one", "[refuse] two", "three"], steps=1)
@@ -157,7 +157,7 @@ def test_nothing_is_cut_off_between_a_phone_and_a_desk(visitor: Visitor) -> None
 
 
 @pytest.mark.parametrize("visitor", ["desk"], indirect=True)
-def test_everything_that_can_be_pressed_has_a_name(visitor: Visitor) -> None:
+def test_all_controls_have_names(visitor: Visitor) -> None:
     nameless = visitor.page.evaluate(
         """() => [...document.querySelectorAll("button, a, input, select, textarea, dialog, img")]
           .filter((one) => !(one.textContent.trim() || one.ariaLabel || one.labels?.length
@@ -169,7 +169,7 @@ def test_everything_that_can_be_pressed_has_a_name(visitor: Visitor) -> None:
 
 
 @pytest.mark.parametrize("visitor", ["desk"], indirect=True)
-def test_tiles_fetch_no_more_than_they_show(visitor: Visitor) -> None:
+def test_tiles_load_thumbnails(visitor: Visitor) -> None:
     page = visitor.page
     large = submit(visitor.url, prompts=["large"], steps=1, width=512, height=512)
     visitor.open_job(large)
@@ -181,10 +181,10 @@ def test_tiles_fetch_no_more_than_they_show(visitor: Visitor) -> None:
     )
 
 
-def test_bad_input_is_shown_at_its_field(visitor: Visitor) -> None:
+def test_errors_are_shown_at_their_fields(visitor: Visitor) -> None:
     page = visitor.page
     generate(visitor, "")
-    expect(page.locator("#prompts-error")).to_have_text("Write at least one prompt.")
+    expect(page.locator("#prompts-error")).to_have_text("Enter at least one prompt.")
     visitor.refusals = [("/v1/jobs", "422")] * 2
     generate(visitor, "a fine prompt", steps=5000)
     expect(page.locator("#steps-error")).to_contain_text("200")
@@ -196,7 +196,7 @@ def test_bad_input_is_shown_at_its_field(visitor: Visitor) -> None:
     expect(page.locator("#steps-error")).to_be_empty()
 
 
-def test_a_thousand_images_stay_light(visitor: Visitor) -> None:
+def test_thousand_images_use_few_elements(visitor: Visitor) -> None:
     page = visitor.page
     job = submit(
         visitor.url, prompts=[{"prompt": "many", "n": 1000}], steps=200, width=64, height=64
@@ -211,7 +211,7 @@ def test_a_thousand_images_stay_light(visitor: Visitor) -> None:
 
     def layouts() -> float:
         metrics = devtools.send("Performance.getMetrics")["metrics"]
-        return next(one["value"] for one in metrics if one["name"] == "LayoutCount")
+        return next(metric["value"] for metric in metrics if metric["name"] == "LayoutCount")
 
     before = layouts()
     added = page.evaluate(
@@ -244,11 +244,13 @@ def test_a_thousand_images_stay_light(visitor: Visitor) -> None:
     expect(page.locator("#job-state")).to_have_text("cancelled")
 
 
-def test_it_is_kept_to_its_server(mill: str) -> None:
-    answer = web.get(mill)
-    assert "default-src 'none'" in answer.headers["content-security-policy"]
-    assert answer.headers["x-content-type-options"] == "nosniff"
-    tag = {"If-None-Match": answer.headers["etag"]}
-    assert web.get(mill, headers=tag).status_code == 304
-    assert web.get(f"{mill}/web/page.js").headers["content-type"].startswith("text/javascript")
-    assert web.get(f"{mill}/web/nothing.js").status_code == 404
+def test_page_headers(deployment: str) -> None:
+    response = web.get(deployment)
+    assert "default-src 'none'" in response.headers["content-security-policy"]
+    assert response.headers["x-content-type-options"] == "nosniff"
+    tag = {"If-None-Match": response.headers["etag"]}
+    assert web.get(deployment, headers=tag).status_code == 304
+    assert (
+        web.get(f"{deployment}/web/page.js").headers["content-type"].startswith("text/javascript")
+    )
+    assert web.get(f"{deployment}/web/nothing.js").status_code == 404

@@ -1,4 +1,4 @@
-"""The dialog of one image: its whole recipe, and what can be done with it."""
+"""The dialog of an image: its recipe, and its actions."""
 
 import json
 import re
@@ -9,7 +9,7 @@ from playwright.sync_api import Route, expect
 
 from tests import web
 from tests.page.conftest import Visitor
-from tests.page.mill import submit
+from tests.page.deployment import submit
 
 
 def test_keyboard_and_recipe(visitor: Visitor) -> None:
@@ -34,19 +34,19 @@ def test_keyboard_and_recipe(visitor: Visitor) -> None:
     expect(page.locator("#gallery button").nth(2)).to_be_focused()
 
 
-def test_the_whole_recipe_is_shown_and_copied(visitor: Visitor) -> None:
+def test_whole_recipe_is_shown_and_copied(visitor: Visitor) -> None:
     page = visitor.page
     job = submit(visitor.url, prompts=["all of it"], negative_prompt="none of it", seed=5, steps=1)
     visitor.open_job(job)
     expect(page.locator("#job-state")).to_have_text("succeeded")
     page.locator("#gallery button").first.click()
     recipe = web.get(f"{visitor.url}/v1/jobs/{job}/images/0/recipe").json()
-    shown = page.locator("#recipe-facts")
-    expect(shown).to_contain_text(f"torch {recipe['versions']['torch']}")
+    facts = page.locator("#recipe-facts")
+    expect(facts).to_contain_text(f"torch {recipe['versions']['torch']}")
     for name in set(recipe) - {"prompt", "versions"}:
         if recipe[name] not in (None, True, False):
-            expect(shown).to_contain_text(str(recipe[name]))
-    expect(shown).to_contain_text("SHA-256")
+            expect(facts).to_contain_text(str(recipe[name]))
+    expect(facts).to_contain_text("SHA-256")
     expect(page.locator("#recipe-image[data-loaded]")).to_be_visible()
     expect(page.locator("#recipe-note")).to_be_empty()
     visitor.shoot("recipe")
@@ -55,7 +55,7 @@ def test_the_whole_recipe_is_shown_and_copied(visitor: Visitor) -> None:
     assert json.loads(page.evaluate("navigator.clipboard.readText()")) == recipe
 
 
-def test_a_recipe_that_cannot_be_had_says_so_and_is_copied_in_part(visitor: Visitor) -> None:
+def test_failed_recipe_is_reported_and_partly_copied(visitor: Visitor) -> None:
     page = visitor.page
 
     def refuse(route: Route) -> None:
@@ -69,16 +69,16 @@ def test_a_recipe_that_cannot_be_had_says_so_and_is_copied_in_part(visitor: Visi
     expect(page.locator("#recipe-note")).to_contain_text("the store does not answer")
     expect(page.locator("#recipe-facts")).to_contain_text("Guidance scale")
     page.get_by_role("button", name="Copy recipe").click()
-    expect(page.locator("#recipe-copy")).to_have_text("Copied in part")
+    expect(page.locator("#recipe-copy")).to_have_text("Partly copied")
     copied = json.loads(page.evaluate("navigator.clipboard.readText()"))
     assert (copied["model"], copied["prompt"], copied["seed"]) == ("fake", "half", 5)
 
 
-def test_a_running_image_says_when_its_recipe_comes(visitor: Visitor, hold: Path) -> None:
+def test_running_image_says_when_its_recipe_is_available(visitor: Visitor, hold: Path) -> None:
     page = visitor.page
     visitor.open_job(submit(visitor.url, prompts=["not yet [hold]"], steps=4))
     page.locator("#gallery li[data-state=running] button").click()
-    expect(page.locator("#recipe-note")).to_contain_text("comes with the picture")
+    expect(page.locator("#recipe-note")).to_contain_text("is available once the image is finished")
     expect(page.locator("#recipe-facts")).not_to_contain_text("Scheduler")
     hold.unlink()
     expect(page.locator("#recipe-facts")).to_contain_text("Scheduler")
@@ -86,8 +86,8 @@ def test_a_running_image_says_when_its_recipe_comes(visitor: Visitor, hold: Path
 
 
 @pytest.mark.parametrize("way", ["the job", "the image", "the form"])
-def test_again_is_the_same_again(visitor: Visitor, way: str) -> None:
-    """Seed, format and class of reproducibility, even of an image that was not made."""
+def test_run_again_sends_the_same_fields(visitor: Visitor, way: str) -> None:
+    """With the same seed, format and reproducibility, even for an image that failed."""
     page = visitor.page
     visitor.sees_failures = True
     first = submit(

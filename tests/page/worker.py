@@ -1,7 +1,7 @@
-"""A worker on a fake model that stays at its work: `python -m tests.page.worker`.
+"""A worker on a fake model that can be paused: `python -m tests.page.worker`.
 
-Takes the arguments of `python -m workers`. An image with [hold] in its prompt stays half way while
-the data folder has a file `hold`, so a test can look at a running image for as long as it takes.
+Takes the arguments of `python -m workers`. An image with [hold] in its prompt stays at half of its
+steps while the data folder has a file `hold`, so a test can inspect a running image.
 """
 
 import os
@@ -19,7 +19,7 @@ STEP_SECONDS = 0.05
 
 
 class Holding(FakePipeline):
-    """Forward passes go on while images are held, so their previews are drawn."""
+    """Its loop continues while images are held, so their previews are drawn."""
 
     def __init__(self, hold: Path) -> None:
         super().__init__(STEP_SECONDS)

@@ -1,4 +1,4 @@
-"""Fixtures: tiny models built once a session, on one thread."""
+"""Fixtures: tiny models built once per session, on one thread."""
 
 from collections.abc import Callable
 from functools import cache

@@ -1,13 +1,12 @@
-"""Two devices that are none: `pretend:0` and `pretend:1` compute on the CPU and keep books.
+"""Two pretend devices: `pretend:0` and `pretend:1` compute on the CPU and track allocations.
 
-A tensor on one of them refuses to meet a tensor on another device or on the CPU, as an
-accelerator's would, and every allocation is counted against its device's limit: past it comes
-torch's own out-of-memory error. So a test can say where every weight was, how much was resident
-at most, and what was left behind.
+As on an accelerator, operations on tensors of different devices fail. Every allocation counts
+against its device's limit; exceeding it raises torch's own out-of-memory error. So a test can check
+where every weight was, the peak memory, and what wasn't freed.
 
-Registering the backend changes the process for good (`torch.accelerator` finds it), so tests that
-use it run in a process of their own. It stands on torch's PrivateUse1 backend for Python, which is
-experimental. Knows nothing of models.
+Registering the backend changes the process permanently (`torch.accelerator` finds it), so tests
+that use it run in their own process. It's based on torch's PrivateUse1 backend for Python, which is
+experimental. Nothing here depends on models.
 """
 
 from collections import Counter
@@ -27,7 +26,7 @@ aten = torch.ops.aten
 
 
 class Ledger:
-    """Bytes resident on each device now, at most so far, and allowed; and what was moved."""
+    """Bytes on each device: current, peak and limit; and the copies between devices."""
 
     def __init__(self) -> None:
         self.lock = RLock()
@@ -38,7 +37,7 @@ class Ledger:
 
     @contextmanager
     def limit(self, limits: dict[str, int]) -> Iterator[None]:
-        """Allow no more than these bytes inside the block; the peak counts from its start."""
+        """Limit the bytes inside the block; the peak is counted from its start."""
         self.peak, self.limits, self.moves = Counter(self.resident), dict(limits), Counter()
         try:
             yield
@@ -46,18 +45,18 @@ class Ledger:
             self.limits = {}
 
     def take(self, device: str, size: int) -> None:
-        """Book an allocation, or raise torch's out-of-memory error."""
+        """Record an allocation, or raise torch's out-of-memory error."""
         with self.lock:
-            wanted = self.resident[device] + size
-            if wanted > self.limits.get(device, wanted):
+            total = self.resident[device] + size
+            if total > self.limits.get(device, total):
                 raise torch.OutOfMemoryError(
-                    f"{device} is out of memory: {wanted} of {self.limits[device]} bytes"
+                    f"{device} is out of memory: {total} of {self.limits[device]} bytes"
                 )
-            self.resident[device] = wanted
-            self.peak[device] = max(self.peak[device], wanted)
+            self.resident[device] = total
+            self.peak[device] = max(self.peak[device], total)
 
     def give(self, device: str, size: int) -> None:
-        """Take an allocation off the books."""
+        """Remove an allocation."""
         with self.lock:
             self.resident[device] -= size
 
@@ -66,7 +65,7 @@ LEDGER = Ledger()
 
 
 class Allocation:
-    """A storage on a device, on the books for as long as a tensor holds it."""
+    """A storage on a device, counted for as long as a tensor uses it."""
 
     def __init__(self, device: str, size: int) -> None:
         LEDGER.take(device, size)
@@ -78,20 +77,20 @@ class Allocation:
 
 
 _allocations: WeakValueDictionary[int, Allocation] = WeakValueDictionary()
-"""By the address of the storage on the CPU, which every tensor with an allocation keeps alive."""
+"""Keys are addresses of CPU storages, which every tensor with an allocation keeps alive."""
 
 
 def _allocation(real: torch.Tensor, device: str) -> Allocation:
     storage = real.untyped_storage()
     with LEDGER.lock:
-        found = _allocations.get(storage._cdata)
-        if found is None:
-            found = _allocations[storage._cdata] = Allocation(device, storage.nbytes())
-    return found
+        allocation = _allocations.get(storage._cdata)
+        if allocation is None:
+            allocation = _allocations[storage._cdata] = Allocation(device, storage.nbytes())
+    return allocation
 
 
 class Pretend(torch.Tensor):
-    """A tensor that says it is on a pretend device; `held` is it on the CPU."""
+    """A tensor that claims to be on a pretend device; `held` is the real one on the CPU."""
 
     held: torch.Tensor
     allocation: Allocation
@@ -100,10 +99,10 @@ class Pretend(torch.Tensor):
     def __new__(
         cls, real: torch.Tensor, device: torch.device | None = None, requires_grad: bool = False
     ) -> Any:
-        if device is None:  # accelerate makes a parameter anew by the class that it has
+        if device is None:  # accelerate recreates a parameter with its class
             return torch.nn.Parameter(real, requires_grad)
-        with torch.inference_mode(real.is_inference()):  # a view must be as its base is
-            made: Pretend = torch.Tensor._make_wrapper_subclass(
+        with torch.inference_mode(real.is_inference()):  # a view must have its base's settings
+            tensor: Pretend = torch.Tensor._make_wrapper_subclass(
                 cls,
                 real.shape,
                 strides=real.stride(),
@@ -111,27 +110,28 @@ class Pretend(torch.Tensor):
                 dtype=real.dtype,
                 device=device,
             )
-        made.held = real
-        made.allocation = _allocation(real, str(device))
-        return made
+        tensor.held = real
+        tensor.allocation = _allocation(real, str(device))
+        return tensor
 
     def __repr__(self) -> str:
         return f"Pretend({self.held!r}, device={self.device})"
 
     def data_ptr(self) -> int:
-        """The address on the CPU; else all tensors would seem to be tied to each other."""
+        """The address on the CPU; otherwise all tensors would look tied to each other."""
         return self.held.data_ptr()
 
     def tolist(self) -> Any:
-        """The numbers; torch has none of its own for subclasses."""
+        """The numbers; torch doesn't support this for subclasses."""
         return self.held.tolist()
 
     @classmethod
     def __torch_function__(cls, function, types, args=(), kwargs=None):
-        """Attention runs fused, as on a device that has a kernel for it: no [tokens, tokens]."""
+        """Run attention fused, as on a device with a kernel for it: no [tokens, tokens] tensor."""
         if function is torch.nn.functional.scaled_dot_product_attention:
             return _run(function, args, kwargs or {})
-        with torch._C.DisableTorchFunctionSubclass():  # what comes off the device is a plain tensor
+        # Tensors copied off the device are plain ones.
+        with torch._C.DisableTorchFunctionSubclass():
             return function(*args, **(kwargs or {}))
 
     @classmethod
@@ -146,7 +146,7 @@ class Pretend(torch.Tensor):
             return _copy_from(*args)
         if name == "_to_copy":
             return _moved(args[0], kwargs)
-        if name == "to":  # reaches here whole in inference mode
+        if name == "to":  # not decomposed in inference mode
             return _to(args[0], (*args[1:], *kwargs.values()))
         return _run(function, args, kwargs)
 
@@ -160,31 +160,31 @@ def _placed(value: Any, device: torch.device) -> Any:
 
 
 def _run(function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-    """Compute on the CPU; what comes out is on the one device that all inputs are on."""
+    """Compute on the CPU; the outputs are on the common device of all inputs."""
     flat = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
     device = _common_device(function, flat)
     if kwargs.get("device") is not None:
         device = _exact(kwargs["device"])
         kwargs["device"] = "cpu" if device.type == KIND else device
     args, kwargs = pytree.tree_map(_real, (args, kwargs))
-    made = function(*args, **kwargs)
+    result = function(*args, **kwargs)
     if device.type != KIND:
-        return made
+        return result
     known = {id(x.held): x for x in flat if isinstance(x, Pretend)}
     return pytree.tree_map(
-        lambda x: known.get(id(x)) if id(x) in known else _placed(x, device), made
+        lambda x: known.get(id(x)) if id(x) in known else _placed(x, device), result
     )
 
 
 def _common_device(function: Any, tensors: list[torch.Tensor]) -> torch.device:
-    """The device of all tensors. Numbers on the CPU may join, and indices, as torch allows."""
+    """The device of all tensors. As in torch, scalars and indices may be on the CPU."""
     devices = {x.device for x in tensors if isinstance(x, Pretend)}
     takes_indices = "index" in str(function)
     strangers = [x for x in tensors if not isinstance(x, Pretend) and x.ndim > 0]
     if len(devices) > 1 or (devices and strangers and not takes_indices):
-        found = sorted({str(x.device) for x in tensors if x.ndim > 0 or isinstance(x, Pretend)})
+        names = sorted({str(x.device) for x in tensors if x.ndim > 0 or isinstance(x, Pretend)})
         raise RuntimeError(
-            f"{function}: expected all tensors to be on the same device, found {', '.join(found)}"
+            f"{function}: expected all tensors to be on the same device, found {', '.join(names)}"
         )
     return devices.pop()
 
@@ -201,7 +201,7 @@ def _copy_from(source: torch.Tensor, target: torch.Tensor, *_: Any) -> torch.Ten
 
 
 def _to(source: torch.Tensor, wishes: tuple[Any, ...]) -> torch.Tensor:
-    """`source.to` in any of its forms: a device, a dtype, or a tensor to be like."""
+    """`source.to` in all its forms: with a device, a dtype, or another tensor."""
     like = next((wish for wish in wishes if isinstance(wish, torch.Tensor)), source)
     dtype = next((wish for wish in wishes if isinstance(wish, torch.dtype)), like.dtype)
     device = next((wish for wish in wishes if isinstance(wish, torch.device)), like.device)
@@ -217,8 +217,8 @@ def _moved(source: torch.Tensor, kwargs: dict[str, Any]) -> torch.Tensor:
         return aten._to_copy(_real(source), device=device, **options)
     if device != source.device:
         LEDGER.moves[str(source.device), str(device)] += source.numel()
-    made = aten._to_copy(_real(source), **options)
-    return Pretend(made, device) if device.type == KIND else made
+    copy = aten._to_copy(_real(source), **options)
+    return Pretend(copy, device) if device.type == KIND else copy
 
 
 def _exact(device: Any) -> torch.device:
@@ -227,7 +227,7 @@ def _exact(device: Any) -> torch.device:
 
 
 class _Backend:
-    """What torch and the libraries ask of a device module."""
+    """The device module that torch and the libraries expect."""
 
     def is_initialized(self) -> bool:
         return True
@@ -269,7 +269,7 @@ def _empty_strided(size, stride, *, dtype=None, layout=None, device=None, pin_me
 
 
 def register() -> None:
-    """Make the devices known to torch, in this process, for good."""
+    """Register the devices with torch, permanently for this process."""
     registration._setup_privateuseone_for_python_backend(KIND, backend_module=_Backend())
     _library.impl("empty.memory_format", _empty, "PrivateUse1")
     _library.impl("empty_strided", _empty_strided, "PrivateUse1")

@@ -1,7 +1,7 @@
-"""Folders of published models in small: the sizes and flags of their configs, with tiny widths.
+"""Small versions of published models' folders: their configs' sizes and flags, with tiny widths.
 
-`save_published(name, folder)` writes one from a tiny pipeline of the same class. The values are
-those of the models' own config files.
+`save_published(name, folder)` writes one, based on a tiny pipeline of the same class. The values
+come from the models' own config files.
 """
 
 import json
@@ -37,9 +37,9 @@ _SIX_LEVELS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Published:
-    """A tiny pipeline by its builder's name, what differs from it in each file, and the defaults.
+    """A tiny pipeline's builder, the differences from it in each file, and the expected defaults.
 
-    `scheduler` is the class of the scheduler where it is another one.
+    `scheduler` is the scheduler's class if it's a different one.
     """
 
     builder: str
@@ -164,13 +164,13 @@ PUBLISHED = {
 
 
 def save_published(name: str, tiny: Path, folder: Path) -> Path:
-    """Write the model of that name from the folder of its tiny pipeline."""
+    """Write the named model, based on the folder of its tiny pipeline."""
     model = PUBLISHED[name]
     shutil.copytree(tiny, folder)
     for file, config in model.configs.items():
         path = folder / file
         known = json.loads(path.read_text())
-        if path.parent.name == "scheduler":  # as published, without what the tiny one has
+        if path.parent.name == "scheduler":  # as published, without the tiny one's values
             known = {"_class_name": model.scheduler or known["_class_name"]}
         path.write_text(json.dumps(known | config))
     if model.scheduler:

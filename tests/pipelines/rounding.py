@@ -1,10 +1,10 @@
-"""When a served picture counts as diffusers' own: it differs by no more than rounding does.
+"""Decide whether a served picture equals diffusers' own: it may only differ by rounding.
 
-Kernels add in another order on another processor, and for another number of rows, so equal
-arithmetic gives slightly different pictures. How different depends on the processor, the dtype,
-the scheduler and the weights, so no fixed number is right. It's measured where the test runs:
-diffusers draws the same picture `DRAWS` times more, as one batch, while every linear and
-convolution layer rounds its input and its output once more, at random.
+Kernels add in a different order on other processors and for other numbers of rows, so equal
+arithmetic gives slightly different pictures. The difference depends on the processor, the dtype,
+the scheduler and the weights, so no fixed tolerance is right. Instead it's measured where the test
+runs: diffusers draws the same picture `DRAWS` more times, as one batch, while every linear and
+convolution layer randomly rounds its input and output once more.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -19,26 +19,26 @@ from pipelines.seam import Pipeline
 from tests.pipelines.serving import alone, difference
 
 DRAWS = 4
-"""Pictures drawn with extra rounding; the one that moves the furthest counts."""
+"""Pictures drawn with extra rounding; the largest difference counts."""
 
 FACTOR = 4.0
-"""How many times as far as that a right picture may be; the furthest that was seen is 1.0."""
+"""Tolerance as a multiple of that difference; the largest seen for a correct picture is 1.0."""
 
 FLOOR = 8 * torch.finfo(torch.float32).eps
-"""What a picture may always differ by, since its pixels are float32 up to 1."""
+"""Difference that's always allowed, because pixels are float32 up to 1."""
 
 LAYERS = (torch.nn.Linear, torch.nn.Conv2d, torch.nn.Conv3d)
-"""Layers that add up many products, which is where the order of additions matters."""
+"""Layers that sum many products, where the order of additions matters."""
 
 Draw = Callable[[int], torch.Tensor]
-"""Number of copies -> that many pictures of one request, [copies, 3, height, width]."""
+"""Number of copies -> pictures of one request, [copies, 3, height, width]."""
 
 
 class Reference:
-    """A picture, and how far from it a right picture may be on this machine.
+    """A picture, and the tolerance for it on this machine.
 
-    `draw` must draw the same pictures at every call. `modules` are the models it runs. `dtype` is
-    for a picture served in a coarser dtype than the reference's own.
+    `draw` must return the same pictures on every call. `modules` are the models it runs. `dtype` is
+    set for a picture that's served in a coarser dtype than the reference's.
     """
 
     def __init__(
@@ -56,16 +56,16 @@ class Reference:
         return FLOOR + FACTOR * max(moved)
 
     def miss(self, pixels: torch.Tensor) -> float:
-        """The largest difference of any pixel over what is allowed: right up to 1.0."""
+        """The largest difference of any pixel, relative to the tolerance; correct up to 1.0."""
         change = difference(pixels, self.picture)
         return 0.0 if change <= FLOOR else change / self.allowed
 
 
 def served_alone(pipeline: Pipeline, request: ImageRequest, bucket: int = 0) -> Reference:
-    """The picture that our own pipeline makes of a request served alone.
+    """The picture that our own pipeline makes if the request is served alone.
 
-    For pictures that have no counterpart in diffusers. The prompt's embeddings are cached at the
-    first draw, so the extra rounding starts after the text encoders.
+    For pictures without a counterpart in diffusers. The prompt's embeddings are cached at the first
+    draw, so the extra rounding starts after the text encoders.
     """
     family: Any = getattr(pipeline, "family", None)
     modules = modules_of(family.pipe) if family is not None else []
@@ -85,9 +85,9 @@ def modules_of(pipe: Any) -> list[torch.nn.Module]:
 def rounding_once_more(
     modules: Iterable[torch.nn.Module], dtype: torch.dtype | None = None
 ) -> Iterator[None]:
-    """Move every value that enters or leaves a layer by up to half a unit in the last place.
+    """Change every value that enters or leaves a layer by up to half a unit in the last place.
 
-    The unit is that of the value's own dtype, or of `dtype` where that one is coarser.
+    The unit is that of the value's own dtype, or of `dtype` if that's coarser.
     """
     generator = torch.Generator().manual_seed(0)
 

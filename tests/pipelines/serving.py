@@ -1,4 +1,4 @@
-"""What the pipeline tests share: requests, catalog entries, a loop as in the worker's engine."""
+"""Helpers of the pipeline tests: requests, catalog entries, a loop like the worker engine's."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -36,10 +36,10 @@ def serve(
     largest: int = 3,
     bucket: int = 0,
 ) -> tuple[dict[int, torch.Tensor], int]:
-    """Serve requests that arrive at given ticks, `largest` at a time, each tick one step.
+    """Serve requests that arrive at the given ticks, up to `largest` at a time, one step per tick.
 
-    At every tick the oldest samples of one batch key advance together. Returns the pictures by
-    seed, and the number of forward passes.
+    In each tick, the oldest samples with the same batch key advance together. Returns the pictures
+    by seed, and the number of forward passes.
     """
     waiting: list[ImageRequest] = []
     running: list[Sample] = []
@@ -62,12 +62,12 @@ def serve(
 
 
 def alone(pipeline: Pipeline, request: ImageRequest, bucket: int = 0) -> torch.Tensor:
-    """The picture of a request served with nothing beside it."""
+    """The picture of a request that's served alone."""
     pictures, _ = serve(pipeline, {0: [request]}, bucket=bucket)
     return pictures[request.seed]
 
 
 def difference(one: torch.Tensor, other: torch.Tensor) -> float:
-    """The largest absolute difference of two pictures; they must have one shape."""
+    """The largest absolute difference of two pictures of the same shape."""
     assert one.shape == other.shape
     return (one - other).abs().max().item()

@@ -1,4 +1,4 @@
-"""Compilation, quantization and caches: off by default, explicit, refused where they are wrong."""
+"""Compilation, quantization and caches: off by default, and refused where they'd be wrong."""
 
 import sys
 from types import SimpleNamespace
@@ -22,7 +22,7 @@ from tests.pipelines.serving import alone, ask, begin, entry
 SMALL = {"defaults": Defaults(64, 64, 2, 3.5)}
 
 
-def test_nothing_is_on_unless_asked_for(tiny_folder, monkeypatch):
+def test_accelerations_are_off_by_default(tiny_folder, monkeypatch):
     monkeypatch.setattr("pipelines.placements.replica.run_once", lambda *_: pytest.fail("ran"))
     with capture_logs() as logs:
         pipeline = load_pipeline(entry(tiny_folder("Flux")), "cpu")
@@ -107,7 +107,9 @@ def test_a_quantized_denoiser_makes_about_the_same_picture(tiny_folder, quantiza
         ("cpu", None, "bfloat16", "weights"),
     ],
 )
-def test_fp8_arithmetic_only_where_there_is_some(monkeypatch, device, capability, dtype, scheme):
+def test_fp8_arithmetic_requires_a_device_that_has_it(
+    monkeypatch, device, capability, dtype, scheme
+):
     torchao = SimpleNamespace(
         Float8DynamicActivationFloat8WeightConfig=lambda granularity: f"dynamic by {granularity}",
         Float8WeightOnlyConfig=lambda: "weights",
@@ -128,22 +130,24 @@ def test_caches_are_refused_with_step_batching(tiny_folder, monkeypatch, cache):
     monkeypatch.setattr(
         "pipelines.loading.checkpoint.Checkpoint.load", lambda *_: pytest.fail("loaded")
     )
-    reason = f"'tiny': cache '{cache}' is lossy and wrong under step batching.*FluxPipeline"
+    reason = f"'tiny': cache '{cache}' gives wrong images with step batching.*FluxPipeline"
     with pytest.raises(ConfigurationError, match=reason):
         load_pipeline(entry(tiny_folder("Flux"), cache=cache), "cpu")
 
 
-def test_a_whole_call_takes_only_the_cache_that_keeps_images_apart(tiny_folder, monkeypatch):
+def test_a_whole_call_only_supports_the_cache_that_keeps_images_independent(
+    tiny_folder, monkeypatch
+):
     monkeypatch.setattr(acceleration, "FAMILIES", {})
     model = entry(tiny_folder("Flux"), cache="first_block")
-    with pytest.raises(ConfigurationError, match="'first_block' is not served with batches"):
+    with pytest.raises(ConfigurationError, match="'first_block' doesn't support batches"):
         load_pipeline(model, "cpu")
     model = entry(tiny_folder("SD15"), cache="taylorseer")
-    with pytest.raises(ConfigurationError, match="UNet2DConditionModel takes none"):
+    with pytest.raises(ConfigurationError, match="UNet2DConditionModel doesn't support caches"):
         load_pipeline(model, "cpu")
 
 
-def test_a_cached_whole_call_depends_on_nothing_before_or_beside_it(tiny_pipe):
+def test_a_cached_whole_call_is_independent_of_other_images(tiny_pipe):
     pipe = tiny_pipe("Flux")
     pipeline = FamilyPipeline(WholeCall(pipe, 48))
     requests = [ask(f"prompt {seed}", seed=seed, steps=10) for seed in (1, 2)]
@@ -157,7 +161,7 @@ def test_a_cached_whole_call_depends_on_nothing_before_or_beside_it(tiny_pipe):
     assert first.miss(pipeline.decode(samples)[0]) <= 1
 
 
-def test_a_call_that_broke_off_leaves_nothing_in_the_cache(tiny_pipe):
+def test_an_aborted_call_leaves_the_cache_empty(tiny_pipe):
     pipe = tiny_pipe("Flux")
     pipeline = FamilyPipeline(WholeCall(pipe, 48))
     enable_cache(pipe.transformer, entry("x", cache="taylorseer"))

@@ -1,4 +1,4 @@
-"""The attention kernel: torch's choice, or the catalog's, which runs or is refused."""
+"""The attention kernel: torch's choice, or the catalog's if it works."""
 
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -24,7 +24,7 @@ from tests.pipelines.serving import alone, ask, begin, entry
 from tests.waiting import wait_until
 
 SECONDS = 120.0
-"""A limit for waits that end at once on any machine."""
+"""A limit for waits that end immediately on any machine."""
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 SMALL = {"defaults": Defaults(64, 64, 2, 3.5), "max_sequence_length": 48}
@@ -43,7 +43,7 @@ def backends(denoiser) -> set[AttentionBackendName | None]:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_without_an_entry_torch_chooses_on_every_device(tiny_pipe, monkeypatch, dtype):
+def test_torch_chooses_the_kernel_by_default_on_every_device(tiny_pipe, monkeypatch, dtype):
     monkeypatch.setattr("torch.backends.cudnn.is_available", lambda: True)
     transformer = tiny_pipe("Flux").transformer.to(dtype)
     for device in (CPU, CUDA):
@@ -52,15 +52,15 @@ def test_without_an_entry_torch_chooses_on_every_device(tiny_pipe, monkeypatch, 
     assert _AttentionBackendRegistry.get_active_backend()[0] == "native"
 
 
-@pytest.mark.parametrize("wanted", [None, "native"])
-def test_a_default_from_the_environment_is_refused(tiny_pipe, monkeypatch, wanted):
+@pytest.mark.parametrize("backend", [None, "native"])
+def test_a_default_set_in_the_environment_is_refused(tiny_pipe, monkeypatch, backend):
     """It would also hold for text encoders and autoencoders, which run on other threads."""
     monkeypatch.setattr("pipelines.attention.DIFFUSERS_ATTN_BACKEND", "_native_math")
     with pytest.raises(ConfigurationError, match=r"DIFFUSERS_ATTN_BACKEND=_native_math.*unset it"):
-        choose_attention(None, wanted, CPU, lambda: pytest.fail("tried"))
+        choose_attention(None, backend, CPU, lambda: pytest.fail("tried"))
 
 
-def test_a_trial_without_memory_proves_nothing_of_a_kernel(tiny_pipe):
+def test_running_out_of_memory_in_the_trial_does_not_disqualify_a_kernel(tiny_pipe):
     def full() -> None:
         raise OutOfMemory("no memory")
 
@@ -68,10 +68,10 @@ def test_a_trial_without_memory_proves_nothing_of_a_kernel(tiny_pipe):
         choose_attention(tiny_pipe("Flux").transformer, "native", CPU, full)
 
 
-# Flags of the whole process.
+# Process-wide flags.
 
 
-def test_backends_that_set_flags_of_the_process_are_recognised():
+def test_backends_that_set_process_flags_are_recognized():
     names = {backend.value for backend in AttentionBackendName}
     assert {name for name in names if sets_process_flags(name)} == {
         "_native_cudnn",
@@ -81,7 +81,7 @@ def test_backends_that_set_flags_of_the_process_are_recognised():
     }
 
 
-def test_a_helper_that_sets_flags_is_recognised_too(monkeypatch):
+def test_a_helper_that_sets_flags_is_recognized(monkeypatch):
     helper = FunctionType(compile("torch.nn.attention.sdpa_kernel(0)", "", "eval"), {})
     attend = FunctionType(compile("[helper() for _ in range(2)]", "", "eval"), {"helper": helper})
     monkeypatch.setitem(_AttentionBackendRegistry._backends, "new", attend)
@@ -89,7 +89,7 @@ def test_a_helper_that_sets_flags_is_recognised_too(monkeypatch):
 
 
 class FlagsSeen(TorchFunctionMode):
-    """Which attention kernels are switched on whenever torch attends."""
+    """Records which attention kernels are enabled whenever torch runs attention."""
 
     def __init__(self):
         super().__init__()
@@ -108,7 +108,7 @@ def switched_on():
 
 
 @pytest.mark.parametrize("backend", ["native", "_native_math", "_native_flash"])
-def test_what_was_recognised_is_what_happens(tiny_folder, backend):
+def test_the_recognized_flags_match_the_observed_ones(tiny_folder, backend):
     pipeline = load_pipeline(entry(tiny_folder("Flux"), attention_backend=backend, **SMALL), "cpu")
     sample, before = begin(pipeline, ask()), switched_on()
     with FlagsSeen() as flags:
@@ -118,7 +118,7 @@ def test_what_was_recognised_is_what_happens(tiny_folder, backend):
 
 
 @pytest.mark.parametrize("backend", [None, "native", "_native_math"])
-def test_only_with_such_a_backend_verbs_wait_for_each_other(tiny_folder, monkeypatch, backend):
+def test_verbs_run_one_at_a_time_only_with_such_a_backend(tiny_folder, monkeypatch, backend):
     pipeline = load_pipeline(entry(tiny_folder("Flux"), attention_backend=backend, **SMALL), "cpu")
     finished = begin(pipeline, ask(steps=1))
     pipeline.step([finished])
@@ -160,16 +160,16 @@ def test_the_lock_is_first_come_first_served():
 
     with ThreadPoolExecutor(5) as pool:
         with lock:
-            taken = []
+            futures = []
             for number in range(5):
-                taken.append(pool.submit(take, number))
-                wait_until(lambda: lock.waiting == len(taken), SECONDS)
-        for each in taken:
-            each.result()
+                futures.append(pool.submit(take, number))
+                wait_until(lambda: lock.waiting == len(futures), SECONDS)
+        for future in futures:
+            future.result()
     assert order == list(range(5))
 
 
-def test_a_wait_for_the_lock_that_breaks_off_holds_up_no_other(monkeypatch):
+def test_an_interrupted_wait_for_the_lock_does_not_block_others(monkeypatch):
     lock = FairLock()
     with lock:
         with monkeypatch.context() as patch:
@@ -181,7 +181,7 @@ def test_a_wait_for_the_lock_that_breaks_off_holds_up_no_other(monkeypatch):
         assert lock.waiting == 0
 
 
-# What the catalog asks for.
+# The catalog's backend.
 
 
 def test_the_catalogs_backend_runs(tiny_folder):
@@ -198,8 +198,8 @@ def test_the_catalogs_backend_runs(tiny_folder):
     [
         ("Flux", "nonsense", "must be one of"),
         ("Flux", "flash", "flash-attn"),
-        ("Flux", CUDNN, "does not run here: No viable backend"),
-        ("SD15", "native", "UNet2DConditionModel lets none be chosen"),
+        ("Flux", CUDNN, "doesn't run here: No viable backend"),
+        ("SD15", "native", "UNet2DConditionModel doesn't support backends"),
     ],
 )
 def test_a_catalogs_backend_that_cannot_run_is_refused(tiny_folder, name, backend, reason):
@@ -212,7 +212,7 @@ def test_a_catalogs_backend_that_cannot_run_is_refused(tiny_folder, name, backen
 
 
 def test_the_trial_covers_one_prompt_and_two_of_unequal_length(tiny_pipe, monkeypatch):
-    """So that kernels without masks are found out."""
+    """The trial finds kernels that don't support masks."""
     pipeline = FamilyPipeline(make_family(tiny_pipe("QwenImage"), None))
     denoiser, seen = denoiser_of(pipeline.family.pipe), []
     forward = denoiser.forward
@@ -228,7 +228,7 @@ def test_the_trial_covers_one_prompt_and_two_of_unequal_length(tiny_pipe, monkey
     assert seen == [(1, False), (2, True)]
 
 
-def test_a_trial_of_two_that_do_not_fit_passes(tiny_pipe, monkeypatch):
+def test_the_trial_passes_if_two_samples_do_not_fit(tiny_pipe, monkeypatch):
     pipeline = FamilyPipeline(make_family(tiny_pipe("Flux"), 48))
     step = pipeline.family.step
 

@@ -1,4 +1,4 @@
-"""What every Pipeline must do, over the fake and over a real Flux."""
+"""Requirements for every Pipeline, tested on the fake and on a real Flux."""
 
 from collections.abc import Callable
 
@@ -22,7 +22,7 @@ def pipeline(request, tiny_folder):
 
 @pytest.fixture
 def fill_the_device(pipeline, monkeypatch) -> Callable[[int], None]:
-    """From now on no more than that many samples fit."""
+    """From now on, no more than this many samples fit."""
 
     def fill(largest: int) -> None:
         if isinstance(pipeline, FakePipeline):
@@ -41,7 +41,7 @@ def fill_the_device(pipeline, monkeypatch) -> Callable[[int], None]:
     return fill
 
 
-def test_the_card_tells_what_the_service_checks_by(pipeline):
+def test_the_card_has_what_the_service_validates_with(pipeline):
     card = pipeline.card
     assert card.multiple == 16
     assert card.guidance == "classifier-free"
@@ -50,7 +50,7 @@ def test_the_card_tells_what_the_service_checks_by(pipeline):
     assert card.scheduler
 
 
-def test_a_sample_walks_from_nothing_to_a_picture(pipeline):
+def test_a_sample_goes_through_all_stages_to_a_picture(pipeline):
     sample = begin(pipeline, ask(steps=3, width=64, height=32))
     assert (sample.step, sample.steps, sample.error, sample.done) == (0, 3, None, False)
     for step in (1, 2, 3):
@@ -64,7 +64,7 @@ def test_a_sample_walks_from_nothing_to_a_picture(pipeline):
     pixels.mul_(255)  # the caller owns it
 
 
-def test_seed_and_prompt_make_the_picture(pipeline):
+def test_the_picture_depends_on_seed_and_prompt(pipeline):
     first = alone(pipeline, ask(seed=1))
     assert torch.equal(first, alone(pipeline, ask(seed=1)))
     assert difference(first, alone(pipeline, ask(seed=2))) > 1e-3
@@ -80,7 +80,7 @@ def test_batched_pictures_come_back_in_order(pipeline):
         assert served_alone(pipeline, request).miss(pixels) <= 1
 
 
-def test_the_bucket_pins_the_bits(pipeline):
+def test_the_bucket_determines_the_bits(pipeline):
     requests = [ask(f"prompt {seed}", seed=seed, steps=2 + seed) for seed in range(3)]
     together, _ = serve(pipeline, {0: requests[:2], 1: requests[2:]}, bucket=4)
     for request in requests:
@@ -118,13 +118,13 @@ def test_a_size_off_the_grid_fails_that_image(pipeline):
         begin(pipeline, ask(width=72))
 
 
-def test_a_prompt_too_long_is_truncated_and_says_so(pipeline):
+def test_a_long_prompt_is_reported_as_truncated(pipeline):
     short, long = pipeline.encode([ask("a cat"), ask("word " * 100)])
     assert (short.truncated, long.truncated) == (False, True)
     assert short.size > 0
 
 
-def test_previews_disturb_nothing_and_end_in_the_picture(pipeline):
+def test_previews_change_nothing_and_converge_to_the_picture(pipeline):
     sample = begin(pipeline, ask(steps=3, width=96))
     assert pipeline.preview(sample) is None
     while not sample.done:
@@ -137,7 +137,7 @@ def test_previews_disturb_nothing_and_end_in_the_picture(pipeline):
     assert torch.equal(pixels, alone(pipeline, sample.request))
 
 
-# What only the fake can do on demand.
+# Only the fake.
 
 
 def test_the_fake_misbehaves_by_prompt():
@@ -155,11 +155,11 @@ def test_the_fake_misbehaves_by_prompt():
     bad = begin(fake, ask("[nan]", steps=2))
     fake.step([good, bad])
     fake.step([good, bad])
-    assert (bad.error, good.error) == ("the fake came to NaN", None)
+    assert (bad.error, good.error) == ("the fake produced NaN", None)
     assert fake.calls[-1] == [1, 1]
 
 
-def test_the_fake_passes_time_through_its_own_clock():
+def test_the_fake_sleeps_with_its_own_clock():
     slept: list[float] = []
     fake = FakePipeline(seconds_per_step=0.25, sleep=slept.append)
     alone(fake, ask(steps=3))

@@ -1,4 +1,4 @@
-"""Every folder that can't be served ends as one sentence: which file, and the way out."""
+"""Every broken folder raises an error of one sentence that names the file and the fix."""
 
 import json
 import shutil
@@ -43,7 +43,7 @@ def index(folder: Path, **changes: Any) -> None:
 
 
 def sharded(folder: Path) -> tuple[Path, Path]:
-    """Split the transformer's weights into two shards; their paths."""
+    """Split the transformer's weights into two shards; returns their paths."""
     weights = load_file(folder / TRANSFORMER)
     (folder / TRANSFORMER).unlink()
     names = sorted(weights)
@@ -124,10 +124,10 @@ def config_alone(config: dict[str, Any]) -> Callable[[Path], None]:
 
 BROKEN: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "empty": (emptied, ["model_index.json is missing", "empty; download"]),
-    "not there": (shutil.rmtree, ["there is no folder {folder}"]),
+    "not there": (shutil.rmtree, ["the folder {folder} doesn't exist"]),
     "a folder above": (folder_above, ["set path to {folder}/deep"]),
     "a component by itself": (component_alone, ["only a FluxTransformer2DModel", "whole model"]),
-    "a transformer only": (transformer_only, ["holds only transformer", "download the whole"]),
+    "a transformer only": (transformer_only, ["has only transformer", "download the whole"]),
     "LoRA weights": (lora, ["LoRA weights", "set path to a model"]),
     "a LoRA of PEFT": (
         lambda f: write(emptied(f) / "adapter_config.json", {"peft_type": "LORA"}),
@@ -139,7 +139,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     ),
     "a language model": (
         config_alone({"model_type": "llama", "architectures": ["LlamaForCausalLM"]}),
-        ["LlamaForCausalLM", "makes no images", "diffusers folder"],
+        ["LlamaForCausalLM", "doesn't generate images", "diffusers folder"],
     ),
     "a modular pipeline": (
         lambda f: (f / "model_index.json").rename(f / "modular_model_index.json"),
@@ -151,7 +151,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     ),
     "a pickle in a folder": (
         lambda f: write(emptied(f) / "sd.ckpt", "x"),
-        ["sd.ckpt is pickled", "safetensors"],
+        ["sd.ckpt is a pickle", "safetensors"],
     ),
     "something else": (
         lambda f: write(emptied(f) / "notes.txt", "x"),
@@ -159,11 +159,11 @@ BROKEN: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     ),
     "a damaged index": (
         lambda f: write(f / "model_index.json", '{"_class_name": "Flux'),
-        ["model_index.json cannot be read", "download it again"],
+        ["can't read {folder}/model_index.json", "download it again"],
     ),
     "an index of another kind": (
         lambda f: write(f / "model_index.json", ["FluxPipeline"]),
-        ["model_index.json holds no JSON object"],
+        ["model_index.json isn't a JSON object"],
     ),
     "an index that LFS never fetched": (
         lambda f: write(f / "model_index.json", POINTER),
@@ -171,9 +171,9 @@ BROKEN: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     ),
     "a newer class": (
         lambda f: index(f, _class_name="TomorrowPipeline", _diffusers_version="99.0.0"),
-        ["no pipeline 'TomorrowPipeline'", "99.0.0 wrote", "install a newer diffusers"],
+        ["no pipeline 'TomorrowPipeline'", "diffusers 99.0.0 saved", "upgrade diffusers"],
     ),
-    "a class that is no pipeline": (
+    "a class that isn't a pipeline": (
         lambda f: index(f, _class_name="UNet2DConditionModel"),
         ["no pipeline 'UNet2DConditionModel'", "model_index.json"],
     ),
@@ -187,32 +187,35 @@ BROKEN: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     ),
     "a damaged config": (
         lambda f: write(f / "vae" / "config.json", "{"),
-        ["vae/config.json cannot be read", "download it again"],
+        ["can't read {folder}/vae/config.json", "download it again"],
     ),
     "a damaged scheduler": (
         lambda f: write(f / "scheduler" / "scheduler_config.json", "[]"),
-        ["scheduler_config.json holds no JSON object"],
+        ["scheduler_config.json isn't a JSON object"],
     ),
     "a missing config": (
         lambda f: (f / "transformer" / "config.json").unlink(),
         ["transformer/config.json is missing", "download"],
     ),
-    "pickled weights": (pickled, ["diffusion_pytorch_model.bin is pickled", "safetensors version"]),
+    "pickled weights": (
+        pickled,
+        ["diffusion_pytorch_model.bin is a pickle", "safetensors version"],
+    ),
     "weights that LFS never fetched": (
         lambda f: write(f / TRANSFORMER, POINTER),
         [TRANSFORMER, "Git LFS pointer", "git lfs pull"],
     ),
     "cut weights": (
         lambda f: cut(f / TRANSFORMER),
-        [TRANSFORMER, "cut short", "download it again"],
+        [TRANSFORMER, "is truncated or corrupt", "download it again"],
     ),
     "a cut shard": (
         lambda f: cut(sharded(f)[1]),
-        ["00002-of-00002.safetensors is cut short", "download it again"],
+        ["00002-of-00002.safetensors is truncated or corrupt", "download it again"],
     ),
     "a missing shard": (
         lambda f: sharded(f)[0].unlink(),
-        ["00001-of-00002.safetensors is missing", "index.json lists"],
+        ["00001-of-00002.safetensors is missing", "index.json lists it"],
     ),
     "shards without a map": (
         lambda f: sharded(f) and write(f / f"{TRANSFORMER}.index.json", {"metadata": {}}),
@@ -222,10 +225,13 @@ BROKEN: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "whole numbers": (whole_numbers, [TRANSFORMER, "I8", "no quantization_config", "float16"]),
     "a tensor too few": (
         without_a_tensor,
-        ["{folder}/transformer lack proj_out.weight", "download the whole model"],
+        ["{folder}/transformer are missing proj_out.weight", "download the whole model"],
     ),
-    "a dangling link": (dangling, [TRANSFORMER, "blobs/abc, which is missing", "download"]),
-    "a folder for a file": (a_folder_for_a_file, [TRANSFORMER, "is not a file"]),
+    "a dangling link": (
+        dangling,
+        [TRANSFORMER, "is a broken link to {folder}/blobs/abc", "download"],
+    ),
+    "a folder for a file": (a_folder_for_a_file, [TRANSFORMER, "isn't a file"]),
 }
 
 
@@ -239,7 +245,7 @@ def refusal(path: Path, **fields: Any) -> str:
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_a_broken_folder_is_named_with_the_way_out(folder: Path, case: str) -> None:
+def test_the_error_for_a_broken_folder_names_it_and_the_fix(folder: Path, case: str) -> None:
     damage, parts = BROKEN[case]
     damage(folder)
     message = refusal(folder)
@@ -247,17 +253,17 @@ def test_a_broken_folder_is_named_with_the_way_out(folder: Path, case: str) -> N
     assert [part for part in parts if part.format(folder=folder) not in message] == [], message
 
 
-def test_a_path_to_a_components_folder_is_led_back(folder: Path) -> None:
+def test_the_error_for_a_components_folder_names_the_models_folder(folder: Path) -> None:
     assert f"set path to {folder}" in refusal(folder / "transformer")
 
 
 def test_a_variant_that_is_not_there(folder: Path) -> None:
-    assert "no weights of variant 'fp8': leave variant out" in refusal(folder, variant="fp8")
+    assert "no weights of variant 'fp8'; leave variant out" in refusal(folder, variant="fp8")
     fp16_only(folder)
     assert 'set variant = "fp16"' in refusal(folder, variant="fp8")
 
 
-def test_fp16_shards_are_taken_where_the_entry_says_so(folder: Path) -> None:
+def test_fp16_shards_are_accepted_if_the_entry_sets_the_variant(folder: Path) -> None:
     fp16_only(folder)
     look_over(entry(folder, variant="fp16"), find_checkpoint(entry(folder, variant="fp16")))
 
@@ -286,7 +292,7 @@ def test_sd3_without_t5(tmp_path: Path) -> None:
     assert begin(pipeline, ask()).latents is not None
 
 
-def test_defaults_of_a_damaged_folder_are_refused_the_same_way(folder: Path) -> None:
+def test_resolving_defaults_of_a_damaged_folder_raises_the_same_error(folder: Path) -> None:
     write(folder / "scheduler" / "scheduler_config.json", "{")
-    with pytest.raises(ModelUnavailable, match=r"scheduler_config\.json cannot be read"):
+    with pytest.raises(ModelUnavailable, match=r"can\'t read .*scheduler_config\.json"):
         resolve_defaults(entry(folder, unset=("steps",)))

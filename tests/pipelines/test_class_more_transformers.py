@@ -1,4 +1,4 @@
-"""Classes of `classes/more_transformers.py`, called whole twice: their own pictures, bit by bit."""
+"""Serve `classes/more_transformers.py` twice; both pictures equal the class's."""
 
 import pytest
 
@@ -13,5 +13,5 @@ pytestmark = [
 
 
 @pytest.mark.parametrize("name", BUILDERS)
-def test_what_is_served_is_the_picture_of_the_class(name):
+def test_the_served_picture_is_the_class_own(name):
     check_class(name, BUILDERS[name])

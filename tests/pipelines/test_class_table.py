@@ -1,4 +1,4 @@
-"""Every pipeline class of the installed diffusers is accounted for, so that new ones show."""
+"""Every pipeline class of the installed diffusers is accounted for, so new ones are noticed."""
 
 import diffusers
 import pytest
@@ -8,11 +8,11 @@ from pipelines.families.whole_classes import refusal
 from tests.pipelines.classes import catalogue, table
 from tests.pipelines.classes.catalogue import UNBUILT, built, pipelines
 
-# diffusers warns of some classes while it imports them.
+# diffusers warns about some classes while importing them.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
-def test_every_class_is_built_refused_or_listed_with_a_reason():
+def test_every_class_is_tested_refused_or_listed_with_a_reason():
     unknown = [
         name
         for name, pipeline in pipelines().items()
@@ -25,9 +25,9 @@ def test_every_class_is_built_refused_or_listed_with_a_reason():
     )
 
 
-def test_the_lists_name_only_classes_that_are_taken():
-    taken = {name for name, pipeline in pipelines().items() if not refusal(pipeline)}
-    assert set(built()) | set(UNBUILT) <= taken
+def test_the_lists_only_name_supported_classes():
+    supported = {name for name, pipeline in pipelines().items() if not refusal(pipeline)}
+    assert set(built()) | set(UNBUILT) <= supported
     assert not set(built()) & set(UNBUILT)
 
 
@@ -39,7 +39,7 @@ def test_every_refused_class_is_refused_before_its_weights_are_loaded():
             assert str(error.value) == sentence
 
 
-def test_the_tables_name_classes_that_diffusers_has():
+def test_the_tables_only_name_classes_of_diffusers():
     for names in catalogue.tables():
         assert set(names) <= set(pipelines()), names
 

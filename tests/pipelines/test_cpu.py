@@ -1,4 +1,4 @@
-"""What is computed otherwise than by torch's own kernels on a CPU, against double precision."""
+"""Replacements of torch's own CPU kernels, compared with double precision."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ def _exact(x: torch.Tensor) -> torch.Tensor:
 
 @settings(deadline=None)
 @given(st.lists(st.floats(-1e4, 1e4, width=32), min_size=1, max_size=64))
-def test_gelu_is_as_near_to_the_exact_one_as_torchs(values: list[float]) -> None:
+def test_gelu_is_as_accurate_as_torchs(values: list[float]) -> None:
     x = torch.tensor(values, dtype=torch.float32)
     exact = _exact(x)
     with torch.inference_mode():
@@ -27,7 +27,7 @@ def test_gelu_is_as_near_to_the_exact_one_as_torchs(values: list[float]) -> None
 
 
 @pytest.mark.parametrize("x", [float("inf"), -float("inf"), float("nan"), -1e30, 1e30, 0.0])
-def test_gelu_of_extremes_is_torchs(x: float) -> None:
+def test_gelu_of_extreme_values_equals_torchs(x: float) -> None:
     value = torch.tensor([x] * 9)
     with torch.inference_mode():
         ours = gelu_tanh(value)
@@ -55,7 +55,7 @@ def test_a_replica_on_the_cpu_is_tuned_and_equals_itself_untuned(tiny_folder) ->
         assert torch.allclose(block.act_mlp(x), torch.nn.GELU(approximate="tanh")(x), atol=1e-6)
     kernels = [weight for weight in pipe.vae.parameters() if weight.dim() == 4]
     assert kernels
-    assert all(one.is_contiguous(memory_format=torch.channels_last) for one in kernels)
+    assert all(weight.is_contiguous(memory_format=torch.channels_last) for weight in kernels)
 
 
 def test_other_devices_are_left_alone() -> None:

@@ -1,4 +1,4 @@
-"""Published models with nothing but a path: their own size, steps and guidance."""
+"""Defaults of published models whose entry only has a path: size, steps and guidance."""
 
 import inspect
 import io
@@ -34,7 +34,7 @@ def test_the_defaults_of_published_models(tiny_folder, tmp_path, name):
 
 
 @pytest.mark.parametrize("name", [name for name in PUBLISHED if "0.2" not in name])
-def test_configs_alone_say_the_same(tiny_folder, tmp_path, name):
+def test_configs_alone_give_the_same_defaults(tiny_folder, tmp_path, name):
     folder = save_published(name, tiny_folder(PUBLISHED[name].builder), tmp_path / "model")
     for weights in folder.rglob("*.safetensors"):
         weights.unlink()
@@ -43,8 +43,8 @@ def test_configs_alone_say_the_same(tiny_folder, tmp_path, name):
 
 
 @pytest.mark.parametrize("name", [name for name in BUILDERS if name != "Sana"])
-def test_the_size_is_that_of_the_latents_the_class_draws(tiny_folder, tiny_pipe, name, monkeypatch):
-    """Not Sana's, whose signature gives one size for checkpoints of several."""
+def test_the_default_size_matches_the_latents(tiny_folder, tiny_pipe, name, monkeypatch):
+    """Except Sana's, whose signature has one size for checkpoints of several."""
     model, pipe = entry(tiny_folder(name)), tiny_pipe(name)
     takes = inspect.signature(pipe.prepare_latents)
     exact = {"use_resolution_binning": False} if name == "PixArtSigma" else {}
@@ -66,7 +66,7 @@ RECIPES = ("FLUX.1-schnell", "Z-Image-Turbo", "stable-diffusion-v1-5", "sdxl-tur
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_shows_them_for_an_entry_of_nothing_but_a_path(tiny_folder, tmp_path, name):
+def test_a_recipe_has_the_defaults_of_an_entry_with_only_a_path(tiny_folder, tmp_path, name):
     expected = PUBLISHED[name].expected
     save_published(name, tiny_folder(PUBLISHED[name].builder), tmp_path / "model")
     (tmp_path / "models.toml").write_text('[models.m]\npath = "./model"\n')
@@ -81,9 +81,12 @@ def test_a_recipe_shows_them_for_an_entry_of_nothing_but_a_path(tiny_folder, tmp
     if request.steps == 1:  # the others take minutes
         pipeline.step([sample])
         [pixels] = pipeline.decode([sample])
-    made = recipe.recipe(sample, model, pipeline.card, 1)
-    picture = Image.open(io.BytesIO(recipe.encode(pixels, made)))
-    shown = json.loads(picture.info["imagemill"])
+    fields = recipe.recipe(sample, model, pipeline.card, 1)
+    picture = Image.open(io.BytesIO(recipe.encode(pixels, fields)))
+    metadata = json.loads(picture.info["imagemill"])
     assert picture.size == (expected.width, expected.height)
-    assert (shown["width"], shown["height"]) == picture.size
-    assert (shown["steps"], shown["guidance_scale"]) == (expected.steps, expected.guidance_scale)
+    assert (metadata["width"], metadata["height"]) == picture.size
+    assert (metadata["steps"], metadata["guidance_scale"]) == (
+        expected.steps,
+        expected.guidance_scale,
+    )

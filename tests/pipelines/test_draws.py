@@ -1,4 +1,4 @@
-"""Random numbers drawn without a generator depend on the seed alone, whatever other threads do."""
+"""Random numbers drawn without a generator depend only on the seed, not on other threads."""
 
 import threading
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from tests.pipelines.tiny_whole import cogview4
 
 
 def draw() -> list[torch.Tensor]:
-    """One number of every kind of operation that pipelines use."""
+    """One number from each kind of operation that pipelines use."""
     like = torch.zeros(4)
     return [
         torch.randn(4),
@@ -35,7 +35,7 @@ def draw() -> list[torch.Tensor]:
 
 @pytest.fixture
 def noisy_neighbour() -> Iterator[None]:
-    """A thread that draws from the global generator without pause."""
+    """A thread that constantly draws from the global generator."""
     over = threading.Event()
 
     def run() -> None:
@@ -49,7 +49,7 @@ def noisy_neighbour() -> Iterator[None]:
     thread.join()
 
 
-def test_a_seed_gives_the_same_numbers_beside_any_thread(noisy_neighbour):
+def test_a_seed_gives_the_same_numbers_whatever_other_threads_do(noisy_neighbour):
     rounds = []
     for seed in (1, 1, 2):
         with Draws(seed) as draws:
@@ -59,7 +59,7 @@ def test_a_seed_gives_the_same_numbers_beside_any_thread(noisy_neighbour):
     assert not any(torch.equal(a, b) for a, b in zip(rounds[0][:3], rounds[2][:3], strict=True))
 
 
-def test_the_global_generator_is_left_alone():
+def test_the_global_generator_is_not_changed():
     before = global_states()
     with Draws(1):
         draw()
@@ -68,7 +68,7 @@ def test_the_global_generator_is_left_alone():
     assert global_states() != before
 
 
-def test_the_numbers_are_those_of_the_global_generator_under_that_seed():
+def test_the_numbers_equal_those_of_the_global_generator_with_that_seed():
     with Draws(5) as draws:
         drawn = draw()
     with torch.random.fork_rng(devices=[]):
@@ -76,14 +76,14 @@ def test_the_numbers_are_those_of_the_global_generator_under_that_seed():
         assert all(torch.equal(a, b) for a, b in zip(drawn, draw(), strict=True))
 
 
-def test_a_generator_that_is_given_is_kept():
+def test_an_explicit_generator_is_used():
     with Draws(1) as draws:
-        given = torch.randn(4, generator=torch.Generator().manual_seed(7))
-    assert torch.equal(given, torch.randn(4, generator=torch.Generator().manual_seed(7)))
+        numbers = torch.randn(4, generator=torch.Generator().manual_seed(7))
+    assert torch.equal(numbers, torch.randn(4, generator=torch.Generator().manual_seed(7)))
     assert draws.count == 0
 
 
-def test_what_draws_nothing_is_not_counted():
+def test_operations_that_do_not_draw_are_not_counted():
     query = torch.randn(1, 2, 4, 8)
     with Draws(1) as draws:
         torch.nn.functional.scaled_dot_product_attention(query, query, query)
@@ -93,7 +93,7 @@ def test_what_draws_nothing_is_not_counted():
 
 @pytest.fixture
 def sampling():
-    """CogView4 under a scheduler that draws noise, for which the pipeline gives no generator."""
+    """CogView4 with a scheduler that draws noise, which gets no generator."""
     pipe = cogview4()
     pipe.scheduler = d.FlowMatchEulerDiscreteScheduler(stochastic_sampling=True)
     return pipe
@@ -112,7 +112,7 @@ def test_a_pipeline_that_draws_globally_makes_the_same_picture_each_time(samplin
     assert torch.equal(first, alone(FamilyPipeline(WholeCall(sampling)), request, bucket=4))
 
 
-def test_a_first_call_for_several_that_draws_makes_each_alone(sampling):
+def test_a_first_batched_call_that_draws_is_split_into_single_calls(sampling):
     pipeline = FamilyPipeline(WholeCall(sampling))
     samples = [begin(pipeline, ask(seed=seed)) for seed in (1, 2)]
     pipeline.step(samples, bucket=2)
@@ -122,7 +122,7 @@ def test_a_first_call_for_several_that_draws_makes_each_alone(sampling):
         assert torch.equal(picture, alone(FamilyPipeline(WholeCall(sampling)), sample.request))
 
 
-def test_a_pipeline_that_does_not_draw_still_takes_batches_beside_a_thread_that_does(
+def test_a_pipeline_that_does_not_draw_is_batched_despite_a_thread_that_draws(
     noisy_neighbour,
 ):
     pipeline = FamilyPipeline(WholeCall(cogview4()))

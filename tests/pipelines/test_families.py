@@ -1,4 +1,4 @@
-"""Every family stepped sample by sample, against diffusers' own pipeline alone."""
+"""Every family, stepped sample by sample, compared with diffusers' own pipeline."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -18,15 +18,15 @@ from tests.pipelines.rounding import Reference, modules_of
 from tests.pipelines.serving import alone, ask, begin, difference, serve
 from tests.pipelines.tiny import load_tiny
 
-# numpy 2 warns of a call inside diffusers' schedulers.
+# numpy 2 warns about a call in diffusers' schedulers.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 
 @dataclass(frozen=True)
 class Case:
-    """A tiny pipeline, how to ask diffusers for the same picture, and what its card must say.
+    """A tiny pipeline, diffusers' arguments for the same picture, and the expected card.
 
-    `length` is its max_sequence_length, None where it takes none.
+    `length` is its max_sequence_length, None if it doesn't support one.
     """
 
     tiny: str
@@ -40,7 +40,7 @@ class Case:
     def reference(
         self, pipe: Any, request: ImageRequest, dtype: torch.dtype | None = None
     ) -> Reference:
-        """diffusers' own picture of the request; `dtype` is the served one, where it differs."""
+        """diffusers' own picture of the request; `dtype` is the served one if it differs."""
         length = {"max_sequence_length": self.length} if self.length else {}
 
         def draw(copies: int) -> torch.Tensor:
@@ -88,7 +88,7 @@ def klein(pipe, request):
 
 
 def other(kind: Any, **options: Any) -> Callable[[Any], Any]:
-    """The pipeline's scheduler as another class."""
+    """Replace the pipeline's scheduler with another class."""
     return lambda scheduler: kind.from_config(scheduler.config, **options)
 
 
@@ -107,10 +107,10 @@ CASES = {
         8,
         scheduler=other(d.FlowMatchEulerDiscreteScheduler, use_dynamic_shifting=True),
     ),
-    # The tiny tokenizer counts bytes, of which the template takes some 200.
+    # The tiny tokenizer counts bytes, and the template has about 200.
     "QwenImage": Case("QwenImage", "qwen_image", true_cfg, 16, length=320),
     "ZImage": Case("ZImage", "z_image", cfg, 16),
-    # As with QwenImage, the template takes some 200 bytes.
+    # As with QwenImage, the template has about 200 bytes.
     "Flux2": Case("Flux2", "flux2", embedded, 16, length=320, guidance="embedded"),
     "Flux2Klein": Case("Flux2Klein", "flux2_klein", klein, 16),
     "Chroma": Case("Chroma", "chroma", cfg_from_empty, 16),
@@ -147,7 +147,7 @@ REQUESTS = [
 ARRIVALS = {0: REQUESTS[:1], 2: REQUESTS[1:3], 3: REQUESTS[3:4], 4: REQUESTS[4:]}
 
 QUARTER_LEVEL = 0.25 / 255
-"""A quarter of a level of 8 bits, which rounding in float32 stays far below."""
+"""A quarter of an 8-bit level; rounding in float32 stays far below."""
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -170,12 +170,12 @@ def pipeline(case, pipe):
 
 @pytest.fixture(scope="module")
 def reference(case, pipe):
-    """diffusers' own picture of a request, drawn once."""
+    """diffusers' own picture of a request, cached."""
     return cache(lambda request: case.reference(pipe, request))
 
 
 @pytest.mark.parametrize("reproducible", [True, False])
-def test_joining_and_leaving_midway_changes_no_picture(pipeline, reference, reproducible):
+def test_pictures_do_not_depend_on_samples_that_join_or_leave(pipeline, reference, reproducible):
     arrivals = {
         at: [replace(r, reproducible=reproducible) for r in requests]
         for at, requests in ARRIVALS.items()
@@ -187,7 +187,7 @@ def test_joining_and_leaving_midway_changes_no_picture(pipeline, reference, repr
         assert reference(request).allowed < QUARTER_LEVEL
 
 
-def test_prompt_seed_guidance_and_negative_prompt_count(case, pipeline):
+def test_prompt_seed_guidance_and_negative_prompt_change_the_picture(case, pipeline):
     plain = alone(pipeline, ask(negative_prompt="cats"))
     for changed in (
         ask("a green house", negative_prompt="cats"),
@@ -199,7 +199,7 @@ def test_prompt_seed_guidance_and_negative_prompt_count(case, pipeline):
     assert other_negative > 1e-4 if case.guidance == "classifier-free" else other_negative == 0
 
 
-def test_in_a_pinned_bucket_no_neighbour_changes_a_bit(pipeline):
+def test_in_a_fixed_bucket_the_rest_of_the_batch_changes_no_bit(pipeline):
     request = ask("a red cat", seed=1, steps=3, guidance_scale=3.5, negative_prompt="ugly")
     lonely = alone(pipeline, request, bucket=4)
     others = [
@@ -227,13 +227,13 @@ def test_the_card(case, pipe, pipeline):
     assert pipeline.tokens(ask(width=4 * grid, height=2 * grid)) == 8
 
 
-def test_a_prompt_too_long_is_truncated_and_says_so(case, pipeline):
+def test_a_long_prompt_is_reported_as_truncated(case, pipeline):
     short, long = pipeline.encode([ask("a cat"), ask("word " * 100)])
     assert (short.truncated, long.truncated) == (False, True)
 
 
-def test_half_precision_is_exact_alone_and_close_under_guidance(case, tiny_folder):
-    """Close, not equal, where guidance is two rows of one pass and two passes in diffusers."""
+def test_half_precision_is_exact_alone_and_close_with_guidance(case, tiny_folder):
+    """With guidance it's only close: we run two rows in one pass, diffusers runs two passes."""
     pipe = load_tiny(tiny_folder(case.tiny), dtype=torch.bfloat16)
     pipe.set_progress_bar_config(disable=True)
     pipeline = FamilyPipeline(make_family(pipe, case.length))
@@ -243,7 +243,7 @@ def test_half_precision_is_exact_alone_and_close_under_guidance(case, tiny_folde
     assert case.reference(pipe, guided).miss(alone(pipeline, guided)) <= 1
 
 
-def test_previews_disturb_nothing_and_end_in_the_picture(pipeline):
+def test_previews_change_nothing_and_converge_to_the_picture(pipeline):
     request = ask(seed=5, steps=2)
     sample = begin(pipeline, request)
     while not sample.done:
@@ -254,10 +254,10 @@ def test_previews_disturb_nothing_and_end_in_the_picture(pipeline):
     assert torch.equal(preview, alone(pipeline, request))
 
 
-# What only one family does.
+# Only one family.
 
 
-def test_z_image_runs_sizes_together_unless_bits_must_not_change(tiny_pipe):
+def test_z_image_batches_different_sizes_unless_bits_must_not_change(tiny_pipe):
     pipeline = FamilyPipeline(make_family(tiny_pipe("ZImage"), 48))
     square, wide = ask(reproducible=False), ask(reproducible=False, width=96, seed=2)
     assert pipeline.batch_key(square) == pipeline.batch_key(wide)
@@ -268,7 +268,7 @@ def test_z_image_runs_sizes_together_unless_bits_must_not_change(tiny_pipe):
     assert pipeline.batch_key(strict[0]) != pipeline.batch_key(ask("a cat " * 20))
 
 
-def test_qwen_image_runs_prompts_of_one_rung_together(tiny_pipe):
+def test_qwen_image_batches_prompts_of_similar_length(tiny_pipe):
     pipeline = FamilyPipeline(make_family(tiny_pipe("QwenImage"), 320))
     short, alike, long = ask("a cat"), ask("a red dog"), ask("a cat " * 20)
     assert pipeline.batch_key(short) == pipeline.batch_key(alike) != pipeline.batch_key(long)
@@ -287,7 +287,7 @@ def test_a_flux2_without_embedded_guidance_has_none(tiny_pipe):
     assert expected.miss(alone(pipeline, ask())) <= 1
 
 
-def test_flux2_takes_the_image_token_out_of_prompts(tiny_pipe):
+def test_flux2_removes_the_image_token_from_prompts(tiny_pipe):
     pipeline = FamilyPipeline(make_family(tiny_pipe("Flux2"), 320))
     plain, tricked = ask("a red cat"), ask("a [IMG]red[IMG] cat")
     assert torch.equal(alone(pipeline, plain), alone(pipeline, tricked))
@@ -296,7 +296,7 @@ def test_flux2_takes_the_image_token_out_of_prompts(tiny_pipe):
 @pytest.mark.parametrize(
     "others", [["x"], ["a prompt of many more tokens than that"], ["x", "a red dog", "much " * 20]]
 )
-def test_chroma_prompts_of_any_length_share_a_pass_under_their_own_masks(tiny_pipe, others):
+def test_chroma_batches_prompts_of_any_length_with_their_own_masks(tiny_pipe, others):
     pipe = tiny_pipe("Chroma")
     pipeline = FamilyPipeline(make_family(pipe, 48))
     requests = [ask(text, seed=seed, steps=2) for seed, text in enumerate(["a cat", *others])]
@@ -317,7 +317,7 @@ def test_a_distilled_klein_has_no_guidance(tiny_pipe):
     assert case.reference(pipe, ask()).miss(alone(pipeline, ask())) <= 1
 
 
-def test_sdxl_without_zeros_takes_the_empty_negative_prompt(tiny_pipe):
+def test_sdxl_without_zeros_encodes_the_empty_negative_prompt(tiny_pipe):
     pipe = tiny_pipe("SDXL")
     zeros = alone(FamilyPipeline(make_family(pipe, None)), ask())
     pipe.register_to_config(force_zeros_for_empty_prompt=False)
@@ -326,7 +326,7 @@ def test_sdxl_without_zeros_takes_the_empty_negative_prompt(tiny_pipe):
     assert difference(pixels, zeros) > 1e-4
 
 
-def test_sdxl_scales_latents_by_channel_where_the_checkpoint_does(tiny_pipe):
+def test_sdxl_scales_latents_per_channel_if_the_checkpoint_does(tiny_pipe):
     pipe = tiny_pipe("SDXL")
     mean, deviation = [0.1, -0.2, 0.3, 0.0], [1.5, 0.5, 1.0, 2.0]
     pipe.vae.register_to_config(latents_mean=mean, latents_std=deviation)
@@ -358,7 +358,7 @@ def test_a_unet_that_takes_guidance_runs_one_row(tiny_pipe, name):
         assert CASES[name].reference(pipe, request).miss(pictures[request.seed]) <= 1
 
 
-def test_the_safety_checker_refuses_one_image_and_not_its_neighbour(tiny_pipe, monkeypatch):
+def test_the_safety_checker_refuses_only_the_offending_image(tiny_pipe, monkeypatch):
     pipe = tiny_pipe("SD15")
     pipeline = FamilyPipeline(make_family(pipe, None))
     samples = [begin(pipeline, ask(seed=seed, steps=1)) for seed in (1, 2)]
@@ -380,7 +380,7 @@ def test_sd3_without_t5(tiny_pipe):
 
 
 @pytest.mark.parametrize("name", ["SD15", "SDXL"])
-def test_a_length_that_clip_does_not_have_is_refused(tiny_pipe, name):
+def test_a_sequence_length_above_clips_is_refused(tiny_pipe, name):
     with pytest.raises(ConfigurationError, match="max_sequence_length"):
         make_family(tiny_pipe(name), 64)
 

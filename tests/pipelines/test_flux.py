@@ -1,4 +1,4 @@
-"""Flux, with and without embedded guidance, against diffusers' own FluxPipeline."""
+"""Flux with and without embedded guidance, compared with diffusers' own FluxPipeline."""
 
 from functools import cache
 from pathlib import Path
@@ -72,14 +72,14 @@ def run_flux(pipe, request, length):
     return Reference(draw, modules_of(pipe))
 
 
-def test_joining_and_leaving_midway_changes_no_picture(pipeline, reference):
+def test_pictures_do_not_depend_on_samples_that_join_or_leave(pipeline, reference):
     pictures, forwards = serve(pipeline, ARRIVALS)
     assert forwards < sum(r.steps for r in REQUESTS)
     for request in REQUESTS:
         assert reference(request).miss(pictures[request.seed]) <= 1
 
 
-def test_sizes_that_differ_are_not_batched_and_come_out_right(pipeline, reference):
+def test_different_sizes_are_not_batched_and_are_correct(pipeline, reference):
     wide = ask(seed=6, width=96, height=32)
     assert pipeline.batch_key(wide) != pipeline.batch_key(REQUESTS[0])
     pictures, _ = serve(pipeline, {0: [wide, REQUESTS[0]]})
@@ -87,7 +87,7 @@ def test_sizes_that_differ_are_not_batched_and_come_out_right(pipeline, referenc
     assert reference(wide).miss(pictures[6]) <= 1
 
 
-def test_guidance_and_negative_prompt_count(pipeline, name):
+def test_guidance_and_negative_prompt_change_the_picture(pipeline, name):
     plain = alone(pipeline, ask(guidance_scale=3.5))
     assert difference(plain, alone(pipeline, ask(guidance_scale=5.0))) > 1e-3
     negated = alone(pipeline, ask(guidance_scale=3.5, negative_prompt="cats"))
@@ -129,7 +129,7 @@ neighbours = st.lists(
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(early=neighbours, late=neighbours, tick=st.integers(0, 3))
-def test_in_a_pinned_bucket_no_neighbour_changes_a_bit(bare, early, late, tick):
+def test_in_a_fixed_bucket_the_rest_of_the_batch_changes_no_bit(bare, early, late, tick):
     request = ask(seed=1, steps=4)
     lonely = alone(bare, request, bucket=4)
     late = [r for r in late if r.seed not in {e.seed for e in early}]
@@ -139,7 +139,7 @@ def test_in_a_pinned_bucket_no_neighbour_changes_a_bit(bare, early, late, tick):
     assert torch.equal(pictures[1], lonely)
 
 
-def test_one_sample_gone_nan_harms_no_neighbour(bare):
+def test_a_sample_with_nan_does_not_affect_the_others(bare):
     samples = [begin(bare, ask(seed=seed)) for seed in (1, 2, 3)]
     bare.step(samples, 4)
     samples[1].latents = torch.full_like(samples[1].latents, torch.nan)
@@ -153,7 +153,7 @@ def test_one_sample_gone_nan_harms_no_neighbour(bare):
         assert torch.equal(bare.decode([sample])[0], lonely)
 
 
-def test_prompts_are_encoded_as_if_alone_and_only_once(tiny_folder):
+def test_each_prompt_is_encoded_alone_and_only_once(tiny_folder):
     one = load_pipeline(entry(tiny_folder("Flux"), max_sequence_length=LENGTH), "cpu")
     other = load_pipeline(entry(tiny_folder("Flux"), max_sequence_length=LENGTH), "cpu")
     together = one.encode(REQUESTS)
@@ -170,7 +170,7 @@ def test_prompts_are_encoded_as_if_alone_and_only_once(tiny_folder):
     assert one.cache.misses == misses + 1
 
 
-def test_a_prompt_past_the_text_encoder_is_reported_as_truncated(bare):
+def test_a_prompt_beyond_the_text_encoders_limit_is_reported_as_truncated(bare):
     fits, cut = bare.encode([ask("a" * 40), ask("a" * 60)])
     assert (fits.truncated, cut.truncated) == (False, True)
     [negative] = bare.encode([ask("short", negative_prompt="b" * 60)])
@@ -178,7 +178,7 @@ def test_a_prompt_past_the_text_encoder_is_reported_as_truncated(bare):
 
 
 @pytest.mark.parametrize("length", [0, 513])
-def test_a_sequence_length_that_flux_cannot_take_names_the_entry(tiny_folder, length):
+def test_an_invalid_sequence_length_names_the_entry(tiny_folder, length):
     with pytest.raises(ConfigurationError, match=r"'tiny'.*max_sequence_length must be 1 to 512"):
         load_pipeline(entry(tiny_folder("Flux"), max_sequence_length=length), "cpu")
 
@@ -210,7 +210,7 @@ def test_the_bundled_model_equals_flux_pipeline():
 
 
 @pytest.mark.skipif(not DEMO.is_dir(), reason="no bundled model")
-def test_a_preview_is_nearer_to_the_picture_than_the_noise_is():
+def test_a_preview_is_closer_to_the_picture_than_the_noise():
     pipeline = load_pipeline(entry(DEMO, max_sequence_length=77), "cpu")
     prompt = "a large red circle in the center on a white background"
     request = ask(prompt, steps=8, width=128, height=128, guidance_scale=2.5)

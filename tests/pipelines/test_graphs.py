@@ -1,7 +1,7 @@
-"""CUDA graphs: what is recorded, replayed, let go and refused; the recording itself is pretended.
+"""CUDA graphs: what is recorded, replayed, dropped and refused; the recording is faked.
 
-The pretended graph keeps the buffers it was recorded with, as a real one does, and fills the same
-output at every replay. The real thing is tested in tests/gpu.
+Like a real graph, the fake keeps the buffers it was recorded with and overwrites the same output at
+every replay. tests/gpu tests real graphs.
 """
 
 from contextlib import contextmanager, nullcontext
@@ -22,12 +22,12 @@ from pipelines.placements.family_pipeline import FamilyPipeline
 from tests.pipelines.serving import alone, ask, entry, serve
 from tests.pipelines.tiny import BUILDERS
 
-# numpy 2 warns of a call inside diffusers' schedulers.
+# numpy 2 warns about a call in diffusers' schedulers.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 
 class Recorder:
-    """Pretends to record; counts recordings, replays, and how often memory was begun anew."""
+    """Fakes recording; counts recordings, replays and new memory pools."""
 
     def __init__(self):
         self.recorded = self.replayed = self.pools = 0
@@ -69,7 +69,7 @@ def graphed(recorder):
     return Graphs(forward, recorder, "cpu")
 
 
-def test_one_recording_serves_every_value(graphed, recorder):
+def test_one_recording_is_replayed_for_all_values(graphed, recorder):
     for value in (1.0, 2.0, 3.0):
         x, other = torch.full((2, 2), value), torch.full((2, 2), 10 * value)
         total, named = graphed(x, [other, other], scale=2)
@@ -78,7 +78,7 @@ def test_one_recording_serves_every_value(graphed, recorder):
     assert (recorder.recorded, recorder.replayed) == (1, 3)
 
 
-def test_an_output_is_the_callers_own(graphed):
+def test_the_output_belongs_to_the_caller(graphed):
     first, _ = graphed(torch.zeros(2), [torch.zeros(2)])
     graphed(torch.ones(2), [torch.ones(2)])
     assert torch.equal(first, torch.zeros(2))
@@ -97,7 +97,7 @@ def test_an_output_is_the_callers_own(graphed):
     ],
     ids=["shape", "dtype", "strides", "structure", "value", "type", "argument"],
 )
-def test_whatever_else_changes_is_another_graph(graphed, recorder, changed):
+def test_any_other_change_needs_another_graph(graphed, recorder, changed):
     usual = {"x": torch.zeros(2, 2), "others": [torch.zeros(2)], "scale": 1}
     graphed(**usual)
     graphed(**usual)
@@ -109,14 +109,14 @@ def test_whatever_else_changes_is_another_graph(graphed, recorder, changed):
 @pytest.mark.parametrize(
     ("device", "flag"), [("meta", None), ("cpu", {1, 2})], ids=["device", "unhashable"]
 )
-def test_what_a_graph_cannot_read_runs_without(graphed, recorder, device, flag):
+def test_inputs_that_a_graph_cannot_read_run_without_one(graphed, recorder, device, flag):
     x = torch.zeros(2, device=device)
     total, _ = graphed(x, [x], flag=flag)
     assert total.device == x.device
     assert recorder.recorded == 0
 
 
-def test_the_least_recently_used_graph_goes(graphed, recorder, monkeypatch):
+def test_the_least_recently_used_graph_is_dropped(graphed, recorder, monkeypatch):
     monkeypatch.setattr(graphs, "MOST_GRAPHS", 2)
 
     def call(size):
@@ -127,7 +127,7 @@ def test_the_least_recently_used_graph_goes(graphed, recorder, monkeypatch):
     assert len(graphed.graphs) == 2
 
 
-def test_after_many_shapes_all_graphs_are_recorded_anew(graphed, recorder, monkeypatch):
+def test_after_many_shapes_all_graphs_are_recorded_again(graphed, recorder, monkeypatch):
     monkeypatch.setattr(graphs, "MOST_SHAPES", 3)
 
     def call(size):
@@ -139,7 +139,7 @@ def test_after_many_shapes_all_graphs_are_recorded_anew(graphed, recorder, monke
     assert call(1) == (5, 2)
 
 
-def test_what_cannot_be_recorded_runs_without_and_is_told_once(recorder, monkeypatch):
+def test_unrecordable_passes_run_without_a_graph_and_are_logged_once(recorder, monkeypatch):
     def forward(x):
         return x + 1
 
@@ -158,7 +158,7 @@ def test_what_cannot_be_recorded_runs_without_and_is_told_once(recorder, monkeyp
     assert (recorder.recorded, recorder.replayed) == (1, 3)
 
 
-def test_what_fails_without_a_graph_too_is_raised(recorder):
+def test_an_error_that_is_not_about_the_graph_is_raised(recorder):
     def forward(x):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
@@ -182,11 +182,11 @@ def test_replayed_pictures_are_the_same(tiny_pipe, recorder, name):
     assert torch.equal(alone(pipeline, requests[0], bucket=2), plain[1])
 
 
-# On which device it is recorded; what torch does there is pretended.
+# The device for recording; torch is faked.
 
 
 class Current:
-    """Pretends to be torch.cuda with two devices; notes which one is current at each call."""
+    """Fakes torch.cuda with two devices; records which one is current at each call."""
 
     def __init__(self, monkeypatch):
         self.now, self.seen = 0, []
@@ -223,7 +223,7 @@ class Stream:
         assert other.device == self.device
 
 
-def test_it_records_and_replays_on_its_own_device_whatever_the_threads(monkeypatch):
+def test_graphs_use_their_own_device_not_the_threads(monkeypatch):
     current = Current(monkeypatch)
     replay, _ = cuda_capture(torch.device("cuda:1"))(lambda: current.note("run"))
     replay()
@@ -231,42 +231,44 @@ def test_it_records_and_replays_on_its_own_device_whatever_the_threads(monkeypat
     assert current.now == 0
 
 
-def test_every_verb_makes_its_device_the_threads_own(tiny_pipe, monkeypatch):
-    taken = []
-    monkeypatch.setattr(torch.cuda, "set_device", lambda device: taken.append(str(device)))
+def test_every_verb_sets_the_threads_device(tiny_pipe, monkeypatch):
+    devices = []
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: devices.append(str(device)))
     pipeline = FamilyPipeline(make_family(tiny_pipe("Flux"), 48), device=torch.device("cuda:1"))
     [conditioning] = pipeline.encode([ask()])
-    assert taken.pop() == "cuda:1"
+    assert devices.pop() == "cuda:1"
     sample = pipeline.start(ask(), conditioning)
-    assert taken.pop() == "cuda:1"
+    assert devices.pop() == "cuda:1"
     pipeline.step([sample])
-    assert taken.pop() == "cuda:1"
+    assert devices.pop() == "cuda:1"
     pipeline.decode([sample])
-    assert taken.pop() == "cuda:1"
+    assert devices.pop() == "cuda:1"
 
 
-# Refused by name.
+# Refusals.
 
 
-def test_off_cuda_a_worker_refuses_to_start(tiny_folder):
+def test_cuda_graphs_are_refused_without_cuda(tiny_folder):
     model = entry(tiny_folder("Flux"), cuda_graphs=True)
     with pytest.raises(ConfigurationError, match="'tiny': cuda_graphs: needs a CUDA device"):
         load_pipeline(model, "cpu")
 
 
-def test_a_model_that_is_called_whole_takes_none(tiny_pipe):
+def test_cuda_graphs_are_refused_for_whole_calls(tiny_pipe):
     pipeline = FamilyPipeline(WholeCall(tiny_pipe("SD15")))
-    with pytest.raises(ConfigurationError, match="called whole takes none"):
+    with pytest.raises(
+        ConfigurationError, match="not supported by models that run as one whole call"
+    ):
         check_graphs(pipeline, torch.device("cuda"))
 
 
-def test_a_replica_on_cuda_may_have_them():
+def test_cuda_graphs_are_allowed_for_a_replica_on_cuda():
     steps = SimpleNamespace(card=SimpleNamespace(joins=True))
     check_graphs(steps, torch.device("cuda", 0))
 
 
 @pytest.mark.parametrize("placement", ["split", "context_parallel", "pipelined"])
-def test_other_placements_refuse_them(tiny_folder, tmp_path, monkeypatch, placement):
+def test_cuda_graphs_are_refused_by_other_placements(tiny_folder, tmp_path, monkeypatch, placement):
     for name, value in {"RANK": 0, "WORLD_SIZE": 2, "MASTER_ADDR": "x", "MASTER_PORT": 1}.items():
         monkeypatch.setenv(name, str(value))
     degrees = {"context_parallel": {"ring": 2}, "pipelined": {"stages": 2}}.get(placement, {})
@@ -278,5 +280,5 @@ def test_other_placements_refuse_them(tiny_folder, tmp_path, monkeypatch, placem
     catalog.write_text(
         f'[models.m]\npath = "a/b"\nplacement = "{placement}"\ncuda_graphs = true\n{fields}'
     )
-    with pytest.raises(ConfigurationError, match="cuda_graphs belongs to placement 'replica'"):
+    with pytest.raises(ConfigurationError, match="cuda_graphs requires placement 'replica'"):
         load_catalog(catalog)

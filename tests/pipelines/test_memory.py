@@ -1,4 +1,4 @@
-"""The planner: nothing lost, nowhere too much, and in the order that is promised."""
+"""The planner: every block is placed, no device is overfull, and the order is right."""
 
 import pytest
 from hypothesis import given
@@ -20,79 +20,81 @@ def planned(rooms, in_turn=False, stages=FLUX):
     return plan(stages, rooms, first="denoise", in_turn=in_turn)
 
 
-def devices(made):
-    return {name: spread.main for name, spread in made.spreads.items()}
+def devices(layout):
+    return {name: spread.main for name, spread in layout.spreads.items()}
 
 
-def test_all_on_one_device_with_room():
-    made = planned({"a": 40_000})
-    assert set(devices(made).values()) == {"a"}
-    assert made.fit_together(made.stages, running="denoise")
+def test_everything_goes_on_one_device_with_room():
+    layout = planned({"a": 40_000})
+    assert set(devices(layout).values()) == {"a"}
+    assert layout.fit_together(layout.stages, running="denoise")
 
 
-def test_the_denoiser_is_whole_and_the_rest_beside_it():
-    made = planned({"a": 25_000, "b": 16_000})
-    assert devices(made) == {
+def test_the_denoiser_stays_whole_and_the_rest_goes_elsewhere():
+    layout = planned({"a": 25_000, "b": 16_000})
+    assert devices(layout) == {
         "transformer": "a",
         "text_encoder": "b",
         "text_encoder_2": "b",
         "vae": "b",
     }
-    assert made.spreads["transformer"].where == {"": "a"}
+    assert layout.spreads["transformer"].where == {"": "a"}
 
 
 def test_text_encoders_are_balanced_over_the_devices():
     small = Part("text_encoder", {"layer": 5000}, activations=10)
-    made = planned({"a": 26_000, "b": 16_000, "c": 16_000}, stages=FLUX | {"encode": [small, T5]})
-    assert {devices(made)[name] for name in ("text_encoder", "text_encoder_2")} == {"b", "c"}
+    layout = planned({"a": 26_000, "b": 16_000, "c": 16_000}, stages=FLUX | {"encode": [small, T5]})
+    assert {devices(layout)[name] for name in ("text_encoder", "text_encoder_2")} == {"b", "c"}
 
 
-def test_the_denoiser_is_cut_where_no_device_holds_it():
-    made = planned({"a": 20_000, "b": 20_000})
-    spread = made.spreads["transformer"]
+def test_the_denoiser_is_cut_if_no_device_has_room():
+    layout = planned({"a": 20_000, "b": 20_000})
+    spread = layout.spreads["transformer"]
     assert set(spread.where.values()) == {"a", "b"}
     assert spread.streamed == 0
 
 
-def test_blocks_wait_on_the_cpu_and_then_on_the_disk():
-    made = planned({"a": 16_000, CPU: 5000, DISK: 10**9}, in_turn=True)
-    spread = made.spreads["transformer"]
+def test_blocks_overflow_to_the_cpu_and_then_to_the_disk():
+    layout = planned({"a": 16_000, CPU: 5000, DISK: 10**9}, in_turn=True)
+    spread = layout.spreads["transformer"]
     assert [spread.weights[p] > 0 for p in ("a", CPU, DISK)] == [True, True, True]
     assert spread.weights[CPU] <= 5000
     assert spread.streamed == spread.weights[CPU] + spread.weights[DISK]
     assert spread.brought == 417
 
 
-def test_stages_in_turn_have_all_the_room():
+def test_stages_in_turn_can_use_all_the_room():
     with pytest.raises(ConfigurationError):
         planned({"a": 25_000})
-    made = planned({"a": 25_000}, in_turn=True)
-    assert set(devices(made).values()) == {"a"}
-    assert not made.fit_together(["encode", "denoise"], running="denoise")
-    assert made.fit_together(["denoise"], running="denoise")
+    layout = planned({"a": 25_000}, in_turn=True)
+    assert set(devices(layout).values()) == {"a"}
+    assert not layout.fit_together(["encode", "denoise"], running="denoise")
+    assert layout.fit_together(["denoise"], running="denoise")
 
 
-def test_a_second_device_spares_the_unloading():
-    made = planned({"a": 25_000, "b": 25_000}, in_turn=True)
-    assert made.fit_together(made.stages, running="denoise")
+def test_with_a_second_device_nothing_needs_unloading():
+    layout = planned({"a": 25_000, "b": 25_000}, in_turn=True)
+    assert layout.fit_together(layout.stages, running="denoise")
 
 
 def test_a_vae_without_a_device_runs_on_the_cpu():
     vae = Part("vae", {"up": 160}, activations=30_000, may_be_cut=False)
-    made = planned({"a": 25_000, CPU: 64_000}, in_turn=True, stages=FLUX | {"decode": [vae]})
-    assert made.spreads["vae"].main == CPU
+    layout = planned({"a": 25_000, CPU: 64_000}, in_turn=True, stages=FLUX | {"decode": [vae]})
+    assert layout.spreads["vae"].main == CPU
 
 
-def test_the_cpu_alone_is_a_device():
-    made = planned({CPU: 40_000, DISK: 10**9})
-    assert set(devices(made).values()) == {CPU}
+def test_the_cpu_is_a_device_if_it_is_the_only_one():
+    layout = planned({CPU: 40_000, DISK: 10**9})
+    assert set(devices(layout).values()) == {CPU}
     waiting = planned({CPU: 10_000, DISK: 10**9}, in_turn=True).spreads["transformer"]
     assert waiting.streamed > 0 and set(waiting.where.values()) == {CPU, DISK}
 
 
-def test_what_fits_nowhere_is_told_with_its_arithmetic():
+def test_the_error_for_a_model_that_does_not_fit_has_the_arithmetic():
     stages = FLUX | {"denoise": [Part("transformer", {"block": 24 * GB}, 2 * GB, GB)]}
-    with pytest.raises(ConfigurationError, match=r"transformer 26\.0 GB of weights .* a 20\.0 GB"):
+    with pytest.raises(
+        ConfigurationError, match=r"transformer needs 26\.0 GB of weights .* a 20\.0 GB"
+    ):
         planned({"a": 20 * GB, CPU: 0}, stages=stages)
 
 
@@ -112,18 +114,18 @@ rooms = st.fixed_dictionaries(
 
 
 @given(parts, parts, parts, rooms, st.booleans())
-def test_nothing_is_lost_and_no_device_has_too_much(encoder, denoiser, decoder, room, in_turn):
+def test_every_block_is_placed_and_no_device_is_overfull(encoder, denoiser, decoder, room, in_turn):
     stages = {"encode": [encoder], "denoise": [denoiser], "decode": [decoder]}
     try:
-        made = planned(room, in_turn, stages)
+        layout = planned(room, in_turn, stages)
     except ConfigurationError:
         return
-    for (spread,) in made.stages.values():
+    for (spread,) in layout.stages.values():
         assert sum(spread.weights.values()) == spread.part.size
         assert set(spread.where) in ({""}, set(spread.part.blocks))
-    for running in made.stages:
-        held = [running] if in_turn else made.stages
-        assert made.fit_together(held, running)
+    for running in layout.stages:
+        held = [running] if in_turn else layout.stages
+        assert layout.fit_together(held, running)
 
 
 @given(parts, rooms)
@@ -137,16 +139,16 @@ def test_a_model_that_fits_one_device_alone_always_has_a_plan_in_turn(part, room
     ("text", "size"),
     [("16GB", 16 * GB), ("1.5 GiB", 3 * 2**29), ("200MB", 2 * 10**8), ("7B", 7), (5, 5)],
 )
-def test_sizes_as_they_are_written(text, size):
+def test_sizes_are_parsed(text, size):
     assert bytes_of(text) == size
 
 
-def test_sizes_in_words():
+def test_sizes_are_formatted():
     assert [in_words(n) for n in (0, 999, 23_802_816_640, 5_000_000)] == [
         "0 B",
         "999 B",
         "23.8 GB",
         "5.0 MB",
     ]
-    with pytest.raises(ConfigurationError, match="'lots' is no size"):
+    with pytest.raises(ConfigurationError, match="invalid size 'lots'"):
         bytes_of("lots")

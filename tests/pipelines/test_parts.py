@@ -1,4 +1,4 @@
-"""The small parts: the embedding cache, out-of-memory signs, the forward batch."""
+"""Small modules: the embedding cache, out-of-memory errors, the forward batch."""
 
 import copy
 import sys
@@ -29,17 +29,17 @@ def embeddings(kilobytes: int) -> Conditioning:
     return Conditioning({"prompt_embeds": torch.zeros(1, kilobytes * 256)})
 
 
-def test_the_cache_forgets_what_was_used_longest_ago():
+def test_the_cache_evicts_the_least_recently_used_entry():
     cache = EmbeddingCache(max_bytes=3 * 1024)
-    made = {name: cache.get("positive", name, lambda: embeddings(1)) for name in "abc"}
-    assert cache.get("positive", "a", lambda: embeddings(9)) is made["a"]
+    cached = {name: cache.get("positive", name, lambda: embeddings(1)) for name in "abc"}
+    assert cache.get("positive", "a", lambda: embeddings(9)) is cached["a"]
     cache.get("positive", "d", lambda: embeddings(1))
     assert (len(cache), cache.size, cache.hits, cache.misses) == (3, 3 * 1024, 1, 4)
-    assert cache.get("positive", "a", lambda: embeddings(9)) is made["a"]
-    assert cache.get("positive", "b", lambda: embeddings(1)) is not made["b"]
+    assert cache.get("positive", "a", lambda: embeddings(9)) is cached["a"]
+    assert cache.get("positive", "b", lambda: embeddings(1)) is not cached["b"]
 
 
-def test_the_cache_tells_roles_apart_and_skips_what_is_too_large():
+def test_the_cache_separates_roles_and_skips_large_entries():
     cache = EmbeddingCache(max_bytes=1024)
     positive = cache.get("positive", "", lambda: embeddings(1))
     assert cache.get("negative", "", lambda: embeddings(1)) is not positive
@@ -59,11 +59,11 @@ def test_the_cache_tells_roles_apart_and_skips_what_is_too_large():
         (ValueError("out of memory"), False),
     ],
 )
-def test_signs_of_out_of_memory(error, expected):
+def test_out_of_memory_errors_are_recognized(error, expected):
     assert is_out_of_memory(error) is expected
 
 
-def test_out_of_memory_is_one_line_and_holds_no_tensors():
+def test_out_of_memory_is_one_line_and_keeps_no_tensors_alive():
     @reports_out_of_memory
     def allocate():
         return torch.empty(10**15)
@@ -94,8 +94,8 @@ SCHEDULERS = {
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 @pytest.mark.parametrize("name", SCHEDULERS)
-def test_a_step_that_fails_leaves_the_schedulers_as_they_were(name):
-    """Even when a later sample fails, a multistep history or a noise generator must not move."""
+def test_a_failed_step_does_not_change_the_schedulers(name):
+    """Multistep histories and noise generators mustn't change, even if a later sample fails."""
     scheduler = SCHEDULERS[name]()
     plain, disturbed, broken = (sample_on(scheduler, seed) for seed in (1, 1, 2))
     for _ in range(plain.steps):
@@ -111,7 +111,7 @@ def test_a_step_that_fails_leaves_the_schedulers_as_they_were(name):
     assert torch.equal(plain.latents, disturbed.latents)
 
 
-def test_padding_repeats_and_never_drops():
+def test_padding_repeats_samples_and_drops_none():
     samples = [sample_on(PNDMScheduler(), seed) for seed in (1, 2, 3)]
     assert batch.padded(samples, 0) == samples
     assert batch.padded(samples, 2) == samples
@@ -119,7 +119,7 @@ def test_padding_repeats_and_never_drops():
 
 
 def test_tokens_are_counted_while_another_thread_truncates():
-    """With one tokenizer for both, each sees the other's truncation once in a while."""
+    """With a shared tokenizer, each would sometimes see the other's truncation."""
     tokenizer = chat_tokenizer()
     count = TokenCounter(tokenizer)
     texts = [f"{number} " + "word " * 800 for number in range(100)]

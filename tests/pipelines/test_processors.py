@@ -1,4 +1,4 @@
-"""FLUX.2-dev's folder, which names a processor, is read without torchvision."""
+"""FLUX.2-dev's folder names a processor, but can be loaded without torchvision."""
 
 import json
 import shutil
@@ -15,7 +15,7 @@ from tests.pipelines.tiny_parts import MISTRAL_TEMPLATE
 PROCESSOR = {"tokenizer": "PixtralProcessor", "text_encoder": "Mistral3ForConditionalGeneration"}
 
 
-def test_its_tokenizer_takes_the_processors_place(tiny_folder):
+def test_a_processor_is_replaced_with_its_tokenizer(tiny_folder):
     folder = tiny_folder("Flux2")
     assert find_checkpoint(entry(folder)).components["tokenizer"] == "PixtralProcessor"
     pipeline = load_pipeline(entry(folder, max_sequence_length=320), "cpu")
@@ -23,23 +23,23 @@ def test_its_tokenizer_takes_the_processors_place(tiny_folder):
     assert pipeline.card.prompt.before.startswith("<s>[SYSTEM_PROMPT]You are an AI")
 
 
-def test_only_such_processors_are_replaced_and_only_where_none_is_given(tiny_folder):
+def test_only_listed_processors_are_replaced_unless_given(tiny_folder):
     folder = tiny_folder("Flux2")
-    assert list(tokenizers_of(folder, PROCESSOR, given=())) == ["tokenizer"]
-    assert tokenizers_of(folder, PROCESSOR, given={"tokenizer": None}) == {}
-    assert tokenizers_of(folder, {"tokenizer": "Qwen2VLProcessor"}, given=()) == {}
+    assert list(tokenizers_of(folder, PROCESSOR, loaded=())) == ["tokenizer"]
+    assert tokenizers_of(folder, PROCESSOR, loaded={"tokenizer": None}) == {}
+    assert tokenizers_of(folder, {"tokenizer": "Qwen2VLProcessor"}, loaded=()) == {}
 
 
 @pytest.mark.parametrize("name", ["Flux2", "Chroma"])
-def test_the_card_is_known_without_the_weights(tiny_folder, name):
+def test_the_card_does_not_need_the_weights(tiny_folder, name):
     model = entry(tiny_folder(name), max_sequence_length=320)
     card, tokenizer = read_card(model)
     pipeline = load_pipeline(model, "cpu")
     assert (card, tokenizer) == (pipeline.card, pipeline.tokenizer_json())
 
 
-def test_a_template_that_makes_other_tokens_is_refused(tiny_folder, tmp_path):
-    """The processor would put the <s> in front by itself."""
+def test_a_template_that_gives_different_tokens_is_refused(tiny_folder, tmp_path):
+    """The processor would add the <s> itself."""
     shutil.copytree(tiny_folder("Flux2"), tmp_path / "model")
     template = tmp_path / "model" / "tokenizer" / "chat_template.jinja"
     assert template.read_text() == MISTRAL_TEMPLATE

@@ -1,4 +1,4 @@
-"""Prompts are counted from outside, by `tokenizer_json` and `Card.prompt`, as the model counts."""
+"""Counting with `tokenizer_json` and `Card.prompt` gives the same result as the model."""
 
 import pytest
 from tokenizers import Tokenizer
@@ -28,7 +28,7 @@ TEXTS = [
 
 
 def count(pipeline, tokenizer: Tokenizer, text: str) -> int:
-    """The rule by which the service counts."""
+    """Count tokens like the service does."""
     form = pipeline.card.prompt
     return len(tokenizer.encode(form.of(text)).ids) - form.dropped
 
@@ -51,7 +51,7 @@ def test_tokens_are_counted_as_the_model_counts_them(pipeline):
         assert count(pipeline, tokenizer, text) == own, text
 
 
-def test_the_count_tells_which_prompts_are_truncated(pipeline):
+def test_the_count_predicts_which_prompts_are_truncated(pipeline):
     tokenizer = Tokenizer.from_str(pipeline.tokenizer_json())
     limit = pipeline.card.max_prompt_tokens
     short, long = 0, 2 * limit
@@ -64,7 +64,7 @@ def test_the_count_tells_which_prompts_are_truncated(pipeline):
 
 
 @pytest.mark.parametrize("name", ["SD15", "PixArtSigma"])
-def test_a_whole_call_counts_as_its_family_would(tiny_pipe, name):
+def test_a_whole_call_counts_like_its_family(tiny_pipe, name):
     pipe = tiny_pipe(name)
     whole, family = FamilyPipeline(WholeCall(pipe)), FamilyPipeline(make_family(pipe, None))
     assert whole.card.max_prompt_tokens == family.card.max_prompt_tokens
@@ -72,7 +72,7 @@ def test_a_whole_call_counts_as_its_family_would(tiny_pipe, name):
     assert whole.tokenizer_json() == family.tokenizer_json()
 
 
-def test_a_whole_call_with_several_tokenizers_keeps_them_to_itself(tiny_pipe):
+def test_a_whole_call_with_several_tokenizers_publishes_none(tiny_pipe):
     pipeline = FamilyPipeline(WholeCall(tiny_pipe("SDXL")))
     assert (pipeline.tokenizer_json(), pipeline.card.prompt) == (None, None)
 
@@ -86,7 +86,7 @@ def test_a_slow_tokenizer_has_no_json():
     assert TokenCounter(str.split).to_json() is None
 
 
-def test_cutting_and_padding_are_not_in_the_json():
+def test_truncation_and_padding_are_not_in_the_json():
     tokenizer = chat_tokenizer()
     tokenizer("x", padding="max_length", truncation=True, max_length=8)
     plain = Tokenizer.from_str(TokenCounter(tokenizer).to_json())

@@ -1,4 +1,4 @@
-"""Quantized weights: what is counted is what is held, as stored, as made, and under a split."""
+"""Quantized weights, stored or quantized while loading, with split: counted bytes match memory."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +26,7 @@ SMALL = Defaults(width=64, height=64, steps=2, guidance_scale=3.5)
 
 
 def held(tensor: torch.Tensor) -> int:
-    """Bytes that a tensor takes, with those inside a torchao tensor."""
+    """A tensor's bytes, including those inside a torchao tensor."""
     if hasattr(tensor, "__tensor_flatten__") and type(tensor) is not torch.nn.Parameter:
         names, _ = tensor.__tensor_flatten__()
         return sum(held(getattr(tensor, name)) for name in names)
@@ -35,12 +35,12 @@ def held(tensor: torch.Tensor) -> int:
 
 def counted(model: Model) -> dict[str, int]:
     checkpoint = find_checkpoint(model)
-    found = parts(skeletons(model, checkpoint), checkpoint, model)
-    return {part.name: part.size for stage in found.values() for part in stage}
+    by_stage = parts(skeletons(model, checkpoint), checkpoint, model)
+    return {part.name: part.size for stage_parts in by_stage.values() for part in stage_parts}
 
 
 def check_counted(model: Model) -> Any:
-    """What is counted is what the loaded pipeline holds; returns the pipeline."""
+    """Check that the counted bytes match the loaded pipeline's; returns the pipeline."""
     pipeline = load_pipeline(model, "cpu")
     for name, size in counted(model).items():
         module = getattr(pipeline.family.pipe, name)
@@ -57,7 +57,7 @@ def gguf_model(tiny_folder, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_gguf_is_counted_as_it_is_held(gguf_model, tiny_folder, dtype):
+def test_the_counted_bytes_of_a_gguf_match_memory(gguf_model, tiny_folder, dtype):
     model = replace(gguf_model, dtype=dtype)
     check_counted(model)
     plain = counted(entry(tiny_folder("Flux"), dtype=dtype))
@@ -67,7 +67,7 @@ def test_a_gguf_is_counted_as_it_is_held(gguf_model, tiny_folder, dtype):
 
 
 def test_a_file_with_scales_is_read_as_stored(tiny_folder, tmp_path):
-    """FLUX.2 in fp8, a scale for each row, under Black Forest Labs' own names."""
+    """FLUX.2 in fp8 with a scale per row, with Black Forest Labs' names."""
     folder = without_weights(tiny_folder("Flux2Klein"), tmp_path / "configs", ["transformer"])
     path = save_single("Flux2Klein", tiny_folder("Flux2Klein"), tmp_path / "model.safetensors")
     stored, dense = {}, {}
@@ -81,14 +81,14 @@ def test_a_file_with_scales_is_read_as_stored(tiny_folder, tmp_path):
     save_file(stored, path)
     save_file(dense, tmp_path / "dense.safetensors")
     model = entry(path, config=str(folder), defaults=SMALL)
-    made = alone(check_counted(model), REQUEST)
+    picture = alone(check_counted(model), REQUEST)
     assert stored_method(find_checkpoint(model).source("transformer")) == "fp8"
     same = replace(model, path=str(tmp_path / "dense.safetensors"))
-    assert (made - alone(load_pipeline(same, CPU), REQUEST)).abs().max() <= 1e-5
+    assert (picture - alone(load_pipeline(same, CPU), REQUEST)).abs().max() <= 1e-5
 
 
 @pytest.mark.parametrize("scheme", ["int8", "fp8"])
-def test_what_is_quantized_while_loading_is_counted(tiny_folder, scheme):
+def test_the_counted_bytes_of_a_quantized_model_match_memory(tiny_folder, scheme):
     pytest.importorskip("torchao")
     check_counted(entry(tiny_folder("Flux"), dtype="bfloat16", quantization=scheme))
 
@@ -97,8 +97,8 @@ def test_components_are_quantized_by_name(tiny_folder):
     pytest.importorskip("torchao")
     fields = {"dtype": "bfloat16", "max_sequence_length": 48}
     plain = load_pipeline(entry(tiny_folder("Flux"), **fields), "cpu")
-    wanted = {"transformer": "fp8", "text_encoder_2": "int8"}
-    pipeline = check_counted(entry(tiny_folder("Flux"), quantization=wanted, **fields))
+    quantization = {"transformer": "fp8", "text_encoder_2": "int8"}
+    pipeline = check_counted(entry(tiny_folder("Flux"), quantization=quantization, **fields))
     kind = torch.nn.Parameter
     pipe = pipeline.family.pipe
     assert type(pipe.text_encoder_2.encoder.block[0].layer[0].SelfAttention.q.weight) is not kind
@@ -106,7 +106,9 @@ def test_components_are_quantized_by_name(tiny_folder):
     change = (alone(pipeline, REQUEST) - alone(plain, REQUEST)).abs().mean().item()
     assert 0 < change < 0.05
     model = entry(tiny_folder("Flux"), quantization={"unet": "int8"})
-    with pytest.raises(ConfigurationError, match="quantization: no component 'unet'; there are"):
+    with pytest.raises(
+        ConfigurationError, match="quantization: unknown component 'unet'; expected"
+    ):
         load_pipeline(model, "cpu")
 
 
@@ -115,20 +117,20 @@ def test_a_text_encoder_is_quantized_from_its_own_file(tiny_folder, tmp_path):
     whole = tiny_folder("SD3")
     file = str(whole / "text_encoder_3" / "model.safetensors")
     fields = {"dtype": "bfloat16", "max_sequence_length": 48}
-    wanted = {"text_encoder_3": "int8"}
-    model = entry(whole, quantization=wanted, components={"text_encoder_3": file}, **fields)
-    expected = load_pipeline(entry(whole, quantization=wanted, **fields), "cpu")
+    quantization = {"text_encoder_3": "int8"}
+    model = entry(whole, quantization=quantization, components={"text_encoder_3": file}, **fields)
+    expected = load_pipeline(entry(whole, quantization=quantization, **fields), "cpu")
     assert torch.equal(alone(check_counted(model), REQUEST), alone(expected, REQUEST))
     folder = without_weights(whole, tmp_path / "configs", ["transformer", "text_encoder_3"])
     path = save_single("SD3", whole, tmp_path / "model.safetensors")
-    model = entry(path, config=str(folder), quantization=wanted, **fields)
-    with pytest.raises(ConfigurationError, match="text_encoder_3 isn't quantized out of"):
+    model = entry(path, config=str(folder), quantization=quantization, **fields)
+    with pytest.raises(ConfigurationError, match="can't quantize the text_encoder_3 from"):
         load_pipeline(model, "cpu")
 
 
 @pytest.fixture
 def published(tiny_folder, tmp_path) -> Path:
-    """A folder whose transformer is stored as int8 by torchao, and which says so in its config."""
+    """A folder whose transformer torchao stored as int8, as its config says."""
     pytest.importorskip("torchao")
     model = entry(tiny_folder("Flux"), dtype="bfloat16", quantization="int8")
     pipe = load_pipeline(model, "cpu").family.pipe
@@ -142,7 +144,7 @@ def test_a_folder_is_loaded_as_it_was_published(tiny_folder, published):
     pipeline = check_counted(entry(published, **fields))
     again = load_pipeline(entry(tiny_folder("Flux"), quantization="int8", **fields), "cpu")
     assert torch.equal(alone(pipeline, REQUEST), alone(again, REQUEST))
-    with pytest.raises(ConfigurationError, match=r"is stored quantized \(torchao\); leave"):
+    with pytest.raises(ConfigurationError, match=r"is already quantized \(torchao\); leave"):
         load_pipeline(entry(published, quantization="int8", **fields), "cpu")
 
 
@@ -150,32 +152,32 @@ def test_a_quantized_text_encoder_is_loaded_as_it_was_published(tiny_folder, tmp
     pytest.importorskip("torchao")
     fields = {"dtype": "bfloat16", "max_sequence_length": 48}
     model = entry(tiny_folder("Flux"), quantization={"text_encoder_2": "int8"}, **fields)
-    made = load_pipeline(model, CPU)
+    pipeline = load_pipeline(model, CPU)
     folder = without_weights(tiny_folder("Flux"), tmp_path / "model", ["text_encoder_2"])
-    made.family.pipe.text_encoder_2.save_pretrained(folder / "text_encoder_2")
+    pipeline.family.pipe.text_encoder_2.save_pretrained(folder / "text_encoder_2")
     again = check_counted(entry(folder, **fields))
-    assert torch.equal(alone(again, REQUEST), alone(made, REQUEST))
+    assert torch.equal(alone(again, REQUEST), alone(pipeline, REQUEST))
 
 
 @pytest.mark.parametrize("unload", [True, False])
-def test_a_split_takes_a_gguf(gguf_model, unload):
+def test_a_split_loads_a_gguf(gguf_model, unload):
     model = replace(gguf_model, placement="split", unload=unload)
     split = load_split(model, find_checkpoint(model), CPU)
     assert torch.equal(alone(split, REQUEST), alone(load_pipeline(gguf_model, CPU), REQUEST))
-    split.turns.unload(DENOISE)
+    split.loader.unload(DENOISE)
     again = replace(REQUEST, prompt="another", seed=5)
     expected = alone(load_pipeline(gguf_model, CPU), again)
     assert torch.equal(alone(split, again), expected)
-    assert split.turns.loads[DENOISE] == 2
+    assert split.loader.loads[DENOISE] == 2
 
 
 @pytest.mark.parametrize("unload", [True, False])
-def test_a_split_takes_a_quantized_folder(published, unload):
+def test_a_split_loads_a_quantized_folder(published, unload):
     model = entry(published, dtype="bfloat16", max_sequence_length=48, defaults=SMALL)
     expected = alone(load_pipeline(model, CPU), REQUEST)
     model = replace(model, placement="split", unload=unload)
     split = load_split(model, find_checkpoint(model), CPU)
-    split.turns.unload(DENOISE)
+    split.loader.unload(DENOISE)
     assert torch.equal(alone(split, REQUEST), expected)
 
 
@@ -186,25 +188,25 @@ def test_a_split_quantizes_at_every_load(tiny_folder):
     expected = alone(load_pipeline(model, CPU), REQUEST)
     model = replace(model, placement="split", unload=True)
     split = load_split(model, find_checkpoint(model), CPU)
-    split.turns.unload(DENOISE)
+    split.loader.unload(DENOISE)
     assert torch.equal(alone(split, REQUEST), expected)
 
 
 @pytest.mark.parametrize("stored", ["gguf_model", "published"])
 def test_a_copy_on_the_cpu_and_a_streamed_one_compute_the_same(stored, request):
-    """Neither loses what a quantized tensor is beside its bytes."""
-    made = request.getfixturevalue(stored)
+    """Neither loses a quantized tensor's metadata."""
+    source = request.getfixturevalue(stored)
     fields = {"dtype": "bfloat16", "max_sequence_length": 48, "defaults": SMALL}
-    model = made if isinstance(made, Model) else entry(made, **fields)
+    model = source if isinstance(source, Model) else entry(source, **fields)
     expected = alone(load_pipeline(model, CPU), REQUEST)
     model = replace(model, placement="split", unload=True, max_memory={CPU: "1GB"})
     split = load_split(model, find_checkpoint(model), CPU)
-    for _ in range(2):  # the first copy is made while loading, the second from the kept one
-        split.turns.unload(DENOISE)
+    for _ in range(2):  # the first copy is made while loading, the second from the CPU copy
+        split.loader.unload(DENOISE)
         assert torch.equal(alone(split, replace(REQUEST)), expected)
-    split.turns.unload(DENOISE)
+    split.loader.unload(DENOISE)
     pipe = split.plain.pipe
-    pipe.transformer = split.turns.streamed("transformer")
+    pipe.transformer = split.loader.streamed("transformer")
     assert torch.equal(alone(FamilyPipeline(split.plain, split.cache), REQUEST), expected)
 
 

@@ -1,4 +1,4 @@
-"""The rule that compares pictures: it passes rounding, and none of the faults that batches have."""
+"""The comparison of pictures accepts rounding, but none of the typical faults of batching."""
 
 from dataclasses import replace
 from functools import cache, partial
@@ -13,7 +13,7 @@ from tests.pipelines.rounding import DRAWS, FACTOR, FLOOR, Reference, rounding_o
 from tests.pipelines.serving import ask, begin
 from tests.pipelines.test_families import CASES
 
-# numpy 2 warns of a call inside diffusers' schedulers.
+# numpy 2 warns about a call in diffusers' schedulers.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 REQUESTS = [
@@ -48,7 +48,7 @@ def reference(family, pipe):
     return cache(lambda request: CASES[family].reference(pipe, request))
 
 
-# Faults: each is called before every step with all samples.
+# Faults. Each function is called before every step with all samples.
 
 
 def guidance_off_by_a_hundredth(samples, monkeypatch):
@@ -107,7 +107,7 @@ ONLY = {"SD15 DDIM": (eta_left_on,), "QwenImage": (a_lost_mask,)}
 
 
 def misses(pipeline, reference, fault, monkeypatch):
-    """How far each request's picture misses diffusers' own, all served as one batch."""
+    """How far each picture is from diffusers' own, with all requests served as one batch."""
     samples = [begin(pipeline, request) for request in REQUESTS]
     while running := [sample for sample in samples if not sample.done]:
         with monkeypatch.context() as patch:
@@ -117,7 +117,7 @@ def misses(pipeline, reference, fault, monkeypatch):
     return [reference(request).miss(pipeline.decode([sample])[0]) for request, sample in pairs]
 
 
-def test_without_a_fault_every_picture_is_diffusers_own(pipeline, reference, monkeypatch):
+def test_without_a_fault_every_picture_equals_diffusers(pipeline, reference, monkeypatch):
     assert max(misses(pipeline, reference, lambda *_: None, monkeypatch)) <= 1
 
 
@@ -126,12 +126,12 @@ def test_every_fault_is_caught(family, pipeline, reference, monkeypatch):
         assert misses(pipeline, reference, fault, monkeypatch)[VICTIM] > 1, fault
 
 
-def test_a_fault_in_one_sample_is_seen_in_no_other(pipeline, reference, monkeypatch):
+def test_a_fault_in_one_sample_does_not_show_in_others(pipeline, reference, monkeypatch):
     seen = misses(pipeline, reference, neighbours_prompt, monkeypatch)
     assert [miss > 1 for miss in seen] == [index == VICTIM for index in range(len(REQUESTS))]
 
 
-# The measure.
+# The tolerance.
 
 
 def reference_of(layer, value, dtype=None):
@@ -143,7 +143,7 @@ def reference_of(layer, value, dtype=None):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_what_is_allowed_follows_the_unit_in_the_last_place(dtype):
+def test_the_tolerance_scales_with_the_unit_in_the_last_place(dtype):
     torch.manual_seed(0)
     layer, value = torch.nn.Linear(64, 64), torch.randn(1, 64)
     unit = torch.finfo(dtype).eps
@@ -151,7 +151,7 @@ def test_what_is_allowed_follows_the_unit_in_the_last_place(dtype):
     assert unit / 4 < allowed / FACTOR < 4 * unit
 
 
-def test_a_picture_that_rounding_does_not_move_may_differ_by_a_few_units(monkeypatch):
+def test_a_picture_unaffected_by_rounding_may_differ_by_a_few_units(monkeypatch):
     picture = torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(0))
     reference = Reference(lambda copies: picture.expand(copies, -1, -1, -1), [])
     assert reference.allowed == FLOOR
@@ -160,11 +160,11 @@ def test_a_picture_that_rounding_does_not_move_may_differ_by_a_few_units(monkeyp
     assert not reference.miss(picture * torch.nan) <= 1
 
 
-def test_rounding_once_more_leaves_nothing_behind():
+def test_extra_rounding_leaves_no_hooks_behind():
     layer, value = torch.nn.Linear(8, 8), torch.ones(DRAWS, 8)
     before = layer(value)
     with rounding_once_more([layer]):
         moved = layer(value)
         assert not torch.equal(moved, before)
-        assert not torch.equal(moved[0], moved[1])  # every row is moved on its own
+        assert not torch.equal(moved[0], moved[1])  # every row is changed independently
     assert torch.equal(layer(value), before)

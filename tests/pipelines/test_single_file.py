@@ -1,4 +1,4 @@
-"""Single files: the picture is the folder's, bit for bit; GGUF's is the dequantized model's."""
+"""Single files give the folder's picture bit for bit; a GGUF gives the dequantized model's."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -34,26 +34,26 @@ FILES = {
     "QwenImage": ("transformer",),
     "ZImage": ("transformer",),
 }
-"""What each family's usual file holds."""
+"""The components in each family's usual file."""
 
 
 @pytest.fixture(scope="module")
 def picture(tiny_folder):
-    """The picture of a tiny folder, by its name."""
-    made: dict[str, torch.Tensor] = {}
+    """The picture of a tiny folder by name."""
+    pictures: dict[str, torch.Tensor] = {}
 
     def of(name: str) -> torch.Tensor:
-        if name not in made:
-            made[name] = drawn(entry(tiny_folder(name), **short(name)))
-        return made[name]
+        if name not in pictures:
+            pictures[name] = drawn(entry(tiny_folder(name), **short(name)))
+        return pictures[name]
 
     return of
 
 
 def drawn(model: Model) -> torch.Tensor:
-    """The picture of a model whose weights lie in memory of their own.
+    """The picture of a model whose weights were copied to newly allocated memory.
 
-    Straight from a file they begin at any address, and torch's kernels round by how it divides.
+    In a file's mapping they start at any address, and torch's kernels round by its alignment.
     """
     return alone(in_own_memory(load_pipeline(model, "cpu")), REQUEST)
 
@@ -72,7 +72,7 @@ def short(name: str) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_single_file_makes_the_folders_picture(tiny_folder, picture, tmp_path, name):
+def test_a_single_file_gives_the_folders_picture(tiny_folder, picture, tmp_path, name):
     folder = without_weights(tiny_folder(name), tmp_path / "configs", FILES[name])
     path = save_single(name, tiny_folder(name), tmp_path / "model.safetensors")
     model = entry(path, config=str(folder), **short(name))
@@ -114,32 +114,34 @@ def test_a_denoisers_file_may_have_the_prefix_of_a_whole_checkpoint(
 
 @pytest.mark.parametrize("kind", ["F16", "BF16", "Q8_0", "Q4_0", "Q5_1"])
 @pytest.mark.parametrize("name", ["Flux", "QwenImage", "ZImage"])
-def test_a_gguf_makes_the_dequantized_models_picture(
+def test_a_gguf_gives_the_dequantized_models_picture(
     tiny_folder, picture, configs, tmp_path, name, kind
 ):
     tensors = transformer_of(tiny_folder(name))
     path = save_gguf(tensors, tmp_path / "model.gguf", kind)
     model = entry(path, config=configs(name), **short(name))
-    made = drawn(model)
+    drawn_picture = drawn(model)
     same = tmp_path / "dequantized.safetensors"
     save_file(dequantized(path), same)
-    assert torch.equal(made, drawn(replace(model, path=str(same))))
-    assert not torch.equal(made, picture(name))
+    assert torch.equal(drawn_picture, drawn(replace(model, path=str(same))))
+    assert not torch.equal(drawn_picture, picture(name))
 
 
-def test_what_a_gguf_quantizes_beside_linear_layers_is_dequantized(tiny_folder, configs, tmp_path):
-    """Norms and biases in bfloat16: diffusers alone would take their bytes for numbers."""
+def test_a_ggufs_quantized_tensors_outside_linear_layers_are_dequantized(
+    tiny_folder, configs, tmp_path
+):
+    """Norms and biases in bfloat16: diffusers would use their bytes as numbers."""
     tensors = transformer_of(tiny_folder("Flux"))
     path = save_gguf(tensors, tmp_path / "model.gguf", "BF16", everything=True)
     model = entry(path, config=configs("Flux"), **short("Flux"))
-    made = drawn(model)
+    drawn_picture = drawn(model)
     same = tmp_path / "dequantized.safetensors"
     save_file(dequantized(path), same)
-    assert torch.equal(made, drawn(replace(model, path=str(same))))
+    assert torch.equal(drawn_picture, drawn(replace(model, path=str(same))))
 
 
 def test_components_come_from_files_folders_and_other_pipelines(tiny_folder, picture, tmp_path):
-    """The file has the transformer alone, and the folder configs alone."""
+    """The file only has the transformer, and the folder only has configs."""
     whole = tiny_folder("Flux")
     names = ("transformer", "vae", "text_encoder", "text_encoder_2")
     folder = without_weights(whole, tmp_path / "configs", names)
@@ -154,13 +156,13 @@ def test_components_come_from_files_folders_and_other_pipelines(tiny_folder, pic
     model = replace(model, components={"vae": str(whole)})
     with pytest.raises(
         ModelUnavailable,
-        match=r"holds no text_encoder and no text_encoder_2.*components = \{ text_encoder = ",
+        match=r"has text_encoder or text_encoder_2; set components = \{ text_encoder = ",
     ):
         load_pipeline(model, "cpu")
 
 
 def test_components_replace_those_of_a_folder(tiny_folder, picture, tmp_path):
-    """Here by a GGUF, and by a VAE under its original names."""
+    """A GGUF, and a VAE with its original names."""
     whole = tiny_folder("SD3")
     path = save_single("SD3", whole, tmp_path / "all.safetensors")
     vae = {k: t for k, t in load_file(path).items() if k.startswith("first_stage_model.")}
@@ -175,7 +177,7 @@ def test_components_replace_those_of_a_folder(tiny_folder, picture, tmp_path):
 
 
 def test_a_component_is_left_out_with_its_tokenizer(tiny_folder, tmp_path):
-    """As diffusers does it with None."""
+    """Like None in diffusers."""
     model = entry(tiny_folder("SD3"), components={"text_encoder_3": None}, **short("SD3"))
     pipeline = load_pipeline(model, "cpu")
     pipe = pipeline.family.pipe
@@ -188,14 +190,18 @@ def test_a_component_is_left_out_with_its_tokenizer(tiny_folder, tmp_path):
     assert torch.equal(drawn(model), drawn(entry(tmp_path, **short("SD3"))))
 
 
-def test_an_unknown_component_is_named(tiny_folder):
+def test_the_error_names_an_unknown_component(tiny_folder):
     model = entry(tiny_folder("Flux"), components={"vea": None})
-    with pytest.raises(ModelUnavailable, match="'tiny': components: FluxPipeline has no 'vea'; it"):
+    with pytest.raises(
+        ModelUnavailable, match="'tiny': components: FluxPipeline has no 'vea'; expected"
+    ):
         load_pipeline(model, "cpu")
 
 
 def test_a_stored_quantization_is_not_quantized_again(tiny_folder, configs, tmp_path):
     path = save_gguf(transformer_of(tiny_folder("Flux")), tmp_path / "model.gguf", "Q8_0")
     model = entry(path, config=configs("Flux"), quantization="int8")
-    with pytest.raises(ConfigurationError, match=r"quantization 'int8': .*stored quantized \(Q8_0"):
+    with pytest.raises(
+        ConfigurationError, match=r"quantization 'int8': .*already quantized \(Q8_0"
+    ):
         load_pipeline(model, "cpu")

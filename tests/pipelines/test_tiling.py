@@ -1,4 +1,4 @@
-"""An image whose decoding does not fit is decoded in tiles; only then does it fail."""
+"""An image whose decoding doesn't fit is decoded in tiles before it fails."""
 
 from types import SimpleNamespace
 
@@ -29,7 +29,7 @@ def vae(pipeline):
 
 @pytest.fixture
 def fits(vae, monkeypatch):
-    """Call it with the largest latents' side that the decoder has room for."""
+    """A function that sets the largest side of the latents for which the decoder has room."""
     decoder = vae.decoder.forward
 
     def largest(side: int) -> None:
@@ -50,7 +50,7 @@ def finished(pipeline, request=LARGE):
     return sample
 
 
-def test_what_does_not_fit_is_tiled_and_marked(pipeline, vae, fits):
+def test_an_image_that_does_not_fit_is_tiled_and_marked(pipeline, vae, fits):
     whole, small = alone(pipeline, LARGE), ask(steps=1)
     small_alone = alone(pipeline, small)
     with tiled(vae):
@@ -67,7 +67,7 @@ def test_what_does_not_fit_is_tiled_and_marked(pipeline, vae, fits):
     assert not vae.use_tiling
 
 
-def test_other_images_keep_their_bits(pipeline, fits):
+def test_other_images_are_not_tiled(pipeline, fits):
     before = alone(pipeline, LARGE)
     fits(8)
     pipeline.decode([finished(pipeline)])
@@ -75,7 +75,7 @@ def test_other_images_keep_their_bits(pipeline, fits):
     assert torch.equal(alone(pipeline, LARGE), before)
 
 
-def test_what_does_not_fit_in_tiles_fails(pipeline, vae, fits):
+def test_an_image_that_does_not_fit_in_tiles_fails(pipeline, vae, fits):
     sample = finished(pipeline)
     fits(4)
     with pytest.raises(OutOfMemory, match=r"Tried to allocate 9\.00 GiB") as caught:
@@ -86,8 +86,8 @@ def test_what_does_not_fit_in_tiles_fails(pipeline, vae, fits):
 
 
 @pytest.mark.parametrize("tiles", [True, None])
-def test_no_second_try_where_it_would_be_the_same(pipeline, vae, fits, monkeypatch, tiles):
-    """The autoencoder tiles already, or cannot."""
+def test_no_retry_if_tiling_would_not_help(pipeline, vae, fits, monkeypatch, tiles):
+    """The autoencoder already tiles, or can't."""
     sample = finished(pipeline)
     fits(4)
     monkeypatch.setattr(vae, "use_tiling", tiles)
@@ -126,7 +126,7 @@ def test_a_whole_call_of_one_image_is_tiled_too(tiny_pipe, monkeypatch):
 
 
 def test_tiles_are_no_larger_than_512_pixels():
-    """FLUX.1's autoencoder would by itself tile nothing up to 1024x1024."""
+    """By default, FLUX.1's autoencoder tiles nothing up to 1024x1024."""
     sizes = {"tile_sample_min_size": 1024, "tile_latent_min_size": 128}
     vae = SimpleNamespace(**sizes, enable_tiling=lambda: None, disable_tiling=lambda: None)
     with tiled(vae):

@@ -1,4 +1,4 @@
-"""Whole-call serving, over StableDiffusionPipeline, FluxPipeline and pipelines without extras."""
+"""Whole-call serving of StableDiffusionPipeline, FluxPipeline and minimal pipelines."""
 
 from types import SimpleNamespace
 
@@ -13,7 +13,7 @@ from pipelines.placements.family_pipeline import FamilyPipeline
 from tests.pipelines.rounding import Reference, modules_of
 from tests.pipelines.serving import alone, ask, begin
 
-# numpy 2 warns of a call inside diffusers' schedulers.
+# numpy 2 warns about a call in diffusers' schedulers.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 
@@ -62,7 +62,7 @@ def test_a_batch_equals_each_image_alone(pipe, pipeline):
         assert reference.miss(pixels) <= 1
 
 
-def test_what_a_call_has_one_of_is_in_the_batch_key(pipeline):
+def test_parameters_shared_by_a_call_are_in_the_batch_key(pipeline):
     key = pipeline.batch_key(ask())
     for other in (
         ask(steps=5),
@@ -75,7 +75,7 @@ def test_what_a_call_has_one_of_is_in_the_batch_key(pipeline):
     assert pipeline.batch_key(ask("other", seed=9)) == key
 
 
-def test_the_bucket_pins_the_bits(pipeline):
+def test_the_bucket_determines_the_bits(pipeline):
     together = [begin(pipeline, ask(f"prompt {seed}", seed=seed)) for seed in (1, 2, 3)]
     pipeline.step(together, bucket=4)
     for sample in together:
@@ -86,11 +86,11 @@ def test_the_bucket_pins_the_bits(pipeline):
 @pytest.mark.parametrize(
     ("name", "denoiser", "expected"),
     [
-        ("SD15", "unet", [0, 0, 1, 2, 3]),  # PNDM makes 5 passes of 4 steps
-        ("PixArtSigma", "transformer", [0, 1, 2, 3]),  # by the older callback
+        ("SD15", "unet", [0, 0, 1, 2, 3]),  # PNDM runs 5 passes for 4 steps
+        ("PixArtSigma", "transformer", [0, 1, 2, 3]),  # with the older callback
     ],
 )
-def test_progress_is_told_step_by_step(tiny_pipe, monkeypatch, name, denoiser, expected):
+def test_progress_is_reported_step_by_step(tiny_pipe, monkeypatch, name, denoiser, expected):
     pipe = tiny_pipe(name)
     pipeline = FamilyPipeline(WholeCall(pipe))
     sample = begin(pipeline, ask(steps=4))
@@ -129,7 +129,7 @@ def test_a_call_ends_early_once_all_its_samples_are_cancelled(pipe, pipeline, mo
     assert alone(pipeline, ask(seed=3)).shape == (3, 64, 64)  # the pipeline is still usable
 
 
-def test_the_safety_checker_refuses_one_image_not_its_neighbour(pipe, pipeline, monkeypatch):
+def test_the_safety_checker_refuses_only_the_offending_image(pipe, pipeline, monkeypatch):
     monkeypatch.setattr(pipe, "run_safety_checker", lambda image, device, dtype: (image, [0, 1]))
     samples = [begin(pipeline, ask(seed=seed)) for seed in (1, 2)]
     pipeline.step(samples)
@@ -151,7 +151,7 @@ def test_out_of_memory_leaves_the_samples_at_step_0(pipe, pipeline, monkeypatch)
     assert sample.done
 
 
-def test_flux_called_whole_gets_the_true_guidance(tiny_pipe):
+def test_flux_called_whole_uses_true_guidance(tiny_pipe):
     pipe = tiny_pipe("Flux")
     pipeline = FamilyPipeline(WholeCall(pipe, 48))
     assert (pipeline.card.guidance, pipeline.card.multiple) == ("classifier-free", 16)
@@ -202,7 +202,7 @@ def test_a_pipeline_that_takes_no_size_is_refused(pipe):
 
 
 class Stub:
-    """A pipeline that makes what it is told to."""
+    """A pipeline that returns a given output."""
 
     def __init__(self, output):
         self.output = output
@@ -211,24 +211,24 @@ class Stub:
         return self.output
 
     def maybe_free_model_hooks(self):
-        """As every DiffusionPipeline has it."""
+        """Every DiffusionPipeline has this method."""
 
 
 def test_a_pipeline_that_makes_no_images_fails_the_image():
     pipeline = FamilyPipeline(WholeCall(Stub(SimpleNamespace(audios=[]))))
     sample = begin(pipeline, ask())
-    with pytest.raises(ImageFailed, match="Stub makes no images"):
+    with pytest.raises(ImageFailed, match="Stub returned no images"):
         pipeline.step([sample])
 
 
 @pytest.mark.parametrize(
     ("image", "error"),
     [
-        (torch.zeros(3, 64, 32), "makes 32x64 pixels where 64x64 are asked for"),
+        (torch.zeros(3, 64, 32), "returned 32x64 pixels instead of 64x64"),
         (torch.full((3, 64, 64), torch.nan), "NaN"),
     ],
 )
-def test_a_picture_that_is_not_what_was_asked_for_is_an_error(image, error):
+def test_a_picture_of_the_wrong_size_is_an_error(image, error):
     pipeline = FamilyPipeline(WholeCall(Stub(SimpleNamespace(images=[image]))))
     sample = begin(pipeline, ask())
     pipeline.step([sample])

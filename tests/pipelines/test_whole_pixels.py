@@ -1,4 +1,4 @@
-"""What whole calls return: pixels in range, each class's own verdict, sizes, missing packages."""
+"""Results of whole calls: pixel range, safety verdicts, sizes, missing packages."""
 
 import numpy as np
 import pytest
@@ -69,7 +69,7 @@ PIL_IMAGE = Image.fromarray((BLUE * 255).astype("uint8"))
         ([PIL_IMAGE], [False]),
     ],
 )
-def test_pictures_are_read_by_any_name_and_form(output):
+def test_pictures_are_read_from_any_output_format(output):
     [picture] = pictures(output, "Some", 1)
     assert torch.equal(picture, TENSOR)
 
@@ -82,18 +82,18 @@ def test_a_grey_picture_has_three_equal_channels():
 @pytest.mark.parametrize(
     ("output", "reason"),
     [
-        (Output(audios=[]), "makes no images"),
-        (Output(images=[BLUE, BLUE]), "made 2 images of 1"),
-        (Output(frames=[[PIL_IMAGE] * 3]), "made 3 frames"),
+        (Output(audios=[]), "returned no images"),
+        (Output(images=[BLUE, BLUE]), "returned 2 images for 1"),
+        (Output(frames=[[PIL_IMAGE] * 3]), "returned 3 frames"),
         (Output(images=np.zeros((1, 4, 6, 5))), "not RGB"),
     ],
 )
-def test_what_is_no_picture_says_what_it_is(output, reason):
+def test_the_error_for_a_non_picture_describes_it(output, reason):
     with pytest.raises(ImageFailed, match=reason):
         pictures(output, "Some", 1)
 
 
-def test_every_name_of_a_verdict_counts():
+def test_every_name_of_a_safety_verdict_is_respected():
     assert refused(Output(nsfw_content_detected=[False, True]), 2) == [False, True]
     assert refused(Output(nsfw_detected=[True], watermark_detected=None), 1) == [True]
     assert refused(Output(nsfw_detected=[False], watermark_detected=[True]), 1) == [True]
@@ -106,7 +106,7 @@ def deepfloyd():
 
 
 @pytest.mark.parametrize(("nsfw", "watermark"), [(True, False), (False, True)])
-def test_the_checker_of_if_runs_and_is_obeyed(deepfloyd, monkeypatch, nsfw, watermark):
+def test_ifs_safety_checker_is_respected(deepfloyd, monkeypatch, nsfw, watermark):
     calls = []
 
     def judge(image, device, dtype):
@@ -142,7 +142,7 @@ def test_nan_under_a_watermark_is_an_error_and_not_black(deepfloyd, monkeypatch)
         pipeline.step([begin(pipeline, ask(steps=2))])
 
 
-def test_a_pipeline_that_rewrites_sizes_says_which_it_makes():
+def test_a_pipeline_that_changes_sizes_lists_those_it_makes():
     pipeline = FamilyPipeline(WholeCall(TRANSFORMERS["HiDreamImagePipeline"]()))
     good = begin(pipeline, ask(steps=2))
     pipeline.step([good])
@@ -151,13 +151,13 @@ def test_a_pipeline_that_rewrites_sizes_says_which_it_makes():
     sample = begin(pipeline, wide)
     pipeline.step([sample])
     assert "HiDreamImagePipeline makes" in sample.error
-    assert "where 128x64 are asked for" in sample.error
+    assert "instead of 128x64" in sample.error
     assert pipeline.card.sizes == ((64, 64),)
-    with pytest.raises(ImageFailed, match="where 128x64 are asked for"):
+    with pytest.raises(ImageFailed, match="instead of 128x64"):
         begin(pipeline, wide)
 
 
-def test_a_missing_package_is_named_with_the_way_to_get_it():
+def test_a_missing_package_is_named_with_its_install_command():
     assert missing_packages(ValueError("nothing of that kind")) is None
     assert "`pip install 'imagemill[vision]'`" in missing_packages(
         ImportError("\nFooProcessor requires the Torchvision library but it was not found")
@@ -166,7 +166,7 @@ def test_a_missing_package_is_named_with_the_way_to_get_it():
     assert missing_packages(absent) == "this model needs peft: `pip install 'peft'`"
 
 
-def test_a_name_that_is_missing_for_another_reason_stays_what_it_is(tiny_pipe, monkeypatch):
+def test_an_unrelated_name_error_is_not_changed(tiny_pipe, monkeypatch):
     pipe = tiny_pipe("SD15")
 
     def broken(*arguments, **named):

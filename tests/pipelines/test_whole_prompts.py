@@ -1,4 +1,4 @@
-"""Who shares a whole call: prompts of one length, and nobody where that cannot be told."""
+"""Which requests share a whole call: only prompts of the same, known length."""
 
 import pytest
 import torch
@@ -29,19 +29,19 @@ def pipeline(cogview):
 
 
 def together(pipeline, requests, bucket=0):
-    """Pictures by seed of one call for all of them, whatever their batch keys."""
+    """Pictures by seed from one call for all requests, regardless of batch keys."""
     samples = [begin(pipeline, request) for request in requests]
     pipeline.step(samples, bucket)
     return {s.request.seed: pipeline.decode([s])[0] for s in samples}
 
 
-def test_a_longer_neighbour_would_change_the_picture(pipeline):
-    beside = together(pipeline, [SHORT, LONG])
-    assert difference(beside[1], alone(pipeline, SHORT)) > 1e-2
+def test_a_longer_prompt_in_the_batch_would_change_the_picture(pipeline):
+    batched = together(pipeline, [SHORT, LONG])
+    assert difference(batched[1], alone(pipeline, SHORT)) > 1e-2
 
 
 @pytest.mark.parametrize("bucket", [0, 4])
-def test_served_beside_any_neighbours_it_is_the_picture_of_the_request_alone(pipeline, bucket):
+def test_the_picture_does_not_depend_on_other_requests(pipeline, bucket):
     pictures, calls = serve(pipeline, {0: [SHORT, LONG, EQUAL]}, bucket=bucket)
     assert calls == 2
     for request in (SHORT, EQUAL, LONG):
@@ -58,16 +58,16 @@ def test_the_lengths_of_both_prompts_are_in_the_batch_key(pipeline):
     assert pipeline.batch_key(ask("a bad dog", negative_prompt="uglier")) != key
 
 
-def test_clip_pads_to_one_length_and_every_other_tokenizer_counts(tiny_pipe):
+def test_prompt_lengths_count_for_all_tokenizers_but_clips(tiny_pipe):
     clip = PromptTexts(tiny_pipe("SDXL"), None)
     assert clip.key(SHORT) == clip.key(LONG)
     flux = PromptTexts(tiny_pipe("Flux"), None)
     assert flux.key(SHORT) == flux.key(EQUAL) != flux.key(LONG)
-    pixart = PromptTexts(tiny_pipe("PixArtSigma"), None)  # which strips its captions
+    pixart = PromptTexts(tiny_pipe("PixArtSigma"), None)  # it strips captions
     assert pixart.key(SHORT) == pixart.key(ask("  A RED CAT  "))
 
 
-def test_where_a_processor_reads_the_prompt_every_image_has_its_own_call(cogview, monkeypatch):
+def test_every_image_has_its_own_call_if_a_processor_reads_the_prompt(cogview, monkeypatch):
     class Processor:
         tokenizer = None
 
@@ -81,12 +81,12 @@ def test_where_a_processor_reads_the_prompt_every_image_has_its_own_call(cogview
     assert torch.equal(pictures[1], alone(pipeline, SHORT))
 
 
-# Pipelines that take no batches.
+# Pipelines that don't support batches.
 
 
 @pytest.fixture
 def refusing(cogview, monkeypatch):
-    """CogView4 that raises for several prompts, and at a prompt "poison"; its calls' sizes."""
+    """CogView4 that raises for several prompts and for "poison"; and its calls' sizes."""
     calls = []
     check = cogview.check_inputs
 
@@ -102,7 +102,7 @@ def refusing(cogview, monkeypatch):
     return FamilyPipeline(WholeCall(cogview)), calls
 
 
-def test_a_pipeline_that_refuses_batches_makes_every_image_alone(refusing):
+def test_a_pipeline_that_refuses_batches_is_called_per_image(refusing):
     pipeline, calls = refusing
     with capture_logs() as logs:
         pictures = together(pipeline, [SHORT, EQUAL], bucket=4)
@@ -115,7 +115,7 @@ def test_a_pipeline_that_refuses_batches_makes_every_image_alone(refusing):
         assert torch.equal(pictures[seed], again[seed])
 
 
-def test_a_pipeline_that_makes_one_image_of_a_batch_makes_every_image_alone(cogview, monkeypatch):
+def test_a_pipeline_that_returns_one_image_per_batch_is_called_per_image(cogview, monkeypatch):
     pipeline = FamilyPipeline(WholeCall(cogview))
     postprocess = cogview.image_processor.postprocess
     monkeypatch.setattr(
@@ -128,7 +128,7 @@ def test_a_pipeline_that_makes_one_image_of_a_batch_makes_every_image_alone(cogv
     assert torch.equal(pictures[2], alone(pipeline, EQUAL))
 
 
-def test_a_poisonous_prompt_does_not_pass_for_a_refusal(cogview, monkeypatch):
+def test_a_failing_prompt_is_not_mistaken_for_a_refusal_of_batches(cogview, monkeypatch):
     pipeline = FamilyPipeline(WholeCall(cogview))
     encode = cogview.encode_prompt
 
@@ -148,7 +148,7 @@ def test_a_poisonous_prompt_does_not_pass_for_a_refusal(cogview, monkeypatch):
     assert pipeline.family.batches is True
 
 
-def test_memory_that_runs_out_does_not_pass_for_a_refusal(cogview, monkeypatch):
+def test_out_of_memory_is_not_mistaken_for_a_refusal_of_batches(cogview, monkeypatch):
     pipeline = FamilyPipeline(WholeCall(cogview))
 
     def full(prompt, *arguments, **named):
@@ -160,10 +160,10 @@ def test_memory_that_runs_out_does_not_pass_for_a_refusal(cogview, monkeypatch):
     assert pipeline.family.batches is None
 
 
-# How much of a prompt is read.
+# Truncation.
 
 
-def test_the_only_tokenizer_tells_what_is_cut(cogview):
+def test_a_single_tokenizer_determines_truncation(cogview):
     pipeline = FamilyPipeline(WholeCall(cogview, 16))
     assert (pipeline.card.max_prompt_tokens, pipeline.card.prompt) == (16, PromptForm())
     assert FamilyPipeline(WholeCall(cogview)).card.max_prompt_tokens == 1024
@@ -177,9 +177,9 @@ def test_the_only_tokenizer_tells_what_is_cut(cogview):
     assert not torch.equal(*whole)
 
 
-def test_what_is_put_around_a_prompt_or_read_by_several_is_not_counted(tiny_pipe):
+def test_prompts_are_not_counted_with_templates_or_several_tokenizers(tiny_pipe):
     assert PromptTexts(tiny_pipe("Flux"), None).limit is None
-    sana = FamilyPipeline(WholeCall(tiny_pipe("Sana")))  # an instruction before every prompt
+    sana = FamilyPipeline(WholeCall(tiny_pipe("Sana")))  # adds an instruction to every prompt
     assert sana.card.max_prompt_tokens == 300
     assert (sana.card.prompt, sana.tokenizer_json()) == (None, None)
     assert not sana.encode([ask("b" * 400)])[0].truncated

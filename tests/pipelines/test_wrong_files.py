@@ -1,4 +1,4 @@
-"""Files that are no model here: each is refused before loading, by a sentence with the way out."""
+"""Files that aren't supported models are refused before loading, with advice in one sentence."""
 
 import json
 from collections.abc import Callable
@@ -24,7 +24,7 @@ NAME = "model.safetensors"
 
 @pytest.fixture(scope="module")
 def flux(tiny_folder, tmp_path_factory):
-    """A tiny Flux whose transformer is a single file, in a folder for tests to change."""
+    """A tiny Flux: a folder of configs, and its transformer as a single file."""
     room = tmp_path_factory.mktemp("flux")
     configs = without_weights(tiny_folder("Flux"), room / "configs", ["transformer"])
     return configs, save_single("Flux", tiny_folder("Flux"), room / "good.safetensors")
@@ -88,7 +88,7 @@ def wider(folder: Path, good: Path) -> Path:
 
 
 def scaled(folder: Path, good: Path) -> Path:
-    """As ComfyUI's scaled fp8 files are."""
+    """Scaled fp8 in ComfyUI's format."""
     tensors = {name: t.to(torch.float8_e4m3fn) for name, t in load_file(good).items()}
     tensors["context_embedder.scale_weight"] = torch.ones(1)
     save_file(tensors, folder / NAME)
@@ -150,76 +150,79 @@ EMBEDDING = {"emb_params": torch.zeros(2, 8)}
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 7\n"
 FILES: dict[str, tuple[Callable[[Path, Path], Path], str]] = {
-    "truncated": (truncated, "is cut short or damaged .*: download it again"),
-    "truncated GGUF": (truncated_gguf, "is cut short or damaged .*: download it again"),
-    "empty": (raw(NAME, b""), "is empty: download it again"),
-    "empty GGUF": (raw("m.gguf", b""), "is empty: download it again"),
+    "truncated": (truncated, "is truncated or corrupt .*; download it again"),
+    "truncated GGUF": (truncated_gguf, "is truncated or corrupt .*; download it again"),
+    "empty": (raw(NAME, b""), "is empty; download it again"),
+    "empty GGUF": (raw("m.gguf", b""), "is empty; download it again"),
     "web page": (raw(NAME, b"<!DOCTYPE html>\n<html><body>404"), "is a web page, not weights"),
     "web page GGUF": (raw("m.gguf", b"\n <html lang=en>"), "is a web page, not weights"),
     "JSON error": (raw(NAME, b'{"error": "Invalid username"}'), "is JSON, not weights"),
-    "LFS pointer": (raw(NAME, LFS), "only a Git LFS pointer.*`git lfs pull` fetches them"),
-    "random bytes": (raw(NAME, bytes(range(1, 200))), "is cut short or damaged"),
+    "LFS pointer": (raw(NAME, LFS), "only a Git LFS pointer.*run `git lfs pull`"),
+    "random bytes": (raw(NAME, bytes(range(1, 200))), "is truncated or corrupt"),
     "GGUF by another name": (
         raw(NAME, b"GGUF\x03\0\0\0"),
-        "is a .gguf file by its content: rename",
+        "is actually a GGUF file; rename it",
     ),
-    "no GGUF": (raw("m.gguf", b"\x08\0\0\0\0\0\0\0{}      "), "isn't a GGUF file; if it holds"),
-    "ckpt": (pickled("m.ckpt"), "isn't loaded: it is a pickle.*Convert it.*save_file"),
-    "bin": (pickled("m.bin"), "isn't loaded: it is a pickle.*Convert it.*save_file"),
-    "pt": (pickled("m.pt"), "isn't loaded: it is a pickle.*Convert it.*save_file"),
-    "pth": (pickled("m.pth"), "isn't loaded: it is a pickle.*Convert it.*save_file"),
-    "pickle by another name": (pickled(NAME), "isn't loaded: it is a pickle"),
-    "int8": (stored_as(torch.int8), "as int8: weights are floating point numbers; take"),
-    "int64": (stored_as(torch.int64), "as int64: weights are floating point numbers; take"),
-    "scaled fp8": (scaled, "quantized in a way that diffusers doesn't read.*take a GGUF"),
-    "SVDQuant": (safetensors(SVDQUANT), "quantized by SVDQuant.*needs the package kernels"),
+    "no GGUF": (
+        raw("m.gguf", b"\x08\0\0\0\0\0\0\0{}      "),
+        "isn't a GGUF file; if it's safetensors, rename",
+    ),
+    "ckpt": (pickled("m.ckpt"), "is a pickle.*convert it to safetensors.*save_file"),
+    "bin": (pickled("m.bin"), "is a pickle.*convert it to safetensors.*save_file"),
+    "pt": (pickled("m.pt"), "is a pickle.*convert it to safetensors.*save_file"),
+    "pth": (pickled("m.pth"), "is a pickle.*convert it to safetensors.*save_file"),
+    "pickle by another name": (pickled(NAME), "is a pickle"),
+    "int8": (stored_as(torch.int8), "as int8, but weights must be floating point; use"),
+    "int64": (stored_as(torch.int64), "as int64, but weights must be floating point; use"),
+    "scaled fp8": (scaled, "quantized in a format that diffusers can't read.*use a GGUF"),
+    "SVDQuant": (safetensors(SVDQUANT), "quantized with SVDQuant.*needs the package kernels"),
     "LoRA": (safetensors(LORA), "is a LoRA, not a model.*fuse_lora"),
     "PEFT's LoRA": (safetensors(PEFT), "is a LoRA, not a model.*fuse_lora"),
-    "ControlNet": (safetensors(CONTROLNET), "is a ControlNet, which steers a model: name the"),
+    "ControlNet": (safetensors(CONTROLNET), "is a ControlNet, not a model; set path to"),
     "diffusers' ControlNet": (safetensors(DIFFUSERS_CONTROLNET), "is a ControlNet"),
     "embedding": (safetensors(EMBEDDING), "is an embedding or adapter, not a model"),
-    "T5": (safetensors(T5), r"is a text encoder alone: name it in components = \{ text_encoder"),
-    "Qwen": (safetensors(QWEN), r"is a text encoder alone: name it in components"),
-    "Wan": (safetensors(WAN), r"is a video model's file \(wan-t2v-1.3B\).*name an image model"),
-    "LTX": (safetensors(LTX), r"is a video model's file \(ltx-video\)"),
-    "HunyuanVideo": (safetensors(HUNYUAN), r"is a video model's file \(hunyuan-video\)"),
-    "AnimateDiff": (safetensors(ANIMATEDIFF), r"is a video model's file \(animatediff_v1\)"),
-    "language model": (language_model, r"is a language model's GGUF \(architecture 'llama'\)"),
+    "T5": (safetensors(T5), r"is only a text encoder; set components = \{ text_encoder"),
+    "Qwen": (safetensors(QWEN), "is only a text encoder; set components"),
+    "Wan": (safetensors(WAN), r"is a video model \(wan-t2v-1.3B\).*set path to an image model"),
+    "LTX": (safetensors(LTX), r"is a video model \(ltx-video\)"),
+    "HunyuanVideo": (safetensors(HUNYUAN), r"is a video model \(hunyuan-video\)"),
+    "AnimateDiff": (safetensors(ANIMATEDIFF), r"is a video model \(animatediff_v1\)"),
+    "language model": (language_model, r"is the GGUF of a language model \(architecture 'llama'\)"),
     "GGUF of another model": (other_gguf, "isn't the FluxTransformer2DModel"),
-    "GGUF of an unknown kind": (unread_gguf, "is quantized as IQ2_XXS, .*take a file in one of"),
+    "GGUF of an unknown kind": (unread_gguf, "is quantized as IQ2_XXS, .*use a file with one of"),
     "part of a model": (without("proj_out"), "isn't the FluxTransformer2DModel"),
-    "other shapes": (wider, r"context_embedder.weight has the shape \[64, 48\] instead of"),
+    "other shapes": (wider, r"context_embedder.weight has shape \[64, 48\], expected"),
     "missing": (lambda folder, good: folder / NAME, "the file .* is missing|no folder or file"),
 }
 
 
 @pytest.mark.parametrize("case", FILES)
-def test_a_wrong_file_is_one_sentence_before_anything_is_loaded(flux, tmp_path, monkeypatch, case):
+def test_a_wrong_file_is_refused_in_one_sentence_before_loading(flux, tmp_path, monkeypatch, case):
     configs, good = flux
-    make, said = FILES[case]
+    make, reason = FILES[case]
     path = make(tmp_path, good)
     monkeypatch.setattr(
         "pipelines.loading.components.load_state_dict", lambda *_: pytest.fail("loaded")
     )
     model = entry(path, config=str(configs))
     for load in (lambda: load_pipeline(model, "cpu"), lambda: read_card(model)):
-        with pytest.raises(ModelUnavailable, match=f"(?s)^model 'tiny': .*({said})") as caught:
+        with pytest.raises(ModelUnavailable, match=f"(?s)^model 'tiny': .*({reason})") as caught:
             load()
         assert str(path) in str(caught.value)
         assert "\n" not in str(caught.value)
 
 
-def test_a_vae_and_a_text_encoder_of_this_very_model_are_no_model(flux, tiny_pipe, tmp_path):
+def test_the_models_own_vae_and_text_encoder_are_refused(flux, tiny_pipe, tmp_path):
     configs, _ = flux
     pipe = tiny_pipe("Flux")
-    for tensors, said in (
-        (vae(pipe.vae), "is a VAE alone: name it in components"),
-        (pipe.vae.state_dict(), "is a VAE alone: name it in components"),
-        (clip(pipe.text_encoder), "is a text encoder alone"),
-        (pipe.text_encoder_2.state_dict(), "is a text encoder alone"),
+    for tensors, reason in (
+        (vae(pipe.vae), "is only a VAE; set components"),
+        (pipe.vae.state_dict(), "is only a VAE; set components"),
+        (clip(pipe.text_encoder), "is only a text encoder"),
+        (pipe.text_encoder_2.state_dict(), "is only a text encoder"),
     ):
         save_file({k: t.clone().contiguous() for k, t in tensors.items()}, tmp_path / NAME)
-        with pytest.raises(ModelUnavailable, match=said):
+        with pytest.raises(ModelUnavailable, match=reason):
             load_pipeline(entry(tmp_path / NAME, config=str(configs)), "cpu")
 
 
@@ -231,27 +234,29 @@ def test_a_file_of_another_family_names_the_config(flux, tiny_folder, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("components", "said"),
+    ("components", "reason"),
     [
         ({"vae": "lora"}, "isn't the AutoencoderKL"),
-        ({"vae": "/nowhere"}, "components.vae: there is no file or folder /nowhere"),
+        ({"vae": "/nowhere"}, "components.vae: no file or folder at /nowhere"),
         ({"vae": "/nowhere.safetensors"}, "the file /nowhere.safetensors is missing"),
-        ({"vae": "pickle"}, "isn't loaded: it is a pickle"),
-        ({"text_encoder": "lora"}, "isn't the CLIPTextModel.*it lacks"),
-        ({"text_encoder_2": "gguf"}, "is a GGUF, and a text encoder isn't loaded from one"),
+        ({"vae": "pickle"}, "is a pickle"),
+        ({"text_encoder": "lora"}, "isn't the CLIPTextModel.*it's missing"),
+        ({"text_encoder_2": "gguf"}, "is a GGUF, but text encoders can't be loaded from one"),
         ({"transformer": None}, "components: transformer can't be left out"),
     ],
 )
-def test_a_wrong_component_is_one_sentence(flux, tmp_path, components, said):
+def test_a_wrong_component_is_refused_in_one_sentence(flux, tmp_path, components, reason):
     configs, good = flux
     places = {
         "lora": safetensors(LORA)(tmp_path, good),
         "pickle": pickled("vae.pt")(tmp_path, good),
         "gguf": language_model(tmp_path, good),
     }
-    given = {name: place and str(places.get(place, place)) for name, place in components.items()}
-    model = entry(good, config=str(configs), components=given)
-    with pytest.raises((ModelUnavailable, ConfigurationError), match=said) as caught:
+    chosen_places = {
+        name: place and str(places.get(place, place)) for name, place in components.items()
+    }
+    model = entry(good, config=str(configs), components=chosen_places)
+    with pytest.raises((ModelUnavailable, ConfigurationError), match=reason) as caught:
         load_pipeline(model, "cpu")
     assert "\n" not in str(caught.value)
 
@@ -260,14 +265,14 @@ def test_a_file_without_configs_names_the_field(flux, tiny_folder, tmp_path, mon
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     _, good = flux
-    with pytest.raises(ModelUnavailable, match=r"isn't a model that diffusers knows.*config = "):
+    with pytest.raises(ModelUnavailable, match=r"diffusers doesn't recognize the model.*config = "):
         find_checkpoint(entry(good))
     qwen = save_single("QwenImage", tiny_folder("QwenImage"), tmp_path / "qwen.safetensors")
     with pytest.raises(ModelUnavailable, match=r"those of Qwen/Qwen-Image, .*config = "):
         find_checkpoint(entry(qwen))
-    with pytest.raises(ModelUnavailable, match="'mine/configs' is not in the local cache"):
+    with pytest.raises(ModelUnavailable, match="'mine/configs' isn't in the local cache"):
         find_checkpoint(entry(qwen, config="mine/configs"))
-    with pytest.raises(ModelUnavailable, match=r"'mine/it/a\.gguf' is not in the local cache"):
+    with pytest.raises(ModelUnavailable, match=r"'mine/it/a\.gguf' isn't in the local cache"):
         find_checkpoint(entry("mine/it/a.gguf", local=False))
 
 
@@ -280,7 +285,7 @@ def folder(tiny_folder, tmp_path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("config", "said"),
+    ("config", "reason"),
     [
         ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "pip install bitsandbytes"),
         ({"quant_method": "modelopt", "quant_type": "NVFP4"}, "pip install nvidia-modelopt"),
@@ -288,17 +293,17 @@ def folder(tiny_folder, tmp_path) -> Path:
         ({"quant_method": "quanto"}, "pip install optimum-quanto"),
     ],
 )
-def test_a_quantized_folder_names_the_package_that_reads_it(folder, monkeypatch, config, said):
+def test_a_quantized_folder_names_the_package_that_reads_it(folder, monkeypatch, config, reason):
     monkeypatch.setattr("pipelines.loading.quantization.find_spec", lambda name: None)
     path = folder / "transformer" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": config}))
     for placement in ("replica", "split"):
-        with pytest.raises(ConfigurationError, match=f"'tiny': .*{said}"):
+        with pytest.raises(ConfigurationError, match=f"'tiny': .*{reason}"):
             load_pipeline(replace(entry(folder), placement=placement), "cpu")
 
 
-def test_a_safetensors_file_is_never_taken_for_text_or_a_pickle(tmp_path):
-    """Its first byte is the length of its header, which may be that of any letter."""
+def test_a_safetensors_file_is_never_mistaken_for_text_or_a_pickle(tmp_path):
+    """Its first byte is part of the header's length, and may equal any letter."""
     for length in range(64, 1000):
         document = json.dumps({"x": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}})
         content = length.to_bytes(8, "little") + document.encode().ljust(length) + bytes(4)

@@ -1,9 +1,8 @@
-"""Tiny pipelines of twelve families, built offline with random weights, saved as diffusers folders.
+"""Tiny pipelines of twelve families with random weights, built offline as diffusers folders.
 
-`save_tiny("Flux", folder)` writes one; a load and a 4-step image take a fraction of a second. They
-are real: diffusers' own classes, 8x VAEs (Sana's autoencoder 4x), tokenizers over single
-bytes. Noise is added to every parameter, since layers initialised to zero would hide whatever is
-fed to them.
+`save_tiny("Flux", folder)` writes one; loading it and a 4-step image take a fraction of a second.
+They're real: diffusers' own classes, 8x VAEs (4x for Sana's autoencoder), tokenizers of single
+bytes. Noise is added to every parameter, because layers initialized to zero would hide their input.
 """
 
 import json
@@ -42,7 +41,7 @@ def save_tiny(name: str, folder: Path) -> Path:
 
 
 def load_tiny(folder: Path, **options: Any) -> Any:
-    """diffusers' own pipeline of such a folder. A processor needs torchvision: see the family."""
+    """Load a folder with diffusers' own pipeline. Replaces processors, which need torchvision."""
     if "PixtralProcessor" not in (folder / "model_index.json").read_text():
         return d.DiffusionPipeline.from_pretrained(folder, **options)
     pipe = d.DiffusionPipeline.from_pretrained(folder, tokenizer=None, **options)
@@ -51,7 +50,7 @@ def load_tiny(folder: Path, **options: Any) -> Any:
 
 
 def _name_processor(folder: Path) -> None:
-    """Name the tokenizer as published folders do: as the processor that it is a part of."""
+    """List the tokenizer's processor in the index, as published folders do."""
     index = folder / "model_index.json"
     components = json.loads(index.read_text())
     components["tokenizer"] = ["transformers", "PixtralProcessor"]
@@ -61,7 +60,7 @@ def _name_processor(folder: Path) -> None:
 
 
 def stir(module: torch.nn.Module) -> None:
-    """Add noise to every parameter, alike each time."""
+    """Add the same noise to every parameter each time."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in module.parameters():

@@ -1,7 +1,7 @@
-"""Tiny pipelines as single files: the original names of each family, and GGUF.
+"""Tiny pipelines as single files: with each family's original names, and as GGUF.
 
-The inverse of diffusers' conversions, written out for the layers that the tiny models have, so that
-a file is what its family's authors publish, only smaller.
+The inverse of diffusers' conversions, for the layers of the tiny models, so that a file is like its
+family's published one, only smaller.
 """
 
 import shutil
@@ -37,7 +37,7 @@ _UNET = {
 
 
 def unet(module: Any) -> Tensors:
-    """A UNet under the names of CompVis' latent diffusion."""
+    """A UNet with the names of CompVis' latent diffusion."""
     each = module.config.layers_per_block + 1
     places = dict(_UNET)
     for side, block in (("down", "input"), ("up", "output")):
@@ -70,7 +70,7 @@ def _is_resnet(name: str) -> bool:
 
 
 def vae(module: Any) -> Tensors:
-    """An AutoencoderKL under the names of CompVis' latent diffusion."""
+    """An AutoencoderKL with the names of CompVis' latent diffusion."""
     count = len(module.config.block_out_channels)
     places = {}
     for index in range(count):
@@ -83,18 +83,18 @@ def vae(module: Any) -> Tensors:
         places |= {f"{room}.mid_block.resnets.{n}": f"{room}.mid.block_{n + 1}" for n in (0, 1)}
         places[f"{room}.mid_block.attentions.0"] = f"{room}.mid.attn_1"
         places[f"{room}.conv_norm_out"] = f"{room}.norm_out"
-    found = {}
+    renamed = {}
     for name, tensor in _placed(module.state_dict(), places).items():
         if ".attn_1." in name:
             words = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v"}
             name = _replaced(name, words | {"to_out.0": "proj_out"})
             tensor = tensor[:, :, None, None] if tensor.dim() == 2 else tensor
-        found[name.replace("conv_shortcut", "nin_shortcut")] = tensor
-    return found
+        renamed[name.replace("conv_shortcut", "nin_shortcut")] = tensor
+    return renamed
 
 
 def clip(module: Any) -> Tensors:
-    """A CLIP text model as OpenAI's checkpoints have it."""
+    """A CLIP text model with the names of OpenAI's checkpoints."""
     return {
         name if name.startswith("text_") else f"text_model.{name}": tensor
         for name, tensor in module.state_dict().items()
@@ -102,7 +102,7 @@ def clip(module: Any) -> Tensors:
 
 
 def open_clip(module: Any) -> Tensors:
-    """A CLIP text model with projection under OpenCLIP's names."""
+    """A CLIP text model with projection, with OpenCLIP's names."""
     tensors = {name.removeprefix("text_model."): t for name, t in module.state_dict().items()}
     places = {
         "embeddings.position_embedding.weight": "positional_embedding",
@@ -110,16 +110,16 @@ def open_clip(module: Any) -> Tensors:
         "final_layer_norm": "ln_final",
         "encoder.layers": "transformer.resblocks",
     }
-    found = {"text_projection": tensors.pop("text_projection.weight").T.contiguous()}
+    renamed = {"text_projection": tensors.pop("text_projection.weight").T.contiguous()}
     for name, tensor in _placed(tensors, places).items():
         name = _replaced(name, {"layer_norm1": "ln_1", "layer_norm2": "ln_2"})
         name = _replaced(name, {"fc1": "c_fc", "fc2": "c_proj", "self_attn": "attn"})
-        found[name] = tensor
-    return _fused(found, ("q_proj", "k_proj", "v_proj"), "in_proj", joint="_")
+        renamed[name] = tensor
+    return _fused(renamed, ("q_proj", "k_proj", "v_proj"), "in_proj", joint="_")
 
 
 def sd3(module: Any) -> Tensors:
-    """Stable Diffusion 3's transformer under Stability's names."""
+    """Stable Diffusion 3's transformer with Stability's names."""
     places = {
         "pos_embed.proj": "x_embedder.proj",
         "pos_embed.pos_embed": "pos_embed",
@@ -147,19 +147,19 @@ def sd3(module: Any) -> Tensors:
         "attn.add_": "context_block.attn.add_",
     }
     last = f"joint_blocks.{module.config.num_layers - 1}.context_block.adaLN_modulation.1"
-    found = {}
+    renamed = {}
     for name, tensor in _placed(module.state_dict(), places).items():
         name = name.replace("transformer_blocks", "joint_blocks")
         word = next((w for w in words if f".{w}" in name and "joint_blocks" in name), None)
         name = name if word is None else name.replace(word, words[word], 1)
         is_last = name.startswith((last, "final_layer.adaLN_modulation"))
-        found[name] = _swapped(tensor) if is_last else tensor
-    found = _fused(found, ("to_q", "to_k", "to_v"), "qkv")
-    return _fused(found, ("add_q_proj", "add_k_proj", "add_v_proj"), "qkv")
+        renamed[name] = _swapped(tensor) if is_last else tensor
+    renamed = _fused(renamed, ("to_q", "to_k", "to_v"), "qkv")
+    return _fused(renamed, ("add_q_proj", "add_k_proj", "add_v_proj"), "qkv")
 
 
 def flux2(module: Any) -> Tensors:
-    """FLUX.2's transformer under Black Forest Labs' names."""
+    """FLUX.2's transformer with Black Forest Labs' names."""
     places = {
         "x_embedder": "img_in",
         "context_embedder": "txt_in",
@@ -191,7 +191,7 @@ def flux2(module: Any) -> Tensors:
         "attn.norm_q.weight": "norm.query_norm.scale",
         "attn.norm_k.weight": "norm.key_norm.scale",
     }
-    found = {}
+    renamed = {}
     for name, tensor in _placed(module.state_dict(), places).items():
         is_single = name.startswith("single_transformer_blocks")
         words = single if is_single else double if name.startswith("transformer_blocks") else {}
@@ -200,24 +200,24 @@ def flux2(module: Any) -> Tensors:
         name = name.replace("single_transformer_blocks", "single_blocks")
         name = name.replace("transformer_blocks", "double_blocks")
         is_swapped = name.startswith("final_layer.adaLN_modulation")
-        found[name] = _swapped(tensor) if is_swapped else tensor
-    found = _fused(found, ("to_q", "to_k", "to_v"), "qkv")
-    return _fused(found, ("add_q_proj", "add_k_proj", "add_v_proj"), "qkv")
+        renamed[name] = _swapped(tensor) if is_swapped else tensor
+    renamed = _fused(renamed, ("to_q", "to_k", "to_v"), "qkv")
+    return _fused(renamed, ("add_q_proj", "add_k_proj", "add_v_proj"), "qkv")
 
 
 def z_image(module: Any) -> Tensors:
-    """Z-Image's transformer under Tongyi's names."""
+    """Z-Image's transformer with Tongyi's names."""
     places = {"all_final_layer.2-1": "final_layer", "all_x_embedder.2-1": "x_embedder"}
     words = {".attention.to_out.0.": ".attention.out.", "norm_k": "k_norm", "norm_q": "q_norm"}
-    found = {
+    renamed = {
         _replaced(name, words) if ".attention." in name else name: tensor
         for name, tensor in _placed(module.state_dict(), places).items()
     }
-    return _fused(found, ("to_q", "to_k", "to_v"), "qkv")
+    return _fused(renamed, ("to_q", "to_k", "to_v"), "qkv")
 
 
 def plain(module: Any) -> Tensors:
-    """Under diffusers' own names, as Qwen-Image's files have them."""
+    """diffusers' own names, as in Qwen-Image's files."""
     return dict(module.state_dict())
 
 
@@ -229,25 +229,25 @@ DENOISER = "model.diffusion_model."
 
 
 def checkpoint_of(name: str, pipe: Any) -> Tensors:
-    """All tensors of the family's usual single file."""
+    """All tensors in the family's usual single file."""
     if name in ("SD15", "SDXL"):
-        found = prefixed(DENOISER, unet(pipe.unet))
-        found |= prefixed("first_stage_model.", vae(pipe.vae))
+        tensors = prefixed(DENOISER, unet(pipe.unet))
+        tensors |= prefixed("first_stage_model.", vae(pipe.vae))
         if name == "SD15":
-            return found | prefixed("cond_stage_model.transformer.", clip(pipe.text_encoder))
-        found |= prefixed("conditioner.embedders.0.transformer.", clip(pipe.text_encoder))
-        return found | prefixed("conditioner.embedders.1.model.", open_clip(pipe.text_encoder_2))
+            return tensors | prefixed("cond_stage_model.transformer.", clip(pipe.text_encoder))
+        tensors |= prefixed("conditioner.embedders.0.transformer.", clip(pipe.text_encoder))
+        return tensors | prefixed("conditioner.embedders.1.model.", open_clip(pipe.text_encoder_2))
     if name == "SD3":
-        found = prefixed(DENOISER, sd3(pipe.transformer))
-        found |= prefixed("first_stage_model.", vae(pipe.vae))
+        tensors = prefixed(DENOISER, sd3(pipe.transformer))
+        tensors |= prefixed("first_stage_model.", vae(pipe.vae))
         t5 = pipe.text_encoder_3.state_dict()
-        return found | prefixed("text_encoders.t5xxl.transformer.", t5)
+        return tensors | prefixed("text_encoders.t5xxl.transformer.", t5)
     makers = {"Flux2Klein": flux2, "ZImage": z_image}
     return makers.get(name, plain)(pipe.transformer)
 
 
 def save_single(name: str, folder: Path, target: Path) -> Path:
-    """The tiny pipeline in `folder` as one safetensors file."""
+    """Save the tiny pipeline in `folder` as one safetensors file."""
     tensors = checkpoint_of(name, DiffusionPipeline.from_pretrained(folder))
     target.parent.mkdir(parents=True, exist_ok=True)
     save_file({key: tensor.clone().contiguous() for key, tensor in tensors.items()}, target)
@@ -255,7 +255,7 @@ def save_single(name: str, folder: Path, target: Path) -> Path:
 
 
 def without_weights(folder: Path, target: Path, names: Iterable[str]) -> Path:
-    """A copy of a diffusers folder in which the components have configs only."""
+    """Copy a diffusers folder with only the configs of these components."""
     shutil.copytree(folder, target)
     for name in names:
         for path in (target / name).glob("*.safetensors*"):
@@ -271,9 +271,9 @@ def save_gguf(
     *,
     everything: bool = False,
 ) -> Path:
-    """A GGUF in which weights of linear layers are of that kind, where their rows have room.
+    """Save a GGUF with linear layers' weights in this format, if their rows are long enough.
 
-    With `everything`, biases and norms too.
+    With `everything`, biases and norms are quantized too.
     """
     quantized = gguf.GGMLQuantizationType[kind]
     block = gguf.GGML_QUANT_SIZES[quantized][0]
@@ -294,24 +294,24 @@ def save_gguf(
 
 
 def dequantized(path: Path) -> Tensors:
-    """The tensors of a GGUF as floating point numbers, as diffusers computes with them."""
-    found = {}
+    """A GGUF's tensors dequantized to floating point, as diffusers computes with them."""
+    dense = {}
     for entry in gguf.GGUFReader(path).tensors:
         data = torch.from_numpy(entry.data.copy())
         kind = entry.tensor_type
         if kind not in (gguf.GGMLQuantizationType.F32, gguf.GGMLQuantizationType.F16):
             data = dequantize_gguf_tensor(GGUFParameter(data, quant_type=kind))
-        found[entry.name] = data.float()
-    return found
+        dense[entry.name] = data.float()
+    return dense
 
 
 def _placed(tensors: Mapping[str, torch.Tensor], places: Mapping[str, str]) -> Tensors:
-    """Renamed by the longest prefix that a place has."""
-    found = {}
+    """Rename tensors by their longest known prefix."""
+    renamed = {}
     for name, tensor in tensors.items():
         at = max((p for p in places if name == p or name.startswith(f"{p}.")), key=len, default="")
-        found[f"{places[at]}{name.removeprefix(at)}" if at else name] = tensor
-    return found
+        renamed[f"{places[at]}{name.removeprefix(at)}" if at else name] = tensor
+    return renamed
 
 
 def _replaced(name: str, words: Mapping[str, str]) -> str:
@@ -326,13 +326,13 @@ def _swapped(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _fused(tensors: Tensors, names: tuple[str, ...], fused: str, joint: str = ".") -> Tensors:
-    """Three projections as one, as the original files have them."""
-    found = {}
+    """Fuse three projections into one, as in the original files."""
+    renamed = {}
     for name, tensor in tensors.items():
         word = next((word for word in names if f".{word}." in name), None)
         if word is None:
-            found[name] = tensor
+            renamed[name] = tensor
         elif word == names[0]:
-            three = [tensors[name.replace(f".{word}.", f".{each}.")] for each in names]
-            found[name.replace(f".{word}.", f".{fused}{joint}")] = torch.cat(three)
-    return found
+            three = [tensors[name.replace(f".{word}.", f".{part}.")] for part in names]
+            renamed[name.replace(f".{word}.", f".{fused}{joint}")] = torch.cat(three)
+    return renamed

@@ -1,4 +1,4 @@
-"""Tiny pipelines of Flux and of the models that came from it."""
+"""Tiny pipelines of Flux and models derived from it."""
 
 from typing import Any
 
@@ -116,7 +116,7 @@ def flux2_klein() -> Any:
     return d.Flux2KleinPipeline(
         scheduler=flow_shifted(),
         vae=_flux2_vae(),
-        # 28 layers, since the prompt is read at layers 9, 18 and 27.
+        # 28 layers, because the prompt is read at layers 9, 18 and 27.
         text_encoder=qwen3(t.Qwen3ForCausalLM, layers=28),
         tokenizer=chat_tokenizer(),
         transformer=_flux2_transformer(guidance_embeds=False),

@@ -1,4 +1,4 @@
-"""The parts that tiny pipelines are made of: tokenizers over single bytes, text encoders, VAEs."""
+"""Components of tiny pipelines: tokenizers of single bytes, text encoders, VAEs."""
 
 from typing import Any
 
@@ -47,7 +47,7 @@ def chat_tokenizer() -> Any:
 
 
 def mistral_tokenizer() -> Any:
-    """Puts its <s> in front of a text, as the one of FLUX.2-dev does; and so does its template."""
+    """Adds <s> before a text, like FLUX.2-dev's tokenizer and template."""
     tokens = ["<s>", "</s>", "<pad>", *MISTRAL_TOKENS, *BYTES]
     tokenizer = Tokenizer(BPE({token: index for index, token in enumerate(tokens)}, []))
     tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)

@@ -1,4 +1,4 @@
-"""Tiny pipelines that no family steps: they are called whole."""
+"""Tiny pipelines without a step-level family: they run as whole calls."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from tests.pipelines.tiny_parts import WIDTH, t5_tokenizer, vae
 
 
 def cogview4() -> Any:
-    """Pads prompts to the longest, to the left and without a mask."""
+    """Pads prompts on the left to the longest, without a mask."""
     torch.manual_seed(0)
     tokenizer = t5_tokenizer()
     tokenizer.padding_side = "left"

@@ -1,4 +1,4 @@
-"""A whole service over a real queue server and real files; a worker is imitated by hand."""
+"""A whole service with a real queue server and real files, and a hand-driven worker."""
 
 import hashlib
 import io
@@ -35,7 +35,7 @@ _numbers = count()
 
 @dataclass
 class HandWorker:
-    """A worker that does what a test says, through the store's own methods."""
+    """A worker that tests drive step by step, through the store's own methods."""
 
     store: Store
     images: LocalImages
@@ -57,7 +57,7 @@ class HandWorker:
         return leases
 
     def finish(self, lease: Lease, data: bytes | None = None) -> bytes:
-        """Deliver a picture for the lease; its bytes are returned."""
+        """Deliver an image for the lease and return its bytes."""
         data = data or picture(lease.request.width, lease.request.height, lease.index)
         uri = self.images.write(lease.job_id, lease.index, lease.token, data, ".png")
         digest = hashlib.sha256(data).hexdigest()
@@ -90,16 +90,16 @@ class Deployment:
     pool: str = ""
 
     def submit(self, *prompts: object, **fields: object) -> dict:
-        """The job that a POST of these prompts answers with."""
+        """Submit these prompts and return the job."""
         body = {"model": "demo", "prompts": list(prompts) or ["a red circle"], **fields}
-        answer = self.client.post("/v1/jobs", json=body)
-        assert answer.status_code == 202, answer.text
-        return answer.json()
+        response = self.client.post("/v1/jobs", json=body)
+        assert response.status_code == 202, response.text
+        return response.json()
 
     def job(self, job_id: str) -> dict:
-        answer = self.client.get(f"/v1/jobs/{job_id}")
-        assert answer.status_code == 200, answer.text
-        return answer.json()
+        response = self.client.get(f"/v1/jobs/{job_id}")
+        assert response.status_code == 200, response.text
+        return response.json()
 
 
 def picture(width: int = 64, height: int = 64, shade: int = 0) -> bytes:
@@ -109,25 +109,25 @@ def picture(width: int = 64, height: int = 64, shade: int = 0) -> bytes:
     return buffer.getvalue()
 
 
-def pointers(answer: object) -> list[str]:
-    """The bad fields that a problem document names."""
-    return [one["pointer"] for one in answer.json()["errors"]]
+def pointers(response: object) -> list[str]:
+    """The invalid fields in a problem document."""
+    return [problem["pointer"] for problem in response.json()["errors"]]
 
 
 @contextmanager
 def working(
-    mill: Deployment, deliver: Callable[[Lease], object] | None = None, model: str = "demo"
+    deployment: Deployment, deliver: Callable[[Lease], object] | None = None, model: str = "demo"
 ) -> Iterator[list[Lease]]:
-    """A worker that runs beside; what it claimed is in the list."""
+    """Run a worker in the background; yields the list of its leases."""
     leases: list[Lease] = []
     stop = threading.Event()
 
     def work() -> None:
         while not stop.is_set():
-            mill.store.wait(model, 0.1)
-            for lease in mill.worker.claim(4, model):
+            deployment.store.wait(model, 0.1)
+            for lease in deployment.worker.claim(4, model):
                 leases.append(lease)
-                (deliver or mill.worker.finish)(lease)
+                (deliver or deployment.worker.finish)(lease)
 
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(work)
@@ -140,15 +140,15 @@ def working(
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
-    with EmbeddedServer.ensure(tmp_path_factory.mktemp("queue")) as found:
-        yield found
+    with EmbeddedServer.ensure(tmp_path_factory.mktemp("queue")) as embedded:
+        yield embedded
 
 
 @contextmanager
 def deployed(
     url: str, folder: Path, *, start: bool = True, catalog: Catalog = CATALOG, **settings: object
 ) -> Iterator[Deployment]:
-    """A service with a pool of its own; `start` False leaves its lifespan to a server."""
+    """A service with its own pool; with `start` False, a server runs its lifespan."""
     pool = str(settings.pop("pool", f"test{next(_numbers)}-{folder.name}"[:60]))
     store = Store.connect(url, pool=pool)
     images = LocalImages(folder / "images")
@@ -160,14 +160,16 @@ def deployed(
 
 
 @pytest.fixture(scope="module")
-def mill(server: EmbeddedServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    """One service for a module's tests; each test makes jobs of its own."""
-    with deployed(server.url, tmp_path_factory.mktemp("mill")) as found:
-        yield found
+def deployment(
+    server: EmbeddedServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Deployment]:
+    """One service for a module's tests; each test has its own jobs."""
+    with deployed(server.url, tmp_path_factory.mktemp("deployment")) as service:
+        yield service
 
 
 @pytest.fixture
 def fresh(server: EmbeddedServer, tmp_path: Path) -> Iterator[Deployment]:
     """A service with an empty queue and small limits, for one test."""
-    with deployed(server.url, tmp_path, max_unfinished=20, max_body_bytes=20_000) as found:
-        yield found
+    with deployed(server.url, tmp_path, max_unfinished=20, max_body_bytes=20_000) as service:
+        yield service

@@ -1,4 +1,4 @@
-"""A service that listens on a real port, for streams and for clients that bring their own HTTP."""
+"""A service that listens on a real port, for streams and for real HTTP clients."""
 
 import json
 import threading
@@ -14,7 +14,7 @@ from tests.waiting import PATIENCE, wait_until
 
 @contextmanager
 def leaving(address: str, path: str, body: dict[str, object], **headers: str) -> Iterator[None]:
-    """A caller who posts `body` to the service at `address`, and hangs up without the answer."""
+    """A caller who posts `body` to `address`, and disconnects without reading the response."""
     connection = HTTPConnection(address.removeprefix("http://"), timeout=PATIENCE)
     headers = {"Content-Type": "application/json", **headers}
     connection.request("POST", path, json.dumps(body), headers)
@@ -24,7 +24,7 @@ def leaving(address: str, path: str, body: dict[str, object], **headers: str) ->
 
 @contextmanager
 def listening(app: FastAPI) -> Iterator[str]:
-    """The address of `app`, served on a thread until the context ends."""
+    """Serve `app` on a thread until the context exits; yields its address."""
     config = uvicorn.Config(app, port=0, log_level="warning", timeout_graceful_shutdown=2)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)

@@ -1,9 +1,9 @@
-"""A worker on a device that takes the same time for every forward pass, by its own clock.
+"""A worker on a fake device on which every forward pass takes the same time, by its own clock.
 
-Takes the arguments of `python -m workers`. The clock moves with forward passes alone, so a machine
-that is busy with other things changes no measurement. For a prompt whose first word is NAME, the
-worker makes as many steps, of all samples together, as the data folder's file NAME.allowed says;
-then it touches NAME.waiting and waits until the file allows more.
+Takes the arguments of `python -m workers`. The clock only advances with forward passes, so a busy
+machine doesn't affect any measurement. For prompts that start with the word NAME, the worker runs
+as many steps, over all samples, as the data folder's file NAME.allowed says. Then it touches
+NAME.waiting and waits until the file allows more.
 """
 
 import os
@@ -25,7 +25,7 @@ LARGEST_BATCH = 8
 
 
 class Metered(FakePipeline):
-    """As an accelerator is: up to eight samples take the time of one."""
+    """Like an accelerator: up to eight samples take the time of one."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(PASS_SECONDS, largest_batch=LARGEST_BATCH, sleep=self._pass_time)

@@ -1,7 +1,6 @@
-"""What a request that fits the document may still be refused for, since no schema can say it.
+"""Why a request may be refused although it matches the document: rules that no schema can express.
 
-Schemathesis loads this beside its checks. A refusal that is not listed here is a fault of the
-document.
+Schemathesis loads this module. A refusal that isn't listed here is an error in the document.
 """
 
 import re
@@ -12,18 +11,18 @@ from schemathesis.core.failures import Failure
 from schemathesis.openapi.checks import RejectedPositiveData
 
 REASONS = (
-    # JSON Schema takes 8.0 for an integer, this service does not
+    # JSON Schema accepts 8.0 as an integer, this service doesn't
     r"Input should be a valid integer",
-    # Schemathesis takes a plain 0 for a text of this header's declared pattern
-    r"Last-Event-ID must be the id of a frame",
-    # which ids are in a list is known to the service only
-    r"must be an id of the list",
-    # what else the same key came with is known to the service only
-    r"this Idempotency-Key came before with another body",
-    # that a text is a picture takes a reader of pictures
-    r"must be (base64|a picture)",
-    # a model's own limits are in the catalog, which each deployment has of its own
-    r"a job of \w+ has at most \d+",
+    # Schemathesis thinks that a plain 0 matches this header's pattern
+    r"Last-Event-ID must be the id of an event",
+    # only the service knows which ids are in a list
+    r"must be an id from the list",
+    # only the service knows other requests with the same key
+    r"this Idempotency-Key was already used with a different body",
+    # a schema can't tell whether a string is an image
+    r"must be (base64|a PNG, JPEG or WebP image)",
+    # a model's own limits are in the deployment's catalog
+    r"a job of \w+ can have at most \d+",
     r"(width|height) must be a multiple of \d+",
     r"width and height make \d+x\d+, more than \d+ pixels",
     r"(steps|guidance_scale) must be between \d+ and \d+",

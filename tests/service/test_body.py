@@ -1,4 +1,4 @@
-"""Reading a body: no more of it than is allowed, whatever its header says."""
+"""Reading a body: never more than the limit, whatever its headers say."""
 
 import anyio
 import pytest
@@ -9,7 +9,7 @@ from service.http.errors import BodyTooLarge, MalformedBody
 
 
 def request(*chunks: bytes, **headers: str) -> tuple[Request, list[bytes]]:
-    """A JSON request that streams these chunks, and the list of those that were read."""
+    """A JSON request that streams these chunks, and the list of chunks read so far."""
     read: list[bytes] = []
     left = list(chunks)
 
@@ -19,33 +19,33 @@ def request(*chunks: bytes, **headers: str) -> tuple[Request, list[bytes]]:
         read.append(left.pop(0))
         return {"type": "http.request", "body": read[-1], "more_body": bool(left)}
 
-    given = {"content-type": "application/json", **headers}
-    raw = [(name.encode(), value.encode()) for name, value in given.items()]
+    headers_ = {"content-type": "application/json", **headers}
+    raw = [(name.encode(), value.encode()) for name, value in headers_.items()]
     return Request({"type": "http", "method": "POST", "headers": raw}, receive), read
 
 
-def test_a_body_of_the_largest_size_is_read() -> None:
-    found, read = request(b"12", b"34", b"5")
-    assert anyio.run(read_bytes, found, 5) == b"12345"
+def test_body_of_exactly_the_limit_is_read() -> None:
+    body, read = request(b"12", b"34", b"5")
+    assert anyio.run(read_bytes, body, 5) == b"12345"
     assert len(read) == 3
 
 
-def test_reading_ends_where_the_limit_is_passed() -> None:
-    found, read = request(*[b"x" * 10] * 1000)
+def test_reading_stops_at_the_limit() -> None:
+    body, read = request(*[b"x" * 10] * 1000)
     with pytest.raises(BodyTooLarge):
-        anyio.run(read_bytes, found, 25)
+        anyio.run(read_bytes, body, 25)
     assert len(read) == 3
 
 
 @pytest.mark.parametrize("length", ["26", "9" * 30])
-def test_a_length_that_is_too_large_is_believed(length: str) -> None:
-    found, read = request(b"x", **{"content-length": length})
+def test_too_large_content_length_is_refused_without_reading(length: str) -> None:
+    body, read = request(b"x", **{"content-length": length})
     with pytest.raises(BodyTooLarge):
-        anyio.run(read_bytes, found, 25)
+        anyio.run(read_bytes, body, 25)
     assert read == []
 
 
-def test_a_body_that_breaks_off_is_malformed() -> None:
+def test_truncated_body_is_malformed() -> None:
     async def receive() -> dict:
         return {"type": "http.disconnect"}
 
@@ -58,5 +58,5 @@ def test_a_body_that_breaks_off_is_malformed() -> None:
 @pytest.mark.parametrize(
     ("raw", "value"), [(b"[1, 2.5]", [1, 2.5]), (b'{"a": {"a": null}}', {"a": {"a": None}})]
 )
-def test_json_is_read(raw: bytes, value: object) -> None:
+def test_valid_json_is_parsed(raw: bytes, value: object) -> None:
     assert parse(raw) == value

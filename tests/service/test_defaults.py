@@ -1,4 +1,4 @@
-"""A model's own defaults, as a worker publishes them in its card, and what they do over HTTP."""
+"""A model's own defaults, as published in its card, and their effect over HTTP."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,61 +15,67 @@ STEPS = Model("steps", "owner/turbo", defaults=Defaults(steps=6), unset=("width"
 
 
 @pytest.fixture
-def open_mill(server: EmbeddedServer, tmp_path: Path) -> Iterator[Deployment]:
-    """A service whose entries leave defaults to the model."""
+def open_deployment(server: EmbeddedServer, tmp_path: Path) -> Iterator[Deployment]:
+    """A service whose catalog entries leave defaults to the model."""
     catalog = Catalog({model.name: model for model in (TURBO, STEPS)})
-    with deployed(server.url, tmp_path, catalog=catalog) as found:
-        yield found
+    with deployed(server.url, tmp_path, catalog=catalog) as service:
+        yield service
 
 
-def publish(mill: Deployment, model: str, source: str = "owner/turbo", **more: object) -> None:
-    mill.store.publish_card(model, {"source": source, "defaults": OWN, **more})
+def publish(
+    deployment: Deployment, model: str, source: str = "owner/turbo", **more: object
+) -> None:
+    deployment.store.publish_card(model, {"source": source, "defaults": OWN, **more})
 
 
-def test_nothing_is_queued_while_a_needed_default_is_unknown(open_mill: Deployment) -> None:
+def test_nothing_is_queued_while_a_required_default_is_unknown(open_deployment: Deployment) -> None:
     body = {"model": "turbo", "prompts": ["a", {"prompt": "b", "steps": 3}], "width": 48}
-    answer = open_mill.client.post("/v1/jobs", json=body)
-    assert answer.status_code == 503
-    assert answer.json()["type"] == "urn:imagemill:problem:not-ready"
-    assert "default height, steps, guidance_scale isn't known" in answer.json()["detail"]
-    assert answer.headers["Retry-After"]
-    assert open_mill.client.get("/v1/jobs").json()["data"] == []
+    response = open_deployment.client.post("/v1/jobs", json=body)
+    assert response.status_code == 503
+    assert response.json()["type"] == "urn:imagemill:problem:not-ready"
+    assert "default height, steps, guidance_scale isn't known" in response.json()["detail"]
+    assert response.headers["Retry-After"]
+    assert open_deployment.client.get("/v1/jobs").json()["data"] == []
     image = {"model": "turbo", "prompt": "a"}
-    refused = open_mill.client.post("/v1/images/generations", json=image)
+    refused = open_deployment.client.post("/v1/images/generations", json=image)
     assert (refused.status_code, refused.json()["error"]["code"]) == (503, "not_ready")
 
 
-def test_a_request_that_sets_everything_needs_no_defaults(open_mill: Deployment) -> None:
-    [image] = open_mill.submit("a", **{**OWN, "model": "turbo"})["images"]
+def test_request_with_all_fields_needs_no_defaults(open_deployment: Deployment) -> None:
+    [image] = open_deployment.submit("a", **{**OWN, "model": "turbo"})["images"]
     assert {name: image[name] for name in OWN} == OWN
 
 
-def test_what_a_worker_published_fills_what_the_entry_leaves_open(open_mill: Deployment) -> None:
+def test_published_defaults_fill_missing_ones(
+    open_deployment: Deployment,
+) -> None:
     for model, steps, scale in (("turbo", 4, 0.0), ("steps", 6, 3.5)):
-        publish(open_mill, model)
-        [image] = open_mill.submit("a", model=model)["images"]
-        shown = open_mill.client.get(f"/v1/models/{model}").json()["defaults"]
+        publish(open_deployment, model)
+        [image] = open_deployment.submit("a", model=model)["images"]
+        defaults = open_deployment.client.get(f"/v1/models/{model}").json()["defaults"]
         expected = {**OWN, "steps": steps, "guidance_scale": scale}
         assert {name: image[name] for name in OWN} == expected
-        assert shown == {**expected, "negative_prompt": None}
+        assert defaults == {**expected, "negative_prompt": None}
 
 
-def test_the_defaults_of_other_weights_are_not_used(open_mill: Deployment) -> None:
-    publish(open_mill, "turbo", source="owner/before")
+def test_defaults_of_other_weights_are_ignored(open_deployment: Deployment) -> None:
+    publish(open_deployment, "turbo", source="owner/before")
     body = {"model": "turbo", "prompts": ["a"]}
-    assert open_mill.client.post("/v1/jobs", json=body).status_code == 503
-    shown = open_mill.client.get("/v1/models").json()["data"][0]["defaults"]
-    assert shown == {**dict.fromkeys(OWN), "negative_prompt": None}
+    assert open_deployment.client.post("/v1/jobs", json=body).status_code == 503
+    defaults = open_deployment.client.get("/v1/models").json()["data"][0]["defaults"]
+    assert defaults == {**dict.fromkeys(OWN), "negative_prompt": None}
 
 
-def test_a_negative_prompt_is_judged_by_the_models_own_guidance(open_mill: Deployment) -> None:
-    publish(open_mill, "turbo", guidance="classifier-free")
-    [warning] = open_mill.submit("a", model="turbo", negative_prompt="blur")["warnings"]
+def test_negative_prompt_warning_uses_published_guidance(
+    open_deployment: Deployment,
+) -> None:
+    publish(open_deployment, "turbo", guidance="classifier-free")
+    [warning] = open_deployment.submit("a", model="turbo", negative_prompt="blur")["warnings"]
     assert "no effect without a guidance_scale above 1: /prompts/0" in warning
 
 
-def test_a_default_outside_the_cards_grid_is_named(open_mill: Deployment) -> None:
-    publish(open_mill, "turbo", multiple=64)
-    answer = open_mill.client.post("/v1/jobs", json={"model": "turbo", "prompts": ["a"]})
-    assert answer.status_code == 422
-    assert answer.json()["errors"][0]["detail"] == "height must be a multiple of 64"
+def test_default_off_the_grid_is_reported(open_deployment: Deployment) -> None:
+    publish(open_deployment, "turbo", multiple=64)
+    response = open_deployment.client.post("/v1/jobs", json={"model": "turbo", "prompts": ["a"]})
+    assert response.status_code == 422
+    assert response.json()["errors"][0]["detail"] == "height must be a multiple of 64"

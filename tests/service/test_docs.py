@@ -1,4 +1,4 @@
-"""The documentation page: whole without any other address, under its own strict policy."""
+"""The documentation page: complete without other hosts, under a strict policy."""
 
 import re
 from pathlib import Path
@@ -13,15 +13,13 @@ from tests.service.live import listening
 from tests.waiting import PATIENCE
 
 
-def test_it_shows_and_tries_every_route_without_leaving_the_server(
-    server: EmbeddedServer, tmp_path: Path
-) -> None:
+def test_docs_show_every_route_without_other_hosts(server: EmbeddedServer, tmp_path: Path) -> None:
     path = chromium()
     complaints: list[str] = []
-    strangers: list[str] = []
+    foreign: list[str] = []
     with (
-        deployed(server.url, tmp_path, start=False) as found,
-        listening(found.client.app) as url,
+        deployed(server.url, tmp_path, start=False) as service,
+        listening(service.client.app) as url,
         sync_playwright() as playwright,
     ):
         browser = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
@@ -32,42 +30,42 @@ def test_it_shows_and_tries_every_route_without_leaving_the_server(
         page.on("requestfailed", lambda request: complaints.append(request.url))
         page.on(
             "request",
-            lambda one: None if one.url.startswith((url, "data:")) else strangers.append(one.url),
+            lambda sent: None if sent.url.startswith((url, "data:")) else foreign.append(sent.url),
         )
         page.goto(f"{url}/docs")
         page.locator(".opblock").first.wait_for()
-        operations = sum(map(len, found.client.app.openapi()["paths"].values()))
+        operations = sum(map(len, service.client.app.openapi()["paths"].values()))
         assert page.locator(".opblock").count() == operations
         submit = page.locator("#operations-jobs-submit_job_v1_jobs_post")
         submit.locator(".opblock-summary-control").click()
         submit.locator(".try-out__btn").click()
         submit.locator(".execute").click()
-        answer = submit.locator(".live-responses-table .response-col_status")
-        answer.first.wait_for()
-        assert "202" in " ".join(answer.all_inner_texts())
+        response = submit.locator(".live-responses-table .response-col_status")
+        response.first.wait_for()
+        assert "202" in " ".join(response.all_inner_texts())
         ARTIFACTS.mkdir(exist_ok=True)
         page.screenshot(path=ARTIFACTS / "docs.png")
         browser.close()
-    assert (complaints, strangers) == ([], [])
+    assert (complaints, foreign) == ([], [])
 
 
-def test_the_page_names_no_other_address_and_says_so(mill: Deployment) -> None:
-    answer = mill.client.get("/docs")
-    assert answer.headers["content-type"] == "text/html; charset=utf-8"
-    policy = answer.headers["content-security-policy"]
+def test_page_refers_to_no_other_host(deployment: Deployment) -> None:
+    response = deployment.client.get("/docs")
+    assert response.headers["content-type"] == "text/html; charset=utf-8"
+    policy = response.headers["content-security-policy"]
     assert "default-src 'none'" in policy and "unsafe" not in policy and "http" not in policy
-    for name in re.findall(r'(?:src|href)="([^"]+)"', answer.text):
+    for name in re.findall(r'(?:src|href)="([^"]+)"', response.text):
         assert "//" not in name
-        assert mill.client.get(f"/{name}").status_code == 200
+        assert deployment.client.get(f"/{name}").status_code == 200
 
 
-def test_what_the_browser_has_is_not_sent_again(mill: Deployment) -> None:
+def test_cached_files_are_304(deployment: Deployment) -> None:
     for path in ("/docs", "/docs/swagger-ui-bundle.js"):
-        tag = mill.client.get(path).headers["etag"]
-        answer = mill.client.get(path, headers={"If-None-Match": tag})
-        assert (answer.status_code, answer.content) == (304, b"")
+        tag = deployment.client.get(path).headers["etag"]
+        response = deployment.client.get(path, headers={"If-None-Match": tag})
+        assert (response.status_code, response.content) == (304, b"")
 
 
 @pytest.mark.parametrize("path", ["/redoc", "/docs/", "/docs/x.js", "/docs/..%2Fcore.py"])
-def test_nothing_else_is_served(mill: Deployment, path: str) -> None:
-    assert mill.client.get(path).status_code == 404
+def test_other_paths_are_404(deployment: Deployment, path: str) -> None:
+    assert deployment.client.get(path).status_code == 404

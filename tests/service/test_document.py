@@ -1,7 +1,7 @@
-"""Schemathesis over the OpenAPI document: whatever it sends, the answers are as documented.
+"""Schemathesis on the OpenAPI document: all responses must be as documented.
 
-All of its checks run. What a request that fits the document may be refused for all the same is in
-`refusals.py`, each with its reason.
+All of its checks run. `refusals.py` lists why a request may be refused although it matches the
+document.
 """
 
 import os
@@ -16,16 +16,16 @@ from tests.service.live import listening
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = 12
-"""Requests per operation and mode, beside those that follow from the document."""
+"""Requests per operation and mode, in addition to those derived from the document."""
 
 
 def test_answers_are_as_documented(server: EmbeddedServer, tmp_path: Path) -> None:
     with ExitStack() as stack:
-        mill = stack.enter_context(deployed(server.url, tmp_path / "data", start=False))
-        address = stack.enter_context(listening(mill.client.app))
-        mill.store.register("w1", {"model": "demo", "state": "ready"}, 600)
+        deployment = stack.enter_context(deployed(server.url, tmp_path / "data", start=False))
+        address = stack.enter_context(listening(deployment.client.app))
+        deployment.store.register("w1", {"model": "demo", "state": "ready"}, 600)
         for model in ("demo", "distilled", "idle"):
-            stack.enter_context(working(mill, model=model))
+            stack.enter_context(working(deployment, model=model))
         done = subprocess.run(
             [
                 Path(sys.executable).with_name("schemathesis"),

@@ -1,4 +1,4 @@
-"""When a job will be done: tables, and what a queue and its workers make of it."""
+"""The ETA of a job, as tables of cases."""
 
 from dataclasses import replace
 
@@ -25,10 +25,10 @@ DONE = replace(WAITING, state=State.SUCCEEDED, step=8)
         ([800], Ahead(10, 10, 800), Speed(400), 4.0),
         ([800, 800], Ahead(0, 1), Speed(400), 4.0),
         ([800, 800], Ahead(0, 1), Speed(800, slots=2), 2.0),
-        # the third image has no neighbour, and takes as long as the first two together
+        # the third image runs alone, and takes as long as the first two together
         ([800] * 3, None, Speed(800, slots=2), 4.0),
         ([400, 800, 800], None, Speed(800, slots=2), 3.0),
-        # of what is held, twice what runs, the shortest goes first: the long one is last
+        # the shortest of the look-ahead goes first, so the long one is last
         ([800, *[100] * 7], None, Speed(200, slots=2), 11.0),
         ([100, 800, 100], None, Speed(100), 10.0),
         ([*[100] * 7, 800], None, Speed(200, slots=2), 11.0),
@@ -42,13 +42,13 @@ def test_eta(images: list[float], ahead: Ahead | None, speed: Speed, expected: o
     assert eta_seconds(Work(images), ahead, speed) == expected
 
 
-def test_what_workers_hold_of_a_job_is_not_counted_twice() -> None:
+def test_held_images_of_the_job_are_not_counted_twice() -> None:
     work = Work([400, 800], running=400)
     assert eta_seconds(work, None, Speed(400, held=400)) == 3.0
     assert eta_seconds(work, None, Speed(400, held=1200)) == 5.0
 
 
-def test_what_is_left_of_images() -> None:
+def test_work_of_images() -> None:
     assert work_of_images([DONE, WAITING, replace(HALF, index=2)]) == Work([400.0, 800.0], 400.0)
     assert work_of_images([DONE]) == Work([])
 
@@ -61,7 +61,7 @@ def test_what_is_left_of_images() -> None:
         (Counts(4, 0, 0, 3, 1, 0), 1.0, Work(())),
     ],
 )
-def test_what_is_left_by_counts(counts: Counts, progress: float, expected: Work) -> None:
+def test_work_of_counts(counts: Counts, progress: float, expected: Work) -> None:
     state = State.SUCCEEDED if counts.finished == counts.total else State.RUNNING
     job = Job(
         "j", "t", "demo", 5, state, counts, progress, 0, None, None, None, "1", steps=32, cost=800

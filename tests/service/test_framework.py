@@ -1,4 +1,4 @@
-"""What no route asked for: unknown paths, wrong methods, faults; and the OpenAPI document."""
+"""Requests outside the routes: unknown paths, wrong methods, internal errors; and OpenAPI."""
 
 import json
 
@@ -9,12 +9,12 @@ from service.http.errors import STATUS, as_openai, as_problem, failure_of
 from tests.service.conftest import Deployment
 
 
-def test_an_unknown_path_is_a_problem(mill: Deployment) -> None:
+def test_unknown_path_is_a_problem(deployment: Deployment) -> None:
     for path in ("/nope", "/v1/jobs/", "/v2", "/v1/jobs/x/y/z", "/%ff", "/\u00e4"):
-        answer = mill.client.get(path)
-        assert answer.status_code == 404
-        assert answer.headers["content-type"] == "application/problem+json"
-        assert answer.json()["status"] == 404
+        response = deployment.client.get(path)
+        assert response.status_code == 404
+        assert response.headers["content-type"] == "application/problem+json"
+        assert response.json()["status"] == 404
 
 
 @pytest.mark.parametrize(
@@ -28,51 +28,53 @@ def test_an_unknown_path_is_a_problem(mill: Deployment) -> None:
         ("BREW", "/v1/models", "GET, HEAD"),
     ],
 )
-def test_a_wrong_method_is_a_problem(
-    mill: Deployment, method: str, path: str, allowed: str
+def test_wrong_method_is_a_problem(
+    deployment: Deployment, method: str, path: str, allowed: str
 ) -> None:
-    answer = mill.client.request(method, path)
-    assert (answer.status_code, answer.headers["allow"]) == (405, allowed)
-    assert answer.headers["content-type"] == "application/problem+json"
+    response = deployment.client.request(method, path)
+    assert (response.status_code, response.headers["allow"]) == (405, allowed)
+    assert response.headers["content-type"] == "application/problem+json"
 
 
-def test_head_is_get_without_a_body(mill: Deployment) -> None:
-    mill.store.register("w1", {"model": "demo", "state": "ready"}, 60)
-    job = mill.submit("a")["urls"]["self"]
+def test_head_has_no_body(deployment: Deployment) -> None:
+    deployment.store.register("w1", {"model": "demo", "state": "ready"}, 60)
+    job = deployment.submit("a")["urls"]["self"]
     for path in ("/healthz", "/readyz", "/v1/models", job, "/v1/jobs/nope"):
-        got, asked = mill.client.get(path), mill.client.head(path)
-        assert (asked.status_code, asked.content) == (got.status_code, b""), path
-        assert asked.headers["content-length"] == str(len(got.content)), path
+        get, head = deployment.client.get(path), deployment.client.head(path)
+        assert (head.status_code, head.content) == (get.status_code, b""), path
+        assert head.headers["content-length"] == str(len(get.content)), path
 
 
-def test_a_fault_is_a_problem_and_tells_no_secrets(
-    mill: Deployment, monkeypatch: pytest.MonkeyPatch
+def test_internal_error_is_a_problem_without_details(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: object) -> None:
         raise RuntimeError("secret")
 
-    monkeypatch.setattr(mill.store, "workers", broken)
-    client = TestClient(mill.client.app, base_url="http://localhost", raise_server_exceptions=False)
-    answer = client.get("/v1/workers")
-    assert (answer.status_code, "secret" in answer.text) == (500, False)
-    assert answer.headers["content-type"] == "application/problem+json"
+    monkeypatch.setattr(deployment.store, "workers", broken)
+    client = TestClient(
+        deployment.client.app, base_url="http://localhost", raise_server_exceptions=False
+    )
+    response = client.get("/v1/workers")
+    assert (response.status_code, "secret" in response.text) == (500, False)
+    assert response.headers["content-type"] == "application/problem+json"
 
 
-def test_every_error_of_ours_has_a_status() -> None:
-    for error, (status, _) in STATUS.items():
-        made = error.__new__(error)
-        Exception.__init__(made, "why")
-        made.__dict__.update(problems=(), known=(), size=1, seconds=1)
-        answer = as_problem(failure_of(made))
-        assert answer.status_code == status
-        assert json.loads(bytes(answer.body))["detail"] == "why"
-        envelope = as_openai(failure_of(made))
+def test_every_error_class_has_a_status() -> None:
+    for cls, (status, _) in STATUS.items():
+        error = cls.__new__(cls)
+        Exception.__init__(error, "why")
+        error.__dict__.update(problems=(), known=(), size=1, seconds=1)
+        response = as_problem(failure_of(error))
+        assert response.status_code == status
+        assert json.loads(bytes(response.body))["detail"] == "why"
+        envelope = as_openai(failure_of(error))
         assert envelope.status_code == (400 if status == 422 else status)
         assert json.loads(bytes(envelope.body))["error"]["message"] == "why"
 
 
-def test_the_document_knows_every_route_and_problem(mill: Deployment) -> None:
-    document = mill.client.get("/openapi.json").json()
+def test_document_has_every_route_and_problem(deployment: Deployment) -> None:
+    document = deployment.client.get("/openapi.json").json()
     operations = {
         (method.upper(), path): operation
         for path, methods in document["paths"].items()
@@ -88,9 +90,9 @@ def test_the_document_knows_every_route_and_problem(mill: Deployment) -> None:
     assert "prompts" in document["components"]["schemas"]["SubmitJob"]["properties"]
     for operation in operations.values():
         form = "application/json" if operation["tags"] == ["openai"] else "application/problem+json"
-        for status, answer in operation["responses"].items():
+        for status, response in operation["responses"].items():
             if status >= "400":
-                assert list(answer["content"]) == [form]
+                assert list(response["content"]) == [form]
     references = set(find_references(document))
     assert references <= {
         f"#/components/schemas/{name}" for name in document["components"]["schemas"]

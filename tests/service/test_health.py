@@ -1,4 +1,4 @@
-"""Liveness, readiness and what Prometheus reads."""
+"""Liveness, readiness and metrics."""
 
 from pathlib import Path
 
@@ -13,66 +13,69 @@ from service.settings import ServiceSettings
 from tests.service.conftest import CATALOG, Deployment, HandWorker
 from tests.waiting import wait_until
 
-COUNTED_AS_MADE = ("imagemill_images_finished_total", "succeeded")
+SUCCEEDED = ("imagemill_images_finished_total", "succeeded")
 
 
 def samples(deployment: Deployment) -> dict[tuple[str, ...], float]:
-    """What /metrics says: (name, label values in order of label names) -> value."""
-    answer = deployment.client.get("/metrics")
-    assert answer.headers["content-type"].startswith("text/plain")
+    """The metrics: (name, label values in order of label names) -> value."""
+    response = deployment.client.get("/metrics")
+    assert response.headers["content-type"].startswith("text/plain")
     return {
         (sample.name, *(value for _, value in sorted(sample.labels.items()))): sample.value
-        for family in text_string_to_metric_families(answer.text)
+        for family in text_string_to_metric_families(response.text)
         for sample in family.samples
     }
 
 
-def test_the_process_is_alive(mill: Deployment) -> None:
-    assert mill.client.get("/healthz").json() == {"status": "ok"}
+def test_healthz_is_ok(deployment: Deployment) -> None:
+    assert deployment.client.get("/healthz").json() == {"status": "ok"}
 
 
-def test_the_front_door_leads_on(mill: Deployment) -> None:
-    assert 'href="docs"' in mill.client.get("/").text
-    assert mill.client.get("/docs").status_code == 200
+def test_root_serves_the_page(deployment: Deployment) -> None:
+    assert 'href="docs"' in deployment.client.get("/").text
+    assert deployment.client.get("/docs").status_code == 200
 
 
-def test_without_a_worker_it_is_not_ready(fresh: Deployment) -> None:
-    answer = fresh.client.get("/readyz")
-    assert (answer.status_code, "no worker is running" in answer.json()["detail"]) == (503, True)
-    assert "retry-after" in answer.headers
+def test_not_ready_without_a_worker(fresh: Deployment) -> None:
+    response = fresh.client.get("/readyz")
+    assert (response.status_code, "no worker is running" in response.json()["detail"]) == (
+        503,
+        True,
+    )
+    assert "retry-after" in response.headers
 
 
-def test_a_worker_that_could_not_load_says_which_file(fresh: Deployment) -> None:
+def test_readyz_reports_why_a_worker_failed(fresh: Deployment) -> None:
     error = "models.demo: vae/diffusion_pytorch_model.safetensors is missing"
     fresh.store.register("w1", {"model": "demo", "state": "failed", "error": error}, 60)
     fresh.store.register("w2", {"model": "other", "state": "ready"}, 60)
-    answer = fresh.client.get("/readyz")
-    assert (answer.status_code, error in answer.json()["detail"]) == (503, True)
+    response = fresh.client.get("/readyz")
+    assert (response.status_code, error in response.json()["detail"]) == (503, True)
 
 
-def test_with_a_ready_worker_it_is_ready(fresh: Deployment) -> None:
+def test_ready_with_a_ready_worker(fresh: Deployment) -> None:
     fresh.store.register("w1", {"model": "demo", "state": "ready"}, 60)
-    answer = fresh.client.get("/readyz")
-    assert answer.status_code == 200
-    assert answer.json() == {"status": "ready", "models": {"demo": 1, "distilled": 0, "idle": 0}}
+    response = fresh.client.get("/readyz")
+    assert response.status_code == 200
+    assert response.json() == {"status": "ready", "models": {"demo": 1, "distilled": 0, "idle": 0}}
 
 
-def test_metrics_tell_of_requests_queue_workers_and_images(fresh: Deployment) -> None:
+def test_metrics_of_requests_queue_workers_and_images(fresh: Deployment) -> None:
     fresh.store.register("w1", {"model": "demo", "state": "ready"}, 60)
     fresh.submit("a", n=3, priority=7)
     first, second = fresh.worker.claim(2)
     fresh.worker.finish(first)
     fresh.worker.fail(second)
     wait_until(lambda: samples(fresh).get(("imagemill_images_finished_total", "failed")) == 1)
-    found = samples(fresh)
-    assert found["imagemill_queue_up",] == 1
-    assert found["imagemill_queue_images", "demo", "7"] == 1
-    assert found["imagemill_workers", "demo", "ready"] == 1
-    assert found["imagemill_images_finished_total", "succeeded"] == 1
-    assert found["imagemill_http_requests_total", "POST", "/v1/jobs", "202"] == 1
+    metrics = samples(fresh)
+    assert metrics["imagemill_queue_up",] == 1
+    assert metrics["imagemill_queue_images", "demo", "7"] == 1
+    assert metrics["imagemill_workers", "demo", "ready"] == 1
+    assert metrics["imagemill_images_finished_total", "succeeded"] == 1
+    assert metrics["imagemill_http_requests_total", "POST", "/v1/jobs", "202"] == 1
 
 
-def test_metrics_tell_of_waits_losses_and_each_worker(fresh: Deployment) -> None:
+def test_metrics_of_waits_losses_and_each_worker(fresh: Deployment) -> None:
     info = {
         "model": "demo",
         "state": "ready",
@@ -90,13 +93,13 @@ def test_metrics_tell_of_waits_losses_and_each_worker(fresh: Deployment) -> None
     fresh.submit("a", "b")
     first, _ = fresh.worker.claim(2)
     fresh.store.fail(first, "no", again=True)
-    found = samples(fresh)
-    assert found["imagemill_wait_seconds_count", "demo"] == 2
-    assert found["imagemill_wait_seconds_bucket", "60", "demo"] == 2
-    assert found["imagemill_images_retried_total", "demo"] == 1
+    metrics = samples(fresh)
+    assert metrics["imagemill_wait_seconds_count", "demo"] == 2
+    assert metrics["imagemill_wait_seconds_bucket", "60", "demo"] == 2
+    assert metrics["imagemill_images_retried_total", "demo"] == 1
     of_worker = {
         (name.removeprefix("imagemill_"), *rest): value
-        for (name, *rest), value in found.items()
+        for (name, *rest), value in metrics.items()
         if rest and "w1" in rest
     }
     assert of_worker == {
@@ -117,7 +120,7 @@ def test_metrics_tell_of_waits_losses_and_each_worker(fresh: Deployment) -> None
     }
 
 
-def test_when_the_queue_is_out_of_reach_it_says_so(tmp_path: Path) -> None:
+def test_unreachable_queue_is_reported(tmp_path: Path) -> None:
     with EmbeddedServer.ensure(tmp_path / "queue") as server:
         store, images = Store.connect(server.url), LocalImages(tmp_path / "images")
         settings = ServiceSettings(data=tmp_path)
@@ -134,9 +137,9 @@ def test_when_the_queue_is_out_of_reach_it_says_so(tmp_path: Path) -> None:
                 ("GET", "/v1/models"),
                 ("POST", f"/v1/jobs/{job_id}/cancel"),
             ]:
-                answer = client.request(method, path)
-                assert (answer.status_code, path) == (503, path)
-                assert int(answer.headers["retry-after"]) > 0
+                response = client.request(method, path)
+                assert (response.status_code, path) == (503, path)
+                assert int(response.headers["retry-after"]) > 0
             posted = client.post("/v1/jobs", json={"model": "demo", "prompts": ["a"]})
             assert posted.status_code == 503
             assert client.get("/healthz").status_code == 200
@@ -144,4 +147,4 @@ def test_when_the_queue_is_out_of_reach_it_says_so(tmp_path: Path) -> None:
             with EmbeddedServer.ensure(tmp_path / "queue"):
                 wait_until(lambda: client.get(f"/v1/jobs/{job_id}").status_code == 200)
                 gone.worker.finish_all()
-                wait_until(lambda: samples(gone).get(COUNTED_AS_MADE) == 1)
+                wait_until(lambda: samples(gone).get(SUCCEEDED) == 1)

@@ -1,4 +1,4 @@
-"""GET, waiting, listing, cancel, retry, delete: a job as its caller sees it."""
+"""Jobs over HTTP: get, wait, list, cancel, retry, delete."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -10,12 +10,12 @@ from tests.service.conftest import Deployment, pointers, working
 from tests.waiting import PATIENCE, wait_until
 
 
-def test_a_job_tells_its_story(mill: Deployment) -> None:
-    job_id = mill.submit("a", "b", "c")["id"]
-    made, failed, running = mill.worker.claim(3)
-    data = mill.worker.finish(made)
-    mill.worker.fail(failed, "the picture came out as NaN")
-    job = mill.job(job_id)
+def test_job_view_from_submit_to_end(deployment: Deployment) -> None:
+    job_id = deployment.submit("a", "b", "c")["id"]
+    finished, failed, running = deployment.worker.claim(3)
+    data = deployment.worker.finish(finished)
+    deployment.worker.fail(failed, "the picture came out as NaN")
+    job = deployment.job(job_id)
     assert job["state"] == "running"
     assert job["counts"] == {
         "total": 3,
@@ -35,14 +35,14 @@ def test_a_job_tells_its_story(mill: Deployment) -> None:
         "the picture came out as NaN",
     )
     assert (going["state"], going["url"], going["sha256"]) == ("running", None, None)
-    mill.worker.finish(running)
-    job = mill.job(job_id)
+    deployment.worker.finish(running)
+    job = deployment.job(job_id)
     assert (job["state"], job["progress"], job["eta_seconds"]) == ("failed", 1, 0)
     assert job["queue_position"] is None
     assert job["finished"] >= job["started"] >= job["created"]
 
 
-def test_progress_is_what_a_worker_measured(fresh: Deployment) -> None:
+def test_progress_is_reported_by_the_worker(fresh: Deployment) -> None:
     job_id = fresh.submit("a", "b")["id"]
     first, second = fresh.worker.claim(2)
     fresh.store.beat("hand", {(first.key, first.token): 4, (second.key, second.token): 0}, 60)
@@ -53,7 +53,7 @@ def test_progress_is_what_a_worker_measured(fresh: Deployment) -> None:
     assert fresh.job(job_id)["progress"] == pytest.approx(0.5)
 
 
-def test_a_job_never_contradicts_its_images(fresh: Deployment) -> None:
+def test_job_and_images_are_consistent(fresh: Deployment) -> None:
     path = f"/v1/jobs/{fresh.submit('a', n=20)['id']}"
     looks = []
     with working(fresh):
@@ -66,13 +66,13 @@ def test_a_job_never_contradicts_its_images(fresh: Deployment) -> None:
         assert (job["finished"] is not None) == (job["state"] == "succeeded")
 
 
-def test_the_position_counts_images_that_go_before(fresh: Deployment) -> None:
+def test_position_counts_images_ahead(fresh: Deployment) -> None:
     first, second = fresh.submit("a", n=3), fresh.submit("b")
     assert first["queue_position"] == 0
     assert isinstance(second["queue_position"], int)
 
 
-def test_the_eta_is_measured_or_unknown(fresh: Deployment) -> None:
+def test_eta_is_null_until_measured(fresh: Deployment) -> None:
     job_id = fresh.submit("a", "b")["id"]
     assert fresh.job(job_id)["eta_seconds"] is None
     info = {"model": "demo", "state": "ready", "pixel_steps_per_second": 4 * 128 * 128}
@@ -81,7 +81,7 @@ def test_the_eta_is_measured_or_unknown(fresh: Deployment) -> None:
     wait_until(lambda: fresh.job(job_id)["eta_seconds"] == 4.0)
 
 
-def test_jobs_that_are_not_there_are_404(mill: Deployment) -> None:
+def test_unknown_jobs_are_404(deployment: Deployment) -> None:
     for job_id in ("nope", "a" * 500, "%00", "%ED%A0%80", "..%2F..", "{x}", "*"):
         for method, path in [
             ("GET", ""),
@@ -93,25 +93,25 @@ def test_jobs_that_are_not_there_are_404(mill: Deployment) -> None:
             ("GET", "/images.zip"),
             ("GET", "/sheet.png"),
         ]:
-            answer = mill.client.request(method, f"/v1/jobs/{job_id}{path}")
-            assert answer.status_code == 404, (job_id, path, answer.text)
-            assert answer.headers["content-type"] == "application/problem+json"
+            response = deployment.client.request(method, f"/v1/jobs/{job_id}{path}")
+            assert response.status_code == 404, (job_id, path, response.text)
+            assert response.headers["content-type"] == "application/problem+json"
 
 
-def test_the_etag_spares_the_caller_what_it_has(mill: Deployment) -> None:
-    job_id = mill.submit("a")["id"]
+def test_current_etag_is_304(deployment: Deployment) -> None:
+    job_id = deployment.submit("a")["id"]
     path = f"/v1/jobs/{job_id}"
-    tag = mill.client.get(path).headers["etag"]
-    same = mill.client.get(path, headers={"If-None-Match": tag})
+    tag = deployment.client.get(path).headers["etag"]
+    same = deployment.client.get(path, headers={"If-None-Match": tag})
     assert (same.status_code, same.content, same.headers["etag"]) == (304, b"", tag)
-    mill.worker.finish_all()
-    other = mill.client.get(path, headers={"If-None-Match": f'"x", {tag}'})
+    deployment.worker.finish_all()
+    other = deployment.client.get(path, headers={"If-None-Match": f'"x", {tag}'})
     assert other.status_code == 200 and other.headers["etag"] != tag
 
 
 @pytest.fixture
 def woken(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """Of every wait for news, whether news ended it; without any it would last a minute."""
+    """For each wait, whether an event ended it; otherwise it would take a minute."""
     woken: list[bool] = []
     news_within = Watch.news_within
 
@@ -124,38 +124,40 @@ def woken(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     return woken
 
 
-def test_a_wait_ends_when_the_job_does(mill: Deployment, woken: list[bool]) -> None:
-    mill.worker.finish_all()
-    job_id = mill.submit("a", "b")["id"]
+def test_wait_ends_with_the_job(deployment: Deployment, woken: list[bool]) -> None:
+    deployment.worker.finish_all()
+    job_id = deployment.submit("a", "b")["id"]
     with ThreadPoolExecutor(1) as pool:
-        answer = pool.submit(mill.client.get, f"/v1/jobs/{job_id}?wait=60")
-        wait_until(lambda: mill.client.app.state.context.hub.watched)
-        first, second = mill.worker.claim(2)
-        mill.worker.finish(first)
+        response = pool.submit(deployment.client.get, f"/v1/jobs/{job_id}?wait=60")
+        wait_until(lambda: deployment.client.app.state.context.hub.watched)
+        first, second = deployment.worker.claim(2)
+        deployment.worker.finish(first)
         wait_until(lambda: woken)
-        assert not answer.done()
-        mill.worker.finish(second)
-        job = answer.result(PATIENCE).json()
+        assert not response.done()
+        deployment.worker.finish(second)
+        job = response.result(PATIENCE).json()
     assert job["state"] == "succeeded"
     assert woken and all(woken)
 
 
-def test_a_wait_with_an_etag_ends_at_any_news(mill: Deployment, woken: list[bool]) -> None:
-    mill.worker.finish_all()
-    path = f"/v1/jobs/{mill.submit('a', 'b')['id']}"
-    tag = mill.client.get(path).headers["etag"]
+def test_wait_with_etag_ends_at_any_change(deployment: Deployment, woken: list[bool]) -> None:
+    deployment.worker.finish_all()
+    path = f"/v1/jobs/{deployment.submit('a', 'b')['id']}"
+    tag = deployment.client.get(path).headers["etag"]
     with ThreadPoolExecutor(1) as pool:
-        told = pool.submit(mill.client.get, f"{path}?wait=60", headers={"If-None-Match": tag})
-        wait_until(lambda: mill.client.app.state.context.hub.watched)
-        (lease, *_) = mill.worker.claim(1)
-        mill.worker.finish(lease)
-        answer = told.result(PATIENCE)
-    assert answer.status_code == 200
+        waiting = pool.submit(
+            deployment.client.get, f"{path}?wait=60", headers={"If-None-Match": tag}
+        )
+        wait_until(lambda: deployment.client.app.state.context.hub.watched)
+        (lease, *_) = deployment.worker.claim(1)
+        deployment.worker.finish(lease)
+        response = waiting.result(PATIENCE)
+    assert response.status_code == 200
     assert woken and all(woken)
-    assert answer.json()["state"] in ("queued", "running")
+    assert response.json()["state"] in ("queued", "running")
 
 
-def test_a_job_can_be_told_without_its_images(fresh: Deployment) -> None:
+def test_job_without_its_images(fresh: Deployment) -> None:
     job_id = fresh.submit("a", "b", steps=4)["id"]
     info = {"model": "demo", "state": "ready", "pixel_steps_per_second": 4 * 128 * 128}
     fresh.store.register("w1", info, 60)
@@ -167,20 +169,20 @@ def test_a_job_can_be_told_without_its_images(fresh: Deployment) -> None:
     assert fresh.client.get(f"/v1/jobs/{job_id}?images=some").status_code == 422
 
 
-def test_a_wait_without_news_ends_in_time(mill: Deployment) -> None:
-    path = f"/v1/jobs/{mill.submit('a')['id']}"
-    tag = mill.client.get(path).headers["etag"]
-    assert mill.client.get(f"{path}?wait=0.05").json()["state"] == "queued"
-    known = mill.client.get(f"{path}?wait=0.05", headers={"If-None-Match": tag})
+def test_wait_without_change_times_out(deployment: Deployment) -> None:
+    path = f"/v1/jobs/{deployment.submit('a')['id']}"
+    tag = deployment.client.get(path).headers["etag"]
+    assert deployment.client.get(f"{path}?wait=0.05").json()["state"] == "queued"
+    known = deployment.client.get(f"{path}?wait=0.05", headers={"If-None-Match": tag})
     assert known.status_code == 304
 
 
 @pytest.mark.parametrize("wait", ["-1", "61", "nan", "inf", "x", "", "1&wiat=2"])
-def test_a_wait_that_cannot_be_is_422(mill: Deployment, wait: str) -> None:
-    job_id = mill.submit("a")["id"]
-    answer = mill.client.get(f"/v1/jobs/{job_id}?wait={wait}")
-    assert answer.status_code == 422
-    assert answer.json()["errors"][0]["pointer"].startswith("/query/")
+def test_invalid_wait_is_422(deployment: Deployment, wait: str) -> None:
+    job_id = deployment.submit("a")["id"]
+    response = deployment.client.get(f"/v1/jobs/{job_id}?wait={wait}")
+    assert response.status_code == 422
+    assert response.json()["errors"][0]["pointer"].startswith("/query/")
 
 
 def test_jobs_are_listed_newest_first_in_pages(fresh: Deployment) -> None:
@@ -194,7 +196,7 @@ def test_jobs_are_listed_newest_first_in_pages(fresh: Deployment) -> None:
     assert "images" not in first["data"][0] and first["data"][0]["counts"]["total"] == 1
 
 
-def test_the_list_can_be_narrowed_to_a_state(fresh: Deployment) -> None:
+def test_list_can_be_filtered_by_state(fresh: Deployment) -> None:
     done = fresh.submit("a")["id"]
     fresh.worker.finish_all()
     long_poll = fresh.submit("b")["id"]
@@ -206,62 +208,62 @@ def test_the_list_can_be_narrowed_to_a_state(fresh: Deployment) -> None:
 
 
 @pytest.mark.parametrize("query", ["state=odd", "limit=0", "limit=201", "limit=x", "page=1"])
-def test_a_list_that_cannot_be_is_422(mill: Deployment, query: str) -> None:
-    answer = mill.client.get(f"/v1/jobs?{query}")
-    assert (answer.status_code, len(answer.json()["errors"])) == (422, 1)
+def test_invalid_list_query_is_422(deployment: Deployment, query: str) -> None:
+    response = deployment.client.get(f"/v1/jobs?{query}")
+    assert (response.status_code, len(response.json()["errors"])) == (422, 1)
 
 
 @pytest.mark.parametrize("cursor", ["x", "", "%00", "-1", "1%0A", "9" * 50, "ä", "٣", "²", "inf"])
-def test_a_cursor_that_we_did_not_give_is_refused(mill: Deployment, cursor: str) -> None:
-    answer = mill.client.get(f"/v1/jobs?cursor={cursor}")
-    assert (answer.status_code, pointers(answer)) == (422, ["/query/cursor"])
+def test_forged_cursor_is_422(deployment: Deployment, cursor: str) -> None:
+    response = deployment.client.get(f"/v1/jobs?cursor={cursor}")
+    assert (response.status_code, pointers(response)) == (422, ["/query/cursor"])
 
 
-def test_cancel_stops_what_is_not_finished(mill: Deployment) -> None:
-    mill.worker.finish_all()
-    job_id = mill.submit("a", "b", "c")["id"]
-    first, _ = mill.worker.claim(2)
-    mill.worker.finish(first)
-    answer = mill.client.post(f"/v1/jobs/{job_id}/cancel")
-    assert answer.status_code == 200
-    states = [image["state"] for image in answer.json()["images"]]
+def test_cancel_stops_unfinished_images(deployment: Deployment) -> None:
+    deployment.worker.finish_all()
+    job_id = deployment.submit("a", "b", "c")["id"]
+    first, _ = deployment.worker.claim(2)
+    deployment.worker.finish(first)
+    response = deployment.client.post(f"/v1/jobs/{job_id}/cancel")
+    assert response.status_code == 200
+    states = [image["state"] for image in response.json()["images"]]
     assert states[0] == "succeeded" and states[2] == "cancelled"
 
 
-def test_retry_runs_only_what_failed(mill: Deployment) -> None:
-    mill.worker.finish_all()
-    job_id = mill.submit("a", "b")["id"]
-    first, second = mill.worker.claim(2)
-    mill.worker.finish(first)
-    mill.worker.fail(second)
-    assert mill.job(job_id)["state"] == "failed"
-    answer = mill.client.post(f"/v1/jobs/{job_id}/retry")
-    assert answer.status_code == 202
-    assert [image["state"] for image in answer.json()["images"]] == ["succeeded", "queued"]
-    mill.worker.finish_all()
-    assert mill.job(job_id)["state"] == "succeeded"
+def test_retry_only_runs_failed_images(deployment: Deployment) -> None:
+    deployment.worker.finish_all()
+    job_id = deployment.submit("a", "b")["id"]
+    first, second = deployment.worker.claim(2)
+    deployment.worker.finish(first)
+    deployment.worker.fail(second)
+    assert deployment.job(job_id)["state"] == "failed"
+    response = deployment.client.post(f"/v1/jobs/{job_id}/retry")
+    assert response.status_code == 202
+    assert [image["state"] for image in response.json()["images"]] == ["succeeded", "queued"]
+    deployment.worker.finish_all()
+    assert deployment.job(job_id)["state"] == "succeeded"
 
 
-def test_retry_without_failures_is_409(mill: Deployment) -> None:
-    job_id = mill.submit("a")["id"]
-    answer = mill.client.post(f"/v1/jobs/{job_id}/retry")
-    assert (answer.status_code, answer.json()["title"]) == (409, "Conflict")
+def test_retry_without_failures_is_409(deployment: Deployment) -> None:
+    job_id = deployment.submit("a")["id"]
+    response = deployment.client.post(f"/v1/jobs/{job_id}/retry")
+    assert (response.status_code, response.json()["title"]) == (409, "Conflict")
 
 
-def test_delete_removes_the_job(mill: Deployment) -> None:
-    mill.worker.finish_all()
-    job_id = mill.submit("a")["id"]
-    mill.worker.finish_all()
-    answer = mill.client.delete(f"/v1/jobs/{job_id}")
-    assert (answer.status_code, answer.content) == (204, b"")
-    assert mill.client.get(f"/v1/jobs/{job_id}").status_code == 404
-    assert mill.client.get(f"/v1/jobs/{job_id}/images/0").status_code == 404
-    assert mill.client.delete(f"/v1/jobs/{job_id}").status_code == 404
+def test_delete_removes_the_job(deployment: Deployment) -> None:
+    deployment.worker.finish_all()
+    job_id = deployment.submit("a")["id"]
+    deployment.worker.finish_all()
+    response = deployment.client.delete(f"/v1/jobs/{job_id}")
+    assert (response.status_code, response.content) == (204, b"")
+    assert deployment.client.get(f"/v1/jobs/{job_id}").status_code == 404
+    assert deployment.client.get(f"/v1/jobs/{job_id}/images/0").status_code == 404
+    assert deployment.client.delete(f"/v1/jobs/{job_id}").status_code == 404
 
 
-def test_metadata_comes_back_as_it_went(mill: Deployment) -> None:
+def test_metadata_is_returned_unchanged(deployment: Deployment) -> None:
     metadata = {"": None, "n": -(10**4000), "f": 1.5e-7, "deep": [{"ä": ["\u2028", "\x00"]}]}
-    job = mill.submit("a", metadata=metadata)
-    assert mill.job(job["id"])["metadata"] == metadata
-    listed = mill.client.get("/v1/jobs?limit=1").json()["data"][0]
+    job = deployment.submit("a", metadata=metadata)
+    assert deployment.job(job["id"])["metadata"] == metadata
+    listed = deployment.client.get("/v1/jobs?limit=1").json()["data"][0]
     assert listed["metadata"] == metadata

@@ -1,4 +1,4 @@
-"""API keys: who is let in, what each may do, and that nobody sees another's."""
+"""API keys: authentication, limits, and isolation of tenants."""
 
 import json
 import os
@@ -26,54 +26,56 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Changes of the key file are noticed at once."""
+    """Changes of the key file are noticed immediately."""
     monkeypatch.setattr(keys, "RECHECK_SECONDS", 0)
 
 
 @pytest.fixture
 def guarded(server: EmbeddedServer, tmp_path: Path) -> Iterator[tuple[Deployment, dict[str, str]]]:
-    """A service with a key each for alice and bob, and the headers that show them."""
+    """A service with keys for alice and bob, and the headers that send them."""
     ring = KeyRing(tmp_path / "keys.json")
-    shown = {
+    keys = {
         "alice": ring.add("alice", max_unfinished=5, max_priority=3)[0],
         "bob": ring.add("bob", weight=2.0)[0],
     }
-    headers = {name: {"Authorization": f"Bearer {key}"} for name, key in shown.items()}
-    with deployed(server.url, tmp_path) as found:
-        yield found, headers
+    headers = {name: {"Authorization": f"Bearer {key}"} for name, key in keys.items()}
+    with deployed(server.url, tmp_path) as service:
+        yield service, headers
 
 
 def body(**fields: object) -> dict:
     return {"model": "demo", "prompts": ["a"], "priority": 1, **fields}
 
 
-def test_without_a_key_nothing_but_health_is_open(guarded: tuple) -> None:
-    mill, _ = guarded
-    document = mill.client.get("/openapi.json").json()
+def test_only_health_needs_no_key(guarded: tuple) -> None:
+    deployment, _ = guarded
+    document = deployment.client.get("/openapi.json").json()
     for path, methods in document["paths"].items():
         for method in methods:
-            answer = mill.client.request(method, path.replace("{index}", "0"))
+            response = deployment.client.request(method, path.replace("{index}", "0"))
             if path in ("/healthz", "/readyz", "/metrics"):
-                assert answer.status_code in (200, 503), path
+                assert response.status_code in (200, 503), path
                 continue
-            assert answer.status_code == 401, (method, path)
-            assert answer.headers["www-authenticate"] == "Bearer"
+            assert response.status_code == 401, (method, path)
+            assert response.headers["www-authenticate"] == "Bearer"
     assert document["components"]["securitySchemes"]["key"]["scheme"] == "bearer"
 
 
 @pytest.mark.parametrize(
     "header", ["Bearer nope", "Bearer ", "Basic YTpi", "im_x", "Bearer \u00e4", "Bearer a b"]
 )
-def test_another_key_is_401(guarded: tuple, header: str) -> None:
-    mill, _ = guarded
-    answer = mill.client.get("/v1/jobs", headers={"Authorization": header.encode("latin-1")})
-    assert (answer.status_code, answer.json()["status"]) == (401, 401)
+def test_unknown_key_is_401(guarded: tuple, header: str) -> None:
+    deployment, _ = guarded
+    response = deployment.client.get(
+        "/v1/jobs", headers={"Authorization": header.encode("latin-1")}
+    )
+    assert (response.status_code, response.json()["status"]) == (401, 401)
 
 
-def test_nobody_sees_another_s_jobs(guarded: tuple) -> None:
-    mill, headers = guarded
-    job = mill.client.post("/v1/jobs", json=body(), headers=headers["alice"]).json()
-    mill.worker.finish_all()
+def test_tenants_cannot_see_each_others_jobs(guarded: tuple) -> None:
+    deployment, headers = guarded
+    job = deployment.client.post("/v1/jobs", json=body(), headers=headers["alice"]).json()
+    deployment.worker.finish_all()
     for method, path in [
         ("GET", ""),
         ("GET", "?wait=1"),
@@ -87,70 +89,76 @@ def test_nobody_sees_another_s_jobs(guarded: tuple) -> None:
         ("POST", "/retry"),
         ("DELETE", ""),
     ]:
-        answer = mill.client.request(method, job["urls"]["self"] + path, headers=headers["bob"])
-        assert answer.status_code == 404, (method, path)
-    assert mill.client.get("/v1/jobs", headers=headers["bob"]).json()["data"] == []
-    own = mill.client.get(job["urls"]["self"] + "/images/0", headers=headers["alice"])
+        response = deployment.client.request(
+            method, job["urls"]["self"] + path, headers=headers["bob"]
+        )
+        assert response.status_code == 404, (method, path)
+    assert deployment.client.get("/v1/jobs", headers=headers["bob"]).json()["data"] == []
+    own = deployment.client.get(job["urls"]["self"] + "/images/0", headers=headers["alice"])
     assert own.status_code == 200
 
 
-def test_nobody_sees_another_s_files_and_batches(guarded: tuple) -> None:
-    mill, headers = guarded
+def test_tenants_cannot_see_each_others_files_and_batches(guarded: tuple) -> None:
+    deployment, headers = guarded
     line = {"custom_id": "a", "method": "POST", "url": "/v1/images/generations"}
     data = json.dumps({**line, "body": {"prompt": "a", "priority": 1}})
     upload = {"files": {"file": data.encode()}, "data": {"purpose": "batch"}}
-    file = mill.client.post("/v1/files", headers=headers["alice"], **upload).json()["id"]
-    given = {"endpoint": "/v1/images/generations", "completion_window": "24h"}
-    given["input_file_id"] = file
-    stolen = mill.client.post("/v1/batches", json=given, headers=headers["bob"])
+    file = deployment.client.post("/v1/files", headers=headers["alice"], **upload).json()["id"]
+    fields = {"endpoint": "/v1/images/generations", "completion_window": "24h"}
+    fields["input_file_id"] = file
+    stolen = deployment.client.post("/v1/batches", json=fields, headers=headers["bob"])
     assert stolen.status_code == 404
-    batch = mill.client.post("/v1/batches", json=given, headers=headers["alice"]).json()["id"]
+    batch = deployment.client.post("/v1/batches", json=fields, headers=headers["alice"]).json()[
+        "id"
+    ]
     for path in (f"files/{file}", f"files/{file}/content", f"batches/{batch}"):
-        assert mill.client.get(f"/v1/{path}", headers=headers["bob"]).status_code == 404
-        assert mill.client.get(f"/v1/{path}", headers=headers["alice"]).status_code == 200
+        assert deployment.client.get(f"/v1/{path}", headers=headers["bob"]).status_code == 404
+        assert deployment.client.get(f"/v1/{path}", headers=headers["alice"]).status_code == 200
 
 
-def test_the_same_idempotency_key_of_two_tenants_is_two_jobs(guarded: tuple) -> None:
-    mill, headers = guarded
-    made = {
-        mill.client.post(
-            "/v1/jobs", json=body(), headers={**shown, "Idempotency-Key": "same"}
+def test_idempotency_keys_are_per_tenant(guarded: tuple) -> None:
+    deployment, headers = guarded
+    job_ids = {
+        deployment.client.post(
+            "/v1/jobs", json=body(), headers={**credentials, "Idempotency-Key": "same"}
         ).json()["id"]
-        for shown in headers.values()
+        for credentials in headers.values()
     }
-    assert len(made) == 2
+    assert len(job_ids) == 2
 
 
-def test_a_key_has_its_own_quota_and_highest_priority(guarded: tuple) -> None:
-    mill, headers = guarded
-    refused = mill.client.post("/v1/jobs", json=body(priority=4), headers=headers["alice"])
+def test_key_has_its_own_quota_and_max_priority(guarded: tuple) -> None:
+    deployment, headers = guarded
+    refused = deployment.client.post("/v1/jobs", json=body(priority=4), headers=headers["alice"])
     assert (refused.status_code, pointers(refused)) == (422, ["/priority"])
     plain = {"model": "demo", "prompts": ["a"]}
-    usual = mill.client.post("/v1/jobs", json=plain, headers=headers["alice"])
+    usual = deployment.client.post("/v1/jobs", json=plain, headers=headers["alice"])
     assert (usual.status_code, usual.json()["priority"]) == (202, 3)
-    many = mill.client.post("/v1/jobs", json=body(n=6), headers=headers["alice"])
+    many = deployment.client.post("/v1/jobs", json=body(n=6), headers=headers["alice"])
     assert (many.status_code, many.json()["type"][-14:]) == (429, "quota-exceeded")
-    both = mill.client.post("/v1/jobs", json=body(n=6, priority=9), headers=headers["bob"])
+    both = deployment.client.post("/v1/jobs", json=body(n=6, priority=9), headers=headers["bob"])
     assert both.status_code == 202
 
 
-def test_a_key_of_low_priority_needs_to_name_none_on_openai_s_routes(guarded: tuple) -> None:
-    mill, headers = guarded
-    with working(mill):
-        made = mill.client.post(
+def test_low_priority_key_can_omit_priority_on_openai_routes(guarded: tuple) -> None:
+    deployment, headers = guarded
+    with working(deployment):
+        response = deployment.client.post(
             "/v1/images/generations", json={"prompt": "a"}, headers=headers["alice"]
         )
-    assert made.status_code == 200, made.text
-    job = mill.client.get(f"/v1/jobs/{made.json()['job']}", headers=headers["alice"]).json()
+    assert response.status_code == 200, response.text
+    job = deployment.client.get(
+        f"/v1/jobs/{response.json()['job']}", headers=headers["alice"]
+    ).json()
     assert job["priority"] == 3
-    refused = mill.client.post(
+    refused = deployment.client.post(
         "/v1/images/generations", json={"prompt": "a", "priority": 5}, headers=headers["alice"]
     )
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "priority")
 
 
-def test_a_key_of_low_priority_may_begin_batches(guarded: tuple) -> None:
-    mill, headers = guarded
+def test_low_priority_key_can_create_batches(guarded: tuple) -> None:
+    deployment, headers = guarded
     line = {"method": "POST", "url": "/v1/images/generations"}
     lines = [
         {**line, "custom_id": "usual", "body": {"prompt": "a"}},
@@ -158,59 +166,59 @@ def test_a_key_of_low_priority_may_begin_batches(guarded: tuple) -> None:
     ]
     data = "\n".join(map(json.dumps, lines)).encode()
     upload = {"files": {"file": data}, "data": {"purpose": "batch"}}
-    file = mill.client.post("/v1/files", headers=headers["alice"], **upload).json()["id"]
-    given = {"endpoint": "/v1/images/generations", "completion_window": "24h"}
-    given["input_file_id"] = file
-    batch = mill.client.post("/v1/batches", json=given, headers=headers["alice"]).json()
+    file = deployment.client.post("/v1/files", headers=headers["alice"], **upload).json()["id"]
+    fields = {"endpoint": "/v1/images/generations", "completion_window": "24h"}
+    fields["input_file_id"] = file
+    batch = deployment.client.post("/v1/batches", json=fields, headers=headers["alice"]).json()
     assert batch["request_counts"] == {"total": 2, "completed": 0, "failed": 1}
     (job_id,) = batch["jobs"]
-    assert mill.store.job(job_id, "alice").priority == 3
+    assert deployment.store.job(job_id, "alice").priority == 3
 
 
-def test_weights_share_the_workers(guarded: tuple) -> None:
-    mill, headers = guarded
+def test_weights_determine_shares(guarded: tuple) -> None:
+    deployment, headers = guarded
     for shown in headers.values():
-        mill.client.post("/v1/jobs", json=body(prompts=["a"] * 5), headers=shown)
-    first = [mill.worker.claim(1)[0].job_id for _ in range(6)]
-    shares = [sum(mill.store.job(job, None).tenant == "bob" for job in first)]
+        deployment.client.post("/v1/jobs", json=body(prompts=["a"] * 5), headers=shown)
+    first = [deployment.worker.claim(1)[0].job_id for _ in range(6)]
+    shares = [sum(deployment.store.job(job, None).tenant == "bob" for job in first)]
     assert shares == [4]
 
 
-def test_a_rate_is_kept_by_its_key_alone(guarded: tuple) -> None:
-    mill, headers = guarded
-    ring = KeyRing(mill.settings.data / "keys.json")
+def test_rate_limit_is_per_key(guarded: tuple) -> None:
+    deployment, headers = guarded
+    ring = KeyRing(deployment.settings.data / "keys.json")
     slow = {"Authorization": f"Bearer {ring.add('carol', rate='2/hour')[0]}"}
-    statuses = [mill.client.get("/v1/jobs", headers=slow).status_code for _ in range(3)]
+    statuses = [deployment.client.get("/v1/jobs", headers=slow).status_code for _ in range(3)]
     assert statuses == [200, 200, 429]
-    answer = mill.client.get("/v1/jobs", headers=slow)
-    assert 0 < int(answer.headers["retry-after"]) <= 3600
-    assert answer.json()["type"] == "urn:imagemill:problem:rate-limited"
-    assert mill.client.get("/v1/jobs", headers=headers["bob"]).status_code == 200
+    response = deployment.client.get("/v1/jobs", headers=slow)
+    assert 0 < int(response.headers["retry-after"]) <= 3600
+    assert response.json()["type"] == "urn:imagemill:problem:rate-limited"
+    assert deployment.client.get("/v1/jobs", headers=headers["bob"]).status_code == 200
 
 
-def test_a_key_can_be_made_and_taken_back_while_it_runs(guarded: tuple) -> None:
-    mill, headers = guarded
-    ring = KeyRing(mill.settings.data / "keys.json")
-    shown, made = ring.add("dora")
-    new = {"Authorization": f"Bearer {shown}"}
-    assert mill.client.get("/v1/jobs", headers=new).status_code == 200
-    ring.revoke(made.id)
-    assert mill.client.get("/v1/jobs", headers=new).status_code == 401
-    (mill.settings.data / "keys.json").write_text("{")
-    assert mill.client.get("/v1/jobs", headers=headers["bob"]).status_code == 200
+def test_keys_can_be_added_and_revoked_at_runtime(guarded: tuple) -> None:
+    deployment, headers = guarded
+    ring = KeyRing(deployment.settings.data / "keys.json")
+    text, key = ring.add("dora")
+    new = {"Authorization": f"Bearer {text}"}
+    assert deployment.client.get("/v1/jobs", headers=new).status_code == 200
+    ring.revoke(key.id)
+    assert deployment.client.get("/v1/jobs", headers=new).status_code == 401
+    (deployment.settings.data / "keys.json").write_text("{")
+    assert deployment.client.get("/v1/jobs", headers=headers["bob"]).status_code == 200
 
 
-def test_a_service_for_others_never_opens_when_its_last_key_goes(
+def test_revoking_the_last_key_does_not_open_a_remote_service(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
     ring = KeyRing(tmp_path / "keys.json")
-    _, made = ring.add("alice")
+    _, key = ring.add("alice")
     with deployed(server.url, tmp_path, host="0.0.0.0") as reached:
-        ring.revoke(made.id)
+        ring.revoke(key.id)
         assert reached.client.get("/v1/jobs").status_code == 401
 
 
-def test_reach_needs_keys_or_a_word(tmp_path: Path) -> None:
+def test_remote_service_needs_keys_or_a_setting(tmp_path: Path) -> None:
     ring = KeyRing(tmp_path / "keys.json")
     check_reach(ServiceSettings(), ring)
     check_reach(ServiceSettings(host="0.0.0.0", anonymous=True), ring)
@@ -220,39 +228,39 @@ def test_reach_needs_keys_or_a_word(tmp_path: Path) -> None:
     check_reach(ServiceSettings(host="0.0.0.0"), ring)
 
 
-def test_a_page_of_another_site_cannot_drive_an_open_service(mill: Deployment) -> None:
-    job = mill.submit("a")
+def test_other_sites_pages_cannot_use_an_open_service(deployment: Deployment) -> None:
+    job = deployment.submit("a")
     for site, expected in [("cross-site", 403), ("same-origin", 200), ("none", 200)]:
         headers = {"Sec-Fetch-Site": site}
-        answer = mill.client.post(job["urls"]["cancel"], headers=headers)
-        assert answer.status_code == expected
-    assert mill.client.get("/v1/jobs", headers={"Sec-Fetch-Site": "cross-site"}).is_success
+        response = deployment.client.post(job["urls"]["cancel"], headers=headers)
+        assert response.status_code == expected
+    assert deployment.client.get("/v1/jobs", headers={"Sec-Fetch-Site": "cross-site"}).is_success
 
 
-def test_openai_s_client_shows_its_key(guarded: tuple) -> None:
-    mill, headers = guarded
-    with listening(mill.client.app) as address:
+def test_openai_client_sends_its_key(guarded: tuple) -> None:
+    deployment, headers = guarded
+    with listening(deployment.client.app) as address:
         key = headers["bob"]["Authorization"].removeprefix("Bearer ")
         with openai.OpenAI(base_url=f"{address}/v1", api_key=key) as client:
             assert next(iter(client.models.list())).id == "demo"
         with (
             openai.OpenAI(base_url=f"{address}/v1", api_key="no", max_retries=0) as client,
-            pytest.raises(openai.AuthenticationError, match="not known"),
+            pytest.raises(openai.AuthenticationError, match="unknown API key"),
         ):
             client.images.generate(prompt="a")
 
 
-def test_keys_are_hashed_at_rest_and_for_their_owner_only(tmp_path: Path) -> None:
+def test_keys_are_hashed_and_private_on_disk(tmp_path: Path) -> None:
     path = tmp_path / "keys.json"
-    shown, made = KeyRing(path).add("alice", weight=2.5, rate="5/second")
-    assert shown not in path.read_text() and made.sha256 in path.read_text()
+    text, key = KeyRing(path).add("alice", weight=2.5, rate="5/second")
+    assert text not in path.read_text() and key.sha256 in path.read_text()
     assert path.stat().st_mode & 0o077 == 0
-    assert KeyRing(path).find(shown) == made
-    assert KeyRing(path).find(made.sha256) is None
+    assert KeyRing(path).find(text) == key
+    assert KeyRing(path).find(key.sha256) is None
 
 
 def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
-    """The command, on the keys of a folder."""
+    """Run the command on a folder's keys."""
     return subprocess.run(
         [sys.executable, "-m", "service.keys", *arguments],
         env=os.environ | {"IMAGEMILL_DATA": str(folder)},
@@ -263,8 +271,8 @@ def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
 
 
 def test_the_command(tmp_path: Path) -> None:
-    made = run(tmp_path, "add", "alice", "--weight", "2", "--rate", "600/minute")
-    assert made.stdout.startswith("im_") and "alice" in made.stderr
+    added = run(tmp_path, "add", "alice", "--weight", "2", "--rate", "600/minute")
+    assert added.stdout.startswith("im_") and "alice" in added.stderr
     (listed,) = json.loads(run(tmp_path, "list").stdout)
     assert (listed["tenant"], listed["weight"], "sha256" in listed) == ("alice", 2, False)
     assert run(tmp_path, "revoke", listed["id"]).returncode == 0
@@ -274,7 +282,7 @@ def test_the_command(tmp_path: Path) -> None:
         assert done.returncode == 2 and "Traceback" not in done.stderr
 
 
-def test_the_service_does_not_start_open_to_others(tmp_path: Path) -> None:
+def test_remote_service_without_keys_does_not_start(tmp_path: Path) -> None:
     (tmp_path / "models.toml").write_text('[models.demo]\npath = "./model"\n')
     env = os.environ | {
         "IMAGEMILL_DATA": str(tmp_path),
@@ -290,10 +298,10 @@ def test_the_service_does_not_start_open_to_others(tmp_path: Path) -> None:
     assert done.returncode == 2 and "imagemill keys add" in done.stderr
 
 
-def test_a_live_service_takes_a_key_without_a_restart(guarded: tuple) -> None:
-    mill, headers = guarded
-    with listening(mill.client.app) as address:
+def test_running_service_accepts_a_new_key(guarded: tuple) -> None:
+    deployment, headers = guarded
+    with listening(deployment.client.app) as address:
         wait_until(lambda: web.get(f"{address}/v1/jobs", headers=headers["bob"]).is_success)
-        made = KeyRing(mill.settings.data / "keys.json").add("carol")[0]
-        late = {"Authorization": f"Bearer {made}"}
+        key = KeyRing(deployment.settings.data / "keys.json").add("carol")[0]
+        late = {"Authorization": f"Bearer {key}"}
         wait_until(lambda: web.get(f"{address}/v1/jobs", headers=late).is_success)

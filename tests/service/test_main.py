@@ -1,4 +1,4 @@
-"""`python -m service` as a process: its port, its end, its refusals."""
+"""`python -m service` as a process: its port, its shutdown, its errors."""
 
 import os
 import re
@@ -41,14 +41,14 @@ def serving(folder: Path, *flags: str) -> Iterator[tuple[subprocess.Popen, str]]
             stderr=subprocess.STDOUT,
         )
     try:
-        found = wait_until(lambda: re.search(r"http://[\d.]+:(\d+)", log.read_text()))
-        yield process, f"http://127.0.0.1:{found[1]}"
+        match = wait_until(lambda: re.search(r"http://[\d.]+:(\d+)", log.read_text()))
+        yield process, f"http://127.0.0.1:{match[1]}"
     finally:
         process.kill()
         process.wait()
 
 
-def test_it_serves_on_loopback_and_ends_gracefully_while_somebody_waits(tmp_path: Path) -> None:
+def test_serves_on_loopback_and_stops_gracefully_during_a_wait(tmp_path: Path) -> None:
     with serving(tmp_path) as (process, address):
         body = {"model": "demo", "prompts": ["a"]}
         job = web.post(f"{address}/v1/jobs", json=body).json()
@@ -61,7 +61,7 @@ def test_it_serves_on_loopback_and_ends_gracefully_while_somebody_waits(tmp_path
             assert waiting.result().json()["id"] == job["id"]
 
 
-def test_a_set_up_that_cannot_work_is_one_sentence(tmp_path: Path) -> None:
+def test_configuration_error_is_one_line(tmp_path: Path) -> None:
     env = os.environ | {"IMAGEMILL_MODELS": str(tmp_path / "none.toml")}
     done = subprocess.run(
         [sys.executable, "-m", "service"], env=env, cwd=ROOT, capture_output=True, text=True
@@ -71,7 +71,7 @@ def test_a_set_up_that_cannot_work_is_one_sentence(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("port", ["-1", "70000"])
-def test_a_port_that_cannot_be_is_refused(port: str) -> None:
+def test_invalid_port_is_refused(port: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "service", "--port", port],
         cwd=ROOT,

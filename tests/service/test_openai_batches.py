@@ -1,4 +1,4 @@
-"""OpenAI Files and Batches through OpenAI's own client, against a service that listens."""
+"""OpenAI Files and Batches with OpenAI's own client, against a running service."""
 
 import base64
 import json
@@ -19,18 +19,18 @@ from tests.waiting import PATIENCE, wait_until
 def live(
     server: EmbeddedServer, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Deployment, openai.OpenAI]]:
-    """A deployment that listens, and OpenAI's client to it."""
+    """A service that listens on a port, and OpenAI's client for it."""
     folder = tmp_path_factory.mktemp("batches")
     with (
         deployed(
             server.url, folder, start=False, max_file_bytes=100_000, max_unfinished=150
-        ) as found,
-        listening(found.client.app) as address,
+        ) as service,
+        listening(service.client.app) as address,
         web.Client(base_url=address, timeout=PATIENCE) as client,
         openai.OpenAI(base_url=f"{address}/v1", api_key="none", timeout=PATIENCE) as theirs,
     ):
-        found.client = client
-        yield found, theirs
+        service.client = client
+        yield service, theirs
 
 
 def line(custom_id: str, **body: object) -> str:
@@ -46,13 +46,13 @@ def line(custom_id: str, **body: object) -> str:
 
 
 def upload(client: openai.OpenAI, *lines: str) -> str:
-    """The id of an uploaded file of these lines."""
+    """Upload a file of these lines and return its id."""
     data = "\n".join(lines).encode()
     return client.files.create(file=("in.jsonl", data), purpose="batch").id
 
 
 def begin(client: openai.OpenAI, *lines: str) -> openai.types.Batch:
-    """A batch of these lines."""
+    """Create a batch of these lines."""
     return client.batches.create(
         input_file_id=upload(client, *lines),
         endpoint="/v1/images/generations",
@@ -62,12 +62,12 @@ def begin(client: openai.OpenAI, *lines: str) -> openai.types.Batch:
 
 
 def ended(client: openai.OpenAI, batch: openai.types.Batch) -> openai.types.Batch:
-    """The batch once it is over."""
+    """Wait for the batch to end."""
 
     def look() -> openai.types.Batch | None:
-        found = client.batches.retrieve(batch.id)
+        latest = client.batches.retrieve(batch.id)
         running = ("in_progress", "cancelling", "finalizing")
-        return None if found.status in running else found
+        return None if latest.status in running else latest
 
     return wait_until(look)
 
@@ -78,32 +78,32 @@ def outcomes(client: openai.OpenAI, file_id: str) -> dict[str, dict]:
     return {entry["custom_id"]: entry for entry in entries}
 
 
-def test_a_file_comes_back_as_it_went(live: tuple) -> None:
+def test_file_is_returned_unchanged(live: tuple) -> None:
     _, client = live
     data = b"line \xff\x00 one\nline two"
-    made = client.files.create(file=("näme.jsonl", data), purpose="batch")
-    assert (made.object, made.bytes, made.filename) == ("file", len(data), "näme.jsonl")
-    assert client.files.retrieve(made.id) == made
-    assert client.files.content(made.id).content == data
-    assert made.id in [file.id for file in client.files.list()]
-    assert client.files.delete(made.id).deleted
+    stored = client.files.create(file=("näme.jsonl", data), purpose="batch")
+    assert (stored.object, stored.bytes, stored.filename) == ("file", len(data), "näme.jsonl")
+    assert client.files.retrieve(stored.id) == stored
+    assert client.files.content(stored.id).content == data
+    assert stored.id in [file.id for file in client.files.list()]
+    assert client.files.delete(stored.id).deleted
     for call in (client.files.retrieve, client.files.content, client.files.delete):
         with pytest.raises(openai.NotFoundError):
-            call(made.id)
+            call(stored.id)
 
 
 def test_files_are_listed_in_pages(live: tuple) -> None:
     _, client = live
-    made = {upload(client, str(number)) for number in range(5)}
+    file_ids = {upload(client, str(number)) for number in range(5)}
     listed = [file.id for file in client.files.list(limit=2)]
-    assert made <= set(listed) and len(set(listed)) == len(listed)
+    assert file_ids <= set(listed) and len(set(listed)) == len(listed)
     backwards = [file.id for file in client.files.list(limit=2, order="asc")]
     assert backwards == listed[::-1]
     with pytest.raises(openai.BadRequestError):
         client.files.list(after="file-nope")
 
 
-def test_a_file_that_is_too_large_is_413(live: tuple) -> None:
+def test_too_large_file_is_413(live: tuple) -> None:
     _, client = live
     with pytest.raises(openai.APIStatusError) as refusal:
         client.files.create(file=("in", b"x" * 100_001), purpose="batch")
@@ -111,7 +111,7 @@ def test_a_file_that_is_too_large_is_413(live: tuple) -> None:
 
 
 def form(content_type: str) -> dict:
-    """A good upload under another content type, as a client is told to send it."""
+    """A valid upload with another content type."""
     data = (
         '--b\r\ncontent-disposition: form-data; name="purpose"\r\n\r\nbatch\r\n'
         '--b\r\ncontent-disposition: form-data; name="file"; filename="f"\r\n\r\nx\r\n--b--\r\n'
@@ -123,9 +123,9 @@ def form(content_type: str) -> dict:
     "content_type",
     ["Multipart/Form-Data; boundary=b", "multipart/form-data ; Charset=UTF-8; boundary=b"],
 )
-def test_an_upload_s_type_is_in_any_letters(live: tuple, content_type: str) -> None:
-    mill, _ = live
-    assert mill.client.post("/v1/files", **form(content_type)).status_code == 200
+def test_upload_content_type_is_case_insensitive(live: tuple, content_type: str) -> None:
+    deployment, _ = live
+    assert deployment.client.post("/v1/files", **form(content_type)).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -149,15 +149,15 @@ def test_an_upload_s_type_is_in_any_letters(live: tuple, content_type: str) -> N
         ),
     ],
 )
-def test_an_upload_that_cannot_be(live: tuple, call: dict, status: int, param: object) -> None:
-    mill, _ = live
-    answer = mill.client.post("/v1/files", **call)
-    assert answer.status_code == status, answer.text
-    assert answer.json()["error"]["param"] == param
+def test_invalid_uploads(live: tuple, call: dict, status: int, param: object) -> None:
+    deployment, _ = live
+    response = deployment.client.post("/v1/files", **call)
+    assert response.status_code == status, response.text
+    assert response.json()["error"]["param"] == param
 
 
-def test_a_batch_runs_and_leaves_its_output(live: tuple) -> None:
-    mill, client = live
+def test_batch_runs_and_writes_its_output(live: tuple) -> None:
+    deployment, client = live
     batch = begin(
         client,
         line("one", seed=7, size="64x32"),
@@ -167,32 +167,32 @@ def test_a_batch_runs_and_leaves_its_output(live: tuple) -> None:
     )
     assert (batch.status, batch.request_counts.total) == ("in_progress", 3)
     assert batch.metadata == {"k": "v"}
-    with working(mill), working(mill, model="distilled"):
+    with working(deployment), working(deployment, model="distilled"):
         done = ended(client, batch)
     assert (done.status, done.request_counts.completed) == ("completed", 3)
     assert (done.request_counts.failed, done.error_file_id) == (0, None)
     assert done.completed_at >= done.in_progress_at
-    found = outcomes(client, done.output_file_id)
-    assert set(found) == {"one", "two", "three"}
-    assert all(entry["response"]["status_code"] == 200 for entry in found.values())
-    (one,) = found["one"]["response"]["body"]["data"]
+    output = outcomes(client, done.output_file_id)
+    assert set(output) == {"one", "two", "three"}
+    assert all(entry["response"]["status_code"] == 200 for entry in output.values())
+    (one,) = output["one"]["response"]["body"]["data"]
     assert one["seed"] == 7 and one["b64_json"] is None
     assert web.get(one["url"]).content == picture(64, 32)
-    two = found["two"]["response"]["body"]["data"]
+    two = output["two"]["response"]["body"]["data"]
     assert [base64.b64decode(image["b64_json"])[:4] for image in two] == [b"\x89PNG"] * 2
     assert client.batches.retrieve(batch.id) == done
-    assert batch.id in [one.id for one in client.batches.list(limit=1)]
+    assert batch.id in [listed.id for listed in client.batches.list(limit=1)]
 
 
-def test_lines_that_fail_are_in_the_error_file(live: tuple) -> None:
-    mill, client = live
+def test_failed_lines_are_in_the_error_file(live: tuple) -> None:
+    deployment, client = live
     batch = begin(client, line("good"), line("bad"), line("half", n=2))
 
     def deliver(lease: object) -> None:
         spoilt = lease.request.prompt == "prompt of bad" or lease.index == 3
-        (mill.worker.fail if spoilt else mill.worker.finish)(lease)
+        (deployment.worker.fail if spoilt else deployment.worker.finish)(lease)
 
-    with working(mill, deliver):
+    with working(deployment, deliver):
         done = ended(client, batch)
     assert (done.status, done.request_counts.completed) == ("completed", 1)
     assert done.request_counts.failed == 2
@@ -203,23 +203,23 @@ def test_lines_that_fail_are_in_the_error_file(live: tuple) -> None:
     assert "it would not" in failed["bad"]["response"]["body"]["error"]["message"]
 
 
-def test_counts_are_true_while_it_runs(live: tuple) -> None:
-    mill, client = live
+def test_counts_of_a_running_batch(live: tuple) -> None:
+    deployment, client = live
     for copies in (1, 2):
         batch = begin(client, line("one", n=copies), line("two", n=copies))
-        for lease in mill.worker.claim(copies):
-            mill.worker.finish(lease)
+        for lease in deployment.worker.claim(copies):
+            deployment.worker.finish(lease)
         counts = client.batches.retrieve(batch.id).request_counts
         assert (counts.completed, counts.failed, counts.total) == (1, 0, 2)
-        mill.worker.finish_all()
+        deployment.worker.finish_all()
         assert ended(client, batch).request_counts.completed == 2
 
 
-def test_a_batch_can_be_cancelled_and_keeps_what_is_made(live: tuple) -> None:
-    mill, client = live
+def test_cancelled_batch_keeps_finished_lines(live: tuple) -> None:
+    deployment, client = live
     batch = begin(client, line("made"), line("not"))
-    (lease,) = mill.worker.claim(1)
-    mill.worker.finish(lease)
+    (lease,) = deployment.worker.claim(1)
+    deployment.worker.finish(lease)
     client.batches.cancel(batch.id)
     done = ended(client, batch)
     assert done.status == "cancelled" and done.cancelled_at
@@ -229,7 +229,7 @@ def test_a_batch_can_be_cancelled_and_keeps_what_is_made(live: tuple) -> None:
     assert client.batches.cancel(batch.id).status == "cancelled"
 
 
-def test_a_batch_expires(live: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batch_expires(live: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
     _, client = live
     monkeypatch.setattr(batches, "WINDOW_SECONDS", -1)
     batch = begin(client, line("late"))
@@ -238,22 +238,22 @@ def test_a_batch_expires(live: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
     assert outcomes(client, done.error_file_id)["late"]["error"]["code"] == "batch_expired"
 
 
-def test_a_batch_whose_job_is_gone_ends(live: tuple) -> None:
-    mill, client = live
+def test_batch_with_a_deleted_job_ends(live: tuple) -> None:
+    deployment, client = live
     batch = begin(client, line("gone"))
-    mill.store.delete(batch.jobs[0], None)
+    deployment.store.delete(batch.jobs[0], None)
     done = ended(client, batch)
     assert (done.request_counts.completed, done.request_counts.failed) == (0, 1)
 
 
-def test_one_bad_line_fails_alone(live: tuple) -> None:
-    mill, client = live
+def test_invalid_line_only_fails_itself(live: tuple) -> None:
+    deployment, client = live
     names = [f"line {number}" for number in range(20)]
     bad = {"size": "7x7"}
     batch = begin(client, *(line(name, **(bad if name == "line 7" else {})) for name in names))
     counts = batch.request_counts
     assert (batch.status, counts.total, counts.failed) == ("in_progress", 20, 1)
-    with working(mill):
+    with working(deployment):
         done = ended(client, batch)
     counts = done.request_counts
     assert (counts.total, counts.completed, counts.failed) == (20, 19, 1)
@@ -266,9 +266,9 @@ def test_one_bad_line_fails_alone(live: tuple) -> None:
     assert error["message"]
 
 
-def test_a_batch_of_bad_lines_alone_completes_with_all_of_them_failed(live: tuple) -> None:
-    mill, client = live
-    before = mill.store.queue_depth()
+def test_batch_of_invalid_lines_completes(live: tuple) -> None:
+    deployment, client = live
+    before = deployment.store.queue_depth()
     bad = [
         ("size", "size", line("size", size="100x64")),
         ("steps", "steps", line("steps", steps=1000)),
@@ -281,17 +281,17 @@ def test_a_batch_of_bad_lines_alone_completes_with_all_of_them_failed(live: tupl
     ]
     done = ended(client, begin(client, *(text for _, _, text in bad)))
     assert (done.status, done.request_counts.failed, done.output_file_id) == ("completed", 8, None)
-    found = outcomes(client, done.error_file_id)
+    errors = outcomes(client, done.error_file_id)
     assert [
-        (name, entry["response"]["body"]["error"]["param"]) for name, entry in found.items()
+        (name, entry["response"]["body"]["error"]["param"]) for name, entry in errors.items()
     ] == [(name, param) for name, param, _ in bad]
-    assert {entry["response"]["status_code"] for entry in found.values()} == {400}
-    assert mill.store.queue_depth() == before
+    assert {entry["response"]["status_code"] for entry in errors.values()} == {400}
+    assert deployment.store.queue_depth() == before
 
 
-def test_a_file_that_cannot_be_read_makes_a_failed_batch(live: tuple) -> None:
-    mill, client = live
-    before = mill.store.queue_depth()
+def test_unreadable_file_is_a_failed_batch(live: tuple) -> None:
+    deployment, client = live
+    before = deployment.store.queue_depth()
     batch = begin(
         client,
         line("good"),
@@ -312,22 +312,22 @@ def test_a_file_that_cannot_be_read_makes_a_failed_batch(live: tuple) -> None:
         (6, "invalid_request", "url"),
         (7, "invalid_request", ""),
     ]
-    assert mill.store.queue_depth() == before
+    assert deployment.store.queue_depth() == before
     assert client.batches.retrieve(batch.id).status == "failed"
 
 
-def test_an_empty_file_makes_a_failed_batch(live: tuple) -> None:
+def test_empty_file_is_a_failed_batch(live: tuple) -> None:
     _, client = live
     assert begin(client, "").errors.data[0].code == "empty_file"
 
 
-def test_a_batch_over_the_quota_queues_nothing(live: tuple) -> None:
-    mill, client = live
-    before = mill.store.queue_depth()
+def test_batch_over_quota_queues_nothing(live: tuple) -> None:
+    deployment, client = live
+    before = deployment.store.queue_depth()
     lines = [line(str(number), n=10) for number in range(16)]
     with pytest.raises(openai.RateLimitError):
         begin(client.with_options(max_retries=0), *lines)
-    assert mill.store.queue_depth() == before
+    assert deployment.store.queue_depth() == before
 
 
 @pytest.mark.parametrize(
@@ -340,19 +340,19 @@ def test_a_batch_over_the_quota_queues_nothing(live: tuple) -> None:
         ({"metadata": {"k": "v" * 600}}, openai.BadRequestError),
     ],
 )
-def test_a_batch_that_cannot_be(live: tuple, fields: dict, error: type[Exception]) -> None:
+def test_invalid_batches(live: tuple, fields: dict, error: type[Exception]) -> None:
     _, client = live
-    given = {"endpoint": "/v1/images/generations", "completion_window": "24h"}
+    valid = {"endpoint": "/v1/images/generations", "completion_window": "24h"}
     if "input_file_id" not in fields:
-        given["input_file_id"] = upload(client, line("a"))
+        valid["input_file_id"] = upload(client, line("a"))
     with pytest.raises(error):
-        client.batches.create(**{**given, **fields})
+        client.batches.create(**{**valid, **fields})
 
 
-def test_an_output_file_is_no_input(live: tuple) -> None:
-    mill, client = live
+def test_output_file_is_not_a_valid_input(live: tuple) -> None:
+    deployment, client = live
     batch = begin(client, line("a"))
-    mill.worker.finish_all()
+    deployment.worker.finish_all()
     output = ended(client, batch).output_file_id
     with pytest.raises(openai.BadRequestError, match="batch_output"):
         client.batches.create(
@@ -360,7 +360,7 @@ def test_an_output_file_is_no_input(live: tuple) -> None:
         )
 
 
-def test_batches_that_are_not_there_are_404(live: tuple) -> None:
+def test_unknown_batches_are_404(live: tuple) -> None:
     _, client = live
     for batch_id in ("batch_nope", "x", "batch_..%2f"):
         with pytest.raises(openai.NotFoundError):
@@ -369,22 +369,28 @@ def test_batches_that_are_not_there_are_404(live: tuple) -> None:
             client.batches.cancel(batch_id)
 
 
-def test_lines_fill_jobs_up_to_their_model_s_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_jobs_are_filled_up_to_max_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
     texts = [line(str(number), n=10).encode() for number in range(12)]
     texts.append(line("other", priority=1).encode())
     rules = batch_input.Rules(CATALOG, lambda _: None, lambda asked: asked or 5)
-    made = batch_input.plan(texts, rules)
-    assert [len(job.requests) for job in made.jobs] == [50, 50, 20, 1]
-    assert [(one.job, one.first) for one in made.lines[4:6]] == [(0, 40), (1, 0)]
+    batch = batch_input.plan(texts, rules)
+    assert [len(job.requests) for job in batch.jobs] == [50, 50, 20, 1]
+    assert [(line.job, line.first) for line in batch.lines[4:6]] == [(0, 40), (1, 0)]
     monkeypatch.setattr(batch_input, "MAX_LINES", 5)
     refused = batch_input.plan(texts, rules)
     assert [error.code for error in refused.errors] == ["too_many_lines"]
 
 
-def test_lines_fill_jobs_up_to_the_limit_of_text(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_jobs_are_filled_up_to_the_text_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batch_input, "MAX_TEXT_BYTES", 8)
     rules = batch_input.Rules(CATALOG, lambda _: None, lambda asked: asked or 5)
     texts = [line(str(place), prompt="ä", n=2).encode() for place in range(5)]
-    made = batch_input.plan(texts, rules)
-    assert [len(job.requests) for job in made.jobs] == [4, 4, 2]
-    assert [(one.job, one.first) for one in made.lines] == [(0, 0), (0, 2), (1, 0), (1, 2), (2, 0)]
+    batch = batch_input.plan(texts, rules)
+    assert [len(job.requests) for job in batch.jobs] == [4, 4, 2]
+    assert [(line.job, line.first) for line in batch.lines] == [
+        (0, 0),
+        (0, 2),
+        (1, 0),
+        (1, 2),
+        (2, 0),
+    ]

@@ -1,4 +1,4 @@
-"""OpenAI's Images API through OpenAI's own client, against a service that listens."""
+"""OpenAI's Images API with OpenAI's own client, against a running service."""
 
 import base64
 from collections.abc import Iterator
@@ -21,43 +21,43 @@ from tests.waiting import PATIENCE, wait_until
 def live(
     server: EmbeddedServer, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Deployment, openai.OpenAI]]:
-    """A deployment that listens, and OpenAI's client to it."""
+    """A service that listens on a port, and OpenAI's client for it."""
     folder = tmp_path_factory.mktemp("openai")
     with (
-        deployed(server.url, folder, start=False, sync_seconds=PATIENCE) as found,
-        listening(found.client.app) as address,
+        deployed(server.url, folder, start=False, sync_seconds=PATIENCE) as service,
+        listening(service.client.app) as address,
         web.Client(base_url=address, timeout=PATIENCE) as client,
         openai.OpenAI(base_url=f"{address}/v1", api_key="none", timeout=PATIENCE) as theirs,
     ):
-        found.client = client
-        yield found, theirs
+        service.client = client
+        yield service, theirs
 
 
-def test_the_image_comes_as_bytes_and_as_a_url(live: tuple) -> None:
-    mill, client = live
-    with working(mill) as leases:
-        answer = client.images.generate(model="demo", prompt="a red circle", size="64x32")
+def test_image_is_returned_as_bytes_and_url(live: tuple) -> None:
+    deployment, client = live
+    with working(deployment) as leases:
+        response = client.images.generate(model="demo", prompt="a red circle", size="64x32")
     (request,) = [lease.request for lease in leases]
     assert (request.prompt, request.width, request.height) == ("a red circle", 64, 32)
-    (image,) = answer.data
+    (image,) = response.data
     assert base64.b64decode(image.b64_json) == picture(64, 32)
     assert image.url.startswith("http://127.0.0.1:")
     assert web.get(image.url).content == picture(64, 32)
-    assert (answer.size, answer.output_format) == ("64x32", "png")
+    assert (response.size, response.output_format) == ("64x32", "png")
     assert image.seed == request.seed
 
 
 @pytest.mark.parametrize(("form", "other"), [("b64_json", "url"), ("url", "b64_json")])
-def test_one_form_only(live: tuple, form: str, other: str) -> None:
-    mill, client = live
-    with working(mill):
-        answer = client.images.generate(model="demo", prompt="a", n=2, response_format=form)
-    assert len(answer.data) == 2
-    assert all(getattr(image, form) and not getattr(image, other) for image in answer.data)
+def test_single_response_format(live: tuple, form: str, other: str) -> None:
+    deployment, client = live
+    with working(deployment):
+        response = client.images.generate(model="demo", prompt="a", n=2, response_format=form)
+    assert len(response.data) == 2
+    assert all(getattr(image, form) and not getattr(image, other) for image in response.data)
 
 
-def test_our_own_fields_are_the_extra_body(live: tuple) -> None:
-    mill, client = live
+def test_our_fields_are_the_extra_body(live: tuple) -> None:
+    deployment, client = live
     extra = {
         "seed": 7,
         "steps": 3,
@@ -66,7 +66,7 @@ def test_our_own_fields_are_the_extra_body(live: tuple) -> None:
         "reproducible": False,
         "priority": 8,
     }
-    with working(mill) as leases:
+    with working(deployment) as leases:
         client.images.generate(prompt="a", n=2, output_format="webp", extra_body=extra)
     requests = [lease.request for lease in leases]
     assert [request.seed for request in requests] == [7, 8]
@@ -76,68 +76,68 @@ def test_our_own_fields_are_the_extra_body(live: tuple) -> None:
     } == {("demo", 3, 1.5, "blur", "webp", False)}
 
 
-def test_it_streams_previews_and_images(live: tuple) -> None:
-    mill, client = live
+def test_stream_of_previews_and_images(live: tuple) -> None:
+    deployment, client = live
     drawn = picture(16, 16, 7)
     events = client.images.generate(prompt="a", stream=True, partial_images=1, size="32x32")
-    (lease,) = wait_until(mill.worker.claim)
-    mill.images.write(lease.job_id, 0, "preview", drawn, ".jpg")
-    mill.store.beat("hand", {(lease.key, lease.token): 2}, 60)
+    (lease,) = wait_until(deployment.worker.claim)
+    deployment.images.write(lease.job_id, 0, "preview", drawn, ".jpg")
+    deployment.store.beat("hand", {(lease.key, lease.token): 2}, 60)
     first = next(iter(events))
     assert (first.type, first.partial_image_index) == ("image_generation.partial_image", 0)
     assert base64.b64decode(first.b64_json) == drawn
-    data = mill.worker.finish(lease)
+    data = deployment.worker.finish(lease)
     (last,) = list(events)
     assert (last.type, last.size) == ("image_generation.completed", "32x32")
     assert base64.b64decode(last.b64_json) == data
-    assert last.usage is None  # nobody has told how to count
+    assert last.usage is None  # no worker has published how to count
 
 
-def test_usage_is_counted_where_a_worker_has_told_how(live: tuple) -> None:
-    mill, client = live
+def test_usage_needs_a_published_card(live: tuple) -> None:
+    deployment, client = live
     words = Tokenizer(WordLevel({"a": 0}, unk_token="a"))
     words.pre_tokenizer = WhitespaceSplit()
-    path = mill.settings.tokenizer_file("distilled")
+    path = deployment.settings.tokenizer_file("distilled")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(words.to_str())
     form = {"before": "", "after": "", "lowered": False, "dropped": 0}
     card = {"prompt": form, "image_tokens_per_pixel": 1 / 64}
-    mill.store.publish_card("distilled", card)
-    with working(mill, model="distilled"):
+    deployment.store.publish_card("distilled", card)
+    with working(deployment, model="distilled"):
         wish = {"model": "distilled", "prompt": "a red circle", "size": "64x32"}
-        made = client.images.generate(**wish, n=2, extra_body={"negative_prompt": "so blue"})
+        response = client.images.generate(**wish, n=2, extra_body={"negative_prompt": "so blue"})
         (event,) = client.images.generate(**wish, stream=True)
-    assert made.usage.model_dump(exclude={"output_tokens_details"}) == {
+    assert response.usage.model_dump(exclude={"output_tokens_details"}) == {
         "input_tokens": 5,
         "output_tokens": 2 * 32,
         "total_tokens": 5 + 64,
         "input_tokens_details": {"text_tokens": 5, "image_tokens": 0},
     }
     assert (event.usage.input_tokens, event.usage.output_tokens) == (3, 32)
-    with working(mill):
+    with working(deployment):
         assert client.images.generate(prompt="a", model="demo").usage is None
 
 
-def test_every_image_of_a_stream_comes_once(live: tuple) -> None:
-    mill, client = live
-    with working(mill):
+def test_every_image_is_streamed_once(live: tuple) -> None:
+    deployment, client = live
+    with working(deployment):
         events = list(client.images.generate(prompt="a", n=3, stream=True))
     assert sorted(event.index for event in events) == [0, 1, 2]
 
 
-def test_a_failure_ends_the_stream_with_an_error(live: tuple) -> None:
-    mill, client = live
+def test_failure_ends_the_stream_with_an_error(live: tuple) -> None:
+    deployment, client = live
     with (
-        working(mill, mill.worker.fail),
+        working(deployment, deployment.worker.fail),
         pytest.raises(openai.APIError, match="it would not"),
     ):
         list(client.images.generate(prompt="a", stream=True))
 
 
-def test_a_failure_is_an_error_that_is_not_tried_again(live: tuple) -> None:
-    mill, client = live
+def test_failure_is_not_retried_by_the_client(live: tuple) -> None:
+    deployment, client = live
     with (
-        working(mill, mill.worker.fail) as leases,
+        working(deployment, deployment.worker.fail) as leases,
         pytest.raises(openai.InternalServerError, match="it would not") as refusal,
     ):
         client.images.generate(prompt="a")
@@ -163,66 +163,66 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("fields", "name"), REFUSED)
-def test_a_bad_field_is_named_in_their_envelope(live: tuple, fields: dict, name: str) -> None:
-    mill, client = live
-    before = mill.store.queue_depth()
+def test_invalid_field_in_openai_envelope(live: tuple, fields: dict, name: str) -> None:
+    deployment, client = live
+    before = deployment.store.queue_depth()
     with pytest.raises(openai.BadRequestError) as refusal:
         client.images.generate(**{"prompt": "a", **fields})
     assert (refusal.value.param, refusal.value.type) == (name, "invalid_request_error")
-    assert mill.store.queue_depth() == before
+    assert deployment.store.queue_depth() == before
 
 
-def test_an_unknown_model_is_their_not_found(live: tuple) -> None:
+def test_unknown_model_is_openai_not_found(live: tuple) -> None:
     _, client = live
     with pytest.raises(openai.NotFoundError, match="known models: demo") as refusal:
         client.images.generate(prompt="a", model="dall-e-3")
     assert (refusal.value.param, refusal.value.code) == ("model", "unknown_model")
 
 
-def test_other_failures_are_in_their_envelope_too(live: tuple) -> None:
-    mill, _ = live
-    for answer, expected in [
-        (mill.client.get("/v1/images/generations"), 405),
-        (mill.client.post("/v1/images/generations", content=b"{"), 415),
-        (mill.client.post("/v1/images/nope"), 404),
+def test_other_failures_use_the_openai_envelope(live: tuple) -> None:
+    deployment, _ = live
+    for response, expected in [
+        (deployment.client.get("/v1/images/generations"), 405),
+        (deployment.client.post("/v1/images/generations", content=b"{"), 415),
+        (deployment.client.post("/v1/images/nope"), 404),
     ]:
-        assert answer.status_code == expected
-        assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+        assert response.status_code == expected
+        assert set(response.json()["error"]) == {"message", "type", "param", "code"}
 
 
-def test_a_caller_that_hangs_up_cancels_its_job(live: tuple) -> None:
-    mill, _ = live
+def test_disconnect_cancels_the_job(live: tuple) -> None:
+    deployment, _ = live
     for stream in (False, True):
         body = {"prompt": f"left {stream}", "stream": stream}
-        with leaving(str(mill.client.base_url), "/v1/images/generations", body):
-            wait_until(mill.store.queue_depth)
-        wait_until(lambda: not mill.store.queue_depth())
-    states = [job.state for job in mill.store.jobs("local", limit=2)[0]]
+        with leaving(str(deployment.client.base_url), "/v1/images/generations", body):
+            wait_until(deployment.store.queue_depth)
+        wait_until(lambda: not deployment.store.queue_depth())
+    states = [job.state for job in deployment.store.jobs("local", limit=2)[0]]
     assert states == ["cancelled", "cancelled"]
 
 
-def test_a_caller_with_a_key_can_come_again(live: tuple) -> None:
-    mill, client = live
+def test_caller_with_idempotency_key_can_retry(live: tuple) -> None:
+    deployment, client = live
     key = {"Idempotency-Key": "images-1"}
     again = {"prompt": "a", "extra_headers": key}
-    with leaving(str(mill.client.base_url), "/v1/images/generations", {"prompt": "a"}, **key):
-        wait_until(mill.store.queue_depth)
-    with working(mill) as leases:
-        answer = client.images.generate(**again)
-    assert len(leases) == 1 and answer.data[0].b64_json
+    with leaving(str(deployment.client.base_url), "/v1/images/generations", {"prompt": "a"}, **key):
+        wait_until(deployment.store.queue_depth)
+    with working(deployment) as leases:
+        response = client.images.generate(**again)
+    assert len(leases) == 1 and response.data[0].b64_json
 
 
-def test_a_cancelled_job_is_a_conflict(live: tuple) -> None:
-    mill, client = live
+def test_cancelled_job_is_a_conflict(live: tuple) -> None:
+    deployment, client = live
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(client.images.generate, prompt="a")
-        (lease,) = wait_until(mill.worker.claim)
-        mill.store.cancel(lease.job_id, None)
+        (lease,) = wait_until(deployment.worker.claim)
+        deployment.store.cancel(lease.job_id, None)
         with pytest.raises(openai.ConflictError, match="cancelled"):
             waiting.result()
 
 
-def test_the_model_list_is_theirs(live: tuple) -> None:
+def test_model_list_works_with_openai_client(live: tuple) -> None:
     _, client = live
     assert [model.id for model in client.models.list()] == ["demo", "distilled", "idle"]
     assert client.models.retrieve("demo").owned_by == "imagemill"

@@ -1,4 +1,4 @@
-"""A queue that is away for a moment, as callers notice it who wait on the line for images."""
+"""Short outages of the queue, as seen by callers whose requests wait for images."""
 
 import json
 import threading
@@ -30,20 +30,20 @@ IMAGES, TXT2IMG = "/v1/images/generations", "/sdapi/v1/txt2img"
 def live(
     server: EmbeddedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Deployment]:
-    """A deployment that listens, and looks at its jobs all the time."""
+    """A service that listens on a port and polls its jobs all the time."""
     for module in (long_poll, stream):
         monkeypatch.setattr(module, "RECHECK_SECONDS", 0.02)
     with (
-        deployed(server.url, tmp_path, start=False, sync_seconds=PATIENCE) as found,
-        listening(found.client.app) as address,
+        deployed(server.url, tmp_path, start=False, sync_seconds=PATIENCE) as service,
+        listening(service.client.app) as address,
         web.Client(base_url=address, timeout=PATIENCE) as client,
     ):
-        found.client = client
-        yield found
+        service.client = client
+        yield service
 
 
 class Outage:
-    """Whether the queue is away, and how often each method met it."""
+    """Whether the outage is over, and how often each method was called during it."""
 
     def __init__(self) -> None:
         self.met = Counter[str]()
@@ -63,23 +63,25 @@ class Outage:
 
 
 @contextmanager
-def away(mill: Deployment, *names: str) -> Iterator[Outage]:
+def away(deployment: Deployment, *names: str) -> Iterator[Outage]:
     """These methods of the service's store fail until the outage is over."""
     outage = Outage()
     with pytest.MonkeyPatch.context() as patch:
         for name in names:
-            patch.setattr(mill.store, name, outage.before(name, getattr(mill.store, name)))
+            patch.setattr(
+                deployment.store, name, outage.before(name, getattr(deployment.store, name))
+            )
         yield outage
 
 
-def jobs(mill: Deployment) -> list[str]:
-    """The states of all jobs that were made."""
-    return [job.state for job in mill.store.jobs("local")[0]]
+def jobs(deployment: Deployment) -> list[str]:
+    """The states of all jobs."""
+    return [job.state for job in deployment.store.jobs("local")[0]]
 
 
 @pytest.mark.parametrize("method", ["job", "images"])
 @pytest.mark.parametrize(("path", "more"), [(IMAGES, {}), (IMAGES, STREAM), (TXT2IMG, {})])
-def test_who_waits_on_the_line_waits_for_the_queue_too(
+def test_open_request_survives_an_outage(
     live: Deployment, path: str, more: dict, method: str
 ) -> None:
     with away(live, method) as outage, ThreadPoolExecutor(1) as pool:
@@ -88,13 +90,13 @@ def test_who_waits_on_the_line_waits_for_the_queue_too(
         live.worker.finish(lease)
         wait_until(lambda: outage.met[method] > 1)
         outage.over.set()
-        answer = waits.result()
-    assert answer.status_code == 200, answer.text
-    assert '"error"' not in answer.text
+        response = waits.result()
+    assert response.status_code == 200, response.text
+    assert '"error"' not in response.text
     assert jobs(live) == ["succeeded"]
 
 
-def test_a_stream_loses_no_image_to_an_outage(live: Deployment) -> None:
+def test_stream_loses_no_image_in_an_outage(live: Deployment) -> None:
     body = {"prompt": "a", "n": 2, **STREAM}
     with away(live, "want_preview") as outage, ThreadPoolExecutor(1) as pool:
         waits = pool.submit(live.client.post, IMAGES, json=body)
@@ -104,12 +106,12 @@ def test_a_stream_loses_no_image_to_an_outage(live: Deployment) -> None:
         wait_until(lambda: outage.met["want_preview"] > met + 1)
         outage.over.set()
         live.worker.finish(second)
-        told = waits.result().text
-    assert told.count("event: image_generation.completed") == 2
+        text = waits.result().text
+    assert text.count("event: image_generation.completed") == 2
 
 
 @pytest.mark.parametrize("more", [{}, STREAM])
-def test_who_leaves_during_an_outage_leaves_no_job_behind(live: Deployment, more: dict) -> None:
+def test_disconnect_during_an_outage_cancels_the_job(live: Deployment, more: dict) -> None:
     with away(live, "job", "images", "cancel") as outage:
         with leaving(str(live.client.base_url), IMAGES, {"prompt": "a", **more}):
             wait_until(lambda: jobs(live))
@@ -119,22 +121,22 @@ def test_who_leaves_during_an_outage_leaves_no_job_behind(live: Deployment, more
 
 
 @pytest.mark.parametrize("more", [{}, STREAM])
-def test_an_outage_that_outlasts_the_patience_is_final(
+def test_outage_longer_than_the_timeout_is_504(
     server: EmbeddedServer, tmp_path: Path, more: dict
 ) -> None:
     with (
-        deployed(server.url, tmp_path, sync_seconds=0.1) as mill,
-        away(mill, "job", "images", "cancel"),
+        deployed(server.url, tmp_path, sync_seconds=0.1) as deployment,
+        away(deployment, "job", "images", "cancel"),
         capture_logs() as lines,
     ):
-        answer = mill.client.post(IMAGES, json={"prompt": "a", **more})
+        response = deployment.client.post(IMAGES, json={"prompt": "a", **more})
         if more:
-            assert "took_too_long" in answer.text
+            assert "took_too_long" in response.text
         else:
-            assert (answer.status_code, answer.headers["x-should-retry"]) == (504, "false")
-            assert "cannot be reached" in answer.json()["error"]["message"]
-    told = [line for line in lines if line["event"].startswith("a job that nobody waits for")]
-    assert len(told) == 1
+            assert (response.status_code, response.headers["x-should-retry"]) == (504, "false")
+            assert "cannot be reached" in response.json()["error"]["message"]
+    warnings = [line for line in lines if line["event"].startswith("a job that nobody waits for")]
+    assert len(warnings) == 1
 
 
 @pytest.fixture
@@ -150,16 +152,16 @@ def input_file(live: Deployment) -> str:
         for priority in range(3)
     ]
     text = "\n".join(map(json.dumps, lines))
-    answer = live.client.post("/v1/files", files={"file": text}, data={"purpose": "batch"})
-    return answer.json()["id"]
+    response = live.client.post("/v1/files", files={"file": text}, data={"purpose": "batch"})
+    return response.json()["id"]
 
 
-def begin(mill: Deployment, input_file: str) -> httpx.Response:
+def begin(deployment: Deployment, input_file: str) -> httpx.Response:
     body = {"input_file_id": input_file, "endpoint": IMAGES, "completion_window": "24h"}
-    return mill.client.post("/v1/batches", json=body)
+    return deployment.client.post("/v1/batches", json=body)
 
 
-def test_a_cancelled_batch_is_cancelled_in_the_end(live: Deployment, input_file: str) -> None:
+def test_batch_cancel_survives_an_outage(live: Deployment, input_file: str) -> None:
     path = f"/v1/batches/{begin(live, input_file).json()['id']}"
     with away(live, "cancel") as outage:
         assert live.client.post(f"{path}/cancel").status_code == 503
@@ -170,7 +172,7 @@ def test_a_cancelled_batch_is_cancelled_in_the_end(live: Deployment, input_file:
 
 
 def failing_at(turn: int, method: Callable) -> Callable:
-    """The method, but its call number `turn` meets no queue."""
+    """The method, but call number `turn` fails."""
     calls = count(1)
 
     def call(*args: object, **more: object) -> object:
@@ -181,11 +183,11 @@ def failing_at(turn: int, method: Callable) -> Callable:
     return call
 
 
-def test_a_batch_that_could_not_begin_leaves_no_job_that_can_be_removed(
+def test_failed_batch_deletes_the_jobs_it_can(
     live: Deployment, input_file: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for method, turn in (("submit", 3), ("delete", 1)):
         monkeypatch.setattr(live.store, method, failing_at(turn, getattr(live.store, method)))
-    answer = begin(live, input_file)
-    assert answer.status_code == 503 and "away at 3" in answer.text
+    response = begin(live, input_file)
+    assert response.status_code == 503 and "away at 3" in response.text
     assert len(jobs(live)) == 1

@@ -41,12 +41,12 @@ USUAL = {
 }
 
 
-def test_what_its_clients_usually_send(mill: Deployment) -> None:
-    with working(mill) as leases:
-        answer = mill.client.post(TXT2IMG, json={**USUAL, "batch_size": 2, "n_iter": 2})
-    assert answer.status_code == 200, answer.text
-    body = answer.json()
-    assert [base64.b64decode(one) for one in body["images"]] == [
+def test_typical_client_request(deployment: Deployment) -> None:
+    with working(deployment) as leases:
+        response = deployment.client.post(TXT2IMG, json={**USUAL, "batch_size": 2, "n_iter": 2})
+    assert response.status_code == 200, response.text
+    body = response.json()
+    assert [base64.b64decode(image) for image in body["images"]] == [
         picture(64, 32, index) for index in range(4)
     ]
     info = json.loads(body["info"])
@@ -63,10 +63,10 @@ def test_what_its_clients_usually_send(mill: Deployment) -> None:
     assert (request.steps, request.guidance_scale, request.width) == (5, 7, 64)
 
 
-def test_the_least_that_can_be_asked(mill: Deployment) -> None:
-    with working(mill) as leases:
-        answer = mill.client.post(TXT2IMG, json={"prompt": "a", "seed": 7})
-    assert len(answer.json()["images"]) == 1
+def test_minimal_request(deployment: Deployment) -> None:
+    with working(deployment) as leases:
+        response = deployment.client.post(TXT2IMG, json={"prompt": "a", "seed": 7})
+    assert len(response.json()["images"]) == 1
     assert (leases[0].request.seed, leases[0].request.steps) == (7, 8)
 
 
@@ -90,32 +90,32 @@ def test_the_least_that_can_be_asked(mill: Deployment) -> None:
         ({"override_settings": {"sd_model_checkpoint": 7}}, "/override_settings"),
     ],
 )
-def test_what_we_do_not_do_is_refused(mill: Deployment, fields: dict, pointer: str) -> None:
-    answer = mill.client.post(TXT2IMG, json={**USUAL, **fields})
-    assert (answer.status_code, pointers(answer)) == (422, [pointer])
-    assert answer.json()["detail"]
+def test_unsupported_fields_are_refused(deployment: Deployment, fields: dict, pointer: str) -> None:
+    response = deployment.client.post(TXT2IMG, json={**USUAL, **fields})
+    assert (response.status_code, pointers(response)) == (422, [pointer])
+    assert response.json()["detail"]
 
 
-def test_half_a_surrogate_pair_is_refused_wherever_it_is(mill: Deployment) -> None:
+def test_lone_surrogate_is_refused_anywhere(deployment: Deployment) -> None:
     for extra in ('"anything": ["\\ud800"]', '"override_settings": {"x": "\\uDFFF"}'):
-        answer = mill.client.post(
+        response = deployment.client.post(
             TXT2IMG,
             content='{"prompt": "a", ' + extra + "}",
             headers={"content-type": "application/json"},
         )
-        assert answer.status_code in (400, 422), answer.text
+        assert response.status_code in (400, 422), response.text
 
 
-def test_an_unknown_checkpoint_is_404(mill: Deployment) -> None:
+def test_unknown_checkpoint_is_404(deployment: Deployment) -> None:
     body = {"prompt": "a", "override_settings": {"sd_model_checkpoint": "nope"}}
-    answer = mill.client.post(TXT2IMG, json=body)
-    assert (answer.status_code, "demo" in answer.json()["detail"]) == (404, True)
+    response = deployment.client.post(TXT2IMG, json=body)
+    assert (response.status_code, "demo" in response.json()["detail"]) == (404, True)
 
 
-def test_a_failure_is_502(mill: Deployment) -> None:
-    with working(mill, mill.worker.fail):
-        answer = mill.client.post(TXT2IMG, json={"prompt": "a"})
-    assert (answer.status_code, "it would not" in answer.json()["detail"]) == (502, True)
+def test_failure_is_502(deployment: Deployment) -> None:
+    with working(deployment, deployment.worker.fail):
+        response = deployment.client.post(TXT2IMG, json={"prompt": "a"})
+    assert (response.status_code, "it would not" in response.json()["detail"]) == (502, True)
 
 
 def test_progress_and_interrupt(fresh: Deployment) -> None:
@@ -138,30 +138,32 @@ def test_progress_and_interrupt(fresh: Deployment) -> None:
         assert bare["current_image"] is None
         fresh.worker.finish(lease)
         assert fresh.client.post("/sdapi/v1/interrupt").json() == {}
-        answer = waiting.result(PATIENCE)
-    assert (answer.status_code, len(answer.json()["images"])) == (200, 1)
+        response = waiting.result(PATIENCE)
+    assert (response.status_code, len(response.json()["images"])) == (200, 1)
     assert fresh.job(other["id"])["state"] == "running"
     fresh.worker.finish(first)
 
 
-def test_the_catalog_as_checkpoints(mill: Deployment) -> None:
-    found = mill.client.get("/sdapi/v1/sd-models").json()
-    assert [one["model_name"] for one in found] == ["demo", "distilled", "idle"]
-    assert {"title", "hash", "sha256", "filename", "config"} <= set(found[0])
+def test_catalog_as_checkpoints(deployment: Deployment) -> None:
+    checkpoints = deployment.client.get("/sdapi/v1/sd-models").json()
+    assert [checkpoint["model_name"] for checkpoint in checkpoints] == ["demo", "distilled", "idle"]
+    assert {"title", "hash", "sha256", "filename", "config"} <= set(checkpoints[0])
 
 
-def test_a_picture_tells_how_it_was_made(mill: Deployment) -> None:
-    said = 'a, b: c\nline two\nNegative prompt: blur\nSteps: 8, Seed: 7, Size: 64x32, Model: "x, y"'
+def test_png_info(deployment: Deployment) -> None:
+    parameters = (
+        'a, b: c\nline two\nNegative prompt: blur\nSteps: 8, Seed: 7, Size: 64x32, Model: "x, y"'
+    )
     chunks = PngImagePlugin.PngInfo()
-    chunks.add_itxt("parameters", said)
+    chunks.add_itxt("parameters", parameters)
     chunks.add_itxt("imagemill", "{}")
     buffer = io.BytesIO()
     Image.new("RGB", (8, 8)).save(buffer, "PNG", pnginfo=chunks)
     text = base64.b64encode(buffer.getvalue()).decode()
     for image in (text, f"data:image/png;base64,{text}"):
-        found = mill.client.post("/sdapi/v1/png-info", json={"image": image}).json()
-        assert (found["info"], found["items"]) == (said, {"imagemill": "{}"})
-        assert found["parameters"] == {
+        info = deployment.client.post("/sdapi/v1/png-info", json={"image": image}).json()
+        assert (info["info"], info["items"]) == (parameters, {"imagemill": "{}"})
+        assert info["parameters"] == {
             "Prompt": "a, b: c\nline two",
             "Negative prompt": "blur",
             "Steps": "8",
@@ -175,31 +177,29 @@ def test_a_picture_tells_how_it_was_made(mill: Deployment) -> None:
 @pytest.mark.parametrize(
     "comment", [b"UNICODE\0" + SAID.encode("utf-16-be"), b"ASCII\0\0\0" + SAID.encode()]
 )
-def test_a_jpeg_and_a_webp_tell_it_in_their_exif(
-    mill: Deployment, kind: str, comment: bytes
-) -> None:
+def test_png_info_of_jpeg_and_webp(deployment: Deployment, kind: str, comment: bytes) -> None:
     exif = Image.Exif()
     exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = comment
     buffer = io.BytesIO()
     Image.new("RGB", (8, 8)).save(buffer, kind, exif=exif.tobytes())
     image = base64.b64encode(buffer.getvalue()).decode()
-    found = mill.client.post("/sdapi/v1/png-info", json={"image": image}).json()
-    assert (found["info"], found["parameters"]["Seed"]) == (SAID, "7")
+    info = deployment.client.post("/sdapi/v1/png-info", json={"image": image}).json()
+    assert (info["info"], info["parameters"]["Seed"]) == (SAID, "7")
 
 
 @pytest.mark.parametrize(
     "image", ["!", "AAAA", "data:image/png;base64,", "data:,x", picture(8, 8)[:40].hex()]
 )
-def test_what_is_no_picture_is_422(mill: Deployment, image: str) -> None:
-    answer = mill.client.post("/sdapi/v1/png-info", json={"image": image})
-    assert (answer.status_code, pointers(answer)) == (422, ["/image"])
+def test_invalid_image_is_422(deployment: Deployment, image: str) -> None:
+    response = deployment.client.post("/sdapi/v1/png-info", json={"image": image})
+    assert (response.status_code, pointers(response)) == (422, ["/image"])
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, about damaged EXIF
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
 @given(where=st.integers(0, 200), what=st.binary(min_size=1, max_size=8))
 @settings(max_examples=60)
-def test_no_picture_is_a_fault(kind: str, where: int, what: bytes) -> None:
+def test_no_image_causes_an_internal_error(kind: str, where: int, what: bytes) -> None:
     chunks, exif = PngImagePlugin.PngInfo(), Image.Exif()
     chunks.add_text("parameters", "x" * 50, zip=True)
     exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = b"UNICODE\0" + b"\0x" * 9
@@ -211,7 +211,7 @@ def test_no_picture_is_a_fault(kind: str, where: int, what: bytes) -> None:
         texts(data[:where] + what + data[where + len(what) :])
 
 
-def test_a_picture_without_words_says_nothing(mill: Deployment) -> None:
+def test_image_without_parameters(deployment: Deployment) -> None:
     image = base64.b64encode(picture()).decode()
-    found = mill.client.post("/sdapi/v1/png-info", json={"image": image}).json()
-    assert found == {"info": "", "items": {}, "parameters": {}}
+    info = deployment.client.post("/sdapi/v1/png-info", json={"image": image}).json()
+    assert info == {"info": "", "items": {}, "parameters": {}}

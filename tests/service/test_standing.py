@@ -1,4 +1,4 @@
-"""Jobs of a model that no worker can serve: callers hear why, and nobody waits for nothing."""
+"""Jobs of a model without a usable worker: callers get the reason instead of waiting."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,16 +16,16 @@ REASON = "no worker of model 'demo' can start: the file /models/demo/model_index
 BOTH = REASON.replace("start: ", "start: no room; ")
 
 
-def workers(*told: tuple[str, str, str | None]) -> list[WorkerInfo]:
+def workers(*reports: tuple[str, str, str | None]) -> list[WorkerInfo]:
     """Workers by model, state and error."""
     return [
         WorkerInfo(str(number), {"model": model, "state": state, "error": error})
-        for number, (model, state, error) in enumerate(told)
+        for number, (model, state, error) in enumerate(reports)
     ]
 
 
 @pytest.mark.parametrize(
-    ("told", "absent", "reason"),
+    ("reports", "absent", "reason"),
     [
         ([("demo", "failed", MISSING)], 0, REASON),
         ([("demo", "failed", MISSING), ("demo", "failed", MISSING)], 0, REASON),
@@ -40,96 +40,97 @@ def workers(*told: tuple[str, str, str | None]) -> list[WorkerInfo]:
         ([("other", "failed", MISSING)], 0, None),
     ],
 )
-def test_why_a_model_stands_still(
-    told: list[tuple[str, str, str | None]], absent: float, reason: str | None
+def test_standstill_reasons(
+    reports: list[tuple[str, str, str | None]], absent: float, reason: str | None
 ) -> None:
-    assert standstill("demo", workers(*told), absent, 30) == reason
+    assert standstill("demo", workers(*reports), absent, 30) == reason
 
 
 @pytest.fixture
-def mill(server: EmbeddedServer, tmp_path: Path) -> Iterator[Deployment]:
-    """A service whose one worker cannot load its model."""
-    with deployed(server.url, tmp_path) as found:
-        found.store.register("broken", {"model": "demo", "state": "failed", "error": MISSING}, 600)
-        yield found
+def deployment(server: EmbeddedServer, tmp_path: Path) -> Iterator[Deployment]:
+    """A service whose only worker can't load its model."""
+    with deployed(server.url, tmp_path) as started:
+        report = {"model": "demo", "state": "failed", "error": MISSING}
+        started.store.register("broken", report, 600)
+        yield started
 
 
-def recover(mill: Deployment) -> None:
-    """The worker is ready after all, and the service knows."""
-    mill.store.register("broken", {"model": "demo", "state": "ready", "error": None}, 600)
-    wait_until(lambda: mill.client.get("/readyz").status_code == 200)
+def recover(deployment: Deployment) -> None:
+    """Make the worker ready, and the service aware of it."""
+    deployment.store.register("broken", {"model": "demo", "state": "ready", "error": None}, 600)
+    wait_until(lambda: deployment.client.get("/readyz").status_code == 200)
 
 
-def test_a_job_is_queued_with_a_warning(mill: Deployment) -> None:
-    job = mill.submit("a circle")
+def test_job_is_queued_with_a_warning(deployment: Deployment) -> None:
+    job = deployment.submit("a circle")
     assert job["warnings"] == [REASON]
     assert job["state"] == "queued"
-    answer = mill.client.get(f"/v1/jobs/{job['id']}")
-    assert answer.json()["warnings"] == [REASON]
-    assert mill.submit("a circle", model="idle")["warnings"] == []
-    cancelled = mill.client.post(f"/v1/jobs/{job['id']}/cancel").json()
+    response = deployment.client.get(f"/v1/jobs/{job['id']}")
+    assert response.json()["warnings"] == [REASON]
+    assert deployment.submit("a circle", model="idle")["warnings"] == []
+    cancelled = deployment.client.post(f"/v1/jobs/{job['id']}/cancel").json()
     assert (cancelled["state"], cancelled["warnings"]) == ("cancelled", [])
 
 
-def test_the_tag_changes_with_the_warning(mill: Deployment) -> None:
-    job = mill.submit("a circle")
+def test_etag_changes_with_the_warning(deployment: Deployment) -> None:
+    job = deployment.submit("a circle")
     path = f"/v1/jobs/{job['id']}"
-    tag = mill.client.get(path).headers["ETag"]
-    assert mill.client.get(path, headers={"If-None-Match": tag}).status_code == 304
-    recover(mill)
+    tag = deployment.client.get(path).headers["ETag"]
+    assert deployment.client.get(path, headers={"If-None-Match": tag}).status_code == 304
+    recover(deployment)
 
     def changed() -> dict | None:
-        answer = mill.client.get(path, headers={"If-None-Match": tag})
-        return answer.json() if answer.status_code == 200 else None
+        response = deployment.client.get(path, headers={"If-None-Match": tag})
+        return response.json() if response.status_code == 200 else None
 
     assert wait_until(changed)["warnings"] == []
 
 
-def test_a_model_without_any_worker_is_named(server: EmbeddedServer, tmp_path: Path) -> None:
-    with deployed(server.url, tmp_path, absent_seconds=0) as mill:
-        assert mill.submit("a circle")["warnings"] == ["no worker of model 'demo' is running"]
-        answer = mill.client.post("/v1/images/generations", json={"prompt": "a circle"})
-        assert answer.status_code == 503
+def test_model_without_workers_is_reported(server: EmbeddedServer, tmp_path: Path) -> None:
+    with deployed(server.url, tmp_path, absent_seconds=0) as deployment:
+        assert deployment.submit("a circle")["warnings"] == ["no worker of model 'demo' is running"]
+        response = deployment.client.post("/v1/images/generations", json={"prompt": "a circle"})
+        assert response.status_code == 503
 
 
 IMAGES = {"prompt": "a circle"}
 
 
 @pytest.mark.parametrize("body", [IMAGES, IMAGES | {"stream": True}], ids=["plain", "stream"])
-def test_openais_route_answers_at_once(mill: Deployment, body: dict) -> None:
-    answer = mill.client.post("/v1/images/generations", json=body)
-    assert (answer.status_code, answer.headers["Retry-After"]) == (503, "2")
-    error = answer.json()["error"]
+def test_openai_route_fails_immediately(deployment: Deployment, body: dict) -> None:
+    response = deployment.client.post("/v1/images/generations", json=body)
+    assert (response.status_code, response.headers["Retry-After"]) == (503, "2")
+    error = response.json()["error"]
     assert (error["message"], error["code"]) == (REASON, "not_ready")
-    [job] = mill.client.get("/v1/jobs").json()["data"]
+    [job] = deployment.client.get("/v1/jobs").json()["data"]
     assert job["state"] == "cancelled"
 
 
-def test_a_caller_who_comes_again_keeps_the_job(mill: Deployment) -> None:
+def test_idempotency_key_keeps_the_job(deployment: Deployment) -> None:
     headers = {"Idempotency-Key": "one"}
-    first = mill.client.post("/v1/images/generations", json=IMAGES, headers=headers)
+    first = deployment.client.post("/v1/images/generations", json=IMAGES, headers=headers)
     assert first.status_code == 503
-    [job] = mill.client.get("/v1/jobs").json()["data"]
+    [job] = deployment.client.get("/v1/jobs").json()["data"]
     assert job["state"] == "queued"
-    mill.worker.finish_all()
-    again = mill.client.post("/v1/images/generations", json=IMAGES, headers=headers)
+    deployment.worker.finish_all()
+    again = deployment.client.post("/v1/images/generations", json=IMAGES, headers=headers)
     assert (again.status_code, len(again.json()["data"])) == (200, 1)
-    assert len(mill.client.get("/v1/jobs").json()["data"]) == 1
+    assert len(deployment.client.get("/v1/jobs").json()["data"]) == 1
 
 
-def test_a1111s_route_answers_at_once(mill: Deployment) -> None:
-    answer = mill.client.post("/sdapi/v1/txt2img", json=IMAGES)
-    assert answer.status_code == 503
-    assert answer.headers["Content-Type"] == "application/problem+json"
-    assert (answer.json()["type"], answer.json()["detail"]) == (
+def test_a1111_route_fails_immediately(deployment: Deployment) -> None:
+    response = deployment.client.post("/sdapi/v1/txt2img", json=IMAGES)
+    assert response.status_code == 503
+    assert response.headers["Content-Type"] == "application/problem+json"
+    assert (response.json()["type"], response.json()["detail"]) == (
         "urn:imagemill:problem:not-ready",
         REASON,
     )
-    [job] = mill.client.get("/v1/jobs").json()["data"]
+    [job] = deployment.client.get("/v1/jobs").json()["data"]
     assert job["state"] == "cancelled"
 
 
-def test_readyz_tells_the_same(mill: Deployment) -> None:
-    answer = mill.client.get("/readyz")
-    assert answer.status_code == 503
-    assert MISSING in answer.json()["detail"]
+def test_readyz_gives_the_same_reason(deployment: Deployment) -> None:
+    response = deployment.client.get("/readyz")
+    assert response.status_code == 503
+    assert MISSING in response.json()["detail"]

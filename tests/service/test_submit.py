@@ -1,4 +1,4 @@
-"""POST /v1/jobs: what is accepted, what is refused and by which name, and that nothing leaks."""
+"""POST /v1/jobs: accepted and refused bodies, limits, warnings."""
 
 import json
 from pathlib import Path
@@ -11,24 +11,24 @@ from tests.service.conftest import Deployment, pointers
 JSON = {"content-type": "application/json"}
 
 
-def test_a_post_answers_202_with_the_job_and_where_it_is(mill: Deployment) -> None:
+def test_post_is_202_with_job_and_location(deployment: Deployment) -> None:
     body = {"model": "demo", "prompts": ["a", {"prompt": "b", "n": 2}], "metadata": {"k": [1]}}
-    answer = mill.client.post("/v1/jobs", json=body)
-    job = answer.json()
-    assert answer.status_code == 202
-    assert answer.headers["location"] == f"/v1/jobs/{job['id']}" == job["urls"]["self"]
-    assert int(answer.headers["retry-after"]) >= 1
+    response = deployment.client.post("/v1/jobs", json=body)
+    job = response.json()
+    assert response.status_code == 202
+    assert response.headers["location"] == f"/v1/jobs/{job['id']}" == job["urls"]["self"]
+    assert int(response.headers["retry-after"]) >= 1
     assert (job["model"], job["state"], job["progress"]) == ("demo", "queued", 0)
     assert job["counts"]["total"] == job["counts"]["queued"] == 3
     assert [image["prompt"] for image in job["images"]] == ["a", "b", "b"]
     assert [image["index"] for image in job["images"]] == [0, 1, 2]
     assert job["metadata"] == {"k": [1]}
-    assert mill.client.get(answer.headers["location"]).json()["images"] == job["images"]
+    assert deployment.client.get(response.headers["location"]).json()["images"] == job["images"]
 
 
-def test_fields_come_from_the_prompt_then_the_job_then_the_catalog(mill: Deployment) -> None:
+def test_field_precedence_is_prompt_job_catalog(deployment: Deployment) -> None:
     own = {"prompt": "b", "width": 32, "steps": 3, "guidance_scale": 0, "negative_prompt": "x"}
-    first, second, third = mill.submit(
+    first, second, third = deployment.submit(
         "a", own, {"prompt": "c", "steps": None}, height=64, steps=5, negative_prompt="y"
     )["images"]
     shape = ("width", "height", "steps", "guidance_scale", "negative_prompt")
@@ -37,29 +37,29 @@ def test_fields_come_from_the_prompt_then_the_job_then_the_catalog(mill: Deploym
     assert [third[name] for name in shape] == [128, 64, 5, 2.5, "y"]
 
 
-def test_seeds_count_up_over_the_copies_and_wrap(mill: Deployment) -> None:
-    job = mill.submit("a", {"prompt": "b", "seed": MAX_SEED}, "c", seed=7, n=2)
+def test_seeds_increment_over_copies_and_wrap(deployment: Deployment) -> None:
+    job = deployment.submit("a", {"prompt": "b", "seed": MAX_SEED}, "c", seed=7, n=2)
     assert [image["seed"] for image in job["images"]] == [7, 8, MAX_SEED, 0, 7, 8]
 
 
-def test_a_seed_that_is_not_given_is_drawn_and_reported(mill: Deployment) -> None:
-    seeds = [image["seed"] for image in mill.submit("a", "b", n=10)["images"]]
+def test_missing_seed_is_random_and_reported(deployment: Deployment) -> None:
+    seeds = [image["seed"] for image in deployment.submit("a", "b", n=10)["images"]]
     assert len(set(seeds)) == 20
     assert all(0 <= seed < 2**32 for seed in seeds)
 
 
-def test_format_priority_and_reproducible_reach_the_queue(mill: Deployment) -> None:
-    job = mill.submit("a", format="webp", priority=9, reproducible=False)
+def test_format_priority_and_reproducible_reach_the_queue(deployment: Deployment) -> None:
+    job = deployment.submit("a", format="webp", priority=9, reproducible=False)
     assert job["priority"] == 9
-    request = mill.store.image(job["id"], 0).request
+    request = deployment.store.image(job["id"], 0).request
     assert (request.format, request.reproducible) == ("webp", False)
 
 
-def test_an_unknown_model_is_404_and_names_the_known_ones(mill: Deployment) -> None:
-    answer = mill.client.post("/v1/jobs", json={"model": "nope", "prompts": ["a"]})
-    assert answer.status_code == 404
-    assert answer.json()["known"] == ["demo", "distilled", "idle"]
-    assert pointers(answer) == ["/model"]
+def test_unknown_model_is_404_with_known_models(deployment: Deployment) -> None:
+    response = deployment.client.post("/v1/jobs", json={"model": "nope", "prompts": ["a"]})
+    assert response.status_code == 404
+    assert response.json()["known"] == ["demo", "distilled", "idle"]
+    assert pointers(response) == ["/model"]
 
 
 REFUSED = [
@@ -128,34 +128,34 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("fields", "expected"), REFUSED)
-def test_a_bad_field_is_named_and_nothing_is_queued(
-    mill: Deployment, fields: object, expected: list[str]
+def test_invalid_field_is_reported_and_nothing_queued(
+    deployment: Deployment, fields: object, expected: list[str]
 ) -> None:
-    before = mill.store.queue_depth()
+    before = deployment.store.queue_depth()
     whole = isinstance(fields, list) or not fields or fields == {"model": "demo"}
     body = fields if whole else {"model": "demo", "prompts": ["a"], **fields}
-    answer = mill.client.post("/v1/jobs", json=body)
-    assert answer.status_code == 422, answer.text
-    assert answer.headers["content-type"] == "application/problem+json"
-    assert pointers(answer) == expected
-    assert all(one["detail"] for one in answer.json()["errors"])
-    assert mill.store.queue_depth() == before
+    response = deployment.client.post("/v1/jobs", json=body)
+    assert response.status_code == 422, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    assert pointers(response) == expected
+    assert all(problem["detail"] for problem in response.json()["errors"])
+    assert deployment.store.queue_depth() == before
 
 
-def test_a_lone_surrogate_is_named(mill: Deployment) -> None:
+def test_lone_surrogate_is_reported(deployment: Deployment) -> None:
     for text, expected in [
         ('"a", "\\ud800"', ["/prompts/1"]),
         ('{"prompt": "a", "negative_prompt": "\\udfff"}', ["/prompts/0/negative_prompt"]),
     ]:
         body = '{"model": "demo", "prompts": [' + text + "]}"
-        answer = mill.client.post("/v1/jobs", content=body, headers=JSON)
-        assert (answer.status_code, pointers(answer)) == (422, expected)
+        response = deployment.client.post("/v1/jobs", content=body, headers=JSON)
+        assert (response.status_code, pointers(response)) == (422, expected)
 
 
-def test_a_lone_surrogate_in_metadata_is_refused(mill: Deployment) -> None:
+def test_lone_surrogate_in_metadata_is_refused(deployment: Deployment) -> None:
     body = '{"model": "demo", "prompts": ["a"], "metadata": {"k": ["\\ud800"]}}'
-    answer = mill.client.post("/v1/jobs", content=body, headers=JSON)
-    assert (answer.status_code, pointers(answer)[0][:9]) == (422, "/metadata")
+    response = deployment.client.post("/v1/jobs", content=body, headers=JSON)
+    assert (response.status_code, pointers(response)[0][:9]) == (422, "/metadata")
 
 
 @pytest.mark.parametrize(
@@ -177,10 +177,10 @@ def test_a_lone_surrogate_in_metadata_is_refused(mill: Deployment) -> None:
         b'\xef\xbb\xbf{"model": "demo", "prompts": ["a"]}',
     ],
 )
-def test_what_is_not_json_is_400(mill: Deployment, body: bytes) -> None:
-    answer = mill.client.post("/v1/jobs", content=body, headers=JSON)
-    assert answer.status_code == 400, answer.text
-    assert answer.json()["type"] == "urn:imagemill:problem:malformed-body"
+def test_invalid_json_is_400(deployment: Deployment, body: bytes) -> None:
+    response = deployment.client.post("/v1/jobs", content=body, headers=JSON)
+    assert response.status_code == 400, response.text
+    assert response.json()["type"] == "urn:imagemill:problem:malformed-body"
 
 
 @pytest.mark.parametrize(
@@ -193,52 +193,52 @@ def test_what_is_not_json_is_400(mill: Deployment, body: bytes) -> None:
         {"content-type": "application/json", "content-encoding": "gzip"},
     ],
 )
-def test_another_type_is_415(mill: Deployment, headers: dict[str, str]) -> None:
+def test_unsupported_type_is_415(deployment: Deployment, headers: dict[str, str]) -> None:
     body = json.dumps({"model": "demo", "prompts": ["a"]})
-    answer = mill.client.post("/v1/jobs", content=body, headers=headers)
-    assert answer.status_code == 415, answer.text
-    assert answer.headers["content-type"] == "application/problem+json"
+    response = deployment.client.post("/v1/jobs", content=body, headers=headers)
+    assert response.status_code == 415, response.text
+    assert response.headers["content-type"] == "application/problem+json"
 
 
 @pytest.mark.parametrize("kind", ["application/json; charset=UTF-8", "application/vnd.x+json"])
-def test_json_by_another_name_is_read(mill: Deployment, kind: str) -> None:
+def test_json_suffix_types_are_accepted(deployment: Deployment, kind: str) -> None:
     body = json.dumps({"model": "demo", "prompts": ["ä"]})
-    answer = mill.client.post("/v1/jobs", content=body, headers={"content-type": kind})
-    assert answer.status_code == 202
+    response = deployment.client.post("/v1/jobs", content=body, headers={"content-type": kind})
+    assert response.status_code == 202
 
 
-def test_a_large_body_is_413_by_its_length_alone(fresh: Deployment) -> None:
-    answer = fresh.client.post("/v1/jobs", content=b" " * 20_001, headers=JSON)
-    assert (answer.status_code, answer.json()["status"]) == (413, 413)
-    assert answer.headers["content-type"] == "application/problem+json"
+def test_large_content_length_is_413(fresh: Deployment) -> None:
+    response = fresh.client.post("/v1/jobs", content=b" " * 20_001, headers=JSON)
+    assert (response.status_code, response.json()["status"]) == (413, 413)
+    assert response.headers["content-type"] == "application/problem+json"
 
 
-def test_a_large_body_of_unknown_length_is_413_while_it_streams(fresh: Deployment) -> None:
-    taken = 0
+def test_large_streamed_body_is_413(fresh: Deployment) -> None:
+    sent = 0
 
     def endless():
-        nonlocal taken
-        while taken < 1_000:
-            taken += 1
+        nonlocal sent
+        while sent < 1_000:
+            sent += 1
             yield b" " * 1_000
 
-    answer = fresh.client.post("/v1/jobs", content=endless(), headers=JSON)
-    assert answer.status_code == 413
+    response = fresh.client.post("/v1/jobs", content=endless(), headers=JSON)
+    assert response.status_code == 413
 
 
-def test_the_quota_is_429(fresh: Deployment) -> None:
+def test_exceeded_quota_is_429(fresh: Deployment) -> None:
     fresh.submit("a", n=20)
-    answer = fresh.client.post("/v1/jobs", json={"model": "demo", "prompts": ["a"]})
-    assert answer.status_code == 429
-    assert int(answer.headers["retry-after"]) > 0
-    assert answer.json()["type"] == "urn:imagemill:problem:quota-exceeded"
+    response = fresh.client.post("/v1/jobs", json={"model": "demo", "prompts": ["a"]})
+    assert response.status_code == 429
+    assert int(response.headers["retry-after"]) > 0
+    assert response.json()["type"] == "urn:imagemill:problem:quota-exceeded"
 
 
-def test_an_idempotency_key_gives_the_same_job(mill: Deployment) -> None:
+def test_idempotency_key_returns_the_same_job(deployment: Deployment) -> None:
     body = {"model": "demo", "prompts": ["a"], "metadata": {"b": 1, "a": 2}}
     headers = {"Idempotency-Key": "once"}
-    first = mill.client.post("/v1/jobs", json=body, headers=headers)
-    again = mill.client.post(
+    first = deployment.client.post("/v1/jobs", json=body, headers=headers)
+    again = deployment.client.post(
         "/v1/jobs",
         content=json.dumps(body, indent=3, sort_keys=True),
         headers={**headers, **JSON},
@@ -248,48 +248,48 @@ def test_an_idempotency_key_gives_the_same_job(mill: Deployment) -> None:
     assert first.json()["images"][0]["seed"] == again.json()["images"][0]["seed"]
 
 
-def test_an_idempotency_key_with_another_body_is_422(mill: Deployment) -> None:
+def test_idempotency_key_with_another_body_is_422(deployment: Deployment) -> None:
     headers = {"Idempotency-Key": "twice"}
     for prompt, expected in [("a", 202), ("b", 422)]:
         body = {"model": "demo", "prompts": [prompt]}
-        answer = mill.client.post("/v1/jobs", json=body, headers=headers)
-        assert answer.status_code == expected
-    assert answer.json()["type"] == "urn:imagemill:problem:idempotency-mismatch"
+        response = deployment.client.post("/v1/jobs", json=body, headers=headers)
+        assert response.status_code == expected
+    assert response.json()["type"] == "urn:imagemill:problem:idempotency-mismatch"
 
 
 @pytest.mark.parametrize("key", ["", "a b", "ä".encode(), "x" * 256])
-def test_a_malformed_idempotency_key_is_400(mill: Deployment, key: str | bytes) -> None:
+def test_malformed_idempotency_key_is_400(deployment: Deployment, key: str | bytes) -> None:
     body = {"model": "demo", "prompts": ["a"]}
-    answer = mill.client.post("/v1/jobs", json=body, headers={"Idempotency-Key": key})
-    assert answer.status_code == 400
-    assert answer.json()["type"] == "urn:imagemill:problem:malformed-header"
+    response = deployment.client.post("/v1/jobs", json=body, headers={"Idempotency-Key": key})
+    assert response.status_code == 400
+    assert response.json()["type"] == "urn:imagemill:problem:malformed-header"
 
 
-def test_the_card_of_a_loaded_model_is_obeyed(fresh: Deployment) -> None:
+def test_card_of_a_loaded_model_is_enforced(fresh: Deployment) -> None:
     card = {"multiple": 32, "guidance": "embedded", "max_prompt_tokens": 3}
     fresh.store.publish_card("distilled", card)
     body = {"model": "distilled", "prompts": [{"prompt": "a", "width": 48}], "negative_prompt": "x"}
-    answer = fresh.client.post("/v1/jobs", json=body)
-    assert answer.status_code == 422
-    assert pointers(answer) == ["/prompts/0/width"]
+    response = fresh.client.post("/v1/jobs", json=body)
+    assert response.status_code == 422
+    assert pointers(response) == ["/prompts/0/width"]
     job = fresh.submit("one two three four", "five", model="distilled", negative_prompt="")
     cut = "the model reads 3 tokens of a prompt and cuts the rest: /prompts/0"
     assert job["warnings"] == [cut]
 
 
-def test_a_size_that_the_pipeline_rewrites_is_refused_with_those_it_makes(
+def test_unsupported_size_is_refused_with_supported_ones(
     fresh: Deployment,
 ) -> None:
     fresh.store.publish_card("demo", {"multiple": 16, "sizes": [[128, 128], [64, 128]]})
     body = {"model": "demo", "prompts": [{"prompt": "a", "width": 64, "height": 64}]}
-    answer = fresh.client.post("/v1/jobs", json=body)
-    assert answer.status_code == 422
-    assert pointers(answer) == ["/prompts/0/width"]
-    assert "makes only 128x128, 64x128: its pipeline changes other sizes" in answer.text
+    response = fresh.client.post("/v1/jobs", json=body)
+    assert response.status_code == 422
+    assert pointers(response) == ["/prompts/0/width"]
+    assert "only supports 128x128, 64x128: its pipeline changes other sizes" in response.text
     assert fresh.submit("a")["warnings"] == []
 
 
-def test_prompts_are_counted_by_the_tokenizer_that_a_worker_left(fresh: Deployment) -> None:
+def test_prompts_are_counted_by_the_published_tokenizer(fresh: Deployment) -> None:
     form = {"before": "", "after": "", "lowered": False, "dropped": 0}
     fresh.store.publish_card("demo", {"max_prompt_tokens": 8, "prompt": form})
     path = fresh.settings.tokenizer_file("demo")
@@ -311,7 +311,7 @@ def test_prompts_are_counted_by_the_tokenizer_that_a_worker_left(fresh: Deployme
     assert fresh.submit(unknown_words)["warnings"] == []
 
 
-def test_guidance_without_effect_is_a_warning(fresh: Deployment) -> None:
+def test_guidance_without_effect_warns(fresh: Deployment) -> None:
     fresh.store.publish_card("distilled", {"guidance": "none"})
     assert fresh.submit(model="distilled")["warnings"] == []
     assert "no effect" in fresh.submit(model="distilled", guidance_scale=3)["warnings"][0]
@@ -320,16 +320,14 @@ def test_guidance_without_effect_is_a_warning(fresh: Deployment) -> None:
 
 
 @pytest.mark.parametrize("guidance", ["embedded", "none"])
-def test_a_negative_prompt_that_no_guidance_reads_is_a_warning(
-    fresh: Deployment, guidance: str
-) -> None:
+def test_negative_prompt_without_guidance_support_warns(fresh: Deployment, guidance: str) -> None:
     fresh.store.publish_card("distilled", {"guidance": guidance})
     [warning] = fresh.submit(model="distilled", negative_prompt="blur")["warnings"]
     assert warning == "negative_prompt has no effect: the model has no classifier-free guidance"
     assert fresh.submit(model="distilled", negative_prompt="")["warnings"] == []
 
 
-def test_a_negative_prompt_while_guidance_is_off_is_a_warning(fresh: Deployment) -> None:
+def test_negative_prompt_with_guidance_off_warns(fresh: Deployment) -> None:
     card = {"guidance": "classifier-free", "guides_above": 1.0}
     fresh.store.publish_card("idle", card)
     prompts = [{"prompt": "a"}, {"prompt": "b", "guidance_scale": 1.5}, {"prompt": "c"}]
@@ -346,6 +344,6 @@ def test_a_negative_prompt_while_guidance_is_off_is_a_warning(fresh: Deployment)
     assert fresh.submit("a", model="idle", negative_prompt="blur")["warnings"] == []
 
 
-def test_a_webhook_is_kept(mill: Deployment) -> None:
+def test_webhook_is_stored(deployment: Deployment) -> None:
     hook = {"url": "https://example.org/hook", "events": ["job.failed"]}
-    assert mill.submit("a", webhook=hook)["state"] == "queued"
+    assert deployment.submit("a", webhook=hook)["state"] == "queued"

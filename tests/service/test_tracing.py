@@ -1,4 +1,4 @@
-"""One trace from the POST to the commit, as a collector gets it from real processes."""
+"""One trace from the POST to the commit, as received by a collector from real processes."""
 
 import threading
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from jobs.runtime import tracing
 from tests import web
-from tests.page.mill import running_mill
+from tests.page.deployment import running_deployment
 from tests.service.conftest import Deployment
 from tests.waiting import PATIENCE, wait_until
 
@@ -24,7 +24,7 @@ CALLER = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 @contextmanager
 def collecting() -> Iterator[tuple[str, dict[str, list[Span]]]]:
-    """The address of a collector, and the spans that came, by the service that sent them."""
+    """A collector's address, and its received spans by service name."""
     spans: dict[str, list[Span]] = {}
 
     class Handler(BaseHTTPRequestHandler):
@@ -34,10 +34,10 @@ def collecting() -> Iterator[tuple[str, dict[str, list[Span]]]]:
                 import gzip
 
                 body = gzip.decompress(body)
-            for one in ExportTraceServiceRequest.FromString(body).resource_spans:
-                [name] = [a.value for a in one.resource.attributes if a.key == "service.name"]
-                found = spans.setdefault(name.string_value, [])
-                found += [span for scope in one.scope_spans for span in scope.spans]
+            for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
+                [name] = [a.value for a in resource.resource.attributes if a.key == "service.name"]
+                received = spans.setdefault(name.string_value, [])
+                received += [span for scope in resource.scope_spans for span in scope.spans]
             self.send_response(200)
             self.send_header("content-type", "application/x-protobuf")
             self.send_header("content-length", "0")
@@ -57,13 +57,11 @@ def collecting() -> Iterator[tuple[str, dict[str, list[Span]]]]:
         server.server_close()
 
 
-def test_workers_join_the_trace_of_the_post(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_workers_join_the_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with collecting() as (endpoint, spans):
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint)
         monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "100")
-        with running_mill(tmp_path) as url:
+        with running_deployment(tmp_path) as url:
             body = {"model": "fake", "prompts": ["a", "b"], "steps": 2}
             headers = {"traceparent": CALLER}
             job = web.post(f"{url}/v1/jobs", json=body, headers=headers).json()
@@ -76,39 +74,41 @@ def test_workers_join_the_trace_of_the_post(
     [submit] = spans["imagemill-service"]
     assert (submit.name, submit.trace_id.hex()) == ("submit", CALLER.split("-")[1])
     assert submit.parent_span_id.hex() == CALLER.split("-")[2]
-    made = spans["imagemill-worker"]
-    assert {span.trace_id for span in made} == {submit.trace_id}
-    assert {span.parent_span_id for span in made} == {submit.span_id}
-    images = {a.value.string_value for span in made for a in span.attributes if a.key == "image"}
+    worker_spans = spans["imagemill-worker"]
+    assert {span.trace_id for span in worker_spans} == {submit.trace_id}
+    assert {span.parent_span_id for span in worker_spans} == {submit.span_id}
+    images = {
+        a.value.string_value for span in worker_spans for a in span.attributes if a.key == "image"
+    }
     assert images == {f"{job['id']}:0", f"{job['id']}:1"}
     for image in images:
         own = sorted(
             (span.end_time_unix_nano, span.name)
-            for span in made
+            for span in worker_spans
             if any(a.value.string_value == image for a in span.attributes)
         )
         assert [name for _, name in own] == ["claim", "encode", "denoise", "decode", "commit"]
 
 
-def test_a_submit_is_a_span_and_its_lease_carries_it(mill: Deployment) -> None:
+def test_lease_carries_the_submit_span(deployment: Deployment) -> None:
     exporter, provider = InMemorySpanExporter(), TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
-    mill.worker.finish_all()
+    deployment.worker.finish_all()
     tracing.use(provider)
     try:
-        mill.submit("a", "b")
+        deployment.submit("a", "b")
     finally:
         tracing.use(None)
     [span] = exporter.get_finished_spans()
     assert (span.name, span.attributes) == ("submit", {"model": "demo", "images": 2})
-    for lease in mill.worker.claim(2):
+    for lease in deployment.worker.claim(2):
         assert lease.trace.split("-")[2] == f"{span.context.span_id:016x}"
-        mill.worker.finish(lease)
+        deployment.worker.finish(lease)
 
 
-def test_without_tracing_a_lease_carries_nothing(mill: Deployment) -> None:
-    mill.worker.finish_all()
-    mill.submit("a")
-    [lease] = mill.worker.claim()
+def test_lease_carries_no_span_without_tracing(deployment: Deployment) -> None:
+    deployment.worker.finish_all()
+    deployment.submit("a")
+    [lease] = deployment.worker.claim()
     assert lease.trace == ""
-    mill.worker.finish(lease)
+    deployment.worker.finish(lease)

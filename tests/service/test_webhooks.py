@@ -1,4 +1,4 @@
-"""Webhooks against a receiver that listens: signed, repeated until heard, never led astray."""
+"""Webhooks against a real receiver: signed, retried, never sent to private addresses."""
 
 import json
 import threading
@@ -30,7 +30,7 @@ SECRET = "whsec_c2VjcmV0IHNlY3JldCBzZWNyZXQ="
 
 @dataclass
 class Receiver:
-    """What a receiver got, and what it answers: the statuses in turn, then 204."""
+    """The requests that a receiver got, and its responses: the statuses in turn, then 204."""
 
     url: str = ""
     statuses: list[int] = field(default_factory=list)
@@ -39,7 +39,7 @@ class Receiver:
     block: threading.Event | None = None
 
     def messages(self) -> list[dict]:
-        """The verified messages."""
+        """The messages, after verifying their signatures."""
         return [Webhook(SECRET).verify(body, headers) for headers, body in self.got]
 
 
@@ -79,20 +79,20 @@ def receiving() -> Iterator[Receiver]:
 
 @pytest.fixture
 def receiver() -> Iterator[Receiver]:
-    with receiving() as found:
-        yield found
+    with receiving() as server:
+        yield server
 
 
 @pytest.fixture
 def hooked(server: EmbeddedServer, tmp_path: Path) -> Iterator[Deployment]:
-    with deployed(server.url, tmp_path, webhook_secret=SECRET) as found:
+    with deployed(server.url, tmp_path, webhook_secret=SECRET) as service:
         wait_until(lambda: Outbox(tmp_path / "webhooks").cursor())
-        yield found
+        yield service
 
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Retries come at once, and only after an answer."""
+    """Retries follow immediately, but only after a response."""
     monkeypatch.setattr(sender, "RETRY_SECONDS", (0, 0.02, 0.02, 0.02))
     monkeypatch.setattr(sender, "_TIMEOUT", PATIENCE)
 
@@ -101,7 +101,7 @@ def pending(deployment: Deployment) -> list:
     return Outbox(deployment.settings.data / "webhooks").pending()
 
 
-def test_the_end_of_a_job_is_told_and_signed(hooked: Deployment, receiver: Receiver) -> None:
+def test_end_of_a_job_is_sent_and_signed(hooked: Deployment, receiver: Receiver) -> None:
     job = hooked.submit("a", metadata={"k": 1}, webhook={"url": f"{receiver.url}/hook?x=1"})
     hooked.worker.finish_all()
     wait_until(lambda: receiver.got)
@@ -115,27 +115,27 @@ def test_the_end_of_a_job_is_told_and_signed(hooked: Deployment, receiver: Recei
     wait_until(lambda: not pending(hooked))
 
 
-def test_only_what_was_asked_for_is_told(hooked: Deployment, receiver: Receiver) -> None:
+def test_only_selected_events_are_sent(hooked: Deployment, receiver: Receiver) -> None:
     hook = {"url": receiver.url, "events": ["image.succeeded", "image.failed", "job.failed"]}
     job = hooked.submit("a", "b", webhook=hook)
     first, second = hooked.worker.claim(2)
     hooked.worker.finish(first)
     hooked.worker.fail(second, "no")
     wait_until(lambda: len(receiver.got) == 3)
-    told = {message["type"]: message["data"] for message in receiver.messages()}
-    assert set(told) == {"image.succeeded", "image.failed", "job.failed"}
-    assert told["image.succeeded"]["url"] == f"/v1/jobs/{job['id']}/images/0"
-    assert (told["image.failed"]["error"], told["image.failed"]["job"]) == ("no", job["id"])
+    sent = {message["type"]: message["data"] for message in receiver.messages()}
+    assert set(sent) == {"image.succeeded", "image.failed", "job.failed"}
+    assert sent["image.succeeded"]["url"] == f"/v1/jobs/{job['id']}/images/0"
+    assert (sent["image.failed"]["error"], sent["image.failed"]["job"]) == ("no", job["id"])
 
 
-def test_a_cancelled_job_is_told(hooked: Deployment, receiver: Receiver) -> None:
+def test_cancelled_job_is_sent(hooked: Deployment, receiver: Receiver) -> None:
     job = hooked.submit("a", webhook={"url": receiver.url})
     hooked.client.post(job["urls"]["cancel"])
     wait_until(lambda: receiver.got)
     assert receiver.messages()[0]["type"] == "job.cancelled"
 
 
-def test_it_is_repeated_under_the_same_id_until_heard(
+def test_failed_delivery_is_retried_with_the_same_id(
     hooked: Deployment, receiver: Receiver
 ) -> None:
     receiver.statuses = [500, 302, 204]
@@ -148,7 +148,7 @@ def test_it_is_repeated_under_the_same_id_until_heard(
 
 
 @pytest.mark.parametrize(("statuses", "attempts"), [([500] * 9, 4), ([410] * 9, 1)])
-def test_it_is_given_up_in_the_end(
+def test_delivery_is_eventually_given_up(
     hooked: Deployment, receiver: Receiver, statuses: list[int], attempts: int
 ) -> None:
     receiver.statuses = statuses
@@ -158,7 +158,7 @@ def test_it_is_given_up_in_the_end(
     assert len(receiver.got) == attempts
 
 
-def test_a_slow_receiver_holds_up_no_other(hooked: Deployment, receiver: Receiver) -> None:
+def test_slow_receiver_does_not_block_others(hooked: Deployment, receiver: Receiver) -> None:
     receiver.block = threading.Event()
     for _ in range(12):
         hooked.submit("a", webhook={"url": receiver.url})
@@ -172,31 +172,29 @@ def test_a_slow_receiver_holds_up_no_other(hooked: Deployment, receiver: Receive
     wait_until(lambda: len(receiver.got) == 12)
 
 
-def test_a_message_knows_its_tenant(hooked: Deployment, receiver: Receiver) -> None:
+def test_message_has_its_tenant(hooked: Deployment, receiver: Receiver) -> None:
     receiver.statuses = [500] * 9
     receiver.block = threading.Event()
     hooked.submit("a", webhook={"url": receiver.url})
     hooked.worker.finish_all()
     wait_until(lambda: pending(hooked))
-    assert [one.tenant for one in pending(hooked)] == ["local"]
+    assert [message.tenant for message in pending(hooked)] == ["local"]
     receiver.block.set()
     wait_until(lambda: not pending(hooked))
 
 
-def test_what_was_read_is_kept_now_and_then(
+def test_reading_position_is_stored_periodically(
     hooked: Deployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     box = Outbox(hooked.settings.data / "webhooks")
     before = box.cursor()
     monkeypatch.setattr(sender, "CURSOR_SECONDS", -1.0)
-    hooked.submit("a")  # which asks for no webhook
+    hooked.submit("a")  # without a webhook
     wait_until(lambda: box.cursor() != before)
 
 
 @pytest.mark.parametrize("keep", [1, 100])
-def test_events_that_are_gone_are_missed_aloud(
-    server: EmbeddedServer, tmp_path: Path, keep: int
-) -> None:
+def test_dropped_events_are_logged(server: EmbeddedServer, tmp_path: Path, keep: int) -> None:
     box = Outbox(tmp_path / "webhooks")
     with deployed(server.url, tmp_path, webhook_secret=SECRET) as first:
         wait_until(box.cursor)
@@ -209,11 +207,13 @@ def test_events_that_are_gone_are_missed_aloud(
         last = first.store.last_event()
         with deployed(server.url, tmp_path, webhook_secret=SECRET, pool=first.pool):
             wait_until(lambda: box.cursor() == last)
-    told = [line for line in lines if line["event"].startswith("events are gone")]
-    assert [line["read_until"] < line["oldest"] for line in told] == ([True] if keep == 1 else [])
+    warnings = [line for line in lines if line["event"].startswith("events are gone")]
+    assert [line["read_until"] < line["oldest"] for line in warnings] == (
+        [True] if keep == 1 else []
+    )
 
 
-def test_what_was_not_delivered_outlives_the_process(
+def test_undelivered_messages_survive_a_restart(
     server: EmbeddedServer, tmp_path: Path, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sender, "RETRY_SECONDS", (0, 1000))
@@ -222,7 +222,7 @@ def test_what_was_not_delivered_outlives_the_process(
         wait_until(lambda: Outbox(tmp_path / "webhooks").cursor())
         first.submit("a", webhook={"url": receiver.url})
         first.worker.finish_all()
-        wait_until(lambda: [one for one in pending(first) if one.attempt == 1])
+        wait_until(lambda: [message for message in pending(first) if message.attempt == 1])
         store, waiting = first.store, first.submit("b", webhook={"url": receiver.url})
     box = Outbox(tmp_path / "webhooks")
     (message,) = box.pending()
@@ -265,18 +265,16 @@ PRIVATE = [
 ]
 
 
-def test_private_addresses_are_refused_where_others_can_reach_us(
-    server: EmbeddedServer, tmp_path: Path
-) -> None:
+def test_remote_service_refuses_private_addresses(server: EmbeddedServer, tmp_path: Path) -> None:
     with deployed(server.url, tmp_path, webhook_private=False) as guarded:
         for url in PRIVATE:
             body = {"model": "demo", "prompts": ["a"], "webhook": {"url": url}}
-            answer = guarded.client.post("/v1/jobs", json=body)
-            assert (answer.status_code, pointers(answer)) == (422, ["/webhook/url"]), url
+            response = guarded.client.post("/v1/jobs", json=body)
+            assert (response.status_code, pointers(response)) == (422, ["/webhook/url"]), url
         guarded.submit("a", webhook={"url": "http://8.8.8.8/"})
 
 
-def test_names_are_checked_when_they_are_resolved(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resolved_addresses_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     def resolve(name: str, port: int, **_: object) -> list:
         addresses = {"open.test": ["93.184.215.14"], "mixed.test": ["93.184.215.14", "10.0.0.1"]}
         return [(2, 1, 6, "", (address, port)) for address in addresses[name]]
@@ -290,20 +288,20 @@ def test_names_are_checked_when_they_are_resolved(monkeypatch: pytest.MonkeyPatc
     assert target_of("https://mixed.test/", private=True).server_name == "mixed.test"
 
 
-def test_public_means_public() -> None:
+def test_is_public() -> None:
     assert is_public("8.8.8.8") and is_public("2606:4700::1111")
     assert not is_public("fe80::1%eth0")
 
 
-def test_the_secret_is_made_once_and_kept_private(tmp_path: Path) -> None:
-    made = kept_secret(tmp_path / "webhooks")
-    assert kept_secret(tmp_path / "webhooks") == made
-    assert Webhook(made).sign("msg_1", sender.datetime.now(sender.UTC), json.dumps({}))
+def test_secret_is_created_once_and_private(tmp_path: Path) -> None:
+    secret = kept_secret(tmp_path / "webhooks")
+    assert kept_secret(tmp_path / "webhooks") == secret
+    assert Webhook(secret).sign("msg_1", sender.datetime.now(sender.UTC), json.dumps({}))
     assert (tmp_path / "webhooks" / "secret").stat().st_mode & 0o077 == 0
 
 
 @pytest.mark.parametrize("secret", ["", "whsec_", "whsec_!"])
-def test_a_secret_that_cannot_sign_is_refused(secret: str) -> None:
+def test_invalid_secret_is_refused(secret: str) -> None:
     with pytest.raises(ValidationError):
         ServiceSettings(webhook_secret=secret)
 
@@ -322,7 +320,7 @@ def test_a_secret_that_cannot_sign_is_refused(secret: str) -> None:
         ("127.0.0.1", 0, False, False),
     ],
 )
-def test_private_webhooks_are_for_this_machine_without_keys(
+def test_private_webhooks_need_loopback_without_keys(
     server: EmbeddedServer,
     tmp_path: Path,
     host: str,
@@ -332,11 +330,11 @@ def test_private_webhooks_are_for_this_machine_without_keys(
 ) -> None:
     if keys:
         KeyRing(tmp_path / "keys.json").add("alice")
-    with deployed(server.url, tmp_path, host=host, webhook_private=private, start=False) as found:
-        assert found.client.app.state.context.allows_private_webhooks is allowed
+    with deployed(server.url, tmp_path, host=host, webhook_private=private, start=False) as service:
+        assert service.client.app.state.context.allows_private_webhooks is allowed
 
 
-def test_a_message_that_may_not_be_sent_is_given_up_at_once(
+def test_refused_address_is_given_up_immediately(
     hooked: Deployment, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(service_keys, "RECHECK_SECONDS", 0)
@@ -347,9 +345,9 @@ def test_a_message_that_may_not_be_sent_is_given_up_at_once(
         wait_until(lambda: 'posts_total{outcome="given_up"}' in hooked.client.get("/metrics").text)
     wait_until(lambda: not pending(hooked))
     assert receiver.got == []
-    told = [line for line in lines if line["event"].startswith("webhook")]
-    assert [line["event"] for line in told] == ["webhook given up"]
-    assert "not a public address" in told[0]["reason"]
+    entries = [line for line in lines if line["event"].startswith("webhook")]
+    assert [line["event"] for line in entries] == ["webhook given up"]
+    assert "not a public address" in entries[0]["reason"]
 
 
 def test_every_attempt_is_counted(hooked: Deployment, receiver: Receiver) -> None:
@@ -366,6 +364,6 @@ def test_every_attempt_is_counted(hooked: Deployment, receiver: Receiver) -> Non
             f'imagemill_webhook_posts_total{{outcome="{outcome}"}} {count}.0'
             for outcome, count in expected.items()
         ]
-        return "imagemill_webhooks_waiting 0.0" in text and all(one in text for one in lines)
+        return "imagemill_webhooks_waiting 0.0" in text and all(line in text for line in lines)
 
     wait_until(counted)

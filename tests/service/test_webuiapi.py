@@ -1,4 +1,4 @@
-"""The `webuiapi` client, which many tools are made with, against a service that listens."""
+"""The `webuiapi` client, on which many tools are built, against a running service."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,18 +20,18 @@ def live(
     server: EmbeddedServer, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Deployment, WebUIApi]]:
     with (
-        deployed(server.url, tmp_path_factory.mktemp("webui"), start=False) as found,
-        listening(found.client.app) as address,
+        deployed(server.url, tmp_path_factory.mktemp("webui"), start=False) as service,
+        listening(service.client.app) as address,
     ):
         api = WebUIApi(host="127.0.0.1", port=int(address.rpartition(":")[2]))
-        yield found, api
+        yield service, api
         api.session.close()
 
 
 def test_txt2img_as_the_client_sends_it(live: tuple[Deployment, WebUIApi]) -> None:
-    mill, api = live
-    with working(mill) as leases:
-        made = api.txt2img(
+    deployment, api = live
+    with working(deployment) as leases:
+        response = api.txt2img(
             prompt="a red circle",
             negative_prompt="blue",
             seed=1003,
@@ -41,28 +41,28 @@ def test_txt2img_as_the_client_sends_it(live: tuple[Deployment, WebUIApi]) -> No
             height=48,
             batch_size=2,
         )
-    assert [image.size for image in made.images] == [(64, 48), (64, 48)]
-    assert made.image.size == (64, 48)
-    assert made.info["all_seeds"] == [1003, 1004]
-    assert made.parameters["steps"] == 8
+    assert [image.size for image in response.images] == [(64, 48), (64, 48)]
+    assert response.image.size == (64, 48)
+    assert response.info["all_seeds"] == [1003, 1004]
+    assert response.parameters["steps"] == 8
     assert leases[0].request.negative_prompt == "blue"
 
 
 def test_progress_and_interrupt(live: tuple[Deployment, WebUIApi]) -> None:
-    mill, api = live
+    deployment, api = live
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(api.txt2img, prompt="a", steps=8, width=64, height=64, batch_size=2)
-        (lease,) = wait_until(mill.worker.claim)
-        mill.store.beat("hand", {(lease.key, lease.token): 4}, 60)
+        (lease,) = wait_until(deployment.worker.claim)
+        deployment.store.beat("hand", {(lease.key, lease.token): 4}, 60)
         seen = wait_until(lambda: api.get_progress())
         assert (seen["progress"], seen["state"]["job_count"]) == (0.25, 2)
-        mill.worker.finish(lease)
+        deployment.worker.finish(lease)
         assert api.interrupt() == {}
         assert len(waiting.result(PATIENCE).images) == 1
     assert api.get_progress()["progress"] == 0
 
 
-def test_models_and_what_a_picture_says(live: tuple[Deployment, WebUIApi]) -> None:
+def test_models_and_png_info(live: tuple[Deployment, WebUIApi]) -> None:
     _, api = live
     assert api.util_get_model_names() == ["demo", "distilled", "idle"]
     picture = Image.new("RGB", (8, 8))
@@ -70,34 +70,34 @@ def test_models_and_what_a_picture_says(live: tuple[Deployment, WebUIApi]) -> No
     assert api.png_info(picture).info == "a ring\nSteps: 8, Seed: 7"
 
 
-def test_a_refusal_reaches_the_caller(live: tuple[Deployment, WebUIApi]) -> None:
+def test_client_gets_the_error(live: tuple[Deployment, WebUIApi]) -> None:
     _, api = live
     with pytest.raises(RuntimeError, match="422"):
         api.txt2img(prompt="a", width=100, height=64)
 
 
-def test_a_key_is_the_password(server: EmbeddedServer, tmp_path: Path) -> None:
-    shown, _ = KeyRing(tmp_path / "keys.json").add("alice")
+def test_key_as_basic_password(server: EmbeddedServer, tmp_path: Path) -> None:
+    key, _ = KeyRing(tmp_path / "keys.json").add("alice")
     with (
-        deployed(server.url, tmp_path, start=False) as mill,
-        listening(mill.client.app) as address,
+        deployed(server.url, tmp_path, start=False) as deployment,
+        listening(deployment.client.app) as address,
     ):
         api = WebUIApi(host="127.0.0.1", port=int(address.rpartition(":")[2]))
         with pytest.raises(RuntimeError, match="401"):
             api.txt2img(prompt="a", steps=8, width=64, height=64)
-        api.set_auth("anybody", shown)
-        with working(mill):
-            made = api.txt2img(prompt="a", steps=8, width=64, height=64)
+        api.set_auth("anybody", key)
+        with working(deployment):
+            response = api.txt2img(prompt="a", steps=8, width=64, height=64)
         assert api.util_get_model_names() == ["demo", "distilled", "idle"]
         elsewhere = api.session.get(f"{address}/v1/jobs")
-        api.set_auth(shown, "not the key")
+        api.set_auth(key, "not the key")
         with pytest.raises(RuntimeError, match="401"):
             api.txt2img(prompt="a", steps=8, width=64, height=64)
         api.session.close()
-    assert (made.image.size, elsewhere.status_code) == ((64, 64), 401)
-    assert mill.store.jobs("alice")[0][0].metadata == {"api": "sdapi"}
+    assert (response.image.size, elsewhere.status_code) == ((64, 64), 401)
+    assert deployment.store.jobs("alice")[0][0].metadata == {"api": "sdapi"}
 
 
-def test_it_knows_when_nothing_runs(live: tuple[Deployment, WebUIApi]) -> None:
+def test_progress_without_a_job(live: tuple[Deployment, WebUIApi]) -> None:
     _, api = live
     api.util_wait_for_ready(check_interval=0.01)

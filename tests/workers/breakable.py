@@ -17,11 +17,11 @@ from workers.process.launch import Place
 from workers.settings import WorkerSettings
 
 LEASE_SECONDS = 3600
-"""No starved heartbeat loses one; the test ends those of a process that is gone."""
+"""So long that a slow heartbeat loses none; the test expires those of a dead process."""
 
 
 class Breakable(FakePipeline):
-    """Its group is lost with every forward pass over a poisonous prompt."""
+    """A fake whose group is lost in every forward pass with a poisonous prompt."""
 
     def step(self, samples: Sequence[Sample], bucket: int = 0) -> None:
         if any(sample.request.prompt == "poison" for sample in samples):
@@ -33,7 +33,7 @@ if __name__ == "__main__":
     url, data, folder = sys.argv[1:]
     worker.load_pipeline = lambda model, device: Breakable()  # type: ignore[assignment]
     settings = WorkerSettings(data=Path(data), lease_seconds=LEASE_SECONDS)
-    made = worker.Worker(
+    process = worker.Worker(
         model=entry(Path(folder)), place=Place("cpu"), settings=settings, store=Store.connect(url)
     )
-    sys.exit(made.run())
+    sys.exit(process.run())

@@ -1,4 +1,4 @@
-"""An engine over a fake, driven on the test's own thread; a queue, and a model to serve."""
+"""An engine over a fake pipeline, run on the test's own thread; a queue, and a model to serve."""
 
 import json
 import queue
@@ -16,7 +16,7 @@ from jobs.runtime.embedded_queue import EmbeddedServer
 from pipelines.fake import FakePipeline
 from tests.pipelines.serving import entry
 from workers.engine import Engine
-from workers.in_flight import Flight, Flights
+from workers.in_flight import InFlight, InFlightImages
 from workers.scheduler import BUCKETS, Costs
 
 BATCHES_PAY = Costs(tuple((2 * 16 * b, 1.0) for b in BUCKETS))
@@ -24,7 +24,7 @@ BATCHES_PAY = Costs(tuple((2 * 16 * b, 1.0) for b in BUCKETS))
 
 
 def request(prompt: str = "a cat", **changes: object) -> ImageRequest:
-    """A fast-class 64x64 request of 4 steps, changed as told."""
+    """A fast-class 64x64 request of 4 steps, with these changes."""
     fields = {
         "model": "fake",
         "prompt": prompt,
@@ -40,17 +40,17 @@ def request(prompt: str = "a cat", **changes: object) -> ImageRequest:
 
 @dataclass
 class Bench:
-    """An engine and what came out of it: delivered flights, and errors by prompt."""
+    """An engine and its results: delivered images, and errors by prompt."""
 
     pipeline: FakePipeline
     costs: Costs = BATCHES_PAY
-    flights: Flights = field(default_factory=Flights)
-    delivered: list[Flight] = field(default_factory=list)
+    flights: InFlightImages = field(default_factory=InFlightImages)
+    delivered: list[InFlight] = field(default_factory=list)
     failed: dict[str, BaseException] = field(default_factory=dict)
     shown: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.ready: queue.SimpleQueue[Flight] = queue.SimpleQueue()
+        self.ready: queue.SimpleQueue[InFlight] = queue.SimpleQueue()
         self.engine = Engine(
             pipeline=self.pipeline,
             costs=self.costs,
@@ -62,32 +62,32 @@ class Bench:
             give_up=self._give_up,
         )
 
-    def enqueue(self, *requests: ImageRequest) -> list[Flight]:
+    def enqueue(self, *requests: ImageRequest) -> list[InFlight]:
         """Make these requests ready, as intake does."""
-        made = []
-        for one in requests:
-            flight = Flight(Lease("job", len(self.flights), "token", 1, False, one))
-            [flight.conditioning] = self.pipeline.encode([one])
+        flights = []
+        for request in requests:
+            flight = InFlight(Lease("job", len(self.flights), "token", 1, False, request))
+            [flight.conditioning] = self.pipeline.encode([request])
             self.flights.add(flight)
             self.ready.put(flight)
-            made.append(flight)
-        return made
+            flights.append(flight)
+        return flights
 
     def run(self) -> None:
-        """Run the engine until nothing is in flight any more."""
+        """Run the engine until nothing is in flight."""
         self.engine.run()
 
-    def _deliver(self, flight: Flight) -> None:
+    def _deliver(self, flight: InFlight) -> None:
         self.delivered.append(flight)
         self._left(flight)
 
-    def _give_up(self, flight: Flight, error: BaseException) -> None:
+    def _give_up(self, flight: InFlight, error: BaseException) -> None:
         self.failed[flight.lease.request.prompt] = error
         self._left(flight)
 
-    def _left(self, flight: Flight) -> None:
-        """The last one out stops the engine."""
-        out = {id(one) for one in self.delivered} | set(self.failed)
+    def _left(self, flight: InFlight) -> None:
+        """Stop the engine after the last image."""
+        out = {id(flight) for flight in self.delivered} | set(self.failed)
         if len(out) + sum(f.dropped for f in self.flights.all()) >= len(self.flights):
             self.engine.stopping.set()
 
@@ -113,7 +113,7 @@ def store(server: EmbeddedServer) -> Iterator[Store]:
 
 @pytest.fixture
 def model(tmp_path: Path) -> Model:
-    """The entry of a fake pipeline's folder, which real worker processes can load."""
+    """The entry of a fake pipeline's folder that real worker processes can load."""
     folder = tmp_path / "model"
     folder.mkdir()
     (folder / "model_index.json").write_text(json.dumps({"_class_name": "FakePipeline"}))

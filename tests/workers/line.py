@@ -14,7 +14,7 @@ from pipelines.fake import FakePipeline
 from tests.waiting import PATIENCE, wait_until
 from workers.delivery import Delivery
 from workers.engine import Engine
-from workers.in_flight import Flights
+from workers.in_flight import InFlightImages
 from workers.intake import Intake
 from workers.phases import Phases
 from workers.scheduler import Costs
@@ -24,10 +24,10 @@ P = TypeVar("P", bound=FakePipeline)
 
 
 class Line(Generic[P]):
-    """The three threads of a worker over a fake, without its heartbeat."""
+    """The three threads of a worker over a fake pipeline, without a heartbeat."""
 
     def __init__(self, folder: Path, store: Store, pipeline: P, costs: Costs) -> None:
-        self.store, self.pipeline, self.flights = store, pipeline, Flights()
+        self.store, self.pipeline, self.flights = store, pipeline, InFlightImages()
         self.job_ids: list[str] = []
         phases = Phases(phased=pipeline.phased)
         model = Model("fake", "/nowhere", local=True)
@@ -69,7 +69,7 @@ class Line(Generic[P]):
         self._threads = [threading.Thread(target=run) for run in runs]
 
     def submit(self, *requests: ImageRequest, tenant: str = "t", priority: int = 5) -> str:
-        """A job of these images."""
+        """Submit a job of these images."""
         submitted = self.store.submit(
             requests,
             tenant=tenant,
@@ -84,20 +84,20 @@ class Line(Generic[P]):
         return submitted.job_id
 
     def start(self) -> None:
-        """Begin to work."""
+        """Start the threads."""
         for thread in self._threads:
             thread.start()
 
     def job(self, number: int = -1) -> Job:
-        """The job as it is."""
+        """The job's current state."""
         return self.store.job(self.job_ids[number], None)
 
     def finished(self, number: int = -1) -> Job:
-        """The job once it is over."""
+        """Wait until the job has finished."""
         return wait_until(lambda: job if (job := self.job(number)).state.finished else None)
 
     def drain(self) -> None:
-        """As the worker does."""
+        """Drain and join the threads, as the worker does."""
         self.intake.stopping.set()
         self.engine.stopping.set()
         for thread in self._threads[:2]:

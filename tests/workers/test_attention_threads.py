@@ -1,7 +1,7 @@
-"""Attention on several threads: encoding and decoding next to the engine change no bit.
+"""Attention on several threads: encoding and decoding in parallel change no bit.
 
-Every backend of diffusers either draws the same reproducible pictures alone and together, or is
-refused at the start.
+With every backend of diffusers, reproducible pictures are the same alone and together, or the
+backend is refused at startup.
 """
 
 import queue
@@ -22,11 +22,11 @@ from tests.pipelines.serving import ask, entry
 from tests.pipelines.tiny import save_tiny
 from tests.workers.conftest import Bench
 from tests.workers.test_engine_families import costs_of
-from workers.in_flight import Flight
+from workers.in_flight import InFlight
 
 BACKENDS = sorted(backend.value for backend in AttentionBackendName)
 RUN_ON_CPU = {"native", "_native_math", "_native_flash"}
-"""Backends that must start here; others may."""
+"""Backends that have to start here. Others may."""
 
 PROMPTS = 40
 REQUESTS = [
@@ -37,10 +37,10 @@ REQUESTS = [
 
 @dataclass
 class Threads(Bench):
-    """The engine on this thread, encoding and decoding on one more each, as in a worker."""
+    """The engine on this thread, encoding and decoding on one thread each, as in a worker."""
 
     expected: int = 0
-    finished: queue.SimpleQueue[Flight | None] = field(default_factory=queue.SimpleQueue)
+    finished: queue.SimpleQueue[InFlight | None] = field(default_factory=queue.SimpleQueue)
 
     def serve(self, requests: list[ImageRequest]) -> dict[int, torch.Tensor]:
         """The pictures by seed."""
@@ -71,11 +71,11 @@ class Threads(Bench):
             [pictures[flight.lease.request.seed]] = self.pipeline.decode([flight.sample])
         return pictures
 
-    def _deliver(self, flight: Flight) -> None:
+    def _deliver(self, flight: InFlight) -> None:
         self.finished.put(flight)
         super()._deliver(flight)
 
-    def _left(self, flight: Flight) -> None:
+    def _left(self, flight: InFlight) -> None:
         if len(self.delivered) + len(self.failed) == self.expected:
             self.engine.stopping.set()
 
@@ -91,11 +91,9 @@ def load(folder, backend: str | None) -> FamilyPipeline:
     return load_pipeline(entry(folder, attention_backend=backend, **fields), "cpu")
 
 
-@pytest.mark.filterwarnings("ignore")  # what a backend that isn't for CPUs says of itself
+@pytest.mark.filterwarnings("ignore")  # the error of a backend that isn't for CPUs
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_reproducible_pictures_are_equal_alone_and_together_or_the_backend_is_refused(
-    folder, backend
-):
+def test_backend_is_reproducible_or_refused(folder, backend):
     if backend not in RUN_ON_CPU and (refusal := refusal_of(folder, backend)):
         assert f"attention_backend {backend!r}" in refusal
     else:
@@ -112,7 +110,7 @@ def refusal_of(folder, backend: str) -> str:
 
 
 def check_threads(pipeline: FamilyPipeline) -> None:
-    """All pictures are bit-equal to those of the same requests served alone."""
+    """Assert that all pictures are bit-equal to the same requests served alone."""
     costs = costs_of(pipeline)
     together = Threads(pipeline, costs).serve(REQUESTS)
     equal = [

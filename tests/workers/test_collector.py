@@ -1,4 +1,4 @@
-"""What the collector removes, and what does not hold it up."""
+"""What the collector removes, and failures that don't block it."""
 
 import threading
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ def images(tmp_path: Path) -> LocalImages:
 def collecting(
     store: Store, images: LocalImages, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[threading.Thread]:
-    """A collector that looks all the time, on a thread of its own."""
+    """Run a collector without pauses, on its own thread."""
     monkeypatch.setattr("workers.collector.LOOK_SECONDS", 0.001)
     collector = Collector(store, images)
     thread = threading.Thread(target=collector.run)
@@ -38,7 +38,7 @@ def collecting(
 
 
 def deleted(store: Store, images: LocalImages, count: int) -> list[str]:
-    """Jobs with a file each, which their callers have deleted."""
+    """Submit and delete jobs with one file each."""
     jobs = []
     for _ in range(count):
         jobs.append(
@@ -59,11 +59,11 @@ def deleted(store: Store, images: LocalImages, count: int) -> list[str]:
 
 
 def left(tmp_path: Path) -> set[str]:
-    """The jobs of which there are files."""
+    """The jobs that have files."""
     return {folder.name for folder in (tmp_path / "images").iterdir()}
 
 
-def test_a_folder_that_cannot_be_removed_keeps_no_other(
+def test_undeletable_folder_does_not_block_others(
     store: Store, images: LocalImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stubborn, *_ = sorted(deleted(store, images, 5))
@@ -83,19 +83,19 @@ def test_a_folder_that_cannot_be_removed_keeps_no_other(
         wait_until(lambda: not left(tmp_path) & set(later))
 
 
-def test_what_is_collected_is_forgotten(
+def test_collected_jobs_are_forgotten(
     store: Store, images: LocalImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    [gone] = deleted(store, images, 1)
+    [job_id] = deleted(store, images, 1)
     forgotten = []
     forget = store.forget
     monkeypatch.setattr(store, "forget", lambda job_id: (forget(job_id), forgotten.append(job_id)))
     with collecting(store, images, monkeypatch):
-        wait_until(lambda: forgotten == [gone])
+        wait_until(lambda: forgotten == [job_id])
     assert left(tmp_path) == set()
 
 
-def test_it_goes_on_when_the_queue_was_away(
+def test_collector_survives_a_queue_outage(
     store: Store, images: LocalImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     deleted(store, images, 1)
@@ -111,7 +111,7 @@ def test_it_goes_on_when_the_queue_was_away(
         wait_until(lambda: left(tmp_path) == set())
 
 
-def test_it_stops_between_two_jobs(
+def test_collector_stops_between_jobs(
     store: Store, images: LocalImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     jobs = deleted(store, images, 3)

@@ -1,4 +1,4 @@
-"""Costs learned from real passes: noise is left out, buckets are tried, and a restart has them."""
+"""Costs learned from real passes: noise is ignored, buckets are tried, restarts keep them."""
 
 import random
 from itertools import pairwise
@@ -23,17 +23,17 @@ TOKENS = 64
 
 
 def true_seconds(bucket: int) -> float:
-    """A device on which batches pay up to 8."""
+    """A device on which batches up to 8 pay."""
     return 0.02 + 0.005 * max(0, bucket - 1) + 0.02 * max(0, bucket - 8)
 
 
 QUIET = Costs(tuple((TOKENS * b, true_seconds(b)) for b in BUCKETS))
 BUSY = Costs(((64, 0.026), (128, 0.115), (256, 0.13), (512, 0.31), (1024, 0.9), (2048, 2.2)))
-"""As a busy machine might have measured the same device."""
+"""The same device as measured on a busy machine."""
 
 
 def serve(learner: Learner, passes: int, seed: int, waiting: int = 32) -> None:
-    """Run so many fast passes over a noisy device, as the engine does."""
+    """Run this many fast passes on a noisy device, as the engine does."""
     noise = random.Random(seed)
     for _ in range(passes):
         knee = learner.costs.largest(TOKENS)
@@ -43,7 +43,7 @@ def serve(learner: Learner, passes: int, seed: int, waiting: int = 32) -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_a_profile_of_a_busy_machine_converges_to_that_of_a_quiet_one(seed: int) -> None:
+def test_busy_profile_converges_to_quiet_one(seed: int) -> None:
     busy, quiet = Learner(BUSY, TOKENS), Learner(QUIET, TOKENS)
     assert busy.costs.largest(TOKENS) != quiet.costs.largest(TOKENS)
     for learner in (busy, quiet):
@@ -51,14 +51,14 @@ def test_a_profile_of_a_busy_machine_converges_to_that_of_a_quiet_one(seed: int)
     assert busy.costs.largest(TOKENS) == quiet.costs.largest(TOKENS) == 8
 
 
-def test_what_is_learned_never_moves_the_pinned_bucket() -> None:
+def test_learning_never_moves_the_pinned_bucket() -> None:
     learner = Learner(BUSY, TOKENS)
     serve(learner, 1500, seed=1)
     assert learner.costs.pinned(TOKENS) == BUSY.pinned(TOKENS) == 1
     assert learner.describe() == {"pinned": 1, "largest": 8}
 
 
-def test_noise_only_adds_so_the_fastest_counts() -> None:
+def test_fastest_pass_counts() -> None:
     learner = Learner(QUIET, TOKENS)
     for seconds in (5.0, 0.03, 9.0, 7.0):
         assert learner.costs.of(TOKENS, 4) == true_seconds(4)
@@ -66,7 +66,7 @@ def test_noise_only_adds_so_the_fastest_counts() -> None:
     assert learner.costs.of(TOKENS, 4) == 0.03
 
 
-def test_a_machine_that_became_slower_is_believed_in_the_end() -> None:
+def test_lasting_slowdown_is_learned() -> None:
     learner = Learner(QUIET, TOKENS)
     for _ in range(ENOUGH):
         learner.observe(TOKENS, 1, 0.02)
@@ -77,7 +77,7 @@ def test_a_machine_that_became_slower_is_believed_in_the_end() -> None:
     assert learner.costs.of(TOKENS, 1) == 0.05
 
 
-def test_trials_are_bounded_and_end_once_a_bucket_is_known() -> None:
+def test_trials_are_limited_and_end_once_cost_is_known() -> None:
     learner = Learner(QUIET, TOKENS)
     tried = []
     for number in range(STALE):
@@ -92,7 +92,7 @@ def test_trials_are_bounded_and_end_once_a_bucket_is_known() -> None:
 
 
 @pytest.mark.parametrize(("knee", "most"), [(32, 64), (8, 15)])
-def test_nothing_is_tried_beyond_what_was_measured_or_what_waits(knee: int, most: int) -> None:
+def test_no_trial_beyond_measured_or_waiting(knee: int, most: int) -> None:
     learner = Learner(QUIET, TOKENS)
     for _ in range(TRY_EVERY):
         learner.observe(TOKENS, 1, 1.0)
@@ -100,14 +100,14 @@ def test_nothing_is_tried_beyond_what_was_measured_or_what_waits(knee: int, most
     assert learner.trial(2 * TOKENS, 16, 64) is None
 
 
-def test_without_learning_costs_stay() -> None:
+def test_costs_stay_without_learning() -> None:
     learner = Learner(QUIET, TOKENS, learns=False)
     serve(learner, 100, seed=1)
     assert learner.costs.exact == {}
     assert learner.measured() == []
 
 
-def test_the_number_of_sizes_that_are_learned_is_bounded() -> None:
+def test_number_of_learned_sizes_is_limited() -> None:
     learner = Learner(QUIET, TOKENS)
     for tokens in range(1, 2 * MOST_POINTS):
         for _ in range(ENOUGH):
@@ -115,7 +115,7 @@ def test_the_number_of_sizes_that_are_learned_is_bounded() -> None:
     assert len(learner.measured()) == MOST_POINTS
 
 
-def test_a_restart_begins_with_what_was_learned(tmp_path: Path) -> None:
+def test_restart_keeps_learned_costs(tmp_path: Path) -> None:
     path = tmp_path / "fake.learned.json"
     keeper = Keeper(Learner(BUSY, TOKENS), path)
     serve(keeper.learner, 1500, seed=1)
@@ -130,21 +130,21 @@ def test_a_restart_begins_with_what_was_learned(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text", ["", "[]", "{}", '{"measured": [[1]]}', '{"measured": [["a",1,1]]}']
 )
-def test_a_damaged_file_is_learned_anew(tmp_path: Path, text: str) -> None:
+def test_damaged_file_is_ignored(tmp_path: Path, text: str) -> None:
     path = tmp_path / "fake.learned.json"
     path.write_text(text)
     assert read_learned(path) == {}
     assert read_learned(tmp_path / "absent") == {}
 
 
-def test_a_disk_that_refuses_stops_nothing(tmp_path: Path) -> None:
+def test_failed_write_is_not_fatal(tmp_path: Path) -> None:
     keeper = Keeper(Learner(QUIET, TOKENS), tmp_path / "no such folder" / "learned.json")
     serve(keeper.learner, 10, seed=1)
     keeper.stop()
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_stopwatch_leaves_out_the_wait_for_a_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stopwatch_excludes_waiting_for_a_processor(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = {"wall": 10.0, "delay": 1.0}
     monkeypatch.setattr("workers.costs.time.perf_counter", lambda: clock["wall"])
     monkeypatch.setattr("workers.costs._run_delay", lambda: clock["delay"])
@@ -154,10 +154,10 @@ def test_a_stopwatch_leaves_out_the_wait_for_a_processor(monkeypatch: pytest.Mon
     assert elsewhere.seconds() == pytest.approx(2.0)
 
 
-def test_a_wait_while_the_stopwatch_is_read_never_makes_a_pass_look_faster(
+def test_delay_while_reading_stopwatch_never_shortens_a_pass(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Every reading of either clock is followed by a wait for a processor."""
+    """Each reading of either clock is followed by a wait for a processor."""
     clock = {"wall": 10.0, "delay": 1.0}
 
     def read(name: str) -> float:

@@ -1,4 +1,4 @@
-"""What becomes of an image's file when the image is not ours any more, and what goes first."""
+"""What happens to files of images whose lease was lost, and what delivery does first."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,20 +14,20 @@ from pipelines.fake import FakePipeline
 from pipelines.seam import Sample
 from tests.workers.conftest import BATCHES_PAY, request
 from tests.workers.line import Line
-from workers.in_flight import Flight
+from workers.in_flight import InFlight
 
 
 @pytest.fixture
 def line(tmp_path: Path) -> Iterator[Line[FakePipeline]]:
-    """Its threads do not run: what a test puts is delivered on its own thread."""
+    """A line without threads: tests deliver on their own thread."""
     with EmbeddedServer.ensure(tmp_path / "queue") as server:
         store = Store.connect(server.url)
         yield Line(tmp_path, store, FakePipeline(), BATCHES_PAY)
         store.close()
 
 
-def claimed(line: Line[FakePipeline], count: int) -> list[Flight]:
-    """Flights of a new job with so many images."""
+def claimed(line: Line[FakePipeline], count: int) -> list[InFlight]:
+    """Submit and claim a job of this many images."""
     line.submit(*(request(seed=seed, steps=1) for seed in range(count)))
     leases = line.store.claim(
         "fake",
@@ -37,23 +37,23 @@ def claimed(line: Line[FakePipeline], count: int) -> list[Flight]:
         nonce=line.job_ids[-1],
         held=line.flights.keys(),
     )
-    flights = [Flight(lease) for lease in leases]
+    flights = [InFlight(lease) for lease in leases]
     for flight in flights:
         line.flights.add(flight)
     return flights
 
 
-def finished(line: Line[FakePipeline], flight: Flight) -> Flight:
-    """Encoded and denoised."""
-    wanted = flight.lease.request
-    [flight.conditioning] = line.pipeline.encode([wanted])
-    flight.sample = line.pipeline.start(wanted, flight.conditioning)
+def finished(line: Line[FakePipeline], flight: InFlight) -> InFlight:
+    """Encode and denoise an image."""
+    request = flight.lease.request
+    [flight.conditioning] = line.pipeline.encode([request])
+    flight.sample = line.pipeline.start(request, flight.conditioning)
     line.pipeline.step([flight.sample])
     return flight
 
 
-def deliver(line: Line[FakePipeline], *flights: Flight) -> None:
-    """Until all of them are out."""
+def deliver(line: Line[FakePipeline], *flights: InFlight) -> None:
+    """Finish these images and deliver them all."""
     for flight in flights:
         line.delivery.put(finished(line, flight))
     line.delivery.close()
@@ -61,14 +61,14 @@ def deliver(line: Line[FakePipeline], *flights: Flight) -> None:
 
 
 def files(folder: Path) -> list[Path]:
-    """All that delivery has written."""
+    """All files that delivery has written."""
     return [path for path in (folder / "images").rglob("*") if path.is_file()]
 
 
 def cancel_between_write_and_commit(
-    line: Line[FakePipeline], flight: Flight, monkeypatch: pytest.MonkeyPatch
+    line: Line[FakePipeline], flight: InFlight, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As the heartbeat learns of it, after the file was written."""
+    """Cancel and drop the image after its file was written, as the heartbeat does."""
     write = line.images.write
 
     def write_and_cancel(job_id: str, index: int, token: str, data: bytes, suffix: str) -> str:
@@ -81,7 +81,7 @@ def cancel_between_write_and_commit(
     monkeypatch.setattr(line.images, "write", write_and_cancel)
 
 
-def test_the_file_of_an_image_cancelled_before_its_commit_goes(
+def test_file_is_removed_if_cancelled_before_commit(
     line: Line[FakePipeline], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     [flight] = claimed(line, 1)
@@ -92,24 +92,24 @@ def test_the_file_of_an_image_cancelled_before_its_commit_goes(
     assert line.flights.all() == []
 
 
-def test_a_file_that_cannot_be_removed_holds_up_nobody(
+def test_undeletable_file_does_not_block_others(
     line: Line[FakePipeline], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    [gone], [kept] = claimed(line, 1), claimed(line, 1)
-    cancel_between_write_and_commit(line, gone, monkeypatch)
+    [cancelled], [other] = claimed(line, 1), claimed(line, 1)
+    cancel_between_write_and_commit(line, cancelled, monkeypatch)
 
     def refuse(uri: str) -> None:
         raise PermissionError(uri)
 
     monkeypatch.setattr(line.images, "remove", refuse)
-    deliver(line, gone, kept)
+    deliver(line, cancelled, other)
     assert line.job().counts.succeeded == 1
 
 
-def test_the_file_of_a_commit_whose_answer_got_lost_stays(
+def test_file_stays_if_the_commit_reply_was_lost(
     line: Line[FakePipeline], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Though the beat says that the lease is gone: it is, for the commit came to pass."""
+    """The heartbeat reports a lost lease in this case, because the commit has ended it."""
     [flight] = claimed(line, 1)
     commit = line.store.commit
 
@@ -124,7 +124,7 @@ def test_the_file_of_a_commit_whose_answer_got_lost_stays(
     assert len(files(tmp_path)) == 1
 
 
-def test_what_is_dropped_while_it_is_decoded_is_not_written(
+def test_image_dropped_during_decoding_is_not_written(
     line: Line[FakePipeline], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     [flight] = claimed(line, 1)
@@ -139,7 +139,7 @@ def test_what_is_dropped_while_it_is_decoded_is_not_written(
     assert not (tmp_path / "images" / flight.lease.job_id).exists()
 
 
-def test_what_is_given_back_does_not_wait_for_what_is_to_be_decoded(
+def test_giving_back_does_not_wait_for_decoding(
     line: Line[FakePipeline], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second, unbegun = claimed(line, 3)

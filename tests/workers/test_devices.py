@@ -1,4 +1,4 @@
-"""Which devices workers get, by what the driver lists and what CUDA_VISIBLE_DEVICES says."""
+"""Which devices workers get, given the driver's list and CUDA_VISIBLE_DEVICES."""
 
 import os
 from pathlib import Path
@@ -25,7 +25,7 @@ FIRST, SECOND = f"MIG-dddd1111{REST}", f"MIG-dddd2222{REST}"
 WHOLE = f"GPU-cccc2222{REST}"
 
 
-def test_what_the_driver_lists() -> None:
+def test_driver_list_is_parsed() -> None:
     assert [gpu.uuid[:12] for gpu in listed_gpus(PLAIN)] == [
         "GPU-aaaa1111",
         "GPU-aaaa2222",
@@ -53,7 +53,7 @@ def test_what_the_driver_lists() -> None:
         (f"GPU-bbbb3333{REST},GPU-aaaa1111", 2),
     ],
 )
-def test_the_variable_chooses_gpus_as_cuda_reads_it(value: str | None, count: int) -> None:
+def test_variable_is_read_as_cuda_does(value: str | None, count: int) -> None:
     names = visible_devices(value, listed_gpus(PLAIN))
     assert names == [f"cuda:{index}" for index in range(count)]
 
@@ -71,42 +71,42 @@ def test_the_variable_chooses_gpus_as_cuda_reads_it(value: str | None, count: in
         ("-1", []),
     ],
 )
-def test_every_mig_slice_is_a_device(value: str | None, names: list[str]) -> None:
+def test_each_mig_slice_is_a_device(value: str | None, names: list[str]) -> None:
     assert visible_devices(value, listed_gpus(CUT)) == names
 
 
 @pytest.mark.parametrize(
     ("value", "sentence"),
     [
-        ("0,0", "names 0 twice, for which CUDA hides every GPU"),
+        ("0,0", "names 0 twice, which makes CUDA hide every GPU"),
         ("GPU-aaaa2,GPU-aaaa2222", "names GPU-aaaa2222 twice"),
-        ("1,GPU-aaaa1", "mixes numbers, GPU-... and MIG-..., of which CUDA reads one kind"),
+        ("1,GPU-aaaa1", "mixes numbers, GPU-... and MIG-...; CUDA accepts only one kind"),
         ("GPU-aaaa1,1", "mixes numbers"),
         ("0,00", "names 00 twice"),
         ("3", "names GPU 3, but the driver lists 3"),
         ("0,9", "names GPU 9, but the driver lists 3"),
-        ("cuda:0", "has 'cuda:0', which is neither a number nor"),
-        ("0 1", "has '0 1', which is neither"),
-        ("0,", "has '', which is neither"),
-        ("1gpu", "has '1gpu', which is neither"),
-        ("GPU-aaaa", "has GPU-aaaa, and the driver lists more than one such device"),
-        ("GPU-eeee", "has GPU-eeee, and the driver lists no such device"),
-        ("MIG-dddd1", "has MIG-dddd1, and the driver lists no such device"),
+        ("cuda:0", "has 'cuda:0'; expected a number, GPU-... or MIG-..."),
+        ("0 1", "has '0 1'; expected a number"),
+        ("0,", "has ''; expected a number"),
+        ("1gpu", "has '1gpu'; expected a number"),
+        ("GPU-aaaa", "has GPU-aaaa, but the driver lists more than one matching device"),
+        ("GPU-eeee", "has GPU-eeee, but the driver lists no matching device"),
+        ("MIG-dddd1", "has MIG-dddd1, but the driver lists no matching device"),
     ],
 )
-def test_a_mistake_is_refused_by_name(value: str, sentence: str) -> None:
+def test_invalid_variable_is_an_error(value: str, sentence: str) -> None:
     with pytest.raises(ConfigurationError, match="CUDA_VISIBLE_DEVICES=") as caught:
         visible_devices(value, listed_gpus(PLAIN))
     assert sentence in str(caught.value)
 
 
 @pytest.mark.parametrize("value", ["MIG-dddd1,MIG-dddd1", f"MIG-dddd2,{SECOND}", "0,0"])
-def test_a_slice_named_twice_is_refused(value: str) -> None:
+def test_duplicate_slice_is_an_error(value: str) -> None:
     with pytest.raises(ConfigurationError, match="twice"):
         visible_devices(value, listed_gpus(CUT))
 
 
-def test_a_device_named_by_uuid_is_the_only_one_of_its_process() -> None:
+def test_device_with_uuid_is_the_only_visible_one() -> None:
     environ = {"CUDA_VISIBLE_DEVICES": "0,1"}
     assert seated("cuda:1", environ) == "cuda:1"
     assert environ == {"CUDA_VISIBLE_DEVICES": "0,1"}
@@ -116,7 +116,7 @@ def test_a_device_named_by_uuid_is_the_only_one_of_its_process() -> None:
 
 @pytest.fixture
 def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A program in the place of nvidia-smi that prints what is in a file beside it."""
+    """A fake nvidia-smi that prints the file next to it."""
     script = tmp_path / "nvidia-smi"
     script.write_text('#!/bin/sh\ncat "$(dirname "$0")/listed"\n')
     script.chmod(0o755)
@@ -138,9 +138,7 @@ def test_accelerators_of_this_machine(driver: Path, monkeypatch: pytest.MonkeyPa
     assert "nvidia-smi lists no GPU: Failed to initialize NVML" in why_none()
 
 
-def test_without_a_driver_there_is_only_the_cpu(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_cpu_without_a_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert devices.accelerators() == ["cpu"]

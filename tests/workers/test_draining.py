@@ -1,4 +1,4 @@
-"""What a worker that was told to stop keeps, and what it leaves to others at once."""
+"""What a draining worker keeps, and what it gives back at once."""
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -19,11 +19,11 @@ from workers.scheduler import BUCKETS, Costs
 
 NO_BATCH_PAYS = Costs(tuple((2 * 16 * b, 0.002 * b) for b in BUCKETS))
 LONG = 100_000
-"""Steps that do not end while a test lasts."""
+"""More steps than finish during a test."""
 
 
 class Gated(FakePipeline):
-    """A fake whose `verb` waits at a gate; `at_gate` is set once as many are there as can be."""
+    """A fake whose `verb` waits at a gate; `at_gate` is set once all slots wait there."""
 
     def __init__(self, verb: str, *, in_flight: int = 1, phased: bool = False) -> None:
         super().__init__(seconds_per_step=0.002, in_flight=in_flight, phased=phased)
@@ -50,17 +50,17 @@ MakeLine = Callable[[Gated], Line[Gated]]
 
 @pytest.fixture
 def line_of(tmp_path: Path) -> Iterator[MakeLine]:
-    """Makes a line; what it still holds is dropped afterwards, and it is stopped."""
-    made: list[Line[Gated]] = []
+    """Makes lines; drops what they still hold afterwards, and stops them."""
+    lines: list[Line[Gated]] = []
 
     def make(pipeline: Gated) -> Line[Gated]:
-        made.append(Line(tmp_path, store, pipeline, NO_BATCH_PAYS))
-        return made[-1]
+        lines.append(Line(tmp_path, store, pipeline, NO_BATCH_PAYS))
+        return lines[-1]
 
     with EmbeddedServer.ensure(tmp_path / "queue") as server:
         store = Store.connect(server.url)
         yield make
-        for line in made:
+        for line in lines:
             line.pipeline.gate.set()
             for flight in line.flights.all():
                 flight.drop()
@@ -69,7 +69,7 @@ def line_of(tmp_path: Path) -> Iterator[MakeLine]:
 
 
 def stop(line: Line[Gated]) -> None:
-    """As SIGTERM does."""
+    """Stop intake and engine, as SIGTERM does."""
     line.intake.stopping.set()
     line.engine.stopping.set()
 
@@ -79,9 +79,7 @@ def images(count: int, **changes: object) -> list[ImageRequest]:
 
 
 @pytest.mark.parametrize(("in_flight", "phased"), [(1, False), (2, False), (1, True)])
-def test_what_has_not_begun_goes_back_while_the_rest_runs_on(
-    line_of: MakeLine, in_flight: int, phased: bool
-) -> None:
+def test_drain_gives_back_unstarted_images(line_of: MakeLine, in_flight: int, phased: bool) -> None:
     line = line_of(Gated("nothing", in_flight=in_flight, phased=phased))
     line.submit(*images(in_flight + 2, steps=LONG))
     line.start()
@@ -90,12 +88,12 @@ def test_what_has_not_begun_goes_back_while_the_rest_runs_on(
     wait_until(lambda: line.job().counts.queued == 2)
     attempts = [image.attempts for image in line.store.images(line.job_ids[0])]
     assert attempts == [1] * in_flight + [0, 0]
-    kept = wait_until(lambda: len(found := line.flights.all()) == in_flight and found)
-    before = {flight: flight.step for flight in kept}
-    wait_until(lambda: all(flight.step > before[flight] for flight in kept))
+    running = wait_until(lambda: len(held := line.flights.all()) == in_flight and held)
+    before = {flight: flight.step for flight in running}
+    wait_until(lambda: all(flight.step > before[flight] for flight in running))
 
 
-def test_what_is_in_a_running_pass_has_begun(line_of: MakeLine) -> None:
+def test_drain_keeps_images_in_a_running_pass(line_of: MakeLine) -> None:
     line = line_of(Gated("step", in_flight=2))
     line.submit(*images(3))
     line.start()
@@ -107,7 +105,7 @@ def test_what_is_in_a_running_pass_has_begun(line_of: MakeLine) -> None:
     assert (line.job().counts.succeeded, line.job().counts.queued) == (2, 1)
 
 
-def test_what_is_encoded_goes_back_though_a_forward_pass_takes_long(line_of: MakeLine) -> None:
+def test_drain_gives_back_encoded_images_during_a_long_pass(line_of: MakeLine) -> None:
     line = line_of(Gated("step"))
     line.submit(request())
     line.start()
@@ -120,9 +118,7 @@ def test_what_is_encoded_goes_back_though_a_forward_pass_takes_long(line_of: Mak
 
 
 @pytest.mark.parametrize("phased", [False, True])
-def test_what_waits_for_its_prompt_goes_back_and_nothing_is_started(
-    line_of: MakeLine, phased: bool
-) -> None:
+def test_drain_gives_back_images_waiting_for_encoding(line_of: MakeLine, phased: bool) -> None:
     line = line_of(Gated("encode", phased=phased))
     line.submit(*images(3))
     line.start()
@@ -135,7 +131,7 @@ def test_what_waits_for_its_prompt_goes_back_and_nothing_is_started(
 
 
 @pytest.mark.parametrize("phased", [False, True])
-def test_one_that_waits_to_run_alone_goes_back(line_of: MakeLine, phased: bool) -> None:
+def test_drain_gives_back_waiting_solo_image(line_of: MakeLine, phased: bool) -> None:
     line = line_of(Gated("step", phased=phased))
     line.submit(request())
     line.store.claim("fake", "dead", limit=1, lease_seconds=0.001, nonce="n")
@@ -149,10 +145,10 @@ def test_one_that_waits_to_run_alone_goes_back(line_of: MakeLine, phased: bool) 
     assert line.job(1).counts.running == 1
 
 
-def test_nothing_is_claimed_once_it_was_told_to_stop(
+def test_nothing_is_claimed_while_draining(
     line_of: MakeLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However far the intake has come by then."""
+    """Even if the intake is just about to claim."""
 
     def stop_late() -> int:
         stop(line)
@@ -170,9 +166,7 @@ def test_nothing_is_claimed_once_it_was_told_to_stop(
 
 
 @pytest.mark.parametrize("phased", [False, True])
-def test_one_that_is_cancelled_before_its_prompt_is_encoded_takes_no_room(
-    line_of: MakeLine, phased: bool
-) -> None:
+def test_image_cancelled_before_encoding_takes_no_room(line_of: MakeLine, phased: bool) -> None:
     line = line_of(Gated("encode", phased=phased))
     line.submit(request())
     line.submit(request())

@@ -1,4 +1,4 @@
-"""How a worker ends: by an image that breaks its group, or because it cannot start."""
+"""How a worker exits: an image breaks its group, or it can't start."""
 
 import signal
 import subprocess
@@ -20,13 +20,13 @@ from workers.process.worker import Worker
 from workers.settings import WorkerSettings
 
 
-def test_an_image_that_breaks_every_group_fails_alone_in_the_end(
+def test_image_that_breaks_every_group_fails_alone(
     tmp_path: Path, server: EmbeddedServer, store: Store, model: Model
 ) -> None:
-    """It comes alone after the first time, and what was beside it then is made."""
+    """After the first time it runs alone, so the images that ran with it succeed."""
     requests = [request("poison" if n == 3 else "fine", seed=n, steps=2) for n in range(8)]
     job_id = store.submit(
-        [replace(one, model=model.name) for one in requests],
+        [replace(request, model=model.name) for request in requests],
         tenant="t",
         priority=5,
         metadata={},
@@ -43,17 +43,17 @@ def test_an_image_that_breaks_every_group_fails_alone_in_the_end(
     command = [sys.executable, "-m", "tests.workers.breakable"]
     codes = []
     while not over():
-        with subprocess.Popen([*command, server.url, str(tmp_path / "data"), model.path]) as one:
-            wait_until(lambda process=one: process.poll() is not None or over())
-            one.terminate()
-        codes.append(one.returncode)
+        with subprocess.Popen([*command, server.url, str(tmp_path / "data"), model.path]) as worker:
+            wait_until(lambda process=worker: process.poll() is not None or over())
+            worker.terminate()
+        codes.append(worker.returncode)
         expire_leases(server.url)
     states = [image.state for image in store.images(job_id)]
     assert states == [State.FAILED if n == 3 else State.SUCCEEDED for n in range(8)]
     assert codes == [EXIT_GROUP_LOST] * 3 + [0]
 
 
-def test_whatever_a_library_raises_at_the_start_can_be_read(
+def test_any_startup_error_is_reported(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, store: Store, model: Model
 ) -> None:
     def fail(model: Model, device: str) -> None:
@@ -63,5 +63,5 @@ def test_whatever_a_library_raises_at_the_start_can_be_read(
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     settings = WorkerSettings(data=tmp_path / "data")
     assert Worker(model=model, place=Place("cpu"), settings=settings, store=store).run() != 0
-    [seen] = store.workers()
-    assert (seen.info["state"], seen.info["error"]) == ("failed", "KeyError: 'to_q'")
+    [worker] = store.workers()
+    assert (worker.info["state"], worker.info["error"]) == ("failed", "KeyError: 'to_q'")

@@ -1,4 +1,4 @@
-"""The engine over a fake pipeline: who runs together, and what failures do to neighbours."""
+"""The engine over a fake pipeline: which samples run together, and what failures affect."""
 
 import threading
 from collections.abc import Callable, Sequence
@@ -26,7 +26,7 @@ def test_samples_of_different_steps_share_forward_passes(bench: MakeBench) -> No
     assert sum(len(call) for call in engine.pipeline.calls) == 2 + 5 + 3
 
 
-def test_a_request_joins_while_others_run(bench: MakeBench) -> None:
+def test_request_joins_running_ones(bench: MakeBench) -> None:
     engine = bench()
     engine.enqueue(request(seed=1, steps=6))
     late = request(seed=2, steps=2)
@@ -44,35 +44,35 @@ def test_a_request_joins_while_others_run(bench: MakeBench) -> None:
     assert len(engine.pipeline.calls) < 8
 
 
-def test_a_cancelled_sample_leaves_at_the_next_step(bench: MakeBench) -> None:
+def test_cancelled_sample_leaves_at_next_step(bench: MakeBench) -> None:
     engine = bench()
-    [kept, gone] = engine.enqueue(request(seed=1, steps=8), request(seed=2, steps=8))
+    [other, cancelled] = engine.enqueue(request(seed=1, steps=8), request(seed=2, steps=8))
     step = engine.pipeline.step
 
     def step_and_cancel(*args: object, **kwargs: object) -> None:
         step(*args, **kwargs)  # type: ignore[arg-type]
         if len(engine.pipeline.calls) == 3:
-            gone.drop()
+            cancelled.drop()
 
     engine.pipeline.step = step_and_cancel  # type: ignore[method-assign, assignment]
     engine.run()
-    assert engine.delivered == [kept]
+    assert engine.delivered == [other]
     assert sum(2 in call for call in engine.pipeline.calls) == 3
-    assert engine.flights.all() == [kept]
+    assert engine.flights.all() == [other]
 
 
 @pytest.mark.parametrize("poison", ["[raise]", "[nan]", "[oom:0]", "[refuse]"])
-def test_a_poisonous_request_fails_alone(bench: MakeBench, poison: str) -> None:
+def test_poisonous_request_fails_alone(bench: MakeBench, poison: str) -> None:
     engine = bench()
-    neighbours = [request(f"fine {i}", seed=i) for i in range(3)]
-    engine.enqueue(*neighbours[:2], request(poison, seed=9), *neighbours[2:])
+    others = [request(f"fine {i}", seed=i) for i in range(3)]
+    engine.enqueue(*others[:2], request(poison, seed=9), *others[2:])
     engine.run()
     assert list(engine.failed) == [poison]
-    assert {f.lease.request.prompt for f in engine.delivered} == {r.prompt for r in neighbours}
+    assert {f.lease.request.prompt for f in engine.delivered} == {r.prompt for r in others}
     assert all(f.sample is not None and f.sample.step == 4 for f in engine.delivered)
 
 
-def test_out_of_memory_halves_the_batch_and_goes_on(bench: MakeBench) -> None:
+def test_out_of_memory_halves_the_batch(bench: MakeBench) -> None:
     engine = bench(largest_batch=3)
     engine.enqueue(*(request(seed=i) for i in range(8)))
     engine.run()
@@ -82,8 +82,8 @@ def test_out_of_memory_halves_the_batch_and_goes_on(bench: MakeBench) -> None:
     assert max(len(call) for call in engine.pipeline.calls[2:]) == 2
 
 
-def test_memory_for_half_of_the_bucket_is_used(bench: MakeBench) -> None:
-    """However few samples the padded batch held."""
+def test_out_of_memory_halves_the_bucket(bench: MakeBench) -> None:
+    """Even if the padded batch held only a few samples."""
     engine = bench(largest_batch=16)
     engine.enqueue(*(request(seed=i, reproducible=True) for i in range(3)))
     engine.run()
@@ -91,9 +91,9 @@ def test_memory_for_half_of_the_bucket_is_used(bench: MakeBench) -> None:
     assert engine.costs.pinned(2 * 16) == 32
 
 
-def test_a_reproducible_sample_whose_bucket_memory_changed_is_made_anew(bench: MakeBench) -> None:
+def test_reproducible_sample_restarts_in_a_smaller_bucket(bench: MakeBench) -> None:
     engine = bench()
-    engine.enqueue(request("kept", seed=1, steps=6, reproducible=True))
+    engine.enqueue(request("a cat", seed=1, steps=6, reproducible=True))
     step = engine.pipeline.step
 
     def step_and_run_out(samples: Sequence[Sample], bucket: int = 0) -> None:
@@ -105,22 +105,22 @@ def test_a_reproducible_sample_whose_bucket_memory_changed_is_made_anew(bench: M
     buckets: list[int] = []
     engine.pipeline.step = step_and_run_out  # type: ignore[method-assign]
     engine.run()
-    [made] = engine.delivered
-    assert made.bucket == 8
-    assert made.sample is not None
+    [image] = engine.delivered
+    assert image.bucket == 8
+    assert image.sample is not None
     assert buckets[-6:] == [8] * 6
-    assert made.sample.steps == made.sample.step == 6
+    assert image.sample.steps == image.sample.step == 6
 
 
 @pytest.mark.parametrize("error", [IndexError, KeyError, AttributeError, AssertionError])
-def test_whatever_a_poison_raises_its_neighbours_go_on(
+def test_any_error_of_one_request_spares_the_others(
     bench: MakeBench, error: type[Exception]
 ) -> None:
     engine = bench()
     step = engine.pipeline.step
 
     def step_or_raise(samples: Sequence[Sample], bucket: int = 0) -> None:
-        if any(one.request.prompt == "poison" for one in samples):
+        if any(sample.request.prompt == "poison" for sample in samples):
             raise error("beyond its end")
         step(samples, bucket)
 
@@ -131,7 +131,7 @@ def test_whatever_a_poison_raises_its_neighbours_go_on(
     assert [flight.lease.request.prompt for flight in engine.delivered] == ["fine"]
 
 
-def test_one_huge_image_does_not_shrink_what_a_worker_holds(bench: MakeBench) -> None:
+def test_one_huge_image_does_not_lower_capacity(bench: MakeBench) -> None:
     engine = bench()
     usual = engine.engine.capacity()
     capacities = []
@@ -147,7 +147,7 @@ def test_one_huge_image_does_not_shrink_what_a_worker_holds(bench: MakeBench) ->
     assert capacities[0] == usual
 
 
-def test_what_does_not_fit_alone_fails_with_a_clear_error(bench: MakeBench) -> None:
+def test_image_too_large_for_memory_fails_with_clear_error(bench: MakeBench) -> None:
     engine = bench()
     engine.enqueue(request("[oom:0]", reproducible=True))
     engine.run()
@@ -156,7 +156,7 @@ def test_what_does_not_fit_alone_fails_with_a_clear_error(bench: MakeBench) -> N
     assert "memory" in str(error)
 
 
-def test_reproducible_samples_always_run_in_one_bucket(bench: MakeBench) -> None:
+def test_reproducible_samples_always_use_the_pinned_bucket(bench: MakeBench) -> None:
     engine = bench()
     engine.enqueue(*(request(seed=i, reproducible=i % 2 == 0, steps=3 + i) for i in range(6)))
     engine.run()
@@ -165,7 +165,7 @@ def test_reproducible_samples_always_run_in_one_bucket(bench: MakeBench) -> None
     assert buckets == {pinned}
 
 
-def test_a_preview_is_shown_once_a_wish_and_nobody_else_notices(bench: MakeBench) -> None:
+def test_preview_is_shown_once_per_request(bench: MakeBench) -> None:
     engine = bench()
     [wished, _] = engine.enqueue(request(seed=1, steps=8), request(seed=2, steps=8))
     wished.wished = True
@@ -176,7 +176,7 @@ def test_a_preview_is_shown_once_a_wish_and_nobody_else_notices(bench: MakeBench
 
 
 class Crowded(FakePipeline):
-    """A fake that takes three forward passes at once; `most` is how many there ever were."""
+    """A fake with three concurrent forward passes; `most` is the highest number seen."""
 
     def __init__(self) -> None:
         super().__init__(in_flight=3, seconds_per_step=0.002)
@@ -197,7 +197,7 @@ class Crowded(FakePipeline):
                 self._now.remove(seeds)
 
 
-def test_every_slot_is_kept_busy() -> None:
+def test_all_slots_are_used() -> None:
     pipeline = Crowded()
     engine = Bench(pipeline)
     engine.enqueue(*(request(seed=i, steps=8) for i in range(6)))
@@ -208,7 +208,7 @@ def test_every_slot_is_kept_busy() -> None:
     assert {len(call) for call in pipeline.calls} <= {1, 2}
 
 
-def test_what_was_asked_for_too_long_ago_goes_after_what_was_asked_for_now() -> None:
+def test_late_image_runs_after_on_time_one() -> None:
     engine = Bench(FakePipeline(), costs=Costs(((32, 1.0), (64, 2.0), (128, 4.0))))
     old, new = engine.enqueue(request("old", seed=1, steps=4), request("new", seed=2, steps=6))
     old.lease = replace(old.lease, age=100.0)
@@ -218,17 +218,17 @@ def test_what_was_asked_for_too_long_ago_goes_after_what_was_asked_for_now() -> 
 
 
 @pytest.mark.parametrize("poison", ["[raise]", "[nan]", "[oom:0]", "[refuse]"])
-def test_a_poisonous_request_fails_alone_among_several_passes(poison: str) -> None:
+def test_poisonous_request_fails_alone_in_concurrent_passes(poison: str) -> None:
     engine = Bench(Crowded())
-    neighbours = [request(f"fine {i}", seed=i) for i in range(5)]
-    engine.enqueue(*neighbours[:2], request(poison, seed=9), *neighbours[2:])
+    others = [request(f"fine {i}", seed=i) for i in range(5)]
+    engine.enqueue(*others[:2], request(poison, seed=9), *others[2:])
     engine.run()
     assert list(engine.failed) == [poison]
-    assert {f.lease.request.prompt for f in engine.delivered} == {r.prompt for r in neighbours}
+    assert {f.lease.request.prompt for f in engine.delivered} == {r.prompt for r in others}
     assert all(f.sample is not None and f.sample.step == 4 for f in engine.delivered)
 
 
-def test_one_that_finds_no_memory_beside_other_passes_is_tried_alone() -> None:
+def test_sample_without_memory_is_retried_alone() -> None:
     engine = Bench(Crowded())
     step, seen = engine.pipeline.step, []
 
@@ -247,12 +247,12 @@ def test_one_that_finds_no_memory_beside_other_passes_is_tried_alone() -> None:
     assert len(engine.delivered) == 5
 
 
-def test_one_that_finds_no_memory_is_tried_alone_though_the_others_ended_first(
+def test_retry_alone_even_if_other_passes_ended_first(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def all_done(passes: Sequence["Future[None]"], seconds: float) -> list["Future[None]"]:
         wait(passes)
-        return sorted(passes, key=lambda one: one.exception() is not None)
+        return sorted(passes, key=lambda future: future.exception() is not None)
 
     monkeypatch.setattr("workers.engine.first_done", all_done)
     engine = Bench(Crowded())
@@ -275,24 +275,24 @@ def test_one_that_finds_no_memory_is_tried_alone_though_the_others_ended_first(
     assert len(engine.delivered) == 2
 
 
-def test_a_sample_cancelled_during_its_pass_leaves_after_it() -> None:
+def test_sample_cancelled_during_its_pass_leaves_after_it() -> None:
     engine = Bench(Crowded())
-    [kept, gone] = engine.enqueue(request(seed=1, steps=8), request(seed=2, steps=8))
+    [other, cancelled] = engine.enqueue(request(seed=1, steps=8), request(seed=2, steps=8))
     step = engine.pipeline.step
 
     def step_and_cancel(samples: Sequence[Sample], bucket: int = 0) -> None:
         if samples[0].request.seed == 2 and samples[0].step == 3:
-            gone.drop()
+            cancelled.drop()
         step(samples, bucket)
 
     engine.pipeline.step = step_and_cancel  # type: ignore[method-assign]
     engine.run()
-    assert engine.delivered == [kept]
-    assert gone.step == 4
-    assert engine.flights.all() == [kept]
+    assert engine.delivered == [other]
+    assert cancelled.step == 4
+    assert engine.flights.all() == [other]
 
 
-def test_a_group_that_is_lost_while_nothing_runs_ends_the_engine() -> None:
+def test_group_lost_while_idle_ends_the_engine() -> None:
     engine = Bench(FakePipeline())
 
     def check() -> None:
@@ -305,7 +305,7 @@ def test_a_group_that_is_lost_while_nothing_runs_ends_the_engine() -> None:
 
 
 @pytest.mark.parametrize("in_flight", [1, 2])
-def test_a_lost_group_ends_the_engine_and_blames_nobody(in_flight: int) -> None:
+def test_lost_group_ends_the_engine_without_failing_images(in_flight: int) -> None:
     engine = Bench(FakePipeline(in_flight=in_flight))
 
     def step(samples: Sequence[Sample], bucket: int = 0) -> None:

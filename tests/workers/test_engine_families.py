@@ -1,7 +1,7 @@
-"""Whatever arrives beside it: every family's real pipeline under the real engine.
+"""Every family's real pipeline under the real engine, with other requests arriving at any time.
 
-A reproducible image is bit-equal to the same request served alone; a fast one differs by no more
-than rounding does.
+A reproducible image is bit-equal to the same request served alone; a fast one differs by rounding
+only.
 """
 
 from collections.abc import Sequence
@@ -22,18 +22,18 @@ from tests.pipelines.serving import ask, entry
 from tests.pipelines.tiny import BUILDERS, save_tiny
 from tests.pipelines.tiny_whole import cogview4
 from tests.workers.conftest import Bench
-from workers.in_flight import Flight
+from workers.in_flight import InFlight
 from workers.profile import measure
 from workers.scheduler import BUCKETS, Costs
 
-# numpy 2 warns of a call inside diffusers' schedulers.
+# numpy 2 warns about a call in diffusers' schedulers.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 LENGTHS = {"QwenImage": 320, "Flux2": 320, "SD15": None, "SDXL": None}
-"""max_sequence_length of the families that do not run with 48."""
+"""max_sequence_length of the families that can't run with 48."""
 
 SECONDS = (1.0, 1.2, 1.45, 2.2, 4.2, 8.3)
-"""Of a forward pass by bucket: a lone sample is pinned to four, a small one to eight."""
+"""Per forward pass, by bucket: these pin a usual sample to 4, a small one to 8."""
 
 REQUESTS = st.builds(
     ask,
@@ -45,12 +45,12 @@ REQUESTS = st.builds(
     reproducible=st.booleans(),
 )
 ARRIVALS = st.lists(st.tuples(st.integers(0, 5), REQUESTS), min_size=3, max_size=6)
-"""Requests, each with the number of forward passes before it."""
+"""Requests, each with the number of forward passes before it arrives."""
 
 
 @dataclass
 class Arriving(Bench):
-    """An engine into which requests come while it runs; at once when it would stand idle."""
+    """An engine that gets requests while it runs, and at once when it would be idle."""
 
     later: list[tuple[int, ImageRequest]] = field(default_factory=list)
     passes: int = 0
@@ -73,20 +73,20 @@ class Arriving(Bench):
             del self.pipeline.step
         assert not self.failed
         samples = [flight.sample for flight in self.delivered]
-        return {one.request.seed: self.pipeline.decode([one])[0] for one in samples}
+        return {sample.request.seed: self.pipeline.decode([sample])[0] for sample in samples}
 
     def _arrive(self, now: int) -> None:
         while self.later and self.later[0][0] <= now:
             self.enqueue(self.later.pop(0)[1])
 
-    def _left(self, flight: Flight) -> None:
+    def _left(self, flight: InFlight) -> None:
         if self.later and len(self.delivered) + len(self.failed) == len(self.flights):
             self._arrive(self.later[0][0])
         super()._left(flight)
 
 
 def served_alone(pipeline, costs: Costs, request: ImageRequest) -> Reference:
-    """The picture that the same engine makes of the request when nothing else is there."""
+    """The picture of the same engine without other requests."""
 
     def draw(copies: int) -> torch.Tensor:
         serve = Arriving(pipeline, costs).serve
@@ -96,7 +96,7 @@ def served_alone(pipeline, costs: Costs, request: ImageRequest) -> Reference:
 
 
 def costs_of(pipeline) -> Costs:
-    """As measured on a device on which batches pay up to a point."""
+    """Costs of a device on which batches pay up to a point."""
     usual = pipeline.rows(ask()) * pipeline.tokens(ask())
     return Costs(tuple((usual * b, s) for b, s in zip(BUCKETS, SECONDS, strict=True)))
 
@@ -120,7 +120,7 @@ def pipeline(request, tmp_path_factory):
     suppress_health_check=list(HealthCheck),
 )
 @given(arrivals=ARRIVALS)
-def test_no_neighbour_changes_a_reproducible_image(pipeline, arrivals):
+def test_other_images_never_change_a_reproducible_one(pipeline, arrivals):
     costs = costs_of(pipeline)
     seeded = [(at, replace(request, seed=seed)) for seed, (at, request) in enumerate(arrivals)]
     pictures = Arriving(pipeline, costs).serve(seeded)
@@ -132,7 +132,7 @@ def test_no_neighbour_changes_a_reproducible_image(pipeline, arrivals):
             assert alone.miss(pictures[request.seed]) <= 1, request
 
 
-def test_a_pipeline_that_refuses_batches_is_measured_and_served(monkeypatch):
+def test_pipeline_without_batches_is_measured_and_served(monkeypatch):
     pipe = cogview4()
     check = pipe.check_inputs
 
@@ -146,7 +146,7 @@ def test_a_pipeline_that_refuses_batches_is_measured_and_served(monkeypatch):
     assert measure(pipeline, ask(steps=2)).points
     requests = [ask("a red cat", seed=seed, steps=2, reproducible=seed < 2) for seed in range(4)]
     assert len({pipeline.batch_key(request) for request in requests}) == len(requests)
-    pictures = Arriving(pipeline, costs_of(pipeline)).serve([(0, one) for one in requests])
+    pictures = Arriving(pipeline, costs_of(pipeline)).serve([(0, request) for request in requests])
     for request in requests:
         alone = Arriving(pipeline, costs_of(pipeline)).serve([(0, request)])[request.seed]
         assert torch.equal(pictures[request.seed], alone)

@@ -1,4 +1,4 @@
-"""A rank that cannot work says why, whatever it was."""
+"""A rank that can't start reports why, whatever the error."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ MODEL = Model("group", "/nowhere", placement="context_parallel", ulysses=2)
         (GroupLost("rank 0 is gone"), EXIT_GROUP_LOST, None),
     ],
 )
-def test_a_rank_that_cannot_work_leaves_a_reason(
+def test_failed_rank_registers_its_reason(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     error: Exception,
@@ -43,6 +43,6 @@ def test_a_rank_that_cannot_work_leaves_a_reason(
         settings = WorkerSettings(data=tmp_path / "data", redis_url=server.url)
         assert follower.run_follower(MODEL, Place("cpu", rank=1, size=2), settings) == code
         store = Store.connect(server.url)
-        told = [(worker.info["state"], worker.info["error"]) for worker in store.workers()]
+        states = [(worker.info["state"], worker.info["error"]) for worker in store.workers()]
         store.close()
-    assert told == ([] if reason is None else [("failed", reason)])
+    assert states == ([] if reason is None else [("failed", reason)])

@@ -1,4 +1,4 @@
-"""The heartbeat over a real queue: what it keeps alive, what it lets go of, what it tells."""
+"""The heartbeat over a real queue: what it keeps alive, drops and reports."""
 
 import threading
 from collections.abc import Iterator, Mapping
@@ -19,7 +19,7 @@ from tests.waiting import PATIENCE, wait_until
 from tests.workers.conftest import request
 from workers import heartbeat
 from workers.heartbeat import Heartbeat, worker_name
-from workers.in_flight import Flight, Flights
+from workers.in_flight import InFlight, InFlightImages
 from workers.settings import WorkerSettings
 
 LEASE_SECONDS = 3600.0
@@ -27,14 +27,14 @@ STEPS = 4
 
 
 class Held:
-    """A heartbeat `w1` of a worker that holds a job's images, and what it was asked for."""
+    """The heartbeat of a worker `w1` that holds a job's images, and counts of its callbacks."""
 
     def __init__(self, bench: Bench, images: int) -> None:
-        self.bench, self.flights = bench, Flights()
+        self.bench, self.flights = bench, InFlightImages()
         self.job_id = bench.submit([request(steps=STEPS) for _ in range(images)])
         for lease in bench.claim(images, worker="w1", model="fake", lease_seconds=LEASE_SECONDS):
-            self.flights.add(Flight(lease))
-        self.beats = self.shares = 0
+            self.flights.add(InFlight(lease))
+        self.beats = self.rebalances = 0
         self.is_stuck = False
         self.heartbeat = Heartbeat(
             name="w1",
@@ -43,19 +43,19 @@ class Held:
             flights=self.flights,
             describe=self._describe,
             stuck=lambda: self.is_stuck,
-            share=self._share,
+            rebalance=self._rebalance,
         )
 
     def _describe(self) -> dict[str, Any]:
         self.beats += 1
         return {"model": "fake", "beats": self.beats}
 
-    def _share(self) -> None:
-        self.shares += 1
+    def _rebalance(self) -> None:
+        self.rebalances += 1
 
     @contextmanager
     def beating(self) -> Iterator[threading.Thread]:
-        """While the heartbeat beats, on a thread of its own."""
+        """Run the heartbeat on its own thread."""
         thread = threading.Thread(target=self.heartbeat.run)
         thread.start()
         try:
@@ -66,18 +66,18 @@ class Held:
         assert not thread.is_alive()
 
     def beat(self, times: int = 2) -> None:
-        """Wait for so many whole beats that begin from now on."""
-        enough = self.shares + times
-        wait_until(lambda: self.shares >= enough)
+        """Wait for this many complete beats that start after now."""
+        enough = self.rebalances + times
+        wait_until(lambda: self.rebalances >= enough)
 
     def deadline(self, lease: Lease) -> float:
-        """When the lease runs out, in ms."""
+        """When the lease expires, in ms."""
         return float(self.bench.raw.zscore(self.bench.key("leases"), lease.key) or 0)
 
 
 @pytest.fixture
 def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
-    """A queue whose workers beat and sweep all the time."""
+    """A queue whose workers beat and sweep without pauses."""
     monkeypatch.setattr(heartbeat, "SLOWEST_BEAT", 0.001)
     monkeypatch.setattr(heartbeat, "SWEEP_SECONDS", 0.0)
     monkeypatch.setattr(heartbeat, "REGISTERED_SECONDS", LEASE_SECONDS)
@@ -88,15 +88,15 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
         store.close()
 
 
-def begin(flight: Flight) -> None:
-    """Give the flight a sample that has made a step."""
+def begin(flight: InFlight) -> None:
+    """Give the image a sample that has made a step."""
     pipeline = FakePipeline()
     [flight.conditioning] = pipeline.encode([flight.lease.request])
     flight.sample = pipeline.start(flight.lease.request, flight.conditioning)
     pipeline.step([flight.sample])
 
 
-def test_every_lease_is_extended_begun_or_not(bench: Bench) -> None:
+def test_all_leases_are_extended(bench: Bench) -> None:
     held = Held(bench, 2)
     first, second = held.flights.all()
     begin(first)
@@ -106,7 +106,7 @@ def test_every_lease_is_extended_begun_or_not(bench: Bench) -> None:
     assert not first.dropped and not second.dropped
 
 
-def test_steps_are_carried_as_they_are_made(bench: Bench) -> None:
+def test_steps_are_reported(bench: Bench) -> None:
     held = Held(bench, 2)
     first, _ = held.flights.all()
     begin(first)
@@ -117,7 +117,7 @@ def test_steps_are_carried_as_they_are_made(bench: Bench) -> None:
         wait_until(lambda: [image.step for image in bench.store.images(held.job_id)] == [2, 0])
 
 
-def test_what_is_cancelled_is_dropped_and_so_is_its_sample(bench: Bench) -> None:
+def test_cancelled_image_and_sample_are_dropped(bench: Bench) -> None:
     held = Held(bench, 1)
     [flight] = held.flights.all()
     begin(flight)
@@ -130,22 +130,23 @@ def test_what_is_cancelled_is_dropped_and_so_is_its_sample(bench: Bench) -> None
     assert flight.sample.cancelled
 
 
-def test_what_is_anothers_is_dropped_and_the_rest_kept(bench: Bench) -> None:
+def test_image_with_a_lost_lease_is_dropped(bench: Bench) -> None:
     held = Held(bench, 2)
-    lost, kept = held.flights.all()
+    lost, other = held.flights.all()
     bench.store.release([lost.lease])
-    [taken] = bench.claim(1, worker="w2", model="fake")
+    [claimed] = bench.claim(1, worker="w2", model="fake")
     with held.beating():
         wait_until(lambda: lost.dropped)
         held.beat()
-    assert not kept.dropped
-    assert bench.store.beat("w2", {(taken.key, taken.token): 0}, LEASE_SECONDS).lost == frozenset()
+    assert not other.dropped
+    leases = {(claimed.key, claimed.token): 0}
+    assert bench.store.beat("w2", leases, LEASE_SECONDS).lost == frozenset()
 
 
-def test_what_was_delivered_during_the_beat_is_not_dropped(
+def test_image_delivered_during_the_beat_is_not_dropped(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The queue says that its lease is over, which it is; but it was not lost."""
+    """The queue reports its lease as lost, but it ended with the commit."""
     held = Held(bench, 1)
     [flight] = held.flights.all()
     beat = bench.store.beat
@@ -165,7 +166,7 @@ def test_what_was_delivered_during_the_beat_is_not_dropped(
     assert not flight.dropped
 
 
-def test_who_wishes_to_see_an_image_is_heard(bench: Bench) -> None:
+def test_preview_requests_arrive(bench: Bench) -> None:
     held = Held(bench, 2)
     first, second = held.flights.all()
     with held.beating():
@@ -174,8 +175,8 @@ def test_who_wishes_to_see_an_image_is_heard(bench: Bench) -> None:
     assert not first.wished
 
 
-def test_it_extends_its_own_leases_before_it_sweeps(bench: Bench) -> None:
-    """After a pause of the machine all leases have run out, and only the dead stay dead."""
+def test_own_leases_are_extended_before_sweeping(bench: Bench) -> None:
+    """After a suspended machine wakes, all leases have expired, but live workers keep theirs."""
     held = Held(bench, 1)
     other = bench.submit([request()])
     [lost] = bench.claim(1, worker="dead", model="fake")
@@ -187,19 +188,19 @@ def test_it_extends_its_own_leases_before_it_sweeps(bench: Bench) -> None:
     assert not any(flight.dropped for flight in held.flights.all())
 
 
-def test_it_says_what_it_does_for_as_long_as_it_lives(bench: Bench) -> None:
+def test_worker_stays_registered_while_it_beats(bench: Bench) -> None:
     held = Held(bench, 1)
     with held.beating():
         wait_until(lambda: len(bench.store.workers()) == 1)
         [worker] = bench.store.workers()
         assert worker.id == "w1"
-        told = worker.info["beats"]
-        wait_until(lambda: bench.store.workers()[0].info["beats"] > told)
+        beats = worker.info["beats"]
+        wait_until(lambda: bench.store.workers()[0].info["beats"] > beats)
     left = bench.raw.pttl(bench.key("worker", "w1"))
     assert 0 < left <= heartbeat.REGISTERED_SECONDS * 1000
 
 
-def test_one_that_holds_nothing_beats_and_sweeps_too(bench: Bench) -> None:
+def test_idle_worker_beats_and_sweeps(bench: Bench) -> None:
     held = Held(bench, 1)
     [flight] = held.flights.all()
     held.flights.remove(flight)
@@ -210,7 +211,7 @@ def test_one_that_holds_nothing_beats_and_sweeps_too(bench: Bench) -> None:
         held.beat()
 
 
-def test_it_goes_on_after_the_queue_was_away(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_heartbeat_survives_a_queue_outage(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     held = Held(bench, 1)
     [flight] = held.flights.all()
     away, refused, beat = threading.Event(), threading.Event(), bench.store.beat
@@ -233,7 +234,7 @@ def test_it_goes_on_after_the_queue_was_away(bench: Bench, monkeypatch: pytest.M
     assert not flight.dropped
 
 
-def test_a_worker_that_hangs_ends_itself(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stuck_worker_exits(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     codes: list[int] = []
 
     def leave(code: int) -> None:
@@ -250,7 +251,7 @@ def test_a_worker_that_hangs_ends_itself(bench: Bench, monkeypatch: pytest.Monke
     assert held.beats == 0
 
 
-def test_two_workers_of_one_host_and_process_id_have_two_names() -> None:
-    """As a restarted container's has with the one before: what that held, this one does not."""
+def test_worker_names_are_unique() -> None:
+    """Host and process id aren't enough: a restarted container may have the same ones."""
     names = {worker_name("demo", 0) for _ in range(100)}
     assert len(names) == 100

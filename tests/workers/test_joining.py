@@ -1,4 +1,4 @@
-"""A worker that is full still lets in what others wait for, and shows what is asked for."""
+"""A full worker still admits other jobs, and makes the previews that are requested."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,35 +16,35 @@ from workers.scheduler import BUCKETS, Costs
 
 NO_BATCH_PAYS = Costs(tuple((2 * 16 * b, 0.002 * b) for b in BUCKETS))
 LONG, SHORT = 100_000, 3
-"""Steps; the long ones do not end while a test lasts."""
+"""Steps; long images don't finish during a test."""
 
 
 @pytest.fixture
 def line(tmp_path: Path) -> Iterator[Line[FakePipeline]]:
-    """Stopped afterwards; what is not finished is cancelled."""
+    """A running line; drops what it still holds afterwards, and stops it."""
     with EmbeddedServer.ensure(tmp_path / "queue") as server:
         store = Store.connect(server.url)
-        made = Line(tmp_path, store, FakePipeline(seconds_per_step=0.002), NO_BATCH_PAYS)
-        made.start()
-        yield made
-        for flight in made.flights.all():
+        line = Line(tmp_path, store, FakePipeline(seconds_per_step=0.002), NO_BATCH_PAYS)
+        line.start()
+        yield line
+        for flight in line.flights.all():
             flight.drop()
-        made.drain()
+        line.drain()
         store.close()
 
 
 def hold_up(line: Line[FakePipeline]) -> None:
-    """Fill the worker with images that take very long, and queue as many again."""
+    """Fill the worker with very long images, and queue as many again."""
     capacity = line.engine.capacity()
     line.submit(*(request(seed=n, steps=LONG) for n in range(2 * capacity)))
     wait_until(lambda: len(line.flights) == capacity)
 
 
 @pytest.mark.parametrize(("tenant", "priority"), [("another", 5), ("t", 5), ("t", 9)])
-def test_long_images_keep_no_short_job_waiting(
+def test_long_images_do_not_hold_up_a_short_job(
     line: Line[FakePipeline], tenant: str, priority: int
 ) -> None:
-    """Of another caller, of the same one, and of a higher priority."""
+    """Whether of another caller, the same one, or a higher priority."""
     hold_up(line)
     short = [request(seed=n, steps=SHORT) for n in range(4)]
     line.submit(*short, tenant=tenant, priority=priority)
@@ -52,7 +52,7 @@ def test_long_images_keep_no_short_job_waiting(
     assert line.job(0).counts.finished == 0
 
 
-def test_less_urgent_jobs_wait_and_what_is_let_in_has_a_limit(line: Line[FakePipeline]) -> None:
+def test_joining_respects_priority_and_a_limit(line: Line[FakePipeline]) -> None:
     hold_up(line)
     capacity = line.engine.capacity()
     line.submit(request(steps=SHORT), priority=4)
@@ -62,10 +62,8 @@ def test_less_urgent_jobs_wait_and_what_is_let_in_has_a_limit(line: Line[FakePip
     assert line.job(1).counts.queued == 1
 
 
-def test_every_image_that_is_asked_for_gets_its_preview(
-    line: Line[FakePipeline], tmp_path: Path
-) -> None:
-    """Not only the first of those that run together."""
+def test_every_requested_preview_is_made(line: Line[FakePipeline], tmp_path: Path) -> None:
+    """For all images that run together, not just the first."""
     line.engine._measured = BATCHES_PAY
     line.submit(*(request(seed=n, steps=LONG) for n in range(6)))
     wait_until(lambda: all(f.step for f in line.flights.all()) and len(line.flights) == 6)
@@ -75,7 +73,7 @@ def test_every_image_that_is_asked_for_gets_its_preview(
     wait_until(lambda: len(list(previews.rglob("*preview*"))) == 6)
 
 
-def test_a_preview_that_raises_is_no_failure(
+def test_failed_preview_does_not_fail_the_image(
     line: Line[FakePipeline], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[int] = []
@@ -86,7 +84,7 @@ def test_a_preview_that_raises_is_no_failure(
 
     monkeypatch.setattr(line.pipeline, "preview", preview)
     line.submit(request(steps=LONG))
-    flight = wait_until(lambda: next((one for one in line.flights.all() if one.step), None))
+    flight = wait_until(lambda: next((f for f in line.flights.all() if f.step), None))
     flight.wished = True
     wait_until(lambda: asked)
     wait_until(lambda: flight.step > asked[0] + 1)

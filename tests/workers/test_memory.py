@@ -1,4 +1,4 @@
-"""What a worker's process does with the memory that its forward passes free."""
+"""What a worker's process does with memory that forward passes free."""
 
 import platform
 import subprocess
@@ -22,14 +22,14 @@ memory.settle("cpu")
 faults(), faults()
 print(by_default, faults(), gc.get_freeze_count())
 """
-"""Page faults of twenty tensors of 4 MiB, made and freed, before and after; then frozen objects."""
+"""Prints page faults of creating twenty 4 MiB tensors before and after, and frozen objects."""
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another malloc has other settings")
-def test_memory_that_a_forward_pass_frees_is_not_asked_for_again() -> None:
-    told = subprocess.run(
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other mallocs have other settings")
+def test_freed_memory_is_kept() -> None:
+    result = subprocess.run(
         [sys.executable, "-c", ROUNDS], capture_output=True, text=True, check=True
     )
-    by_default, settled, frozen = map(int, told.stdout.split())
+    by_default, settled, frozen = map(int, result.stdout.split())
     assert settled < 100 < by_default
     assert frozen > 10_000

@@ -1,4 +1,4 @@
-"""Phase by phase over the backlog: the worker's threads, a real queue, a fake model."""
+"""A phased pipeline: the worker's threads over a real queue and a fake model."""
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 class Staged(FakePipeline):
-    """A phased fake that notes every verb with its seeds, and that fails when two run at once."""
+    """A phased fake that logs each verb with its seeds, and fails if two run at once."""
 
     def __init__(self) -> None:
         super().__init__(phased=True)
@@ -33,29 +33,29 @@ class Staged(FakePipeline):
         self._alone = threading.Lock()
 
     def encode(self, requests: Sequence[ImageRequest]) -> list[Conditioning]:
-        return self._noted("encode", requests, lambda: super(Staged, self).encode(requests))
+        return self._logged("encode", requests, lambda: super(Staged, self).encode(requests))
 
     def step(self, samples: Sequence[Sample], bucket: int = 0) -> None:
         self.before_step()
-        wanted = [sample.request for sample in samples]
-        self._noted("step", wanted, lambda: super(Staged, self).step(samples, bucket))
+        requests = [sample.request for sample in samples]
+        self._logged("step", requests, lambda: super(Staged, self).step(samples, bucket))
 
     def decode(self, samples: Sequence[Sample]) -> list[torch.Tensor]:
-        wanted = [sample.request for sample in samples]
-        return self._noted("decode", wanted, lambda: super(Staged, self).decode(samples))
+        requests = [sample.request for sample in samples]
+        return self._logged("decode", requests, lambda: super(Staged, self).decode(samples))
 
     def preview(self, sample: Sample) -> torch.Tensor | None:
         raise AssertionError("the decoder is not loaded")
 
     def rounds(self) -> list[tuple[str, set[int]]]:
-        """Verbs in order, repetitions made one, with all seeds of each."""
+        """Verbs in order with their seeds, consecutive calls of one verb merged."""
         grouped = groupby(self.log, key=lambda entry: entry[0])
-        return [(verb, {seed for _, seeds in found for seed in seeds}) for verb, found in grouped]
+        return [(verb, {seed for _, seeds in calls for seed in seeds}) for verb, calls in grouped]
 
-    def _noted(self, verb: str, wanted: Sequence[ImageRequest], run: Callable[[], T]) -> T:
+    def _logged(self, verb: str, requests: Sequence[ImageRequest], run: Callable[[], T]) -> T:
         assert self._alone.acquire(blocking=False), "two verbs at once"
         try:
-            self.log.append((verb, [one.seed for one in wanted]))
+            self.log.append((verb, [request.seed for request in requests]))
             return run()
         finally:
             self._alone.release()
@@ -66,13 +66,13 @@ StagedLine = Line[Staged]
 
 @pytest.fixture
 def line(tmp_path: Path) -> Iterator[StagedLine]:
-    """Stopped afterwards, if a test has started it."""
+    """A line; stopped afterwards if the test started it."""
     with EmbeddedServer.ensure(tmp_path / "queue") as server:
         store = Store.connect(server.url)
-        made = Line(tmp_path, store, Staged(), BATCHES_PAY)
-        yield made
-        if made._threads[0].ident is not None:
-            made.drain()
+        line = Line(tmp_path, store, Staged(), BATCHES_PAY)
+        yield line
+        if line._threads[0].ident is not None:
+            line.drain()
         store.close()
 
 
@@ -80,29 +80,27 @@ def seeds(*numbers: int, prompt: str = "a cat", steps: int = 4) -> list[ImageReq
     return [request(prompt, seed=n, steps=steps) for n in numbers]
 
 
-def test_all_is_encoded_then_denoised_then_decoded(line: StagedLine) -> None:
+def test_phases_run_one_after_another(line: StagedLine) -> None:
     line.submit(*seeds(*range(10)))
     line.start()
     assert line.finished().counts.succeeded == 10
-    everybody = set(range(10))
-    expected = [("encode", everybody), ("step", everybody), ("decode", everybody)]
+    every_seed = set(range(10))
+    expected = [("encode", every_seed), ("step", every_seed), ("decode", every_seed)]
     assert line.pipeline.rounds() == expected
 
 
-def test_a_round_holds_no_more_than_its_limit(
-    line: StagedLine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_round_is_limited(line: StagedLine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "ROUND", 6)
     line.submit(*seeds(*range(8), steps=1))
     line.start()
     assert line.finished().counts.succeeded == 8
-    assert [(verb, len(found)) for verb, found in line.pipeline.rounds()] == [
+    assert [(verb, len(seeds)) for verb, seeds in line.pipeline.rounds()] == [
         *(("encode", 6), ("step", 6), ("decode", 6)),
         *(("encode", 2), ("step", 2), ("decode", 2)),
     ]
 
 
-def test_a_few_go_on_at_once_and_late_ones_make_the_next_round(line: StagedLine) -> None:
+def test_late_images_make_the_next_round(line: StagedLine) -> None:
     line.submit(*seeds(1, 2, 3))
     late = iter([lambda: line.submit(*seeds(4, 5))])
     line.pipeline.before_step = lambda: next(late, lambda: None)()  # type: ignore[assignment, return-value]
@@ -113,13 +111,13 @@ def test_a_few_go_on_at_once_and_late_ones_make_the_next_round(line: StagedLine)
     assert line.pipeline.rounds()[3:] == [("encode", {4, 5}), ("step", {4, 5}), ("decode", {4, 5})]
 
 
-def test_what_fails_fails_alone(line: StagedLine) -> None:
+def test_failing_image_fails_alone(line: StagedLine) -> None:
     line.submit(*seeds(1, 2), *seeds(3, prompt="[raise]"), *seeds(4, prompt="[refuse]"))
     line.start()
     assert (line.finished().counts.succeeded, line.finished().counts.failed) == (2, 2)
 
 
-def test_an_image_whose_worker_died_has_a_round_of_its_own(line: StagedLine) -> None:
+def test_solo_image_has_a_round_of_its_own(line: StagedLine) -> None:
     line.submit(*seeds(1))
     line.store.claim("fake", "dead", limit=1, lease_seconds=0.001, nonce="n")
     line.submit(*seeds(2, 3))
@@ -127,12 +125,12 @@ def test_an_image_whose_worker_died_has_a_round_of_its_own(line: StagedLine) -> 
     line.start()
     line.finished(0)
     line.finished(1)
-    encoded = [found for verb, found in line.pipeline.rounds() if verb == "encode"]
+    encoded = [seeds for verb, seeds in line.pipeline.rounds() if verb == "encode"]
     assert {1} in encoded
     assert len(line.pipeline.rounds()) == 3 * len(encoded)
 
 
-def test_cancelled_ones_leave_and_nobody_gets_a_preview(line: StagedLine) -> None:
+def test_cancelled_images_leave_and_no_previews_are_made(line: StagedLine) -> None:
     line.submit(*seeds(1, 2))
 
     def cancel() -> None:
@@ -148,7 +146,7 @@ def test_cancelled_ones_leave_and_nobody_gets_a_preview(line: StagedLine) -> Non
     assert line.pipeline.rounds()[-1] == ("decode", {1})
 
 
-def test_a_drain_finishes_what_runs_and_starts_nothing(
+def test_drain_finishes_running_images_only(
     line: StagedLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine, "ROUND", 6)
@@ -172,7 +170,7 @@ def test_only_the_open_phase_can_be_ended() -> None:
     assert phases.wait(Phase.DENOISE, 0)
 
 
-def test_without_phases_everything_is_open() -> None:
+def test_all_phases_are_open_if_not_phased() -> None:
     phases = Phases(phased=False)
     assert all(phases.wait(phase, 0) for phase in Phase)
     phases.end(Phase.DECODE)

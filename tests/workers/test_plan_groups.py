@@ -1,4 +1,4 @@
-"""What `plan` counts for a group is what its ranks will hold."""
+"""`plan` counts the same bytes for a group as its ranks hold."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ from tests.imagemill.configs import save_configs
 
 
 def z_image(folder: Path) -> Path:
-    """A small one: its refiners are lists of blocks that stay with the first stage."""
+    """A small model whose refiners are lists of blocks that stay with the first stage."""
     sizes: dict[str, Any] = {"dim": 64, "n_layers": 6, "n_heads": 2, "n_kv_heads": 2}
     with torch.device("meta"):
         model = ZImageTransformer2DModel(**sizes, axes_dims=[8, 12, 12], cap_feat_dim=16)
@@ -34,7 +34,7 @@ def z_image(folder: Path) -> Path:
 
 @pytest.mark.parametrize("make", [save_configs, z_image])
 @pytest.mark.parametrize("stages", [2, 4])
-def test_stages_hold_what_was_counted(tmp_path: Path, make: Any, stages: int) -> None:
+def test_plan_counts_what_stages_hold(tmp_path: Path, make: Any, stages: int) -> None:
     folder = make(tmp_path / "model")
     (folder / "transformer" / "diffusion_pytorch_model.safetensors").touch()
     model = Model("m", str(folder), local=True, placement="pipelined", stages=stages)

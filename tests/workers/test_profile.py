@@ -1,4 +1,4 @@
-"""Warm-up measures what a batch costs, stops where it no longer pays, and keeps the answer."""
+"""Warm-up measures the cost of batches, stops where they no longer pay, and keeps the result."""
 
 import errno
 import json
@@ -18,7 +18,7 @@ from workers.scheduler import Costs
 from workers.trials import Trials
 
 TOKENS = 2 * 16
-"""Of a guided request of the model's default size, all rows."""
+"""Rows x tokens of a guided request of the model's default size."""
 
 MODEL = Model("fake", "/nowhere", defaults=Defaults(width=64, height=64, steps=4))
 
@@ -31,15 +31,13 @@ class Proportional(FakePipeline):
         super().step(samples, bucket)
 
 
-def test_a_batch_that_costs_nothing_grows_until_memory_ends() -> None:
+def test_free_batches_grow_until_out_of_memory() -> None:
     costs = profile.measure(FakePipeline(seconds_per_step=0.002, largest_batch=8), _request())
     assert [tokens // costs.points[0][0] for tokens, _ in costs.points] == [1, 2, 4, 8]
     assert costs.pinned(costs.points[0][0]) >= 4
 
 
-def test_the_answer_is_kept_on_disk_and_measured_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_profile_is_measured_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pipeline = FakePipeline(largest_batch=4)
     first = profile.warm_up(pipeline, MODEL, "cpu", tmp_path)
     monkeypatch.setattr(profile, "measure", lambda *_: pytest.fail("measured again"))
@@ -47,8 +45,8 @@ def test_the_answer_is_kept_on_disk_and_measured_once(
     assert len(list((tmp_path / "profiles").iterdir())) == 1
 
 
-def test_a_busy_moment_does_not_decide() -> None:
-    """One bucket is timed at ten times what it costs, and the larger ones still pay."""
+def test_one_busy_moment_does_not_stop_measuring() -> None:
+    """One bucket is timed at ten times its cost, but larger ones still pay."""
 
     class Disturbed(FakePipeline):
         def step(self, samples: Sequence[Sample], bucket: int = 0) -> None:
@@ -72,14 +70,14 @@ def test_a_busy_moment_does_not_decide() -> None:
         ({4: 9.0, 8: 9.0}, False),
     ],
 )
-def test_only_what_is_clearly_off_contradicts_a_pinned_bucket(
+def test_only_clear_deviations_contradict_the_pinned_bucket(
     seconds: dict[int, float], contradicted: bool
 ) -> None:
     assert profile.is_contradicted(4, seconds) is contradicted
 
 
 def wrong_profile(tmp_path: Path, pipeline: FakePipeline) -> Path:
-    """A profile that pins 1 though every batch costs what one sample costs, as kept on disk."""
+    """Write a profile that pins 1, although every batch costs the same as one sample."""
     profile.warm_up(pipeline, MODEL, "cpu", tmp_path)
     [path] = (tmp_path / "profiles").glob("*.json")
     described = json.loads(path.read_text())
@@ -88,14 +86,14 @@ def wrong_profile(tmp_path: Path, pipeline: FakePipeline) -> Path:
     return path
 
 
-def test_a_wrong_pinned_bucket_is_measured_anew_after_two_starts_in_a_row(tmp_path: Path) -> None:
+def test_wrong_pinned_bucket_is_remeasured_after_two_starts(tmp_path: Path) -> None:
     pipeline = FakePipeline(seconds_per_step=0.02, largest_batch=8)
     wrong_profile(tmp_path, pipeline)
     pinned = [profile.warm_up(pipeline, MODEL, "cpu", tmp_path).pinned(TOKENS) for _ in range(3)]
     assert pinned == [1, 8, 8]
 
 
-def test_one_contradicting_start_does_not_move_the_pinned_bucket(tmp_path: Path) -> None:
+def test_one_start_does_not_move_the_pinned_bucket(tmp_path: Path) -> None:
     good = FakePipeline(seconds_per_step=0.02, largest_batch=8)
     bad = FakePipeline(seconds_per_sample=0.01, largest_batch=8)
     wrong_profile(tmp_path, good)
@@ -106,7 +104,7 @@ def test_one_contradicting_start_does_not_move_the_pinned_bucket(tmp_path: Path)
     assert pinned == [1, 1, 1, 1, 1, 8]
 
 
-def test_a_profile_that_fits_is_never_touched(tmp_path: Path) -> None:
+def test_matching_profile_is_not_rewritten(tmp_path: Path) -> None:
     pipeline = FakePipeline(seconds_per_step=0.02, largest_batch=8)
     profile.warm_up(pipeline, MODEL, "cpu", tmp_path)
     [path] = (tmp_path / "profiles").glob("*.json")
@@ -116,7 +114,7 @@ def test_a_profile_that_fits_is_never_touched(tmp_path: Path) -> None:
     assert path.read_bytes() == before
 
 
-def test_what_real_work_taught_is_there_after_a_restart_and_pins_nothing(tmp_path: Path) -> None:
+def test_learned_costs_survive_a_restart_but_never_pin(tmp_path: Path) -> None:
     pipeline = FakePipeline(seconds_per_step=0.02, largest_batch=8)
     costs = profile.warm_up(pipeline, MODEL, "cpu", tmp_path)
     keeper = profile.keeper(pipeline, MODEL, "cpu", tmp_path, costs)
@@ -130,7 +128,7 @@ def test_what_real_work_taught_is_there_after_a_restart_and_pins_nothing(tmp_pat
     assert len(list((tmp_path / "profiles").iterdir())) == 2
 
 
-def test_under_a_feature_cache_nothing_is_learned(tmp_path: Path) -> None:
+def test_nothing_is_learned_with_a_feature_cache(tmp_path: Path) -> None:
     model = replace(MODEL, cache="taylorseer")
     keeper = profile.keeper(FakePipeline(), model, "cpu", tmp_path, Costs(((32, 1.0),)))
     for _ in range(8):
@@ -138,8 +136,8 @@ def test_under_a_feature_cache_nothing_is_learned(tmp_path: Path) -> None:
     assert keeper.learner.costs.exact == {}
 
 
-def test_a_busy_spell_hits_all_buckets_alike() -> None:
-    """Whatever was measured during it is measured again in turn with the others."""
+def test_buckets_are_timed_in_turn() -> None:
+    """Buckets measured during a busy spell are measured again in turn with the others."""
 
     class Busy(FakePipeline):
         def step(self, samples: Sequence[Sample], bucket: int = 0) -> None:
@@ -152,10 +150,10 @@ def test_a_busy_spell_hits_all_buckets_alike() -> None:
     assert profile.measure(quiet, _request()).pinned(TOKENS) == 8
 
 
-def test_of_two_that_measure_at_once_both_go_by_the_first(
+def test_concurrent_measurements_use_the_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Else a reproducible image's bits would hang on which worker made it."""
+    """Otherwise a reproducible image's bits would depend on the worker that made it."""
     pipeline, measure = FakePipeline(largest_batch=4), profile.measure
 
     def measure_beside_another(*args: object) -> Costs:
@@ -168,8 +166,8 @@ def test_of_two_that_measure_at_once_both_go_by_the_first(
     assert [profile.warm_up(pipeline, MODEL, "cpu", tmp_path)] == found
 
 
-def test_a_smaller_size_is_not_padded_at_a_lone_requests_cost(tmp_path: Path) -> None:
-    """A batch of n costs n times as much here, and sizes below the default are no exception."""
+def test_smaller_size_is_not_padded(tmp_path: Path) -> None:
+    """A batch of n costs n times as much here, also at sizes below the default."""
     pipeline = Proportional()
     model = replace(MODEL, defaults=Defaults(width=256, height=256, steps=4))
     costs = profile.warm_up(pipeline, model, "cpu", tmp_path)
@@ -178,7 +176,7 @@ def test_a_smaller_size_is_not_padded_at_a_lone_requests_cost(tmp_path: Path) ->
         assert costs.pinned(2 * (side // grid) ** 2) <= 2
 
 
-def test_at_every_start_the_buckets_that_requests_take_are_run(tmp_path: Path) -> None:
+def test_every_start_runs_the_buckets_in_use(tmp_path: Path) -> None:
     model = replace(MODEL, limits=Limits(sizes=((64, 64), (128, 64))))
     profile.warm_up(FakePipeline(largest_batch=4), model, "cpu", tmp_path)
     restarted = FakePipeline(largest_batch=4)
@@ -188,7 +186,7 @@ def test_at_every_start_the_buckets_that_requests_take_are_run(tmp_path: Path) -
     assert {1, costs.pinned(tokens), costs.largest(tokens)} <= run
 
 
-def test_a_pipeline_that_takes_no_batch_serves_one_by_one(tmp_path: Path) -> None:
+def test_pipeline_without_batches_serves_one_by_one(tmp_path: Path) -> None:
     class Lone(FakePipeline):
         def step(self, samples: Sequence[Sample], bucket: int = 0) -> None:
             if max(bucket, len(samples)) > 1:
@@ -200,7 +198,7 @@ def test_a_pipeline_that_takes_no_batch_serves_one_by_one(tmp_path: Path) -> Non
 
 
 class Whole(FakePipeline):
-    """A fake that is called whole; it takes `exactly` so many steps and rewrites small sizes."""
+    """A fake that's called whole, accepts only `exactly` this many steps, and rewrites sizes."""
 
     def __init__(self, exactly: int | None = None, smallest: int = 0) -> None:
         super().__init__()
@@ -222,14 +220,14 @@ class Whole(FakePipeline):
 
 
 @pytest.mark.parametrize("steps", [1, 2, 8])
-def test_a_model_that_takes_exactly_its_own_steps_gets_ready(tmp_path: Path, steps: int) -> None:
+def test_model_with_a_fixed_number_of_steps_starts(tmp_path: Path, steps: int) -> None:
     model = replace(MODEL, defaults=replace(MODEL.defaults, steps=steps))
     pipeline = Whole(exactly=steps)
     assert profile.warm_up(pipeline, model, "cpu", tmp_path).points
     assert (64, steps) in pipeline.asked
 
 
-def test_a_pipeline_that_rewrites_sizes_is_found_out_at_every_start(tmp_path: Path) -> None:
+def test_rewritten_sizes_are_detected_at_every_start(tmp_path: Path) -> None:
     for _ in range(2):
         pipeline = Whole(smallest=64)
         costs = profile.warm_up(pipeline, MODEL, "cpu", tmp_path)
@@ -237,13 +235,13 @@ def test_a_pipeline_that_rewrites_sizes_is_found_out_at_every_start(tmp_path: Pa
         assert min(tokens for tokens, _ in costs.points) == TOKENS
 
 
-def test_defaults_that_the_pipeline_rewrites_are_the_reason_not_to_start(tmp_path: Path) -> None:
+def test_rewritten_default_size_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ModelUnavailable, match="model 'fake': its defaults fail: makes 64x64"):
         profile.warm_up(Whole(smallest=128), MODEL, "cpu", tmp_path)
 
 
 class Mortal(FakePipeline):
-    """A group: what it cannot hold is its end. `fatal` are the samples of its last forward pass."""
+    """A fake group that dies in a forward pass with the bucket `fatal`."""
 
     def __init__(self, fatal: int | None, pixels: int = 64 * 64) -> None:
         super().__init__()
@@ -260,7 +258,7 @@ def die(pipeline: Mortal, model: Model, data: Path) -> None:
         profile.warm_up(pipeline, model, "cpu", data)
 
 
-def test_a_group_stops_below_the_bucket_that_it_does_not_survive(tmp_path: Path) -> None:
+def test_deadly_bucket_is_skipped(tmp_path: Path) -> None:
     die(Mortal(fatal=4), MODEL, tmp_path)
     die(Mortal(fatal=4), MODEL, tmp_path)
     for _ in range(2):
@@ -268,7 +266,7 @@ def test_a_group_stops_below_the_bucket_that_it_does_not_survive(tmp_path: Path)
         assert costs.points[-1][0] == 2 * TOKENS
 
 
-def test_a_full_disk_keeps_no_worker_from_starting_that_has_its_profile(
+def test_worker_with_a_profile_starts_on_a_full_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(path: Path, text: str) -> None:
@@ -279,14 +277,14 @@ def test_a_full_disk_keeps_no_worker_from_starting_that_has_its_profile(
     assert profile.warm_up(FakePipeline(largest_batch=2), MODEL, "cpu", tmp_path) == costs
 
 
-def test_one_death_may_have_had_another_reason(tmp_path: Path) -> None:
+def test_one_death_is_not_enough(tmp_path: Path) -> None:
     die(Mortal(fatal=4), MODEL, tmp_path)
     costs = profile.warm_up(Mortal(fatal=None), MODEL, "cpu", tmp_path)
     assert costs.points[-1][0] > 4 * TOKENS
     assert [path.suffix for path in (tmp_path / "profiles").iterdir()] == [".json"]
 
 
-def test_many_that_die_at_once_are_one_death(tmp_path: Path) -> None:
+def test_simultaneous_deaths_count_once(tmp_path: Path) -> None:
     path = tmp_path / "profiles" / "fake.json"
     for trials in [Trials(path) for _ in range(8)]:
         with pytest.raises(GroupLost), trials.trying(_request(), 4):
@@ -294,14 +292,14 @@ def test_many_that_die_at_once_are_one_death(tmp_path: Path) -> None:
     assert not Trials(path).is_deadly(_request(), 4)
 
 
-def test_a_listed_size_that_a_group_does_not_survive_is_left_out(tmp_path: Path) -> None:
+def test_deadly_listed_size_is_skipped(tmp_path: Path) -> None:
     model = replace(MODEL, limits=Limits(sizes=((64, 64), (512, 512))))
     for _ in range(2):
         die(Mortal(fatal=1, pixels=512 * 512), model, tmp_path)
     assert profile.warm_up(Mortal(fatal=1, pixels=512 * 512), model, "cpu", tmp_path).points
 
 
-def test_timing_waits_for_the_pipelines_own_device(
+def test_timing_synchronises_the_pipelines_device(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waited = []
@@ -313,7 +311,7 @@ def test_timing_waits_for_the_pipelines_own_device(
 
 
 def test_every_listed_size_is_run(tmp_path: Path) -> None:
-    """Both are larger than the default, so that nothing but the rehearsal runs them."""
+    """Both are larger than the default, so only the rehearsal runs them."""
     run: set[tuple[int, int]] = set()
 
     class Watched(FakePipeline):
@@ -339,13 +337,13 @@ def test_every_listed_size_is_run(tmp_path: Path) -> None:
         {"stages": 2},
     ],
 )
-def test_another_speed_is_another_measurement(tmp_path: Path, change: dict[str, object]) -> None:
+def test_speed_options_change_the_fingerprint(tmp_path: Path, change: dict[str, object]) -> None:
     for model in (MODEL, replace(MODEL, **change)):
         profile.warm_up(FakePipeline(largest_batch=2), model, "cpu", tmp_path)
     assert len(list((tmp_path / "profiles").iterdir())) == 2
 
 
-def test_another_precision_is_another_measurement(tmp_path: Path) -> None:
+def test_precision_changes_the_fingerprint(tmp_path: Path) -> None:
     for dtype in ("float32", "bfloat16"):
         model = replace(MODEL, dtype=dtype)
         profile.warm_up(FakePipeline(largest_batch=2), model, "cpu", tmp_path)

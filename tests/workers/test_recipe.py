@@ -1,4 +1,4 @@
-"""The recipe travels inside the picture and reads back equal."""
+"""The recipe is stored in the picture and reads back the same."""
 
 import io
 import json
@@ -25,7 +25,7 @@ REQUEST = ImageRequest(
 )
 
 
-def made(image_format: ImageFormat) -> recipe.Recipe:
+def recipe_in(image_format: ImageFormat) -> recipe.Recipe:
     """A recipe of REQUEST in this format."""
     return recipe.Recipe(
         request=replace(REQUEST, format=image_format),
@@ -39,13 +39,13 @@ def made(image_format: ImageFormat) -> recipe.Recipe:
     )
 
 
-def test_png_holds_the_exact_pixels_and_both_forms_of_the_recipe() -> None:
+def test_png_has_exact_pixels_and_both_recipe_formats() -> None:
     pixels = torch.rand(3, 8, 16, generator=torch.Generator().manual_seed(0))
-    picture = Image.open(io.BytesIO(recipe.encode(pixels, made("png"))))
+    picture = Image.open(io.BytesIO(recipe.encode(pixels, recipe_in("png"))))
     picture.load()
-    told = json.loads(picture.info["imagemill"])
-    assert told["prompt"] == REQUEST.prompt
-    assert (told["seed"], told["bucket"], told["reproducible"]) == (7, 2, True)
+    facts = json.loads(picture.info["imagemill"])
+    assert facts["prompt"] == REQUEST.prompt
+    assert (facts["seed"], facts["bucket"], facts["reproducible"]) == (7, 2, True)
     assert picture.info["parameters"].startswith(f"{REQUEST.prompt}\nNegative prompt: blurry\n")
     assert "Seed: 7, Size: 16x8" in picture.info["parameters"]
     expected = (pixels.permute(1, 2, 0) * 255).round().to(torch.uint8)
@@ -55,13 +55,13 @@ def test_png_holds_the_exact_pixels_and_both_forms_of_the_recipe() -> None:
 
 
 @pytest.mark.parametrize("image_format", ["jpeg", "webp"])
-def test_lossy_formats_hold_the_recipe_as_exif(image_format: ImageFormat) -> None:
-    data = recipe.encode(torch.zeros(3, 8, 16), made(image_format))
+def test_lossy_formats_have_the_recipe_in_exif(image_format: ImageFormat) -> None:
+    data = recipe.encode(torch.zeros(3, 8, 16), recipe_in(image_format))
     picture = Image.open(io.BytesIO(data))
     assert picture.format == image_format.upper()
-    told = json.loads(picture.getexif()[recipe.EXIF_IMAGE_DESCRIPTION])
-    assert told["steps"] == 4
-    assert told["prompt"] == REQUEST.prompt
+    facts = json.loads(picture.getexif()[recipe.EXIF_IMAGE_DESCRIPTION])
+    assert facts["steps"] == 4
+    assert facts["prompt"] == REQUEST.prompt
 
 
 RDF = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}"
@@ -69,31 +69,33 @@ OURS = f"{{{xmp.NAMESPACE}}}"
 
 
 def described(image_format: ImageFormat, prompt: str = REQUEST.prompt) -> ElementTree.Element:
-    """The XMP of a picture, as a reader that knows nothing of us finds it."""
-    one = made(image_format)
-    one = replace(one, request=replace(one.request, prompt=prompt))
-    picture = Image.open(io.BytesIO(recipe.encode(torch.zeros(3, 8, 16), one)))
+    """The XMP of a picture, found as any XMP reader finds it."""
+    base = recipe_in(image_format)
+    changed = replace(base, request=replace(base.request, prompt=prompt))
+    picture = Image.open(io.BytesIO(recipe.encode(torch.zeros(3, 8, 16), changed)))
     picture.load()
     raw = picture.info.get("xmp") or picture.info["XML:com.adobe.xmp"].encode()
-    found = ElementTree.fromstring(raw).find(f"{RDF}RDF/{RDF}Description")
-    assert found is not None
-    return found
+    element = ElementTree.fromstring(raw).find(f"{RDF}RDF/{RDF}Description")
+    assert element is not None
+    return element
 
 
 @pytest.mark.parametrize("image_format", ["png", "jpeg", "webp"])
-def test_every_format_says_the_same_as_xmp(image_format: ImageFormat) -> None:
-    found = described(image_format)
-    told = {item.tag.removeprefix(OURS): item.text for item in found if item.tag.startswith(OURS)}
-    assert (told["seed"], told["reproducible"]) == ("7", "True")
-    assert told["negative_prompt"] == "blurry"
-    assert (told["model"], told["placement"], told["steps"]) == ("demo", "replica", "4")
-    assert told["scheduler"] == "FlowMatchEulerDiscreteScheduler"
-    assert "model_revision" not in told
-    [torch_version] = [one.text for one in found.iter(f"{OURS}torch")]
+def test_every_format_has_the_recipe_in_xmp(image_format: ImageFormat) -> None:
+    element = described(image_format)
+    facts = {
+        item.tag.removeprefix(OURS): item.text for item in element if item.tag.startswith(OURS)
+    }
+    assert (facts["seed"], facts["reproducible"]) == ("7", "True")
+    assert facts["negative_prompt"] == "blurry"
+    assert (facts["model"], facts["placement"], facts["steps"]) == ("demo", "replica", "4")
+    assert facts["scheduler"] == "FlowMatchEulerDiscreteScheduler"
+    assert "model_revision" not in facts
+    [torch_version] = [item.text for item in element.iter(f"{OURS}torch")]
     assert torch_version == recipe.versions()["torch"]
-    [text] = [one.text for one in found.iter(f"{RDF}li")]
+    [text] = [item.text for item in element.iter(f"{RDF}li")]
     assert text == REQUEST.prompt
-    assert xmp.MADE_BY_A_MODEL in [one.text for one in found]
+    assert xmp.MADE_BY_A_MODEL in [item.text for item in element]
 
 
 @pytest.mark.parametrize(
@@ -101,34 +103,32 @@ def test_every_format_says_the_same_as_xmp(image_format: ImageFormat) -> None:
     ["a <b> & \"c\" ]]> 'd'", "\x00\x1b[2J\ud800\ufffe", "&" * 10_000, "図" * 10_000],
     ids=["markup", "no XML", "long when escaped", "long in bytes"],
 )
-def test_xmp_is_valid_whatever_the_prompt(prompt: str) -> None:
-    found = xmp.packet(
+def test_xmp_is_valid_for_any_prompt(prompt: str) -> None:
+    packet = xmp.packet(
         {"prompt": prompt, "negative_prompt": prompt, "versions": {"imagemill": "1"}}
     )
-    assert len(found) < recipe.JPEG_SEGMENT
-    [text] = [one.text for one in ElementTree.fromstring(found).iter(f"{RDF}li")]
+    assert len(packet) < recipe.JPEG_SEGMENT
+    [text] = [item.text for item in ElementTree.fromstring(packet).iter(f"{RDF}li")]
     assert text is not None
     if prompt.startswith("a <b>"):
         assert text == prompt
     assert text[0] in (prompt[0], "\ufffd")
 
 
-def test_a_lossy_picture_holds_the_form_that_a1111_reads() -> None:
-    picture = Image.open(io.BytesIO(recipe.encode(torch.zeros(3, 8, 16), made("jpeg"))))
+def test_lossy_formats_have_a1111_parameters() -> None:
+    picture = Image.open(io.BytesIO(recipe.encode(torch.zeros(3, 8, 16), recipe_in("jpeg"))))
     comment = picture.getexif().get_ifd(ExifTags.IFD.Exif)[recipe.EXIF_USER_COMMENT]
     assert comment.startswith(recipe.EXIF_UNICODE)
-    said = comment.removeprefix(recipe.EXIF_UNICODE).decode("utf-16-be")
-    assert said == made("jpeg").parameters()
+    text = comment.removeprefix(recipe.EXIF_UNICODE).decode("utf-16-be")
+    assert text == recipe_in("jpeg").parameters()
 
 
 @pytest.mark.parametrize("value", [-1.0, 1.5, float("nan"), float("inf")])
 @pytest.mark.parametrize("image_format", ["png", "jpeg", "webp"])
-def test_pixels_that_would_wrap_around_are_no_picture(
-    value: float, image_format: ImageFormat
-) -> None:
+def test_invalid_pixels_fail(value: float, image_format: ImageFormat) -> None:
     pixels = torch.full((3, 8, 16), 0.5)
     pixels[1, 2, 3] = value
     with pytest.raises(ImageFailed):
-        recipe.encode(pixels, made(image_format))
+        recipe.encode(pixels, recipe_in(image_format))
     with pytest.raises(ImageFailed):
         recipe.thumbnail(pixels)

@@ -1,4 +1,4 @@
-"""Which failures of a worker are final, what ends them, and where people read of them."""
+"""Which failures of a worker are final, what allows another try, and how they're reported."""
 
 import errno
 import os
@@ -48,14 +48,12 @@ HUB = Model("m", "owner/name")
         (RuntimeError("a library's own"), FOLDER, False),
     ],
 )
-def test_only_what_stays_as_it_is_ends_the_tries(
-    error: Exception, model: Model, is_final: bool
-) -> None:
+def test_only_lasting_errors_are_final(error: Exception, model: Model, is_final: bool) -> None:
     assert (exit_code(error, model) in FINAL) == is_final
 
 
 def chained(cause: Exception) -> Exception:
-    """As a library raises it over the real one."""
+    """The error as a library wraps it."""
     try:
         try:
             raise cause
@@ -80,12 +78,12 @@ def chained(cause: Exception) -> Exception:
         (KeyError("weight_map"), False),
     ],
 )
-def test_memory_and_disks_may_pass(error: Exception, passes: bool) -> None:
+def test_memory_and_disk_errors_may_pass(error: Exception, passes: bool) -> None:
     assert may_pass(error) == passes
     assert may_pass(chained(error)) == passes
 
 
-def test_a_hub_that_cannot_be_reached_may_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreachable_hub_may_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> None:
         raise OSError("no route to the hub")
 
@@ -110,7 +108,7 @@ def catalog(tmp_path: Path) -> Path:
 
 
 def write(path: Path, text: str) -> None:
-    """Write a file whose time is another one, whatever the clock of the file system."""
+    """Write a file with a new modification time, however coarse the file system's clock."""
     before = path.stat().st_mtime_ns if path.exists() else 0
     path.write_text(text)
     os.utime(path, ns=(before + 10**9, before + 10**9))
@@ -132,7 +130,7 @@ CHANGES: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_what_makes_another_try_worth_while(catalog: Path, change: str) -> None:
+def test_changes_that_allow_another_try(catalog: Path, change: str) -> None:
     before = ground_of(catalog, "a")
     assert ground_of(catalog, "a") == before
     CHANGES[change](catalog.parent)
@@ -141,14 +139,14 @@ def test_what_makes_another_try_worth_while(catalog: Path, change: str) -> None:
     assert ground_of(catalog, "a") == after
 
 
-def test_what_others_do_is_nothing_to_a_model(catalog: Path) -> None:
+def test_changes_of_other_models_do_not_count(catalog: Path) -> None:
     before = ground_of(catalog, "a")
     write(catalog.parent / "b" / "vae" / "config.json", "{ }")
     write(catalog, catalog.read_text() + 'dtype = "float32"\n')
     assert ground_of(catalog, "a") == before
 
 
-def test_a_single_file_and_a_broken_catalog_are_looked_at(catalog: Path) -> None:
+def test_single_file_and_broken_catalog_are_checked(catalog: Path) -> None:
     weights = catalog.parent / "one.safetensors"
     weights.write_text("x")
     write(catalog, '[models.a]\npath = "./one.safetensors"\n')
@@ -163,17 +161,17 @@ def test_a_single_file_and_a_broken_catalog_are_looked_at(catalog: Path) -> None
 
 @pytest.fixture
 def notices(store: Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[Notices]:
-    """Renewed all the time, in a store that outlives them."""
+    """Notices that renew without pauses, in a store that they don't close."""
     monkeypatch.setattr(store, "close", lambda: None)
     monkeypatch.setattr(refusals, "RENEW_SECONDS", 0.01)
     monkeypatch.setattr(refusals, "LOOK_SECONDS", 0.01)
-    made = Notices(lambda: store)
-    yield made
-    made.end(60)
+    notices = Notices(lambda: store)
+    yield notices
+    notices.end(60)
 
 
 def failed(store: Store, folder: Path, tmp_path: Path, local: bool = True) -> WorkerInfo:
-    """What a real worker of a broken folder registers on its way out."""
+    """What a real worker of a broken folder registers before it exits."""
     settings = WorkerSettings(data=tmp_path / "data")
     model = Model("m", str(folder), local=local, dtype="float32")
     worker = Worker(model=model, place=Place("cpu"), settings=settings, store=store)
@@ -183,9 +181,7 @@ def failed(store: Store, folder: Path, tmp_path: Path, local: bool = True) -> Wo
     return info
 
 
-def test_the_workers_own_reason_stays_while_it_is_refused(
-    store: Store, notices: Notices, tmp_path: Path
-) -> None:
+def test_workers_reason_stays_registered(store: Store, notices: Notices, tmp_path: Path) -> None:
     own = failed(store, tmp_path, tmp_path)
     store.register(own.id, own.info, 5)
     with capture_logs() as logs:
@@ -193,22 +189,24 @@ def test_the_workers_own_reason_stays_while_it_is_refused(
         wait_until(lambda: store.workers()[0].info["at"] > own.info["at"])
         notices.put("m.1", [1], "m", "cpu", 66)
         wait_until(lambda: len(store.workers()) == 2)
-    [kept] = [worker for worker in store.workers() if worker.id == own.id]
-    assert kept.info["error"] == own.info["error"]
-    assert kept.info["state"] == "failed"
-    said = [line["reason"] for line in logs if line["event"].startswith("model can't be served")]
-    assert said.count(own.info["error"]) == 1
+    [refused] = [worker for worker in store.workers() if worker.id == own.id]
+    assert refused.info["error"] == own.info["error"]
+    assert refused.info["state"] == "failed"
+    reasons = [line["reason"] for line in logs if line["event"].startswith("model can't be served")]
+    assert reasons.count(own.info["error"]) == 1
     notices.drop("m.0")
     notices.drop("m.1")
     wait_until(lambda: not store.workers())
 
 
-def test_a_worker_that_could_say_nothing_is_shown_too(store: Store, notices: Notices) -> None:
+def test_worker_without_a_reason_gets_a_default(store: Store, notices: Notices) -> None:
     notices.put("m.0", [1], "m", "cuda:0", 2)
-    [shown] = wait_until(store.workers)
-    assert shown.info["error"] == "its worker ended with exit code 2; the workers' log says why"
-    assert (shown.info["model"], shown.info["device"]) == ("m", "cuda:0")
-    assert shown.info["host"] == socket.gethostname()
+    [worker] = wait_until(store.workers)
+    assert (
+        worker.info["error"] == "its worker exited with code 2; see the workers' log for the reason"
+    )
+    assert (worker.info["model"], worker.info["device"]) == ("m", "cuda:0")
+    assert worker.info["host"] == socket.gethostname()
     notices.end(120)
     assert store.workers() == []
 

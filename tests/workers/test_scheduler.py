@@ -1,4 +1,4 @@
-"""The scheduler's decisions, by table and by property: values in, values out."""
+"""The scheduler's decisions, as tables and properties: values in, values out."""
 
 from dataclasses import replace
 
@@ -21,17 +21,17 @@ from workers.scheduler import (
 )
 
 FLAT = Costs(tuple((64 * b, 1.0) for b in BUCKETS))
-"""A device on which a larger batch costs nothing: every bucket pays."""
+"""A device on which larger batches cost nothing extra: every bucket pays."""
 
 UNEVEN = Costs(((64, 1.0), (256, 1.0), (512, 2.0), (1024, 3.0)))
-"""A device on which 4 cost as much as 1, and 8 twice as much."""
+"""A device on which 4 cost the same as 1, and 8 twice as much."""
 
 STEEP = Costs(tuple((64 * b, float(b)) for b in BUCKETS))
-"""A device on which a batch of n costs n: no bucket but 1 pays."""
+"""A device on which a batch of n costs n: only bucket 1 pays."""
 
 
 def candidate(key: str, **changes: object) -> Candidate:
-    """A reproducible candidate of 64 tokens with 10 steps to go, changed as told."""
+    """A reproducible candidate of 64 tokens with 10 steps left, with these changes."""
     fields = {
         "key": key,
         "job": key,
@@ -47,7 +47,7 @@ def candidate(key: str, **changes: object) -> Candidate:
     return Candidate(**{**fields, **changes})  # type: ignore[arg-type]
 
 
-def test_nothing_in_flight_is_no_forward() -> None:
+def test_no_candidates_is_no_forward() -> None:
     assert choose([], FLAT, {}) is None
 
 
@@ -64,7 +64,7 @@ def test_costs_are_linear_between_points_and_proportional_outside() -> None:
     assert [costs.seconds(n) for n in (50, 100, 150, 200, 400)] == [0.5, 1.0, 2.0, 3.0, 6.0]
 
 
-def test_an_exact_cost_goes_before_the_points_but_never_pins() -> None:
+def test_exact_costs_override_points_but_never_pin() -> None:
     costs = Costs(STEEP.points, {(64, 4): 1.0}, STEEP.points)
     assert [costs.of(64, bucket) for bucket in (1, 2, 4)] == [1.0, 2.0, 1.0]
     assert costs.of(128, 2) == costs.seconds(256) == 4.0
@@ -72,7 +72,7 @@ def test_an_exact_cost_goes_before_the_points_but_never_pins() -> None:
     assert costs.pinned(64) == 1
 
 
-def test_a_shape_smaller_than_any_measured_is_not_padded_on_a_guess() -> None:
+def test_shape_below_measured_range_is_not_padded() -> None:
     assert STEEP.pinned(16) == FLAT.pinned(16) == 1
 
 
@@ -81,7 +81,7 @@ def test_pinned_bucket_costs_a_lone_sample_at_most_half_more() -> None:
     assert costs.pinned(64) == 2
 
 
-def test_least_remaining_work_goes_first() -> None:
+def test_least_remaining_work_first() -> None:
     forward = choose([candidate("long", remaining=20), candidate("short", remaining=2)], STEEP, {})
     assert forward is not None
     assert forward.keys == ("short",)
@@ -90,24 +90,22 @@ def test_least_remaining_work_goes_first() -> None:
 @pytest.mark.parametrize(
     ("age", "steps", "first"), [(37.9, 7, "short"), (38.1, 7, "long"), (38.1, 9, "short")]
 )
-def test_what_is_late_lets_others_go_first_that_are_not_much_longer(
-    age: float, steps: int, first: str
-) -> None:
-    """Ten steps of a second each, two of them to come: good time ends at an age of 40."""
+def test_late_sample_yields_to_slightly_longer_ones(age: float, steps: int, first: str) -> None:
+    """Ten steps of a second each, two of them left: it's late from an age of 38 seconds on."""
     long = candidate("long", steps=steps, remaining=steps)
     forward = choose([candidate("short", remaining=2, age=age), long], STEEP, {})
     assert forward is not None
     assert forward.keys == (first,)
 
 
-def test_what_is_too_late_keeps_its_order() -> None:
+def test_late_samples_keep_their_order() -> None:
     crowd = [candidate("long", age=1e3), candidate("short", remaining=2, age=1e3)]
     forward = choose(crowd, STEEP, {})
     assert forward is not None
     assert forward.keys == ("short",)
 
 
-def test_a_larger_bucket_is_tried_with_samples_of_one_size() -> None:
+def test_trial_uses_samples_of_one_size() -> None:
     crowd = [candidate(f"f{n}", reproducible=False) for n in range(3)]
     crowd.append(candidate("larger", reproducible=False, tokens=128))
     asked = []
@@ -120,7 +118,7 @@ def test_a_larger_bucket_is_tried_with_samples_of_one_size() -> None:
     assert asked == [(64, 1, 3)]
 
 
-def test_no_larger_bucket_is_tried_with_reproducible_samples_or_beyond_memory() -> None:
+def test_no_trial_for_reproducible_samples_or_beyond_memory() -> None:
     def trial(tokens: int, knee: int, most: int) -> int:
         raise AssertionError("asked for a trial")
 
@@ -131,7 +129,7 @@ def test_no_larger_bucket_is_tried_with_reproducible_samples_or_beyond_memory() 
 
 
 @pytest.mark.parametrize(("age", "bucket"), [(0.0, 1), (1e3, 4)])
-def test_a_little_more_throughput_is_for_those_who_are_late_anyway(age: float, bucket: int) -> None:
+def test_only_late_samples_use_the_largest_bucket(age: float, bucket: int) -> None:
     costs = Costs(((64, 1.0), (128, 1.98), (256, 3.8), (512, 7.6)))
     crowd = [candidate(f"c{i}", age=age, reproducible=False) for i in range(8)]
     forward = choose(crowd, costs, {})
@@ -139,7 +137,7 @@ def test_a_little_more_throughput_is_for_those_who_are_late_anyway(age: float, b
     assert forward.bucket == bucket
 
 
-def test_equal_late_samples_go_oldest_first() -> None:
+def test_equal_late_samples_run_oldest_first() -> None:
     crowd = [candidate(f"c{age}", age=float(age)) for age in (100, 300, 200)]
     assert [c.key for c in in_order(crowd, STEEP)] == ["c300", "c200", "c100"]
 
@@ -153,12 +151,12 @@ def test_equal_late_samples_go_oldest_first() -> None:
         (Passed(0.0, PASSED_BY_ANY * 100 + 1), "old"),
     ],
 )
-def test_a_late_sample_passed_for_too_long_goes_first(passed: Passed, first: str) -> None:
+def test_overdue_sample_goes_first(passed: Passed, first: str) -> None:
     crowd = [candidate("old", age=100.0, passed=passed), candidate("new", remaining=1)]
     assert in_order(crowd, STEEP)[0].key == first
 
 
-def test_of_those_passed_for_too_long_the_oldest_goes_first() -> None:
+def test_oldest_overdue_sample_goes_first() -> None:
     crowd = [
         candidate("younger", age=100.0, remaining=1, passed=Passed(90.0, 90.0)),
         candidate("older", age=101.0, passed=Passed(90.0, 90.0)),
@@ -166,18 +164,18 @@ def test_of_those_passed_for_too_long_the_oldest_goes_first() -> None:
     assert in_order(crowd, STEEP)[0].key == "older"
 
 
-def test_an_on_time_sample_is_not_overdue_however_long_it_was_passed() -> None:
+def test_on_time_sample_is_never_overdue() -> None:
     assert not is_overdue(candidate("c", age=20.0, passed=Passed(20.0, 20.0)), STEEP)
 
 
-def test_a_large_jobs_overdue_samples_leave_others_their_turn() -> None:
+def test_overdue_samples_of_a_large_job_take_turns() -> None:
     passed = Passed(1e3, 1e3)
     large = [candidate(f"l{n}", job="large", age=1e3, passed=passed) for n in range(8)]
     order = [c.key for c in in_order([*large, candidate("small")], STEEP)]
     assert order[:2] == ["l0", "small"]
 
 
-def test_overtaking_counts_newer_samples_of_other_jobs_and_no_higher_priority() -> None:
+def test_overtaking_excludes_own_job_and_higher_priority() -> None:
     waiting = candidate("w", age=10.0)
     batch = [
         candidate("newer and equal", age=9.0),
@@ -192,14 +190,14 @@ def test_overtaking_counts_newer_samples_of_other_jobs_and_no_higher_priority() 
     assert overtaken(waiting, batch) == Passed(equals=3 / 8, any=4 / 8)
 
 
-def test_waiting_outweighs_remaining_work_in_the_end() -> None:
+def test_waiting_outweighs_remaining_work_eventually() -> None:
     waited = [candidate("long", remaining=20, waited=500.0), candidate("short", remaining=2)]
     forward = choose(waited, STEEP, {})
     assert forward is not None
     assert forward.keys == ("long",)
 
 
-def test_priority_goes_first_until_waiting_has_raised_the_others() -> None:
+def test_priority_goes_first_until_waiting_raises_others() -> None:
     high = candidate("high", priority=9, remaining=20)
     for waited, expected in ((0.0, "high"), (200.0, "low")):
         forward = choose([candidate("low", priority=4, waited=waited), high], STEEP, {})
@@ -207,7 +205,7 @@ def test_priority_goes_first_until_waiting_has_raised_the_others() -> None:
         assert forward.keys == (expected,)
 
 
-def test_a_large_job_does_not_hold_up_a_small_one() -> None:
+def test_large_job_does_not_hold_up_a_small_one() -> None:
     large = [candidate(f"l{i}", job="large", remaining=1) for i in range(9)]
     small = [candidate(f"s{i}", job="small", remaining=20) for i in range(2)]
     forward = choose([*large, *small], Costs(((64, 1.0), (256, 1.4), (512, 9.0))), {})
@@ -222,7 +220,7 @@ def test_groups_never_mix() -> None:
     assert forward.keys == ("b",)
 
 
-def test_reproducible_samples_run_in_the_pinned_bucket_with_fast_ones_in_free_places() -> None:
+def test_fast_samples_fill_the_pinned_bucket() -> None:
     costs = Costs(((64, 1.0), (128, 1.2), (256, 1.4), (512, 4.0)))
     few = [candidate("r", remaining=1), candidate("f", reproducible=False)]
     forward = choose(few, costs, {})
@@ -232,9 +230,7 @@ def test_reproducible_samples_run_in_the_pinned_bucket_with_fast_ones_in_free_pl
 
 
 @pytest.mark.parametrize(("costs", "bucket", "count"), [(FLAT, 8, 5), (UNEVEN, 4, 4)])
-def test_fast_samples_run_in_the_bucket_that_makes_most(
-    costs: Costs, bucket: int, count: int
-) -> None:
+def test_fast_samples_use_the_best_bucket(costs: Costs, bucket: int, count: int) -> None:
     crowd = [candidate(f"f{i}", reproducible=False, remaining=1) for i in range(5)]
     forward = choose([*crowd, candidate("r")], costs, {})
     assert forward is not None
@@ -242,14 +238,14 @@ def test_fast_samples_run_in_the_bucket_that_makes_most(
     assert all(key.startswith("f") for key in forward.keys)
 
 
-def test_no_bucket_is_padded_beyond_what_memory_held() -> None:
+def test_bucket_is_never_padded_beyond_the_ceiling() -> None:
     crowd = [candidate(f"f{i}", reproducible=False) for i in range(3)]
     forward = choose(crowd, FLAT, {"64x64": 2})
     assert forward is not None
     assert (forward.bucket, len(forward.keys)) == (2, 2)
 
 
-def test_mixed_sizes_share_a_forward_only_up_to_the_knee() -> None:
+def test_mixed_sizes_share_a_forward_up_to_the_knee() -> None:
     small = candidate("small", reproducible=False, remaining=1)
     large = [candidate(f"l{i}", reproducible=False, tokens=4096) for i in range(20)]
     forward = choose([small, *large], Costs(((64, 1.0), (1024, 1.5), (2048, 3.0))), {})
@@ -257,7 +253,7 @@ def test_mixed_sizes_share_a_forward_only_up_to_the_knee() -> None:
     assert forward.keys == ("small",)
 
 
-def test_a_ceiling_bounds_the_batch_of_its_group_alone() -> None:
+def test_ceiling_applies_to_its_group_only() -> None:
     crowd = [candidate(f"c{i}") for i in range(8)]
     bounded, free = choose(crowd, FLAT, {"64x64": 2}), choose(crowd, FLAT, {"other": 2})
     assert bounded is not None
@@ -283,7 +279,7 @@ candidates = st.lists(
 
 
 @given(candidates, st.sampled_from([FLAT, STEEP, Costs(((64, 1.0), (256, 1.3), (512, 2.0)))]))
-def test_every_forward_is_sound(crowd: list[Candidate], costs: Costs) -> None:
+def test_every_forward_is_valid(crowd: list[Candidate], costs: Costs) -> None:
     forward = choose(crowd, costs, {})
     assert forward is not None
     chosen = [c for c in crowd if c.key in forward.keys]
@@ -295,8 +291,8 @@ def test_every_forward_is_sound(crowd: list[Candidate], costs: Costs) -> None:
 
 
 @given(candidates)
-def test_nothing_waits_for_ever(crowd: list[Candidate]) -> None:
-    """However short the others are, one that has waited longest is chosen in the end."""
+def test_nothing_waits_forever(crowd: list[Candidate]) -> None:
+    """However short the others are, the one that has waited longest is chosen eventually."""
     old = candidate("old", group="own", steps=50, remaining=50, age=1e6, waited=1e6)
     forward = choose([*crowd, old], STEEP, {})
     assert forward is not None
@@ -306,12 +302,12 @@ def test_nothing_waits_for_ever(crowd: list[Candidate]) -> None:
 def filled(
     crowd: list[Candidate], costs: Costs, slots: int, running: list[Forward] | None = None
 ) -> list[Forward]:
-    """The forward passes that `choose` puts into so many slots, beside those that run."""
+    """The forward passes that `choose` puts into the slots, after those that run."""
     passes = list(running or ())
     while len(passes) < slots:
-        taken = {key for one in passes for key in one.keys}
-        idle = [c for c in crowd if c.key not in taken]
-        busy = [c for c in crowd if c.key in taken]
+        chosen = {key for forward in passes for key in forward.keys}
+        idle = [c for c in crowd if c.key not in chosen]
+        busy = [c for c in crowd if c.key in chosen]
         forward = choose(idle, costs, {}, slots=slots, running=len(passes), busy=busy)
         if forward is None:
             break
@@ -319,23 +315,27 @@ def filled(
     return passes
 
 
-def test_a_lone_group_is_divided_over_the_slots() -> None:
+def sizes(passes: list[Forward]) -> list[int]:
+    return [len(forward.keys) for forward in passes]
+
+
+def test_lone_group_is_divided_among_slots() -> None:
     crowd = [candidate(f"f{i}", reproducible=False) for i in range(8)]
-    assert [len(one.keys) for one in filled(crowd, FLAT, 2)] == [4, 4]
-    assert [len(one.keys) for one in filled(crowd, FLAT, 4)] == [2, 2, 2, 2]
-    assert [len(one.keys) for one in filled(crowd[:1], FLAT, 4)] == [1]
-    assert [len(one.keys) for one in filled(crowd[:5], FLAT, 3)] == [2, 2, 1]
+    assert sizes(filled(crowd, FLAT, 2)) == [4, 4]
+    assert sizes(filled(crowd, FLAT, 4)) == [2, 2, 2, 2]
+    assert sizes(filled(crowd[:1], FLAT, 4)) == [1]
+    assert sizes(filled(crowd[:5], FLAT, 3)) == [2, 2, 1]
 
 
-def test_a_group_leaves_a_slot_to_one_that_has_none_yet() -> None:
+def test_group_leaves_a_slot_to_another() -> None:
     crowd = [candidate(f"f{i}", reproducible=False, remaining=1) for i in range(4)]
     other = candidate("other", group="b", reproducible=False)
-    assert [len(one.keys) for one in filled([*crowd, other], FLAT, 3)] == [2, 2, 1]
+    assert sizes(filled([*crowd, other], FLAT, 3)) == [2, 2, 1]
     running = [Forward(("other",), 1)]
-    assert [len(one.keys) for one in filled([*crowd, other], FLAT, 3, running)] == [1, 2, 2]
+    assert sizes(filled([*crowd, other], FLAT, 3, running)) == [1, 2, 2]
     more = replace(other, key="more")
     running = [Forward(("other",), 1), Forward(("f0", "f1"), 2)]
-    assert [len(one.keys) for one in filled([*crowd, other, more], FLAT, 4, running)] == [
+    assert sizes(filled([*crowd, other, more], FLAT, 4, running)) == [
         1,
         2,
         1,
@@ -343,21 +343,21 @@ def test_a_group_leaves_a_slot_to_one_that_has_none_yet() -> None:
     ]
 
 
-def test_two_groups_take_a_slot_each_and_stay_whole() -> None:
+def test_two_groups_get_a_slot_each() -> None:
     crowd = [candidate(f"f{i}", group=str(i % 2), reproducible=False) for i in range(8)]
-    assert [len(one.keys) for one in filled(crowd, FLAT, 2)] == [4, 4]
+    assert sizes(filled(crowd, FLAT, 2)) == [4, 4]
 
 
-def test_a_group_that_began_unevenly_is_divided_evenly_later() -> None:
+def test_uneven_start_is_balanced_later() -> None:
     crowd = [candidate(f"f{i}", reproducible=False) for i in range(8)]
     first = [Forward(("f0",), 1)]
-    assert [len(one.keys) for one in filled(crowd, FLAT, 2, first)] == [1, 4]
+    assert sizes(filled(crowd, FLAT, 2, first)) == [1, 4]
 
 
 def test_reproducible_samples_keep_their_bucket_in_every_slot() -> None:
     crowd = [candidate(f"r{i}") for i in range(6)]
     costs = Costs(((64, 1.0), (128, 1.2), (256, 1.4), (512, 4.0)))
-    assert [one.bucket for one in filled(crowd, costs, 4)] == [4, 4]
+    assert [forward.bucket for forward in filled(crowd, costs, 4)] == [4, 4]
 
 
 @given(
@@ -366,19 +366,18 @@ def test_reproducible_samples_keep_their_bucket_in_every_slot() -> None:
     st.integers(1, 4),
 )
 @example([candidate(str(i), reproducible=False) for i in range(4)], FLAT, 3)
-def test_slots_are_filled_soundly(crowd: list[Candidate], costs: Costs, slots: int) -> None:
-    """No sample is in two passes, none waits beside a free slot, no slot hoards a lone group."""
+def test_filled_slots_are_valid(crowd: list[Candidate], costs: Costs, slots: int) -> None:
+    """No sample is in two passes, none waits for a free slot, no slot gets too much of a group."""
     passes = filled(crowd, costs, slots)
-    keys = [key for one in passes for key in one.keys]
+    keys = [key for forward in passes for key in forward.keys]
     assert len(keys) == len(set(keys))
     assert len(passes) == slots or len(keys) == len(crowd)
     by_key = {c.key: c for c in crowd}
-    for one in passes:
-        members = [by_key[key] for key in one.keys]
+    for forward in passes:
+        members = [by_key[key] for key in forward.keys]
         assert len({c.group for c in members}) == 1
         if any(c.reproducible for c in members):
-            assert one.bucket == costs.pinned(64)
+            assert forward.bucket == costs.pinned(64)
     if len({c.group for c in crowd}) == 1 and not any(c.reproducible for c in crowd):
         assert len(passes) == min(slots, len(crowd))
-        sizes = [len(one.keys) for one in passes]
-        assert max(sizes) <= -(-len(crowd) // slots)
+        assert max(sizes(passes)) <= -(-len(crowd) // slots)

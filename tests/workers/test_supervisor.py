@@ -1,4 +1,4 @@
-"""Which workers a catalog and a machine's devices make, and what becomes of a group's ranks."""
+"""Which workers a catalog gets on a machine's devices, and how a group's ranks are restarted."""
 
 import os
 import signal
@@ -28,7 +28,7 @@ SPLIT = 'placement = "split"\ndevices = ["cuda:0", "cuda:1"]'
 
 @pytest.fixture
 def catalog(tmp_path: Path) -> Catalog:
-    """One worker a device, two workers, one with a device of its own, a group of two, a split."""
+    """One worker per device, two workers, one with its own device, a group of two, a split."""
     path = tmp_path / "models.toml"
     path.write_text(
         '[models.each]\npath = "./a"\n'
@@ -46,7 +46,7 @@ def devices(places: list[Post], model: str) -> list[tuple[str, ...]]:
     return [place.devices for place in places if place.model == model]
 
 
-def test_one_worker_a_device_unless_the_entry_says_otherwise(catalog: Catalog) -> None:
+def test_one_worker_per_device_by_default(catalog: Catalog) -> None:
     places = posts(catalog, GPUS[:2])
     assert [p for p in places if p.model == "each"] == [
         Post("each", 0, ("cuda:0",)),
@@ -56,28 +56,28 @@ def test_one_worker_a_device_unless_the_entry_says_otherwise(catalog: Catalog) -
     assert devices(places, "own") == [("cuda:3",)]
 
 
-def test_a_count_and_a_model_override_the_catalog(catalog: Catalog) -> None:
+def test_count_and_model_override_the_catalog(catalog: Catalog) -> None:
     expected = [Post("two", i, ("cpu",)) for i in range(3)]
     assert posts(catalog, ["cpu"], only="two", count=3) == expected
 
 
-def test_an_unknown_model_is_named_with_the_known_ones(catalog: Catalog) -> None:
+def test_unknown_model_error_lists_known_ones(catalog: Catalog) -> None:
     with pytest.raises(UnknownModel, match="each, two, own"):
         posts(catalog, ["cpu"], only="three")
 
 
-def test_one_group_for_each_so_many_devices(catalog: Catalog) -> None:
+def test_one_group_per_set_of_devices(catalog: Catalog) -> None:
     dealt = posts(catalog, GPUS, only="group")
     assert devices(dealt, "group") == [("cuda:0", "cuda:1"), ("cuda:2", "cuda:3")]
     assert devices(posts(catalog, GPUS), "named") == [("cuda:1", "cuda:2")]
     assert devices(posts(catalog, GPUS), "split") == [("cuda:0",)]
 
 
-def test_on_the_cpu_a_group_shares_it(catalog: Catalog) -> None:
+def test_group_shares_the_cpu(catalog: Catalog) -> None:
     assert posts(catalog, ["cpu"], only="group") == [Post("group", 0, ("cpu", "cpu"))]
 
 
-def test_a_group_larger_than_the_machine_is_left_to_refuse_its_devices(catalog: Catalog) -> None:
+def test_group_larger_than_the_machine_gets_missing_devices(catalog: Catalog) -> None:
     assert devices(posts(catalog, GPUS[:1], only="group"), "group") == [("cuda:0", "cuda:1")]
 
 
@@ -94,7 +94,7 @@ def test_a_group_larger_than_the_machine_is_left_to_refuse_its_devices(catalog: 
         ([SPLIT, "workers = 1"], 3, ["0", "2"]),
     ],
 )
-def test_each_model_gets_the_devices_that_are_still_free(
+def test_models_get_the_devices_that_are_still_free(
     tmp_path: Path, entries: list[str], count: int, dealt: list[str]
 ) -> None:
     path = tmp_path / "models.toml"
@@ -112,16 +112,14 @@ def test_each_model_gets_the_devices_that_are_still_free(
         'placement = "pipelined"\nstages = 3\ndevices = ["cuda:0", "cpu"]',
     ],
 )
-def test_a_group_never_takes_devices_that_its_entry_does_not_name(
-    tmp_path: Path, fields: str
-) -> None:
+def test_group_only_uses_devices_of_its_entry(tmp_path: Path, fields: str) -> None:
     path = tmp_path / "models.toml"
     path.write_text(f'[models.m]\npath = "./m"\n{fields}')
-    with pytest.raises(ConfigurationError, match="'m': devices names 2 for a group of 3 ranks"):
+    with pytest.raises(ConfigurationError, match="'m': devices lists 2 for a group of 3 ranks"):
         posts(load_catalog(path), GPUS)
 
 
-def test_the_ranks_of_a_group_may_share_the_cpu(tmp_path: Path) -> None:
+def test_ranks_can_share_the_cpu(tmp_path: Path) -> None:
     path = tmp_path / "models.toml"
     path.write_text(
         '[models.m]\npath = "./m"\nplacement = "pipelined"\nstages = 3\ndevices = ["cpu"]'
@@ -129,7 +127,7 @@ def test_the_ranks_of_a_group_may_share_the_cpu(tmp_path: Path) -> None:
     assert posts(load_catalog(path), GPUS) == [Post("m", 0, ("cpu", "cpu", "cpu"))]
 
 
-def test_a_group_without_devices_enough_ends_the_process_with_a_sentence(tmp_path: Path) -> None:
+def test_too_few_devices_exits_with_an_error(tmp_path: Path) -> None:
     path = tmp_path / "models.toml"
     path.write_text(f'[models.m]\npath = "./m"\n{PAIR}\ndevices = ["cuda:2"]')
     done = subprocess.run(
@@ -142,11 +140,11 @@ def test_a_group_without_devices_enough_ends_the_process_with_a_sentence(tmp_pat
     )
     assert (done.returncode, done.stderr) == (
         2,
-        "model 'm': devices names 1 for a group of 2 ranks\n",
+        "model 'm': devices lists 1 for a group of 2 ranks\n",
     )
 
 
-def test_no_group_runs_on_mig_slices(catalog: Catalog) -> None:
+def test_group_on_mig_slices_is_an_error(catalog: Catalog) -> None:
     slices = ["MIG-1", "MIG-2"]
     assert devices(posts(catalog, slices, only="each"), "each") == [("MIG-1",), ("MIG-2",)]
     with pytest.raises(ConfigurationError, match="'group': a group of 2 ranks can't run on MIG"):
@@ -176,32 +174,32 @@ def unreachable() -> Store:
 
 @contextmanager
 def group_of_two(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A supervisor of a group whose ranks do nothing but note that they live, in `folder`."""
+    """Supervise a group whose ranks only record in `folder` that they're running."""
     monkeypatch.setattr(supervisor.lifeline, "watch", lambda _: False)
     monkeypatch.setattr(supervisor.signal, "signal", lambda *_: None)
     (folder / "rank.py").write_text(RANK)
     command = [sys.executable, str(folder / "rank.py"), str(folder)]
     settings = WorkerSettings(models=folder / "models.toml")
     posts = [Post("group", 0, ("cpu", "cpu"))]
-    watched = Supervisor(posts, settings, Notices(unreachable), command)
-    thread = threading.Thread(target=watched.run)
+    group_supervisor = Supervisor(posts, settings, Notices(unreachable), command)
+    thread = threading.Thread(target=group_supervisor.run)
     thread.start()
     try:
         yield
     finally:
-        watched.stop()
+        group_supervisor.stop()
         thread.join(PATIENCE)
     assert not thread.is_alive()
     assert not any(psutil.pid_exists(pid) for pid in pids(folder, 0) + pids(folder, 1))
 
 
 def pids(folder: Path, rank: int) -> list[int]:
-    """All that this rank ever was."""
+    """Process ids that this rank has had so far."""
     return [int(path.suffix[1:]) for path in folder.glob(f"{rank}.*")]
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_when_a_rank_dies_the_others_end_and_all_start_anew(
+def test_group_restarts_when_a_rank_dies(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: int
 ) -> None:
     monkeypatch.setattr(supervisor, "GROUP_GRACE_SECONDS", PATIENCE)
@@ -216,7 +214,7 @@ def test_when_a_rank_dies_the_others_end_and_all_start_anew(
         wait_until(lambda: len(pids(tmp_path, 0)) == len(pids(tmp_path, 1)) == 2)
 
 
-def test_a_group_that_fails_for_a_reason_that_may_pass_is_tried_again(
+def test_group_restarts_after_a_temporary_failure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "refuse").write_text("1")
@@ -225,7 +223,7 @@ def test_a_group_that_fails_for_a_reason_that_may_pass_is_tried_again(
 
 
 @pytest.mark.parametrize("code", ["2", "66"])
-def test_a_group_that_refuses_is_tried_again_when_its_entry_changes(
+def test_refused_group_restarts_when_its_entry_changes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str
 ) -> None:
     looks: list[Ground] = []

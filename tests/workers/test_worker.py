@@ -1,4 +1,4 @@
-"""A worker process: what it tells before its model is loaded, and how its threads go together."""
+"""A worker process: what it publishes before its model is loaded, and how its threads interact."""
 
 import threading
 from dataclasses import replace
@@ -21,7 +21,7 @@ FACTS = {"family": "fake", "multiple": 16}
 
 
 def loading(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, store: Store, model: Model) -> None:
-    """Run a worker up to the moment when its weights would be loaded."""
+    """Run a worker up to the point where it would load its weights."""
 
     def fail(model: Model, device: str) -> None:
         raise ModelUnavailable("so far")
@@ -33,7 +33,7 @@ def loading(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, store: Store, model
         worker._load()
 
 
-def test_the_card_is_there_before_the_weights(
+def test_card_is_published_before_loading(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, store: Store, model: Model
 ) -> None:
     loading(monkeypatch, tmp_path, store, model)
@@ -42,7 +42,7 @@ def test_the_card_is_there_before_the_weights(
     assert FACTS.items() <= card.items()
 
 
-def test_the_models_own_defaults_are_there_before_anything_else(
+def test_defaults_are_published_first(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, store: Store, model: Model
 ) -> None:
     def fail(model: Model) -> None:
@@ -61,7 +61,7 @@ def test_the_models_own_defaults_are_there_before_anything_else(
     assert "pinned" not in card  # measured with other weights
 
 
-def test_what_was_measured_before_is_kept_while_the_model_is_the_same(
+def test_measurements_are_kept_for_the_same_model(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, store: Store, model: Model
 ) -> None:
     loading(monkeypatch, tmp_path, store, model)
@@ -75,7 +75,7 @@ def test_what_was_measured_before_is_kept_while_the_model_is_the_same(
     assert "pinned" not in (store.card(model.name) or {})
 
 
-def test_a_model_that_cannot_be_read_is_left_to_the_loading(
+def test_unreadable_model_is_left_to_loading(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, store: Store, model: Model
 ) -> None:
     (Path(model.path) / "model_index.json").write_text("{")
@@ -83,7 +83,7 @@ def test_a_model_that_cannot_be_read_is_left_to_the_loading(
     assert store.card(model.name) is None
 
 
-def test_files_that_take_long_to_remove_hold_up_neither_the_leases_nor_the_end(
+def test_slow_file_removal_blocks_neither_leases_nor_exit(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, store: Store, model: Model
 ) -> None:
     at_work, may_end = threading.Event(), threading.Event()
@@ -94,7 +94,7 @@ def test_files_that_take_long_to_remove_hold_up_neither_the_leases_nor_the_end(
 
     monkeypatch.setattr(LocalImages, "remove_job", remove_slowly)
     monkeypatch.setattr("workers.collector.LOOK_SECONDS", 0.001)
-    monkeypatch.setattr("workers.process.worker.LAST_WORDS_SECONDS", 0.001)
+    monkeypatch.setattr("workers.process.worker.EXIT_SECONDS", 0.001)
     monkeypatch.setattr(store, "due", lambda limit: ["gone"])
     settings = WorkerSettings(data=tmp_path / "data")
     worker = Worker(model=model, place=Place("cpu"), settings=settings, store=store)
@@ -103,7 +103,7 @@ def test_files_that_take_long_to_remove_hold_up_neither_the_leases_nor_the_end(
     try:
         assert at_work.wait(PATIENCE)
         [seen] = wait_until(store.workers)
-        wait_until(lambda: any(one.info["at"] > seen.info["at"] for one in store.workers()))
+        wait_until(lambda: any(worker.info["at"] > seen.info["at"] for worker in store.workers()))
         assert worker._intake and worker._engine
         worker._intake.stopping.set()
         worker._engine.stopping.set()

@@ -1,1 +1,1 @@
-"""Worker processes: where each one runs, how it is wired, who restarts it."""
+"""Worker processes: their devices, their wiring and their supervisor."""

@@ -1,8 +1,8 @@
-"""Which accelerators this machine's workers run on: what the driver lists, as the user allows it.
+"""Finds this machine's accelerators: those that the driver lists and the user allows.
 
-`CUDA_VISIBLE_DEVICES` is read as CUDA reads it (CUDA C++ Programming Guide, "CUDA Environment
-Variables"), except that a value with a mistake in it is refused. CUDA would hide devices, or all of
-them, and say nothing. Pure functions but for `accelerators`, and never imports torch.
+Reads `CUDA_VISIBLE_DEVICES` as CUDA does (CUDA C++ Programming Guide, "CUDA Environment
+Variables"), except that an invalid value is an error. CUDA would silently hide some devices or all
+of them. Never imports torch.
 """
 
 import os
@@ -24,14 +24,14 @@ _BY_UUID = ("GPU-", "MIG-")
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """A GPU that the driver lists: its UUID, and those of its MIG slices if it is cut."""
+    """A GPU listed by the driver: its UUID, and those of its MIG slices, if any."""
 
     uuid: str
     slices: tuple[str, ...] = ()
 
 
 def listed_gpus(text: str) -> list[Gpu]:
-    """The GPUs in the output of `nvidia-smi -L`, in its order."""
+    """Parse the output of `nvidia-smi -L`; keeps its order."""
     gpus: list[Gpu] = []
     for line in text.splitlines():
         if whole := _GPU.match(line):
@@ -42,11 +42,11 @@ def listed_gpus(text: str) -> list[Gpu]:
 
 
 def visible_devices(value: str | None, gpus: Sequence[Gpu]) -> list[str]:
-    """Names of the devices that workers may use, none of them twice.
+    """Names of the devices that workers may use, without duplicates.
 
-    `value` is that of CUDA_VISIBLE_DEVICES, None where it isn't set. A GPU is `cuda:0` and so on,
-    counted among the visible ones. Where one of them is cut into MIG slices, devices are named by
-    UUID, each slice one, because a process can use only one slice: see `seated`. Raises
+    `value` is CUDA_VISIBLE_DEVICES, or None if it isn't set. GPUs are named `cuda:0` and so on,
+    counting only the visible ones. If any has MIG slices, all devices are named by UUID instead and
+    each slice is one device, because a process can use only one slice: see `seated`. Raises
     ConfigurationError.
     """
     chosen = list(gpus) if value is None else list(_chosen(value, gpus))
@@ -56,9 +56,9 @@ def visible_devices(value: str | None, gpus: Sequence[Gpu]) -> list[str]:
 
 
 def seated(device: str, environ: MutableMapping[str, str]) -> str:
-    """The name by which torch knows a device in this process.
+    """Return torch's name for a device in this process.
 
-    A device named by UUID is made the only visible one. Call it before torch is imported.
+    Makes a device named by UUID the only visible one. Call it before torch is imported.
     """
     if not device.startswith(_BY_UUID):
         return device
@@ -72,23 +72,23 @@ def is_slice(device: str) -> bool:
 
 
 def accelerators() -> list[str]:
-    """Devices of this machine: `cuda:0`..., UUIDs where there are MIG slices, or `cpu` if none.
+    """Devices of this machine: `cuda:0`..., UUIDs if there are MIG slices, `cpu` if there are none.
 
-    Raises ConfigurationError when CUDA_VISIBLE_DEVICES has a mistake in it.
+    Raises ConfigurationError if CUDA_VISIBLE_DEVICES is invalid.
     """
     return visible_devices(os.environ.get(VISIBLE), listed_gpus(driver_list()[0])) or [CPU]
 
 
 def driver_list() -> tuple[str, str]:
-    """What `nvidia-smi -L` prints; and why that is nothing, as a sentence without a full stop."""
+    """Output of `nvidia-smi -L`, and the reason if it lists no GPU (without a full stop)."""
     lister = shutil.which("nvidia-smi")
     if lister is None:
         return "", "nvidia-smi isn't on PATH"
     done = subprocess.run([lister, "-L"], capture_output=True, text=True, check=False)
     if _GPU.search(done.stdout):
         return done.stdout, ""
-    said = (done.stdout + done.stderr).strip().splitlines()
-    return "", f"nvidia-smi lists no GPU{f': {said[0]}' if said else ''}"
+    lines = (done.stdout + done.stderr).strip().splitlines()
+    return "", f"nvidia-smi lists no GPU{f': {lines[0]}' if lines else ''}"
 
 
 def why_none() -> str:
@@ -100,42 +100,42 @@ def why_none() -> str:
 
 
 def _chosen(value: str, gpus: Sequence[Gpu]) -> Iterator[Gpu]:
-    """The GPUs that the variable names, a MIG slice as a GPU that has only that slice."""
+    """The GPUs that the variable names; a MIG slice becomes a GPU with only that slice."""
     names = [name.strip() for name in value.split(",")]
-    if names == [""] or names == ["NoDevFiles"]:  # what container runtimes set to hide all
+    if names == [""] or names == ["NoDevFiles"]:  # container runtimes set these to hide all
         return
     seen: set[str] = set()
     for name in names:
-        if re.fullmatch(r"-\d+", name):  # as CUDA does: it and all that follow are hidden
+        if re.fullmatch(r"-\d+", name):  # as in CUDA, this hides it and all that follow
             return
         if name[:4] != names[0][:4] and {name[:4], names[0][:4]} & set(_BY_UUID):
-            raise _wrong(value, "mixes numbers, GPU-... and MIG-..., of which CUDA reads one kind")
+            raise _invalid(value, "mixes numbers, GPU-... and MIG-...; CUDA accepts only one kind")
         find = _by_uuid if name.startswith(_BY_UUID) else _by_number
         gpu = find(name, value, gpus)
         uuids = set(gpu.slices or (gpu.uuid,))
         if uuids & seen:
-            raise _wrong(value, f"names {name} twice, for which CUDA hides every GPU")
+            raise _invalid(value, f"names {name} twice, which makes CUDA hide every GPU")
         seen |= uuids
         yield gpu
 
 
 def _by_number(name: str, value: str, gpus: Sequence[Gpu]) -> Gpu:
     if not re.fullmatch(r"\+?\d+", name):
-        raise _wrong(value, f"has {name!r}, which is neither a number nor GPU-... nor MIG-...")
+        raise _invalid(value, f"has {name!r}; expected a number, GPU-... or MIG-...")
     if int(name) >= len(gpus):
-        raise _wrong(value, f"names GPU {int(name)}, but the driver lists {len(gpus)}")
+        raise _invalid(value, f"names GPU {int(name)}, but the driver lists {len(gpus)}")
     return gpus[int(name)]
 
 
 def _by_uuid(name: str, value: str, gpus: Sequence[Gpu]) -> Gpu:
-    """The one GPU or slice whose UUID begins so; CUDA takes shortened ones too."""
-    known = [*gpus, *(Gpu(gpu.uuid, (one,)) for gpu in gpus for one in gpu.slices)]
-    fits = [g for g in known if (g.slices[0] if g not in gpus else g.uuid).startswith(name)]
-    if len(fits) != 1:
-        count = "no" if not fits else "more than one"
-        raise _wrong(value, f"has {name}, and the driver lists {count} such device")
-    return fits[0]
+    """The only GPU or slice whose UUID starts with `name`; CUDA accepts prefixes too."""
+    known = [*gpus, *(Gpu(gpu.uuid, (part,)) for gpu in gpus for part in gpu.slices)]
+    matches = [g for g in known if (g.slices[0] if g not in gpus else g.uuid).startswith(name)]
+    if len(matches) != 1:
+        count = "no" if not matches else "more than one"
+        raise _invalid(value, f"has {name}, but the driver lists {count} matching device")
+    return matches[0]
 
 
-def _wrong(value: str, detail: str) -> ConfigurationError:
+def _invalid(value: str, detail: str) -> ConfigurationError:
     return ConfigurationError(f"{VISIBLE}={value!r} {detail}")

@@ -1,7 +1,7 @@
-"""A rank of a group that does not lead: computes what its leader asks for, and knows no queue.
+"""A rank of a group other than the leader: computes what the leader asks for.
 
-It takes no signals for an end: its leader drains, and then says that it is over. It ends by itself
-when the leader is lost, and when whoever started it is.
+It ignores SIGTERM and SIGINT, because its leader drains first and then dismisses it. It exits by
+itself if it loses the leader, or some time after the process that started it has died.
 """
 
 import os
@@ -26,11 +26,11 @@ from workers.settings import WorkerSettings
 log = structlog.get_logger(__name__)
 
 LEADERLESS_SECONDS = ORPHANED_SECONDS + 2.0
-"""How long after the starter's death its leader may still need it."""
+"""How long the leader may still need this rank after the process that started it died."""
 
 
 def run_follower(model: Model, place: Place, settings: WorkerSettings) -> int:
-    """Load this rank's share and follow until dismissed; the process's exit code."""
+    """Load this rank's share and follow until dismissed; returns the process's exit code."""
     is_following = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None if is_following.is_set() else os._exit(0))
@@ -43,8 +43,8 @@ def run_follower(model: Model, place: Place, settings: WorkerSettings) -> int:
     except GroupLost as error:
         log.error("group lost", model=model.name, rank=place.rank, reason=str(error))
         return EXIT_GROUP_LOST
-    except Exception as error:  # whatever the libraries raise, people are told why
-        _tell(model, place, settings, error)
+    except Exception as error:  # libraries may raise anything, and people need to read why
+        _report(model, place, settings, error)
         return exit_code(error, model)
     return 0
 
@@ -55,11 +55,11 @@ def _end_soon() -> None:
     timer.start()
 
 
-def _tell(model: Model, place: Place, settings: WorkerSettings, error: Exception) -> None:
-    """Say why this rank cannot work, to the log and to whoever asks the queue for the workers."""
+def _report(model: Model, place: Place, settings: WorkerSettings, error: Exception) -> None:
+    """Log why this rank can't work, and register the reason in the queue."""
     plain = str(error) if isinstance(error, ImagemillError) else f"{type(error).__name__}: {error}"
     reason = f"rank {place.rank}: {plain}"
-    log.error("rank cannot work", model=model.name, reason=reason)
+    log.error("rank can't start", model=model.name, reason=reason)
     if isinstance(error, ConfigurationError):
         sys.stderr.write(f"{error}\n")
     info = {
@@ -78,5 +78,5 @@ def _tell(model: Model, place: Place, settings: WorkerSettings, error: Exception
             store = Store.connect(url, pool=settings.pool)
             store.register(worker_name(model.name, place.index), info, FAILED_SECONDS)
             store.close()
-    except ImagemillError as untold:
-        log.warning("queue unavailable", reason=str(untold))
+    except ImagemillError as unavailable:
+        log.warning("queue unavailable", reason=str(unavailable))

@@ -1,8 +1,8 @@
-"""Where a process stands among those that were started with it: ranks, devices, and who started it.
+"""A process's place among those started with it: its rank, its device, and what started it.
 
-One process is one worker, or one rank of the group that makes one worker. The supervisor starts
-both; torchrun and `accelerate launch` do as well, and tell a process its place by RANK, WORLD_SIZE
-and LOCAL_RANK. Knows no queue and never imports torch.
+A process is one worker, or one rank of the group that makes up a worker. It's started by the
+supervisor, or by torchrun or `accelerate launch`, which set RANK, WORLD_SIZE and LOCAL_RANK. Never
+imports torch.
 """
 
 import os
@@ -19,26 +19,26 @@ from workers.process.devices import accelerators
 from workers.settings import WorkerSettings
 
 EXIT_FAILED, EXIT_CONFIGURATION, EXIT_UNLOADABLE, EXIT_GROUP_LOST = 1, 2, 66, 71
-"""Exit codes of a process that couldn't start for a reason that may pass, that can't work as it is
-set up, whose model's files would have to change, that lost its group."""
+"""Exit codes: failed for a reason that may pass; invalid configuration; the model's files can't be
+loaded; the group was lost."""
 
 ORPHANED_SECONDS = 3.0
-"""How long a worker whose supervisor or launcher was killed goes on with what it runs."""
+"""How long a worker keeps running its images after its supervisor or launcher was killed."""
 
 LAUNCHER_SECONDS = 20.0
-"""How long it drains under a launcher: torchrun kills what is left after 30 seconds."""
+"""Most seconds to drain under a launcher, because torchrun kills processes after 30."""
 
 WATCH_SECONDS = 0.5
-"""Seconds between two looks whether the launcher lives."""
+"""Seconds between checks whether the launcher is alive."""
 
 GROUP = "IMAGEMILL_GROUP"
-"""Environment variable in which the supervisor tells a leader of its followers: `PID=DEVICE,...`"""
+"""Environment variable in which the supervisor lists a leader's followers: `PID=DEVICE,...`"""
 
 
 def exit_code(error: Exception, model: Model) -> int:
-    """The exit code of a worker or a rank that could not start because of `error`.
+    """The exit code of a worker or a rank that couldn't start because of `error`.
 
-    A folder's files don't change by trying again; those of a hub id may be fetched anew.
+    A local folder needs a change first; a model from the hub may be downloaded again.
     """
     if isinstance(error, ConfigurationError):
         return EXIT_CONFIGURATION
@@ -51,9 +51,9 @@ def exit_code(error: Exception, model: Model) -> int:
 class Place:
     """One process's place.
 
-    `index` says the how-manieth worker of its model it is. `rank` of `size` processes that were
-    started together; 0 of 1 for a process of its own. `is_launched` tells a launcher's processes
-    from the supervisor's.
+    `index` is the zero-based position among the model's workers. `rank` counts within the `size`
+    processes of a group; a process without a group has rank 0 and size 1. `is_launched` is set if
+    torchrun or `accelerate launch` started it.
     """
 
     device: str
@@ -64,21 +64,21 @@ class Place:
 
     @property
     def group(self) -> list[dict[str, Any]]:
-        """Rank, process and device of each rank of this leader's group, as far as known here."""
-        pairs = [one.partition("=") for one in os.environ.get(GROUP, "").split(",") if one]
+        """Rank, pid and device of each rank of this leader's group; empty if not known."""
+        pairs = [pair.partition("=") for pair in os.environ.get(GROUP, "").split(",") if pair]
         ranks = [(os.getpid(), self.device), *((int(pid), device) for pid, _, device in pairs)]
         known = [{"rank": i, "pid": pid, "device": d} for i, (pid, d) in enumerate(ranks)]
         return known if self.size > 1 and not self.is_launched else []
 
     def drain_seconds(self, settings: WorkerSettings) -> float:
-        """How long what runs may take to finish."""
+        """How long running images may take to finish."""
         limit = settings.drain_seconds
         return min(limit, LAUNCHER_SECONDS) if self.is_launched else limit
 
     def watch_starter(self, on_death: Callable[[], object]) -> bool:
-        """Call `on_death` once when the supervisor or the launcher is gone.
+        """Call `on_death` once the supervisor or the launcher has died.
 
-        Whether it is our supervisor, which sees to Ctrl-C itself.
+        Returns whether the supervisor started this process. If so, the supervisor handles Ctrl-C.
         """
         if lifeline.watch(on_death):
             return True
@@ -90,7 +90,7 @@ class Place:
 def supervised_place(
     model: Model, device: str, index: int, environ: Mapping[str, str] = os.environ
 ) -> Place:
-    """The place that the supervisor gave this process, or the one who started it by hand."""
+    """The place of a process started by the supervisor, or by hand with `--device`."""
     if model.ranks == 1:
         return Place(device, index)
     rank, size = int(environ.get("RANK", "0")), int(environ.get("WORLD_SIZE", "1"))
@@ -100,25 +100,26 @@ def supervised_place(
 def launched_place(
     model: Model | None, index: int, environ: Mapping[str, str] = os.environ
 ) -> Place | None:
-    """The place that torchrun or `accelerate launch` gave this process; None without a launcher.
+    """The place set by torchrun or `accelerate launch`; None if neither started this process.
 
-    Raises ConfigurationError when the entry cannot be served by that many processes here.
+    Raises ConfigurationError if the model doesn't match the number of processes or devices.
     """
     if not {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= environ.keys():
         return None
     rank, size, local = (int(environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     if model is None:
         raise ConfigurationError(
-            "under a launcher each process is one worker or one rank of it: name the model, --model"
+            "--model is required under torchrun or accelerate launch, where each process is one "
+            "worker or one rank of it"
         )
     if model.ranks > 1 and size != model.ranks:
         raise ConfigurationError(
-            f"model {model.name!r} takes {model.ranks} processes, and the launcher started {size}"
+            f"model {model.name!r} takes {model.ranks} processes, but the launcher started {size}"
         )
     device = _local_device(model, local, environ)
     if model.ranks > 1:
         return Place(device, index, rank, size, is_launched=True)
-    return Place(device, rank, is_launched=True)  # a worker of its own, and one of many
+    return Place(device, rank, is_launched=True)  # each process is a worker of its own
 
 
 def _local_device(model: Model, local: int, environ: Mapping[str, str]) -> str:
@@ -130,8 +131,8 @@ def _local_device(model: Model, local: int, environ: Mapping[str, str]) -> str:
         return names[0]
     if local >= len(names):
         raise ConfigurationError(
-            f"model {model.name!r}: process {local + 1} of this machine has no device, "
-            f"there are {len(names)}: {', '.join(names)}"
+            f"model {model.name!r}: no device for process {local + 1} of this machine, "
+            f"which has {len(names)}: {', '.join(names)}"
         )
     return names[local]
 
@@ -139,9 +140,9 @@ def _local_device(model: Model, local: int, environ: Mapping[str, str]) -> str:
 def _watch_parent(on_death: Callable[[], object]) -> None:
     parent = os.getppid()
 
-    def look() -> None:
+    def watch() -> None:
         while os.getppid() == parent:
             time.sleep(WATCH_SECONDS)
         on_death()
 
-    threading.Thread(target=look, name="launcher", daemon=True).start()
+    threading.Thread(target=watch, name="launcher", daemon=True).start()

@@ -1,8 +1,8 @@
-"""Workers that can't start until something changes: what would have to change, and who is told.
+"""Workers that can't start until their catalog entry or their model's folder changes.
 
-Trying again costs minutes of loading and says the same sentence. The supervisor tries again when
-the entry in the catalog or the model's folder has changed. Meanwhile `Notices` keeps the worker's
-reason where `/v1/workers` and `/readyz` find it. Never imports torch.
+Another try would load for minutes and fail the same way, so the supervisor waits for a change.
+Meanwhile `Notices` keeps the worker's reason registered, so `/v1/workers` and `/readyz` show it.
+Never imports torch.
 """
 
 import socket
@@ -23,10 +23,10 @@ from workers.process.launch import EXIT_CONFIGURATION, EXIT_UNLOADABLE
 log = structlog.get_logger(__name__)
 
 FINAL = frozenset({EXIT_CONFIGURATION, EXIT_UNLOADABLE})
-"""Exit codes after which another try would end the same way."""
+"""Exit codes after which another try would fail the same way."""
 
 LOOK_SECONDS = 2.0
-"""Seconds between two looks whether the entry or the folder has changed."""
+"""Seconds between checks for changes of the entry or the folder."""
 
 NOTICE_SECONDS, RENEW_SECONDS = 90.0, 20.0
 """How long a notice outlives the supervisor, and how often it is renewed."""
@@ -34,10 +34,10 @@ NOTICE_SECONDS, RENEW_SECONDS = 90.0, 20.0
 
 @dataclass(frozen=True, slots=True)
 class Ground:
-    """All that a worker's start depends on here: its entry, and its folder's files.
+    """What a worker's start depends on: its catalog entry and its folder's files.
 
-    `catalog` is the catalog's size and time where it can't be read. Two that are equal mean that
-    nothing has changed.
+    If the catalog can't be read, `catalog` is its size and modification time. Equal values mean
+    that nothing has changed.
     """
 
     entry: Model | None
@@ -46,7 +46,7 @@ class Ground:
 
 
 def ground_of(catalog: Path, name: str) -> Ground:
-    """What the start of a worker of the model depends on, as it is now."""
+    """What starting a worker of the model depends on now."""
     stamp = _stamp(catalog)
     try:
         entry = load_catalog(catalog).get(name)
@@ -58,26 +58,26 @@ def ground_of(catalog: Path, name: str) -> Ground:
 
 
 def _files(path: Path) -> tuple[tuple[str, int, int], ...]:
-    """Name, size and time of a file, or of a folder's files, links followed.
+    """Name, size and modification time of a file, or of a folder's files, following links.
 
-    Three levels deep, which is more than a diffusers folder has.
+    Goes three levels deep, which is more than a diffusers folder has.
     """
-    found = {path, *path.glob("*"), *path.glob("*/*"), *path.glob("*/*/*")}
-    stamped = ((str(each), _stamp(each)) for each in sorted(found))
+    paths = {path, *path.glob("*"), *path.glob("*/*"), *path.glob("*/*/*")}
+    stamped = ((str(file), _stamp(file)) for file in sorted(paths))
     return tuple((name, *stamp) for name, stamp in stamped if stamp)
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:
     try:
-        seen = path.stat()
+        stat = path.stat()
     except OSError:
         return None
-    return (0 if path.is_dir() else seen.st_size), seen.st_mtime_ns
+    return (0 if path.is_dir() else stat.st_size), stat.st_mtime_ns
 
 
 @dataclass(slots=True)
 class _Notice:
-    """What is said of one place for a worker. `name` is its registration's, once it has one."""
+    """The info registered for one refused worker; `name` is its registration's name, once known."""
 
     pids: frozenset[int]
     info: dict[str, Any]
@@ -85,52 +85,51 @@ class _Notice:
 
 
 class Notices:
-    """Keeps what refused workers registered, until each is tried again. `key` names a place.
+    """Keeps refused workers registered until each is tried again. `key` identifies the worker.
 
-    The store is asked on a thread of its own, so that a queue server that is away doesn't keep the
-    supervisor from its other workers.
+    Uses the store on a thread of its own, so an unavailable queue doesn't block the supervisor.
     """
 
     def __init__(self, connect: Callable[[], Store]) -> None:
         self._connect = connect
-        self._kept: dict[str, _Notice] = {}
+        self._notices: dict[str, _Notice] = {}
         self._gone: set[str] = set()
-        self._said: set[tuple[str, str]] = set()
+        self._logged: set[tuple[str, str]] = set()
         self._news, self._ended = threading.Event(), threading.Event()
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="notices", daemon=True)
 
     def put(self, key: str, pids: Sequence[int], model: str, device: str, code: int) -> None:
-        """Keep the reason that one of these processes registered, or that they registered none."""
+        """Keep the reason registered by one of these processes, or a default if there's none."""
         info = {
             "model": model,
             "state": "failed",
-            "error": f"its worker ended with exit code {code}; the workers' log says why",
+            "error": f"its worker exited with code {code}; see the workers' log for the reason",
             "pid": pids[0],
             "host": socket.gethostname(),
             "device": device,
             "started": time.time(),
         }
         with self._lock:
-            self._kept[key] = _Notice(frozenset(pids), info)
+            self._notices[key] = _Notice(frozenset(pids), info)
         if not self._thread.is_alive() and not self._ended.is_set():
             self._thread.start()
         self._news.set()
 
     def drop(self, key: str) -> None:
-        """The worker is tried again."""
+        """Remove the notice, because the worker is tried again."""
         with self._lock:
-            notice = self._kept.pop(key, None)
+            notice = self._notices.pop(key, None)
             if notice is None:
                 return
             if notice.name is not None:
                 self._gone.add(notice.name)
-            self._said.discard((notice.info["model"], notice.info["error"]))
+            self._logged.discard((notice.info["model"], notice.info["error"]))
         self._news.set()
 
     def end(self, seconds: float = 5.0) -> None:
-        """Take all notices back; returns after that long at the latest."""
-        for key in list(self._kept):
+        """Remove all notices; returns after `seconds` at the latest."""
+        for key in list(self._notices):
             self.drop(key)
         self._ended.set()
         self._news.set()
@@ -158,11 +157,11 @@ class Notices:
     def _renew(self, store: Store) -> None:
         known = {worker.id: worker.info for worker in store.workers()}
         with self._lock:
-            for key, notice in self._kept.items():
+            for key, notice in self._notices.items():
                 if notice.name is None:
                     self._take_over(key, notice, known)
-            kept, gone = list(self._kept.values()), set(self._gone)
-        for notice in kept:
+            notices, gone = list(self._notices.values()), set(self._gone)
+        for notice in notices:
             assert notice.name is not None
             store.register(notice.name, {**notice.info, "at": time.time()}, NOTICE_SECONDS)
         for name in gone:
@@ -171,17 +170,17 @@ class Notices:
             self._gone -= gone
 
     def _take_over(self, key: str, notice: _Notice, known: Mapping[str, Mapping[str, Any]]) -> None:
-        """Go on with what the worker itself registered, under its own name; say it once a model."""
+        """Continue the worker's own registration, if any; log its error once per model."""
         notice.name = f"{notice.info['host']}.{key}.refused"
         for name, info in known.items():
-            is_its = info.get("host") == notice.info["host"] and info.get("pid") in notice.pids
-            if is_its and info.get("state") == "failed":
+            is_same = info.get("host") == notice.info["host"] and info.get("pid") in notice.pids
+            if is_same and info.get("state") == "failed":
                 notice.name, notice.info = name, dict(info)
-        said = notice.info["model"], notice.info["error"]
-        if said not in self._said:
-            self._said.add(said)
+        model, reason = notice.info["model"], notice.info["error"]
+        if (model, reason) not in self._logged:
+            self._logged.add((model, reason))
             log.error(
-                "model can't be served; tried again when its folder or entry changes",
-                model=said[0],
-                reason=said[1],
+                "model can't be served; will retry when its folder or catalog entry changes",
+                model=model,
+                reason=reason,
             )

@@ -1,14 +1,16 @@
-"""One worker process: loads its model, then wires intake, engine, delivery and heartbeat.
+"""A worker process: loads its model, then connects intake, engine, delivery and heartbeat.
 
     main thread   engine: forward passes
-    intake        claims, encodes prompts ahead
+    intake        claims images, encodes prompts ahead
     delivery      decodes, writes, commits
     heartbeat     extends leases, reports, sweeps
-    collector     removes the files of jobs that are gone
+    collector     removes the files of expired and deleted jobs
+    costs         saves what forward passes cost
 
-SIGTERM drains: nothing more is claimed, what has not started is given back at once, what runs may
-finish for a while. The death of the process that started this one does the same, faster. Of a group
-of ranks this is the leader; when it loses the group, it gives back what it holds and ends.
+SIGTERM drains the worker: it claims nothing more, gives unstarted images back at once, and lets
+running ones finish for a while. It does the same, with less time, if the process that started it
+dies. In a group of ranks this is the leader. If it loses the group, it gives its images back and
+exits.
 """
 
 import os
@@ -35,25 +37,25 @@ from workers.collector import Collector
 from workers.delivery import Delivery
 from workers.engine import Engine
 from workers.heartbeat import REGISTERED_SECONDS, Heartbeat, worker_name
-from workers.in_flight import Flight, Flights
+from workers.in_flight import InFlight, InFlightImages
 from workers.intake import Intake
 from workers.phases import Phases
 from workers.process.launch import EXIT_GROUP_LOST, ORPHANED_SECONDS, Place, exit_code
-from workers.rebalance import REST_SECONDS, idle_neighbours, surplus
+from workers.rebalance import REST_SECONDS, idle_workers, surplus
 from workers.scheduler import Costs
 from workers.settings import WorkerSettings
 
 log = structlog.get_logger(__name__)
 
 FAILED_SECONDS = 90.0
-"""How long a worker that could not start stays registered, so that people can read why."""
+"""How long a worker that couldn't start stays registered, so people can read why."""
 
 LOADING_BEAT_SECONDS = 2.0
 """Seconds between two registrations while the model loads."""
 
-LAST_WORDS_SECONDS = 2.0
-"""How long a worker on its way out waits for a thread that may be slow: what was finished before
-its group was lost is delivered, and a job's files are removed."""
+EXIT_SECONDS = 2.0
+"""How long an exiting worker waits for a thread that may be slow: delivery after a lost group,
+and the collector, which may be removing a large job's files."""
 
 RATE_SMOOTHING = 0.3
 """Weight of the newest beat in the moving average of steps per second."""
@@ -78,13 +80,13 @@ class Worker:
         self._engine: Engine | None = None
         self._delivery: Delivery | None = None
         self._intake: Intake | None = None
-        self._flights = Flights()
+        self._flights = InFlightImages()
         self._draining = threading.Event()
         tokenizer = settings.tokenizer_file(model.name)
         self._cards = Cards(model, store, tokenizer, self._patiently)
 
     def run(self) -> int:
-        """Load, serve until told to stop, give back what is left; the process's exit code."""
+        """Load, serve until stopped, give back what's left; returns the process's exit code."""
         signal.signal(signal.SIGTERM, lambda *_: self.drain())
         is_supervised = self._place.watch_starter(lambda: self.drain(ORPHANED_SECONDS))
         on_interrupt = signal.SIG_IGN if is_supervised else lambda *_: self.drain()
@@ -92,7 +94,7 @@ class Worker:
         try:
             pipeline, costs = self._load()
             self._publish(pipeline, costs)
-        except Exception as error:  # of any library: people must be able to read why
+        except Exception as error:  # libraries may raise anything, and people need to read why
             return self._failed(error)
         try:
             self._serve(pipeline, costs)
@@ -101,9 +103,9 @@ class Worker:
         return 0
 
     def drain(self, seconds: float | None = None) -> None:
-        """Claim no more, give back what has not started, finish the rest within `seconds`.
+        """Stop claiming, give unstarted images back, finish the rest within `seconds`.
 
-        None means the settings' `drain_seconds`.
+        `seconds` defaults to the settings' `drain_seconds`.
         """
         if self._draining.is_set():
             return
@@ -131,30 +133,31 @@ class Worker:
         try:
             self._model = self._cards.introduce()
             pipeline, data = load_pipeline(self._model, self._device), self._settings.data
-            memory.settle(self._device)  # first, so that what is measured is what requests will get
+            memory.settle(self._device)  # before warm-up, so it measures what requests get
             return pipeline, profile.warm_up(pipeline, self._model, self._device, data)
         finally:
             loaded.set()
             reporting.join()
 
     def _failed(self, error: Exception) -> int:
-        """Say why this worker cannot start; the exit code. A group may end while it starts."""
+        """Report why this worker can't start; returns the exit code.
+
+        Losing the group isn't a failure while draining, because its ranks may have been stopped.
+        """
         if isinstance(error, GroupLost) and self._draining.is_set():
             self._patiently(lambda: self._store.unregister(self.name))
             return 0
         is_ours = isinstance(error, ImagemillError)
         reason = str(error) if is_ours else f"{type(error).__name__}: {error}"
         self._state, self._error = "failed", reason
-        log.error(
-            "worker cannot start", model=self._model.name, reason=reason, exc_info=not is_ours
-        )
+        log.error("worker can't start", model=self._model.name, reason=reason, exc_info=not is_ours)
         self._register(FAILED_SECONDS)
         if isinstance(error, ConfigurationError):
             sys.stderr.write(f"{error}\n")
         return exit_code(error, self._model)
 
     def _publish(self, pipeline: Pipeline, costs: Costs) -> None:
-        """Tell the service what the model turned out to be."""
+        """Publish the model's card for the service."""
         tokens, usual = profile.usual_tokens(pipeline, self._model), profile.probe(self._model)
         measured = {
             "costs": costs.points,
@@ -209,19 +212,19 @@ class Worker:
         log.info("worker ready", worker=self.name, model=self._model.name, device=self._device)
         beating = _thread("heartbeat", heartbeat.run)
         collecting = _thread("collector", self._collector.run)
-        taking, delivering = _thread("intake", intake.run), _thread("delivery", delivery.run)
+        claiming, delivering = _thread("intake", intake.run), _thread("delivery", delivery.run)
         _thread("costs", keeper.run)
         try:
             engine.run()
         except GroupLost as error:
-            self._end_without_group(error, taking, delivering)
-        taking.join()
+            self._exit_without_group(error, claiming, delivering)
+        claiming.join()
         delivery.close()
         delivering.join()
         for stop in (heartbeat.stop, self._collector.stop, keeper.stop):
             stop()
         beating.join()
-        collecting.join(LAST_WORDS_SECONDS)
+        collecting.join(EXIT_SECONDS)
         self._patiently(lambda: self._store.unregister(self.name))
         log.info("worker drained", worker=self.name, delivered=delivery.delivered)
 
@@ -233,18 +236,18 @@ class Worker:
             flights=self._flights,
             describe=self._describe,
             stuck=self._stuck,
-            share=lambda: self._share(engine, intake),
+            rebalance=lambda: self._rebalance(engine, intake),
         )
 
-    def _end_without_group(
-        self, error: GroupLost, taking: threading.Thread, delivering: threading.Thread
+    def _exit_without_group(
+        self, error: GroupLost, claiming: threading.Thread, delivering: threading.Thread
     ) -> None:
-        """Nothing more can be denoised here: give back what did not run, and go.
+        """Give back the images that weren't running, deliver finished ones, and exit.
 
-        One of the images that ran may be what broke the group, by its memory or otherwise. Their
-        leases are left to run out, as when a worker dies: then they come again alone, and one that
-        breaks every group fails in the end. What was finished before is delivered. A thread that
-        hangs in a forward pass is not waited for, which is why the process exits from here.
+        One of the running images may have broken the group, by its memory or otherwise. Their
+        leases are left to expire, as if the worker had died, so each comes back to run alone, and
+        one that breaks every group fails in the end. The process exits here, without waiting for
+        threads that may hang in a forward pass.
         """
         log.error("group lost", worker=self.name, reason=str(error))
         assert self._intake and self._delivery and self._engine
@@ -254,15 +257,15 @@ class Worker:
         self._intake.stopping.set()
         self._release([f for f in self._flights.all() if f.sample is None or not f.sample.done])
         self._delivery.close()
-        taking.join(LAST_WORDS_SECONDS)
-        delivering.join(LAST_WORDS_SECONDS)
+        claiming.join(EXIT_SECONDS)
+        delivering.join(EXIT_SECONDS)
         self._release(self._flights.all())
         with suppress(StorageUnavailable):
             self._store.unregister(self.name)
         os._exit(EXIT_GROUP_LOST)
 
-    def _release(self, flights: list[Flight]) -> None:
-        """Give these back, burning no attempt; where the queue is away their leases run out."""
+    def _release(self, flights: list[InFlight]) -> None:
+        """Give these back without using up an attempt; if the queue is down, leases expire."""
         with suppress(StorageUnavailable):
             self._store.release([flight.lease for flight in flights])
         for flight in flights:
@@ -270,7 +273,7 @@ class Worker:
             self._flights.remove(flight)
 
     def _leave(self) -> None:
-        """Out of time: give everything back and go, whatever is still running."""
+        """Give everything back and exit, because the drain time is over."""
         leases = [flight.lease for flight in self._flights.all()]
         log.warning("drain took too long", given_back=len(leases))
         try:
@@ -280,7 +283,7 @@ class Worker:
             os._exit(0)
 
     def _patiently(self, write: Callable[[], object]) -> None:
-        """Write to a queue that may be away for the moment; on the way out, only once."""
+        """Retry a write while the queue is unavailable; while draining, try only once."""
         while True:
             try:
                 write()
@@ -301,19 +304,21 @@ class Worker:
         started = self._engine.slots.oldest if self._engine else None
         return started is not None and time.monotonic() - started > self._settings.stuck_seconds
 
-    def _share(self, engine: Engine, intake: Intake) -> None:
-        """Leave what has not begun to idle neighbours, when the queue has nothing for them."""
+    def _rebalance(self, engine: Engine, intake: Intake) -> None:
+        """Give unstarted images back for idle workers, if the queue has none for them."""
         unstarted = engine.unstarted
         if not intake.is_starved or intake.rests or not unstarted:
             return
-        idle = idle_neighbours(self._store.workers(), self.name, self._model.name)
+        idle = idle_workers(self._store.workers(), self.name, self._model.name)
         if count := surplus(len(self._flights), unstarted, idle):
-            log.info("sharing with idle workers", worker=self.name, images=count, idle=idle)
+            log.info(
+                "giving images back for idle workers", worker=self.name, images=count, idle=idle
+            )
             intake.rest(REST_SECONDS)
             engine.surplus = count
 
     def _describe(self) -> dict[str, Any]:
-        """What this worker is doing, for people and for the ETA; rates are per second."""
+        """This worker's state, for status pages and the ETA; rates are per second."""
         engine, delivery = self._engine, self._delivery
         self._measure()
         return {
@@ -340,23 +345,23 @@ class Worker:
         }
 
     def _measure(self) -> None:
-        """Moving average of samples x steps per second of denoising, kept while idle."""
+        """Update the moving average of steps per second of denoising; unchanged while idle."""
         if not self._engine:
             return
         busy, steps = self._engine.slots.busy_seconds, self._engine.steps
-        elapsed, made = busy - self._seen[0], steps - self._seen[1]
-        if made <= 0 or elapsed <= 0:
+        elapsed, new_steps = busy - self._seen[0], steps - self._seen[1]
+        if new_steps <= 0 or elapsed <= 0:
             return
-        rate = made / elapsed
+        rate = new_steps / elapsed
         old = self._rate
         self._rate = rate if old is None else old + RATE_SMOOTHING * (rate - old)
         self._seen = (busy, steps)
 
 
 def _thread(name: str, run: Callable[[], None]) -> threading.Thread:
-    """Start `run` on a daemon thread; if it ever raises, the whole process ends.
+    """Start `run` on a daemon thread; if it raises, the whole process exits.
 
-    A worker with a dead thread would hold leases for ever; the supervisor starts a new one.
+    Otherwise a worker with a dead thread would hold its leases forever. The supervisor restarts it.
     """
 
     def guarded() -> None:

@@ -1,20 +1,26 @@
--- Extend a worker's leases and record how far each image is. Also the channel by which a worker
--- learns that an image was cancelled, that it is another's now, or that somebody wants to see it.
+-- Extend a worker's leases and record how far each image is. The answers also tell the worker
+-- which images were cancelled, which it has lost, and which someone wants to preview.
 --
--- ARGV: 1 lease, ms   2... job, index, token, step of each image
+-- ARGV: 1 lease in ms   2... job, index, token and last step of each image
 -- Returns 'ok', 'wished', 'lost' or 'cancelled' for each.
+--
+-- Writes                what                                          expires
+--   leases              zset: the new deadline of each image          removed when the lease ends
+--   job:<id>:steps      hash: the last step of each image             removed when the lease ends
+--   job:<id>, events    its new version, if a step changed (save_job in prelude.lua)
 
 local function is_wished(image)
   return tonumber(redis.call('ZSCORE', key('wishes'), image) or 0) > NOW
 end
 
 local answers = {}
-for place = 2, #ARGV, 4 do
-  local index, step = tonumber(ARGV[place + 1]), tonumber(ARGV[place + 3])
-  local job, _, state = held_image(ARGV[place], index, ARGV[place + 2])
+for i = 2, #ARGV, 4 do
+  local index, step = tonumber(ARGV[i + 1]), tonumber(ARGV[i + 3])
+  local job, _, state = held_image(ARGV[i], index, ARGV[i + 2])
   if job then
     redis.call('ZADD', key('leases'), NOW + ARGV[1], image_key(job, index))
     local steps = key('steps', job.id)
+    -- A beat without news must not raise the version: clients poll with it as an ETag.
     if tonumber(redis.call('HGET', steps, index) or -1) ~= step then
       redis.call('HSET', steps, index, step)
       job.changed = true

@@ -1,8 +1,14 @@
--- Cancel what is not finished of a job. The quota is free at once; workers learn at their beat.
+-- Cancel a job's unfinished images. This frees their quota at once; workers learn of it at their
+-- next beat.
 --
--- ARGV: 1 job   2 tenant, or '' for any   3 nonce; the same again changes nothing, so that a repeat
---       does not cancel what somebody has retried in between
--- Returns 'ok', also for a job that is over already, or 'missing'.
+-- ARGV: 1 job   2 tenant, or '' for any   3 nonce: repeating a call with it changes nothing, so a
+--       resent call doesn't cancel what was retried in between
+-- Returns 'ok', also for a job that is already finished, or 'missing'.
+--
+-- Writes                what                                          expires
+--   job:<id>            hash: the nonce, as `halted`                  with the job
+--   job:<id>, events, gc   the job's new state (save_job in prelude.lua)
+-- and what `halt` in halt.lua writes.
 
 local job = job_owned_by(ARGV[2], ARGV[1])
 if not job then return 'missing' end

@@ -1,63 +1,76 @@
 -- Lease the next images of a model to a worker, in the order of order.lua.
 --
--- ARGV: 1 model   2 worker   3 limit, images   4 limit, pixels in all   5 lease, ms
---       6, 7 preferred width and height, or ''   8 linger, ms   9 nonce   10 random part of tokens
---       11 '', or the priority from which on jobs may be joined   12... job:index that the worker
---       holds now
+-- ARGV: 1 model   2 worker   3 limit in images   4 limit in pixels, all images together
+--       5 lease in ms   6, 7 preferred width and height, or ''   8 linger in ms   9 nonce
+--       10 random part of tokens   11 '', or the lowest priority of which jobs may be joined
+--       12... job:index of each image that the worker holds now
 -- Returns {'leases', {job, index, token, attempt, stalls, priority, request, trace, age in ms}...},
 -- or {'linger', ms to wait}.
 --
--- Safe to repeat. The same nonce returns the same leases, if they still stand. Another nonce gives
--- back those of the last claim that the worker does not hold: their reply was lost.
--- An image that has stalled before comes alone. A first image comes whatever its pixels, if the
--- worker holds nothing. An image that the worker still believes to hold is not leased to it.
+-- It's safe to repeat. The same nonce returns the same leases, if they are still valid. A different
+-- nonce gives back those of the last claim that the worker doesn't hold: it never got that reply.
+--
+-- Writes                what                                          expires
+--   leases              zset: each image, by its deadline             removed when the lease ends
+--   job:<id>:images     hash: each image's record, with its token     with the job
+--   job:<id>:steps      hash: step 0 of each image                    removed when the lease ends
+--   job:<id>:again      zset: - each image that was queued again      -
+--   claimed:<worker>    list: the nonce, then key and token of each lease   after an hour
+--   fence               counter: + 1 for each lease                   never
+--   times               hash: when this model and priority was last served   when nothing is ready
+--   ready, fair         zsets: the tenant's and the job's tag, raised by the cost (order.lua)
+--   swept               hash: `lease`, for sweep.lua                  after 30 days
+--   tallies             hash: first claims, and how long they waited  never
+--   job:<id>, events    the new counts (save_job in prelude.lua)
+-- and what `promote`, `withdraw` and, after a lost reply, `requeue` in order.lua write.
 
-local LOOK = 4        -- tenants, and jobs of each, among which to find the preferred size
-local SLACK = 4       -- images by whose cost a preferred one may overtake
-local PROMOTED = 64   -- delayed jobs looked at
-local JOINED = 8      -- tenants, and jobs of each, among which to find one to join
+local SEARCHED = 4         -- tenants, and jobs of each, searched for the preferred size
+local SLACK = 4            -- images whose cost a preferred one may overtake
+local PROMOTED = 64        -- delayed jobs looked at
+local SEARCHED_TO_JOIN = 8 -- tenants, and jobs of each, searched for a job to join
 
 local model, worker, limit = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local pixels_left, lease_ms = tonumber(ARGV[4]), tonumber(ARGV[5])
 local width, height = tonumber(ARGV[6]), tonumber(ARGV[7])
 local joins_from = tonumber(ARGV[11])
-local holds, holds_any, holds_of = {}, #ARGV > 11, {}
-for place = 12, #ARGV do
-  holds[ARGV[place]] = true
-  holds_of[split(ARGV[place])] = true
+local held_images, holds_any, held_jobs = {}, #ARGV > 11, {}
+for i = 12, #ARGV do
+  held_images[ARGV[i]] = true
+  held_jobs[split(ARGV[i])] = true
 end
 
-local leases, remembered = {}, {ARGV[9]}
+local leases, claimed = {}, {ARGV[9]}
 
-local function hand_over(job, index, record, body)
+local function add_lease(job, index, record, body)
   redis.call('ZADD', key('leases'), NOW + lease_ms, image_key(job, index))
   leases[#leases + 1] = {job.id, index, record.token, record.attempt, record.stalls,
     job.priority, body, job.trace or '', math.max(0, NOW - job.created)}
-  remembered[#remembered + 1] = image_key(job, index)
-  remembered[#remembered + 1] = record.token
+  claimed[#claimed + 1] = image_key(job, index)
+  claimed[#claimed + 1] = record.token
 end
 
--- Return again, or give back, what the last claim leased.
-local function look_back()
+-- Return the last claim's leases again, or give back those whose reply was lost.
+local function settle_last_claim()
   local last = redis.call('LRANGE', key('claimed', worker), 0, -1)
-  for place = 2, #last, 2 do
-    local id, index = split(last[place])
-    local job, record = held_image(id, index, last[place + 1])
+  for i = 2, #last, 2 do
+    local id, index = split(last[i])
+    local job, record = held_image(id, index, last[i + 1])
     local request = job and request_of(job, index)
     if request and last[1] == ARGV[9] then
-      hand_over(job, index, record, request.body)
-    elseif job and not holds[last[place]] then
+      add_lease(job, index, record, request.body)
+    elseif job and not held_images[last[i]] then
       record.attempt = record.attempt - 1
       requeue(job, index, record, 0)
     end
   end
 end
 
--- The priority to serve next: the highest, where one that has waited long counts as higher.
+-- The priority to serve next: the highest. One that hasn't been served for AGEING_MS counts as one
+-- higher, and so on, so that low priorities are slow but never starve.
 local function next_priority()
-  local found, best, best_rank = depths(model), nil, nil
-  for place, priority in ipairs(PRIORITIES) do
-    if found[place] > 0 then
+  local ready, best, best_rank = depths(model), nil, nil
+  for i, priority in ipairs(PRIORITIES) do
+    if ready[i] > 0 then
       local served = tonumber(redis.call('HGET', key('times'), band_name(model, priority)) or NOW)
       local rank = tonumber(priority) + (NOW - served) / AGEING_MS
       if not best or rank > best_rank then best, best_rank = priority, rank end
@@ -66,8 +79,9 @@ local function next_priority()
   return best
 end
 
--- The job's next image, or nil if there is none after all. A job whose requests are gone, as from a
--- server that evicts, is cancelled: nobody can make its images, and its tenant's quota must not stay.
+-- The job's next image, or nil if it turns out to have none. A job whose requests are gone, as from
+-- an evicting server, is cancelled: its images can never be made, and would hold its tenant's quota
+-- forever.
 local function peek(id)
   local job = job_of(id)
   if not job then return nil end
@@ -84,35 +98,53 @@ local function peek(id)
     cost = request.width * request.height * request.steps}
 end
 
--- The image to lease next in a band, or nil when the band held only jobs that are gone.
+-- The image to lease next in a band, or nil if the band holds a job that is gone.
+--
+-- Normally that's the first image of the fair order. But a worker prefers the size of its last
+-- image, because images of one size can share a forward pass. So with a preferred size the first
+-- few tenants and jobs are searched, and the first match wins. To keep shares fair, a match may
+-- overtake by the cost of SLACK images at most: taking an image raises its tags, so a job that
+-- keeps overtaking is soon too far ahead to go on.
 local function choose(priority)
-  local ready, head, first_tag = key('ready', model, priority), nil, nil
-  local look = width and LOOK - 1 or 0
-  local tenants = redis.call('ZRANGE', ready, 0, look, 'WITHSCORES')
+  local ready, head = key('ready', model, priority), nil
+  local last = width and SEARCHED - 1 or 0
+  local tenants = redis.call('ZRANGE', ready, 0, last, 'WITHSCORES')
   for t = 1, #tenants, 2 do
-    local jobs = redis.call('ZRANGE', key('fair', model, priority, tenants[t]), 0, look, 'WITHSCORES')
+    local fair = key('fair', model, priority, tenants[t])
+    local jobs = redis.call('ZRANGE', fair, 0, last, 'WITHSCORES')
     for j = 1, #jobs, 2 do
       local image = peek(jobs[j])
+      -- The band's counts are wrong, so stop here; `fill` recounts it and tries again.
       if not image then return nil end
       head = head or image
-      local ahead = math.max(tenants[t + 1] - tenants[2], jobs[j + 1] - jobs[2])
-      local is_near = ahead <= SLACK * image.cost / image.job.weight
-      local fits = image.request.width == width and image.request.height == height
-      if not width or (fits and is_near) then return image end
+      -- How far this image is from its turn: its tenant's distance from the first tenant, or its
+      -- job's from that tenant's first job, whichever is larger.
+      local distance = math.max(tenants[t + 1] - tenants[2], jobs[j + 1] - jobs[2])
+      local is_near = distance <= SLACK * image.cost / image.job.weight
+      local is_preferred = image.request.width == width and image.request.height == height
+      if not width or (is_preferred and is_near) then return image end
     end
   end
+  -- Nothing near has the preferred size: fairness wins, and the worker gets another size.
   return head
 end
 
--- The first image, in the order of bands, tenants and jobs, of a job of which the worker holds none.
+-- The first image of a job that the worker holds nothing of, in the order of priorities, tenants
+-- and jobs; nil if no such job is ready.
+--
+-- A full worker asks this way. It lets in some images of jobs that aren't running on it yet, so
+-- that a long job on all workers doesn't keep every other job waiting. The order is the fair one,
+-- so a tenant or job far behind is found first, and `lease_image` charges for what joins.
 local function choose_to_join()
-  local found = depths(model)
-  for place, priority in ipairs(PRIORITIES) do
-    if found[place] > 0 and tonumber(priority) >= joins_from then
-      for _, tenant in ipairs(redis.call('ZRANGE', key('ready', model, priority), 0, JOINED - 1)) do
+  local counts = depths(model)
+  for i, priority in ipairs(PRIORITIES) do
+    if counts[i] > 0 and tonumber(priority) >= joins_from then
+      local ready = key('ready', model, priority)
+      for _, tenant in ipairs(redis.call('ZRANGE', ready, 0, SEARCHED_TO_JOIN - 1)) do
         local fair = key('fair', model, priority, tenant)
-        for _, id in ipairs(redis.call('ZRANGE', fair, 0, JOINED - 1)) do
-          local image = not holds_of[id] and peek(id)
+        for _, id in ipairs(redis.call('ZRANGE', fair, 0, SEARCHED_TO_JOIN - 1)) do
+          -- A job that is gone is skipped, not recounted: the next ordinary claim does that.
+          local image = not held_jobs[id] and peek(id)
           if image then return image end
         end
       end
@@ -120,8 +152,9 @@ local function choose_to_join()
   end
 end
 
-local function take(image, record)
+local function lease_image(image, record)
   local job, index = image.job, image.index
+  -- Only an image's first claim measures the queue; a retried job's age isn't time spent waiting.
   if record.token == '' and not job.retried then
     tally_wait(job.model, math.max(0, NOW - job.created))
   end
@@ -130,50 +163,61 @@ local function take(image, record)
   record.attempt = record.attempt + 1
   put_record(job, index, record)
   redis.call('HSET', key('steps', job.id), index, 0)
-  if image.is_again then redis.call('ZREM', key('again', job.id), index) else job.next = index + 1 end
+  if image.is_again then
+    redis.call('ZREM', key('again', job.id), index)
+  else
+    job.next = index + 1
+  end
   redis.call('HSET', key('times'), band_name(model, job.priority), NOW)
   charge(job, image.cost)
   withdraw(job, 1)
   move(job, 'queued', 'running', 1)
   job.started = job.started or NOW
-  hand_over(job, index, record, image.request.body)
+  add_lease(job, index, record, image.request.body)
 end
 
--- Lease up to the limits.
+-- Lease images in the fair order, up to the limits. The loop ends at the first image that can't be
+-- leased and doesn't look behind it: skipping it would let others overtake it forever.
 local function fill()
   while #leases < limit do
     local priority = next_priority()
     if not priority then return end
     local image = choose(priority)
     if not image then
+      -- Each recount removes what is gone, so the loop can't get stuck in this band.
       recount(model, priority)
     else
       local record = record_of(image.job, image.index)
       local pixels = image.request.width * image.request.height
       local is_first = #leases == 0
-      local is_too_much = pixels > pixels_left and not (is_first and not holds_any)
+      -- An idle worker gets its first image whatever its size. An image larger than the limit
+      -- would otherwise never be made.
+      local is_too_large = pixels > pixels_left and not (is_first and not holds_any)
+      -- An image that has stalled before may be what killed its worker, so it's leased alone.
       local is_solo = record.stalls > 0
-      if is_too_much or (is_solo and not is_first) then return end
-      if holds[image_key(image.job, image.index)] then return end
-      take(image, record)
+      if is_too_large or (is_solo and not is_first) then return end
+      -- The image was cancelled and retried, and this worker hasn't noticed yet. It can't have two
+      -- leases on one image, so it has to drop the old one at its next beat first.
+      if held_images[image_key(image.job, image.index)] then return end
+      lease_image(image, record)
       pixels_left = pixels_left - pixels
       if is_solo then return end
     end
   end
 end
 
--- Lease up to the limit of jobs that the worker does not have yet.
+-- Lease images of jobs that the worker holds nothing of, up to the limit.
 local function join()
   while #leases < limit do
     local image = choose_to_join()
     local record = image and record_of(image.job, image.index)
     if not image or record.stalls > 0 then return end
-    take(image, record)
+    lease_image(image, record)
   end
 end
 
 promote(PROMOTED)
-look_back()
+settle_last_claim()
 if #leases == 0 and joins_from then
   join()
 elseif #leases == 0 then
@@ -189,7 +233,7 @@ end
 
 redis.call('DEL', key('claimed', worker))
 if #leases > 0 then
-  redis.call('RPUSH', key('claimed', worker), unpack(remembered))
+  redis.call('RPUSH', key('claimed', worker), unpack(claimed))
   redis.call('PEXPIRE', key('claimed', worker), LIFETIME.claimed)
   redis.call('HSET', key('swept'), 'lease', lease_ms)
   redis.call('PEXPIRE', key('swept'), LIFETIME.swept)

@@ -1,8 +1,17 @@
--- Remove a job at once, whatever its state; its files go by due.lua. Workers lose its leases. If any
--- image ever ran, the files go later: a worker may still write one, also of an image cancelled before.
+-- Remove a job at once, whatever its state; its workers lose their leases. Its files go later,
+-- through due.lua. If any image ever ran, they go after a grace period, because a worker may still
+-- be writing one, even of an image that was cancelled before.
 --
--- ARGV: 1 job   2 tenant, or '' for any   3 nonce; the same again answers 'ok'
+-- ARGV: 1 job   2 tenant, or '' for any   3 nonce: repeating a call with it returns 'ok'
 -- Returns 'ok' or 'missing'.
+--
+-- Writes                what                                          expires
+--   job:<id>, :requests, :images, :steps   deleted                    -
+--   jobs:<tenant>       zset: - the job                               90 days after the last job
+--   gc                  zset: + the job, due now or in a minute       removed by forget.lua
+--   once:<nonce>        hash: the job, to recognise a repeated call   after 10 minutes
+--   events              stream: one entry                             trimmed to 100,000
+-- and what `halt` in halt.lua writes.
 
 local once = key('once', ARGV[3])
 if redis.call('EXISTS', once) == 1 then return 'ok' end

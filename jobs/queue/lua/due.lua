@@ -1,9 +1,14 @@
--- Find jobs whose files can go: deleted ones, and those past their time. The latter become
--- unreadable here and now, so that no job is ever readable without its files.
+-- Find jobs whose files can go: deleted ones, and expired ones. Expired jobs become unreadable in
+-- this same step, so that no job is ever readable without its files.
 --
--- ARGV: 1 most jobs to return
--- Returns their ids. Until forget.lua each comes again, but not for a minute: one whose files
--- cannot be removed must not hold up the others.
+-- ARGV: 1 largest number of jobs to return
+-- Returns their ids. Until forget.lua is called for a job, it comes again, but only after a minute:
+-- a job whose files can't be removed must not hold up the others.
+--
+-- Writes                what                                          expires
+--   gc                  zset: the jobs returned, due again in a minute   removed by forget.lua
+--   job:<id>, :requests, :images   deleted                            -
+--   jobs:<tenant>       zset: - the job                               90 days after the last job
 
 local ids = redis.call('ZRANGEBYSCORE', key('gc'), '-inf', NOW, 'LIMIT', 0, ARGV[1])
 for _, id in ipairs(ids) do

@@ -1,7 +1,15 @@
--- Report that a leased image failed: it goes back into the queue if that may help, or is over.
+-- Report that a leased image failed. It's queued again if that may help, and fails otherwise.
 --
--- ARGV: 1 job   2 index   3 token   4 error   5 '1' if trying again may help   6 delay, ms
+-- ARGV: 1 job   2 index   3 token   4 error   5 '1' if trying again may help   6 delay in ms
 -- Returns 'again', 'failed', 'already' (this token has reported before) or 'stale'.
+--
+-- Writes                what                                          expires
+--   job:<id>:images     hash: the image's record, with the error      with the job
+--   job:<id>:steps, leases   - the image                              -
+--   if again:           what `requeue` in order.lua writes
+--   tallies             hash: + 1 retried                             never
+--   if failed: quota    hash: - 1 for the tenant                      never
+--   job:<id>, events, gc   the new counts (save_job in prelude.lua), and an event if it failed
 
 local index = tonumber(ARGV[2])
 local job, record, state = held_image(ARGV[1], index, ARGV[3])

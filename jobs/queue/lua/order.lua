@@ -1,14 +1,23 @@
--- Who is next: prepended, after prelude.lua, to the scripts that put images into the queue or
--- take them out.
+-- Prepended to every script, after prelude.lua: the fair order, and how images enter and leave it.
 --
--- Start-time fair queueing in two levels. Each model and priority is a band: a zset of its tenants
--- by tag, and a zset of each tenant's jobs by tag. The lowest tenant's lowest job goes first, by
--- index, and both tags then rise by the image's cost (pixel-steps / weight). So tenants share
--- alike whatever they queue, and so do one tenant's jobs. Equal tags go by name; job ids begin
--- with their time of creation.
+-- It's start-time fair queueing in two levels. Each model and priority is a band: a zset of its
+-- tenants by tag, and a zset of each tenant's jobs by tag. The job with the lowest tag, of the
+-- tenant with the lowest tag, goes first; its images go by index. Both tags then rise by the
+-- image's cost (pixel-steps / weight). So tenants get equal shares whatever they queue, and so do
+-- the jobs of one tenant. Equal tags are ordered by name; job ids begin with their creation time.
 --
--- A tenant who joins starts at the lowest tag present, or at its own last one if that is higher
--- (`idle`, kept only while the band is not empty). A job joins at its tenant's lowest tag.
+-- A tenant who joins starts at the lowest tag present, or at its own last tag if that is higher
+-- (`idle`, kept only while the band isn't empty). A job joins at its tenant's lowest tag.
+--
+-- `offer`, `withdraw` and `charge` write                              expires
+--   ready, fair, load   the tenant's and the job's place in the band  when nothing is ready
+--   idle                zset: a tenant that left, with its last tag   when the band is empty
+--   depth, times        hashes: ready images; since when, last served when nothing is ready
+--   bell                list: a token for each worker to wake         after 60 s, or when empty
+-- `requeue` and `promote` also write
+--   job:<id>:images     hash: the image's record                      with the job
+--   job:<id>:again, :later, delayed   the image, ready or delayed     when it's claimed
+--   job:<id>:steps, leases   - the image                              -
 
 local PRIORITIES = {'9', '8', '7', '6', '5', '4', '3', '2', '1', '0'}
 local AGEING_MS = 30000
@@ -21,20 +30,21 @@ local function lowest_tag(zset)
   return tonumber(redis.call('ZRANGE', zset, 0, 0, 'WITHSCORES')[2])
 end
 
--- Ready images of a model per priority, highest first.
+-- Ready images of a model per priority, highest first, and in total.
 local function depths(model)
   local names = {}
-  for place, priority in ipairs(PRIORITIES) do names[place] = band_name(model, priority) end
-  local found = redis.call('HMGET', key('depth'), unpack(names))
+  for i, priority in ipairs(PRIORITIES) do names[i] = band_name(model, priority) end
+  local counts = redis.call('HMGET', key('depth'), unpack(names))
   local total = 0
-  for place = 1, #PRIORITIES do
-    found[place] = tonumber(found[place] or 0)
-    total = total + found[place]
+  for i = 1, #PRIORITIES do
+    counts[i] = tonumber(counts[i] or 0)
+    total = total + counts[i]
   end
-  return found, total
+  return counts, total
 end
 
-local function ring(model, times)
+-- Wake up to `times` workers that block on the model's bell.
+local function ring_bell(model, times)
   local bell = key('bell', model)
   for _ = 1, math.min(times, BOUND.bell) do redis.call('LPUSH', bell, 1) end
   redis.call('LTRIM', bell, 0, BOUND.bell - 1)
@@ -51,8 +61,8 @@ local function set_depth(model, priority, depth)
   end
   redis.call('HDEL', key('depth'), band)
   redis.call('HDEL', key('times'), band)
-  local _, left = depths(model)
-  if left == 0 then
+  local _, total = depths(model)
+  if total == 0 then
     redis.call('HDEL', key('times'), model)
     redis.call('DEL', key('bell', model))
   end
@@ -70,8 +80,9 @@ local function change_load(job, by)
   change_depth(job.model, job.priority, by)
 end
 
--- The tenant has nothing ready in the band any more.
-local function leave(model, priority, tenant)
+-- Take a tenant with nothing ready out of the band. Its tag stays in `idle` while it's above the
+-- lowest one present: otherwise the tenant could leave and come back to go first again.
+local function leave_band(model, priority, tenant)
   local ready, idle = key('ready', model, priority), key('idle', model, priority)
   local load = key('load', model, priority)
   local tag = redis.call('ZSCORE', ready, tenant)
@@ -86,44 +97,46 @@ local function leave(model, priority, tenant)
   end
 end
 
--- `many` more images of the job are ready.
-local function offer(job, many)
-  if many == 0 then return end
+-- `count` more images of the job are ready.
+local function offer(job, count)
+  if count == 0 then return end
   local ready, idle = key('ready', job.model, job.priority), key('idle', job.model, job.priority)
   local fair = key('fair', job.model, job.priority, job.tenant)
+  -- Starting at the lowest tag present gives neither credit for having been away nor debt.
   if job.waiting == 0 then redis.call('ZADD', fair, lowest_tag(fair) or 0, job.id) end
   if not redis.call('ZSCORE', ready, job.tenant) then
     local own = tonumber(redis.call('ZSCORE', idle, job.tenant) or 0)
     redis.call('ZADD', ready, math.max(own, lowest_tag(ready) or 0), job.tenant)
     redis.call('ZREM', idle, job.tenant)
   end
-  job.waiting = job.waiting + many
+  job.waiting = job.waiting + count
   job.moved = true
-  change_load(job, many)
-  ring(job.model, many)
+  change_load(job, count)
+  ring_bell(job.model, count)
 end
 
--- `many` fewer images of the job are ready.
-local function withdraw(job, many)
-  if many == 0 then return end
-  job.waiting = job.waiting - many
+-- `count` fewer images of the job are ready.
+local function withdraw(job, count)
+  if count == 0 then return end
+  job.waiting = job.waiting - count
   job.moved = true
-  change_load(job, -many)
+  change_load(job, -count)
   if job.waiting > 0 then return end
   local fair = key('fair', job.model, job.priority, job.tenant)
   redis.call('ZREM', fair, job.id)
-  if redis.call('EXISTS', fair) == 0 then leave(job.model, job.priority, job.tenant) end
+  if redis.call('EXISTS', fair) == 0 then leave_band(job.model, job.priority, job.tenant) end
 end
 
--- The job's next image was taken: it and its tenant pay.
+-- An image of the job was leased: raise the job's and its tenant's tag by the image's cost. Call it
+-- before `withdraw`, which takes a job without ready images out of its zset.
 local function charge(job, cost)
-  local paid = cost / job.weight
-  redis.call('ZINCRBY', key('ready', job.model, job.priority), paid, job.tenant)
-  redis.call('ZINCRBY', key('fair', job.model, job.priority, job.tenant), paid, job.id)
+  local rise = cost / job.weight
+  redis.call('ZINCRBY', key('ready', job.model, job.priority), rise, job.tenant)
+  redis.call('ZINCRBY', key('fair', job.model, job.priority, job.tenant), rise, job.id)
 end
 
--- Count a band anew from its jobs, dropping those that are gone or have nothing ready. Only a
--- queue that lost data needs it.
+-- Recount a band from its jobs, and drop jobs that are gone or have nothing ready. Every move keeps
+-- the counts right, so this is only needed after the server has lost data.
 local function recount(model, priority)
   local ready, load = key('ready', model, priority), key('load', model, priority)
   local total = 0
@@ -144,7 +157,7 @@ local function recount(model, priority)
       redis.call('HSET', load, 'n:' .. tenant, count, 'c:' .. tenant, cost)
       total = total + count
     else
-      leave(model, priority, tenant)
+      leave_band(model, priority, tenant)
     end
   end
   set_depth(model, priority, total)
@@ -152,7 +165,7 @@ end
 
 -- Back into the queue -----------------------------------------------------------------------
 
--- A running image goes back, ready at once or after `delay` milliseconds.
+-- Queue a running image again, ready at once or after `delay` ms.
 local function requeue(job, index, record, delay)
   end_lease(job, index)
   record.state = 'queued'
@@ -160,6 +173,7 @@ local function requeue(job, index, record, delay)
   move(job, 'running', 'queued', 1)
   if delay > 0 then
     redis.call('ZADD', key('later', job.id), NOW + delay, index)
+    -- LT keeps the earliest time of the job's delayed images.
     redis.call('ZADD', key('delayed'), 'LT', NOW + delay, job.id)
   else
     redis.call('ZADD', key('again', job.id), index, index)
@@ -167,10 +181,11 @@ local function requeue(job, index, record, delay)
   end
 end
 
--- Delayed images whose time has come are ready. Returns how many.
+-- Make delayed images that are due ready, of at most `limit` jobs. Returns how many.
 local function promote(limit)
   local promoted = 0
-  for _, id in ipairs(redis.call('ZRANGEBYSCORE', key('delayed'), '-inf', NOW, 'LIMIT', 0, limit)) do
+  local ids = redis.call('ZRANGEBYSCORE', key('delayed'), '-inf', NOW, 'LIMIT', 0, limit)
+  for _, id in ipairs(ids) do
     local job, later = job_of(id), key('later', id)
     local due = job and redis.call('ZRANGEBYSCORE', later, '-inf', NOW) or {}
     for _, index in ipairs(due) do
@@ -179,9 +194,10 @@ local function promote(limit)
     end
     if job then offer(job, #due) end
     promoted = promoted + #due
-    local following = job and lowest_tag(later)
-    if following then
-      redis.call('ZADD', key('delayed'), following, id)
+    -- Scores of `later` are times, so its lowest one is when the job's next image is due.
+    local next_due = job and lowest_tag(later)
+    if next_due then
+      redis.call('ZADD', key('delayed'), next_due, id)
     else
       redis.call('ZREM', key('delayed'), id)
     end

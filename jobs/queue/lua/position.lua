@@ -1,140 +1,160 @@
--- How many images go before a job's next and before its last ready one, if nobody joins.
---
--- In its tenant, the job's k-th image is claimed at tag + (k - 1) x cost; of another job go first
--- those with a lower tag (start, start + cost, ...). The same again among the tenants, from the
--- tag that ours has by then. A job's images, and a tenant's, are taken to cost their mean, so the
--- answer is exact where costs are equal. Higher bands go first whole; ageing is not foreseen.
---
--- Asked at every poll and every submission, so of more than LOOK jobs of the tenant, and of more than
--- LOOK tenants, only those with the lowest tags are looked at. The others are a crowd: alike, and with
--- our tag, since tags in one zset lie within an image of each other. Beyond LOOK the answer is
--- therefore exact only where the others hold alike too, and else right on average; so is the work of
--- a higher band.
+-- How many images go before a job's next image and before its last ready one, if no job joins.
 --
 -- ARGV: 1 job
--- Returns {before the next, before the last, pixel-steps of others before the last (a text)}, or {}
--- if none of its images is ready.
+-- Returns {before the next, before the last, others' pixel-steps before the last (as text)}, or {}
+-- if none of the job's images is ready.
+--
+-- Writes nothing.
+--
+-- Within its tenant, the job's k-th image is claimed at tag + (k - 1) x cost. Before it go the
+-- images of other jobs whose tags (start, start + cost, ...) are lower. The same holds among the
+-- tenants, from the tag that ours has by then. A job's images, and a tenant's, are assumed to cost
+-- their mean, so the answer is exact if costs are equal. All images of higher priorities go first;
+-- ageing isn't predicted.
+--
+-- Every poll and every submit runs this, so it reads only the LOOK jobs and the LOOK tenants with
+-- the lowest tags. The rest are approximated: treated as identical, with our own tag, because the
+-- tags in one zset are within an image's cost of each other. Beyond LOOK the answer is therefore
+-- exact only if the rest have equal numbers of images, and right on average otherwise. The same
+-- goes for the work of higher priorities.
 
 local LOOK = 32
 
-local us = job_of(ARGV[1])
-if not us or us.waiting == 0 then return {} end
-local ready, load = key('ready', us.model, us.priority), key('load', us.model, us.priority)
-local fair = key('fair', us.model, us.priority, us.tenant)
-local own_cost = us.cost / us.weight
-local depth_of = depths(us.model)
+local own_job = job_of(ARGV[1])
+if not own_job or own_job.waiting == 0 then return {} end
+local model, own_priority, own_tenant = own_job.model, own_job.priority, own_job.tenant
+local ready, load = key('ready', model, own_priority), key('load', model, own_priority)
+local fair = key('fair', model, own_priority, own_tenant)
+local own_cost = own_job.cost / own_job.weight
+local band_depths = depths(model)
 
--- Of `count` images at tag, tag + cost, ..., how many come before `mark`; `is_first` wins ties.
-local function before(mark, tag, cost, count, is_first)
+-- Of `count` images at tag, tag + cost, ..., how many come before `mark`; `wins_ties` counts one at
+-- exactly `mark` too. Ties are common: jobs that start together have equal tags, ordered by name.
+local function images_before(mark, tag, cost, count, wins_ties)
   if tag > mark then return 0 end
-  local passed = (mark - tag) / cost
-  local many = is_first and math.floor(passed) + 1 or math.ceil(passed)
-  return math.min(many, count)
+  local distance = (mark - tag) / cost -- in images
+  local passed = wins_ties and math.floor(distance) + 1 or math.ceil(distance)
+  return math.min(passed, count)
 end
 
--- Ready images of a tenant, and what they cost.
-local function load_of(load, tenant)
-  local found = redis.call('HMGET', load, 'n:' .. tenant, 'c:' .. tenant)
-  return tonumber(found[1] or 0), tonumber(found[2] or 0)
+-- A tenant's ready images, and what they cost.
+local function load_of(load_key, tenant)
+  local counts = redis.call('HMGET', load_key, 'n:' .. tenant, 'c:' .. tenant)
+  return tonumber(counts[1] or 0), tonumber(counts[2] or 0)
 end
 
--- Those in `zset` but us: those looked at, how many images they have, what these cost and what work
--- they are, and how many there are beyond LOOK, of them `front` before us. `describe` returns a
--- member's count, cost and weight.
-local function look_at(zset, own_id, describe)
+-- The LOOK members of `zset` with the lowest tags, without our own, and totals over them: `count`
+-- images, their `cost` and their `work` in pixel-steps. `unread` is how many members lie beyond
+-- LOOK, `unread_before` how many of them are before us. `describe` returns a member's number of
+-- images, cost per image and weight.
+local function read_lowest(zset, own_id, describe)
   local lowest = redis.call('ZRANGE', zset, 0, LOOK - 1, 'WITHSCORES')
   local rank = redis.call('ZRANK', zset, own_id)
-  local found = {own_id = own_id, own_tag = tonumber(redis.call('ZSCORE', zset, own_id) or 0),
-    count = 0, cost = 0, work = 0, front = rank and math.max(0, rank - LOOK) or 0,
-    beyond = redis.call('ZCARD', zset) - #lowest / 2}
-  if rank and rank >= LOOK then found.beyond = found.beyond - 1 end
-  for place = 1, #lowest, 2 do
+  local members = {own_id = own_id, own_tag = tonumber(redis.call('ZSCORE', zset, own_id) or 0),
+    count = 0, cost = 0, work = 0, unread_before = rank and math.max(0, rank - LOOK) or 0,
+    unread = redis.call('ZCARD', zset) - #lowest / 2}
+  -- We are never one of the others, so don't count ourselves beyond LOOK either.
+  if rank and rank >= LOOK then members.unread = members.unread - 1 end
+  for i = 1, #lowest, 2 do
     local count, cost, weight = 0, 0, 1
-    if lowest[place] ~= own_id then count, cost, weight = describe(lowest[place]) end
+    if lowest[i] ~= own_id then count, cost, weight = describe(lowest[i]) end
     if count > 0 and cost > 0 then
-      found[#found + 1] = {id = lowest[place], tag = tonumber(lowest[place + 1]), count = count,
+      members[#members + 1] = {id = lowest[i], tag = tonumber(lowest[i + 1]), count = count,
         cost = cost, weight = weight}
-      found.count = found.count + count
-      found.cost = found.cost + count * cost
-      found.work = found.work + count * cost * weight
+      members.count = members.count + count
+      members.cost = members.cost + count * cost
+      members.work = members.work + count * cost * weight
     end
   end
-  return found
+  return members
 end
 
--- Those beyond LOOK have `images` together, which cost `cost` each.
-local function count_beyond(others, images, cost, weight)
-  others.each = {count = math.max(1, images / others.beyond), cost = cost, weight = weight}
+-- Describe the unread members by their average: they have `images` together, at `cost` each. At
+-- least one each, because a member without ready images wouldn't be in the zset.
+local function set_average(members, images, cost, weight)
+  members.average = {count = math.max(1, images / members.unread), cost = cost, weight = weight}
 end
 
--- Images of the others before `mark`, what their tenants pay for them, and what work they are.
-local function before_of(others, mark)
-  local many, paid, work = 0, 0, 0
-  local function add(images, one)
-    many, paid = many + images, paid + images * one.cost
-    work = work + images * one.cost * one.weight
+-- How many images of `members` come before `mark`, their cost, and their work in pixel-steps.
+local function totals_before(members, mark)
+  local images, cost, work = 0, 0, 0
+  local function add(count, member)
+    images, cost = images + count, cost + count * member.cost
+    work = work + count * member.cost * member.weight
   end
-  for _, one in ipairs(others) do
-    add(before(mark, one.tag, one.cost, one.count, one.id < others.own_id), one)
+  for _, member in ipairs(members) do
+    local wins_ties = member.id < members.own_id
+    add(images_before(mark, member.tag, member.cost, member.count, wins_ties), member)
   end
-  local each = others.each
-  if each then
-    add(others.front * before(mark, others.own_tag, each.cost, each.count, true), each)
-    local behind = others.beyond - others.front
-    add(behind * before(mark, others.own_tag, each.cost, each.count, false), each)
+  local average = members.average
+  if average then
+    -- At our own tag, the members before us in the zset win every tie, those behind us none.
+    local of_one_before =
+      images_before(mark, members.own_tag, average.cost, average.count, true)
+    add(members.unread_before * of_one_before, average)
+    local unread_behind = members.unread - members.unread_before
+    local of_one_behind =
+      images_before(mark, members.own_tag, average.cost, average.count, false)
+    add(unread_behind * of_one_behind, average)
   end
-  return many, paid, work
+  return images, cost, work
 end
 
-local jobs = look_at(fair, us.id, function(id)
-  local found = redis.call('HMGET', key('job', id), 'waiting', 'cost', 'weight')
-  if not found[1] then return 0, 0, 1 end
-  return tonumber(found[1]), found[2] / found[3], tonumber(found[3])
+local jobs = read_lowest(fair, own_job.id, function(id)
+  local fields = redis.call('HMGET', key('job', id), 'waiting', 'cost', 'weight')
+  if not fields[1] then return 0, 0, 1 end
+  return tonumber(fields[1]), fields[2] / fields[3], tonumber(fields[3])
 end)
-local own_images, own_load = load_of(load, us.tenant)
-if jobs.beyond > 0 then
+local own_images, own_load = load_of(load, own_tenant)
+if jobs.unread > 0 then
+  -- The tenant's totals are known exactly; what the jobs read don't account for is the rest's.
   local cost = own_images > 0 and own_load / own_images or own_cost
-  count_beyond(jobs, own_images - us.waiting - jobs.count, cost, us.weight)
+  set_average(jobs, own_images - own_job.waiting - jobs.count, cost, own_job.weight)
 end
 
-local tenants = look_at(ready, us.tenant, function(tenant)
+local tenants = read_lowest(ready, own_tenant, function(tenant)
   local images, cost = load_of(load, tenant)
-  local first = redis.call('ZRANGE', key('fair', us.model, us.priority, tenant), 0, 0)[1]
+  -- The weight of the tenant's first job stands for all of them: reading each would cost too much.
+  local first = redis.call('ZRANGE', key('fair', model, own_priority, tenant), 0, 0)[1]
   local weight = first and redis.call('HGET', key('job', first), 'weight') or 1
   return images, cost / math.max(1, images), tonumber(weight)
 end)
-if tenants.beyond > 0 then
-  local depth = depth_of[#PRIORITIES - us.priority]
+if tenants.unread > 0 then
+  local depth = band_depths[#PRIORITIES - own_priority] -- PRIORITIES begins with 9
   local cost = tenants.count > 0 and tenants.cost / tenants.count or own_cost
   local weight = tenants.cost > 0 and tenants.work / tenants.cost or 1
-  count_beyond(tenants, depth - own_images - tenants.count, cost, weight)
+  set_average(tenants, depth - own_images - tenants.count, cost, weight)
 end
 
--- What the ready images of a higher band cost, by those of the tenants who are next.
+-- The work of a higher priority's ready images, extrapolated from the tenants who are next.
 local function work_of(priority, depth)
-  local load, images, cost = key('load', us.model, priority), 0, 0
-  for _, tenant in ipairs(redis.call('ZRANGE', key('ready', us.model, priority), 0, LOOK - 1)) do
-    local more, its_cost = load_of(load, tenant)
-    images, cost = images + more, cost + its_cost
+  local band_load, images, cost = key('load', model, priority), 0, 0
+  for _, tenant in ipairs(redis.call('ZRANGE', key('ready', model, priority), 0, LOOK - 1)) do
+    local tenant_images, tenant_cost = load_of(band_load, tenant)
+    images, cost = images + tenant_images, cost + tenant_cost
   end
   return images > 0 and cost * depth / images or 0
 end
 
 local higher, higher_work = 0, 0
-for place, depth in ipairs(depth_of) do
-  if tonumber(PRIORITIES[place]) > us.priority and depth > 0 then
+for i, depth in ipairs(band_depths) do
+  if tonumber(PRIORITIES[i]) > own_priority and depth > 0 then
     higher = higher + depth
-    higher_work = higher_work + work_of(PRIORITIES[place], depth)
+    higher_work = higher_work + work_of(PRIORITIES[i], depth)
   end
 end
 
+-- What goes before the job's `nth` ready image: images, and others' work in pixel-steps.
 local function ahead_of(nth)
-  local spent = (nth - 1) * own_cost
-  local of_jobs, paid, work = before_of(jobs, jobs.own_tag + spent)
-  local of_tenants, _, rivals_work = before_of(tenants, tenants.own_tag + spent + paid)
-  return math.floor(nth - 1 + higher + of_jobs + of_tenants), higher_work + work + rivals_work
+  local own_spent = (nth - 1) * own_cost
+  local of_jobs, spent, jobs_work = totals_before(jobs, jobs.own_tag + own_spent)
+  -- By then the tenant has paid for our earlier images and for its other jobs', so its tag has
+  -- risen by both: that is the mark that other tenants are compared with.
+  local of_tenants, _, tenants_work = totals_before(tenants, tenants.own_tag + own_spent + spent)
+  local images = math.floor(nth - 1 + higher + of_jobs + of_tenants)
+  return images, higher_work + jobs_work + tenants_work
 end
 
-local first = ahead_of(1)
-local last, work = ahead_of(us.waiting)
-return {first, last, string.format('%.0f', work)}
+local before_next = ahead_of(1)
+local before_last, work = ahead_of(own_job.waiting)
+return {before_next, before_last, string.format('%.0f', work)}

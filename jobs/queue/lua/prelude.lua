@@ -1,8 +1,16 @@
--- Shared by every script, and prepended to it: keys, the clock, jobs, image records, events.
+-- Prepended to every script: keys, the clock, jobs, image records, events.
 --
--- KEYS[1] is the pool's prefix; all other names are made from it, in the same hash slot.
--- A script changes a job through the table that `job_of` returns and ends with `save_jobs()`.
--- Numbers are made text by redis.call (17 digits); never by `..`, which keeps 14 only.
+-- KEYS[1] is the pool's prefix. All other names are made from it, so they are in one hash slot.
+-- A script changes a job through the table that `job_of` returns, and ends with `save_jobs()`.
+-- Let redis.call turn numbers into text: it keeps 17 digits, `..` only 14.
+--
+-- `save_jobs` writes    what                                          expires
+--   job:<id>            hash: the job's changed fields                keep_ms + 1 day after its end
+--   job:<id>:requests, :images   nothing, but they get the same TTL   as job:<id>
+--   gc                  zset: a finished job, by keep_ms after its end   removed by forget.lua
+--   events              stream: the new state, or progress            trimmed to 100,000
+--   tallies             hash: what `tally` counted                    never
+-- A job's keys go earlier if the collector removes its files (due.lua).
 
 local function key(name, ...)
   return KEYS[1] .. string.format(NAME[name], ...)
@@ -10,25 +18,28 @@ end
 
 local TIME = redis.call('TIME')
 local MICROSECONDS = TIME[1] * 1000000 + TIME[2]
-local NOW = math.floor(MICROSECONDS / 1000) -- milliseconds, as all times but a job's creation
+-- Milliseconds, like all times except those in job ids and in jobs:<tenant>.
+local NOW = math.floor(MICROSECONDS / 1000)
 
 -- Jobs --------------------------------------------------------------------------------------
 
--- retried: when somebody had images run again, what tells that move from others.
+-- state: only `save_job` sets it. trace: the traceparent. retried: the nonce of the last retry, if
+-- any; it makes a repeated retry a no-op.
 local TEXTS = {'tenant', 'model', 'state', 'trace', 'retried'}
--- next: the first index never claimed. waiting: ready to be claimed, a part of queued; the other
--- part is delayed. cut: where a cancel cut the untouched images off (nil mostly). cost: the mean
--- image's pixel-steps. told: when the last event was sent.
+-- next: the first index that was never claimed. waiting: images ready to be claimed; the other
+-- queued ones are delayed. cut: the index from which a cancel cut off untouched images, usually
+-- nil. cost: pixel-steps of the mean image. keep: ms that the job outlives its end. told: when its
+-- last event was sent.
 local NUMBERS = {'priority', 'weight', 'total', 'next', 'cut', 'waiting', 'queued', 'running',
-  'succeeded', 'failed', 'cancelled', 'steps_total', 'steps_done', 'cost', 'created', 'keep', 'max_attempts',
-  'max_stalls', 'started', 'finished', 'expires', 'told', 'version'}
--- The numbers that scripts change, and so write back.
+  'succeeded', 'failed', 'cancelled', 'steps_total', 'steps_done', 'cost', 'created', 'keep',
+  'max_attempts', 'max_stalls', 'started', 'finished', 'expires', 'told', 'version'}
+-- The numbers that scripts change and write back.
 local CHANGING = {'next', 'cut', 'waiting', 'queued', 'running', 'succeeded', 'failed', 'cancelled',
   'steps_done', 'started', 'finished', 'expires', 'told', 'version'}
 
 local loaded, in_order = {}, {}
 
--- The job of that id, or nil. Loaded once a script: every caller sees the same table.
+-- The job with that id, or nil. It's loaded once per script, so every caller sees the same table.
 local function job_of(id)
   if loaded[id] ~= nil then return loaded[id] or nil end
   local names = {}
@@ -40,16 +51,16 @@ local function job_of(id)
     return nil
   end
   local job = {id = id}
-  for place, name in ipairs(names) do
-    local value = values[place]
-    if value then job[name] = place <= #TEXTS and value or tonumber(value) end
+  for i, name in ipairs(names) do
+    local value = values[i]
+    if value then job[name] = i <= #TEXTS and value or tonumber(value) end
   end
   loaded[id] = job
   in_order[#in_order + 1] = job
   return job
 end
 
--- The same, but nil also for a tenant who does not own it; '' owns everything.
+-- The same, but nil for a tenant that doesn't own it; the tenant '' owns everything.
 local function job_owned_by(tenant, id)
   local job = job_of(id)
   if job and (tenant == '' or job.tenant == tenant) then return job end
@@ -70,29 +81,29 @@ end
 
 local UNFINISHED = {queued = true, running = true}
 
--- Count images of a tenant as unfinished, or no longer. Its list of jobs lives on while any are.
+-- Change a tenant's count of unfinished images. Its list of jobs only expires while there are none.
 local function change_quota(tenant, by)
   if by == 0 then return end
-  local index = key('jobs', tenant)
-  local left = redis.call('HINCRBY', key('quota'), tenant, by)
-  if left > 0 then
-    redis.call('PERSIST', index)
+  local jobs = key('jobs', tenant)
+  local unfinished = redis.call('HINCRBY', key('quota'), tenant, by)
+  if unfinished > 0 then
+    redis.call('PERSIST', jobs)
   else
     redis.call('HDEL', key('quota'), tenant)
-    redis.call('PEXPIRE', index, LIFETIME.jobs)
+    redis.call('PEXPIRE', jobs, LIFETIME.jobs)
   end
 end
 
--- Count `many` images of the job as having gone from one state to another.
-local function move(job, from, to, many)
-  job[from] = job[from] - many
-  job[to] = job[to] + many
+-- Record that `count` images of the job went from one state to another.
+local function move(job, from, to, count)
+  job[from] = job[from] - count
+  job[to] = job[to] + count
   job.changed = true
-  if UNFINISHED[from] and not UNFINISHED[to] then change_quota(job.tenant, -many) end
-  if UNFINISHED[to] and not UNFINISHED[from] then change_quota(job.tenant, many) end
+  if UNFINISHED[from] and not UNFINISHED[to] then change_quota(job.tenant, -count) end
+  if UNFINISHED[to] and not UNFINISHED[from] then change_quota(job.tenant, count) end
 end
 
--- jobs/job.py: job_state says the same.
+-- The same rule as `job_state` in jobs/job.py.
 local function state_of(job)
   if job.succeeded + job.failed + job.cancelled == job.total then
     if job.failed > 0 then return 'failed' end
@@ -103,7 +114,8 @@ end
 
 -- Tallies -----------------------------------------------------------------------------------
 
--- What happens is counted for those who watch the pool: `what` of a model, so many more.
+-- Counters for the metrics, per kind (`what`) and model. `save_jobs` adds them up in Redis, in a
+-- fixed order.
 local tallied, tallied_in_order = {}, {}
 
 local function tally(what, model, by)
@@ -112,7 +124,7 @@ local function tally(what, model, by)
   tallied[name] = (tallied[name] or 0) + by
 end
 
--- An image was claimed for the first time after so many milliseconds.
+-- Count an image's first claim, after it waited for `waited` ms.
 local function tally_wait(model, waited)
   for _, bound in ipairs(WAITS) do
     if waited <= bound then tally(string.format('wait_%d', bound), model, 1) end
@@ -123,6 +135,7 @@ end
 
 -- Saving ------------------------------------------------------------------------------------
 
+-- The keys that outlive a job's end; the others are empty by then.
 local KEPT = {'job', 'requests', 'images'}
 
 local function begin_to_expire(job)
@@ -142,21 +155,22 @@ local function no_longer_expire(job)
 end
 
 local function write_back(job)
-  local given, gone = {'state', job.state}, {}
+  local set, removed = {'state', job.state}, {}
   for _, name in ipairs(CHANGING) do
     if job[name] == nil then
-      gone[#gone + 1] = name
+      removed[#removed + 1] = name
     else
-      given[#given + 1] = name
-      given[#given + 1] = job[name]
+      set[#set + 1] = name
+      set[#set + 1] = job[name]
     end
   end
-  redis.call('HSET', key('job', job.id), unpack(given))
-  if #gone > 0 then redis.call('HDEL', key('job', job.id), unpack(gone)) end
+  redis.call('HSET', key('job', job.id), unpack(set))
+  if #removed > 0 then redis.call('HDEL', key('job', job.id), unpack(removed)) end
 end
 
--- Write the jobs back. What a caller can see of one changed if `changed`: then its version rises,
--- its state follows from its counts, and an event tells of it.
+-- Write a job back. `changed` means that something visible to callers changed: its version rises,
+-- its state follows from its counts, and an event reports it. `moved` means that only its place in
+-- the queue changed.
 local function save_job(job)
   if job.changed then
     job.version = job.version + 1
@@ -193,7 +207,8 @@ local function image_key(job, index)
   return string.format('%s:%d', job.id, index)
 end
 
--- state, token, worker, attempt, stalls; result, error and step once it is over.
+-- An image's record: state, token, worker, attempt, stalls; once it's finished also result, error
+-- and step. An image that was never claimed has none, so it gets a new one.
 local function record_of(job, index)
   local text = redis.call('HGET', key('images', job.id), index)
   if text then return cjson.decode(text) end
@@ -204,8 +219,8 @@ local function put_record(job, index, record)
   redis.call('HSET', key('images', job.id), index, cjson.encode(record))
 end
 
--- The job and the record if `token` is the image's current lease, else nil. The third value is
--- what the record says of the token otherwise: its state if it held the image last, or 'stale'.
+-- The job and the record if `token` is that of the image's current lease, else nil. Then the third
+-- value is the image's state if `token` was its last lease, else 'stale'.
 local function held_image(id, index, token)
   local job = job_of(id)
   if not job then return nil, nil, 'stale' end
@@ -223,7 +238,7 @@ local function request_of(job, index)
   return {width = tonumber(width), height = tonumber(height), steps = tonumber(steps), body = body}
 end
 
--- The image's lease is over: nobody beats for it any more. Returns its last step.
+-- Remove an image's lease and reported step. Returns the step.
 local function end_lease(job, index)
   local step = tonumber(redis.call('HGET', key('steps', job.id), index) or 0)
   redis.call('HDEL', key('steps', job.id), index)
@@ -231,8 +246,8 @@ local function end_lease(job, index)
   return step
 end
 
--- A running image is over, for good: its steps count as done, whole; none are known where a server
--- that evicts has dropped the job's requests.
+-- Finish a running image for good. All its steps count as done; they are unknown, so none count, if
+-- an evicting server has dropped the job's requests.
 local function finish_image(job, index, record, state)
   local request = request_of(job, index)
   record.state = state

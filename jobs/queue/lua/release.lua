@@ -1,12 +1,14 @@
--- Give leased images back unmade, ready at once for anybody; it does not count as an attempt.
+-- Give leased images back unfinished. They are ready at once, and it doesn't count as an attempt.
 --
--- ARGV: job, index, token of each image
--- Returns how many were still this worker's.
+-- ARGV: job, index and token of each image
+-- Returns how many of them this worker still held.
+--
+-- Writes what `requeue` in order.lua and save_job in prelude.lua write.
 
 local released = 0
-for place = 1, #ARGV, 3 do
-  local index = tonumber(ARGV[place + 1])
-  local job, record = held_image(ARGV[place], index, ARGV[place + 2])
+for i = 1, #ARGV, 3 do
+  local index = tonumber(ARGV[i + 1])
+  local job, record = held_image(ARGV[i], index, ARGV[i + 2])
   if job then
     record.attempt = record.attempt - 1
     requeue(job, index, record, 0)

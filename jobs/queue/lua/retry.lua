@@ -1,8 +1,17 @@
--- Queue the failed and the cancelled images of a job again, as if never tried.
+-- Queue a job's failed and cancelled images again, as if they had never been tried.
 --
--- ARGV: 1 job   2 tenant, or '' for any   3 nonce; the same again answers 'ok'
--- Returns 'ok', 'missing', or 'none' if there is nothing to retry or a server that evicts has dropped
--- the job's requests.
+-- ARGV: 1 job   2 tenant, or '' for any   3 nonce: repeating a call with it returns 'ok'
+-- Returns 'ok', 'missing', or 'none' if there is nothing to retry, or if an evicting server has
+-- dropped the job's requests.
+--
+-- Writes                what                                          expires
+--   job:<id>            hash: the nonce, as `retried`; new counts; no longer expires
+--   job:<id>:images     hash: a fresh record for each such image      with the job
+--   job:<id>:again      zset: + each such image                       empty when all are claimed
+--   quota               hash: + the images of the tenant              never
+--   gc                  zset: - the job                               -
+--   events              stream: the job's new state                   trimmed to 100,000
+-- and what `offer` in order.lua writes.
 
 local CHUNK = 1000
 local job = job_owned_by(ARGV[2], ARGV[1])
@@ -14,14 +23,15 @@ if failed + cancelled == 0 or redis.call('EXISTS', key('requests', job.id)) == 0
 end
 
 local records = redis.call('HGETALL', key('images', job.id))
-for place = 1, #records, 2 do
-  local index, record = records[place], cjson.decode(records[place + 1])
+for i = 1, #records, 2 do
+  local index, record = records[i], cjson.decode(records[i + 1])
   if record.state == 'failed' or record.state == 'cancelled' then
     put_record(job, index, {state = 'queued', token = '', attempt = 0, stalls = 0})
     redis.call('ZADD', key('again', job.id), index, index)
     job.steps_done = job.steps_done - request_of(job, index).steps
   end
 end
+-- Images that a cancel cut off have no record; they become untouched again.
 if job.cut then
   for first = job.cut, job.total - 1, CHUNK do
     local last = math.min(first + CHUNK, job.total) - 1

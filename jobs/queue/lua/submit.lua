@@ -1,21 +1,20 @@
--- Make a job of requests, whole or not at all. The same Idempotency-Key finds the same job again.
+-- Create a job, whole or not at all. The same Idempotency-Key finds the same job again.
 --
 -- ARGV: the values listed in `argument` below, then one "WIDTH HEIGHT STEPS\n" + JSON per image.
 -- Returns {'created' | 'found', id}, {'mismatch', id} or {'quota', unfinished images}.
 --
--- Writes                      what                                         expires
---   job:<id>                  hash: the job's record, written back by every move    with the job
---   job:<id>:requests         list: the requests, never written again               with the job
---   once:<digest>             hash: job id and body hash                     after once_ms
---   jobs:<tenant>             zset: the tenant's jobs by time                90 days after its last job ends
---   quota                     hash: + images of the tenant                   never; falls as images finish
+-- Writes                what                                          expires
+--   job:<id>            hash: the job, written back by every move     with the job
+--   job:<id>:requests   list: the requests, never written again       with the job
+--   once:<digest>       hash: job id and body hash                    after once_ms
+--   jobs:<tenant>       zset: the tenant's jobs by creation time      90 days after the last job
+--   quota               hash: + the images of the tenant              never; falls as images finish
 --   ready, fair, load, depth, times, bell   the job's place in the fair order (order.lua)
---                                                                            when nothing is ready
---   events                    stream: one entry                              trimmed to 100,000
--- "With the job" means keep_ms and a day after the job ends (prelude.lua, begin_to_expire), or
--- earlier, when the collector has removed the job's files.
+--   events              stream: one entry                             trimmed to 100,000
+-- "With the job" means keep_ms plus a day after the job ends (`begin_to_expire` in prelude.lua), or
+-- earlier if the collector has removed the job's files.
 
-local CHUNK = 1000 -- Lua's unpack takes no more values than this safely
+local CHUNK = 1000 -- more values than this aren't safe for Lua's unpack
 local FIXED = 17   -- values before the requests
 
 local argument = {
@@ -39,9 +38,9 @@ local argument = {
 }
 
 local once = key('once', argument.once_digest)
-local known = redis.call('HMGET', once, 'job', 'body')
-if known[1] and redis.call('EXISTS', key('job', known[1])) == 1 then
-  return {known[2] == argument.body_hash and 'found' or 'mismatch', known[1]}
+local earlier = redis.call('HMGET', once, 'job', 'body')
+if earlier[1] and redis.call('EXISTS', key('job', earlier[1])) == 1 then
+  return {earlier[2] == argument.body_hash and 'found' or 'mismatch', earlier[1]}
 end
 
 local total = #ARGV - FIXED

@@ -1,24 +1,31 @@
--- Take images from workers that let their leases expire, and wake those whose delay is over.
--- A lost lease is a stall, not an attempt: the image goes back to run alone, in case it is what
--- kills its workers, and fails after too many.
+-- Take images from workers whose leases have expired, and wake delayed images that are due.
 --
--- If nobody has swept for longer than a lease, the queue was away, or all its workers were (an
--- outage, a laptop's sleep). Then what has expired gets a short grace, once, in which those who live
--- can beat: the first one back must not take the work of all others.
+-- A lost lease is a stall, not an attempt. The image is queued again, to run alone in case it's
+-- what kills its workers, and fails after too many stalls.
 --
--- ARGV: 1 most images to look at
+-- ARGV: 1 largest number of images to look at
 -- Returns how many images moved.
+--
+-- Writes                what                                          expires
+--   leases              zset: - expired images, or + their grace      -
+--   swept               hash: `at`, the time of this sweep            after 30 days without a sweep
+--   tallies             hash: + 1 lost for each image taken           never
+--   job:<id>:images     hash: the records of images taken             with the job
+--   job:<id>, events, gc   the new counts (save_job in prelude.lua), and an event for each failure
+-- and what `requeue` and `promote` in order.lua write.
 
 local GRACE_MS = 2000     -- four beats
-local GRACE_SHARE = 2 / 3 -- and of a lease at most so much, in which there are four beats too
-local PAUSE_MS = 6000     -- three sweeps of a worker: less is none, however short the leases
+local GRACE_SHARE = 2 / 3 -- of a lease, at most: four beats fit into that too
+local PAUSE_MS = 6000     -- three sweeps of one worker; no pause is shorter, even with short leases
 
 local limit = tonumber(ARGV[1])
 
+-- Whether nobody has swept for longer than a lease. Workers sweep all the time, so then either the
+-- queue was away or every worker was (an outage, a sleeping laptop).
 local function was_paused()
-  local found = redis.call('HMGET', key('swept'), 'at', 'lease')
-  local lease = tonumber(found[2])
-  return found[1] and lease and NOW - found[1] > math.max(lease, PAUSE_MS), lease
+  local swept = redis.call('HMGET', key('swept'), 'at', 'lease')
+  local lease = tonumber(swept[2])
+  return swept[1] and lease and NOW - swept[1] > math.max(lease, PAUSE_MS), lease
 end
 
 local function extend_expired(grace)
@@ -27,16 +34,18 @@ local function extend_expired(grace)
   end
 end
 
-local function take(image)
+local function take_back(image)
   local id, index = split(image)
   local job = job_of(id)
   local record = job and record_of(job, index)
+  -- The job is gone, as from a server that lost the end of its log: only the lease is left.
   if not record or record.state ~= 'running' then
     redis.call('ZREM', key('leases'), image)
     return 0
   end
   record.stalls = record.stalls + 1
   tally('lost', job.model, 1)
+  -- Claiming counted an attempt. A worker's death isn't the image's failure, so it's undone.
   record.attempt = record.attempt - 1
   if record.stalls <= job.max_stalls then
     requeue(job, index, record, 0)
@@ -49,10 +58,13 @@ local function take(image)
 end
 
 local moved = promote(limit)
-local is_late, lease = was_paused()
-if is_late then extend_expired(math.floor(math.min(GRACE_MS, lease * GRACE_SHARE))) end
-for _, image in ipairs(redis.call('ZRANGEBYSCORE', key('leases'), '-inf', NOW, 'LIMIT', 0, limit)) do
-  moved = moved + take(image)
+local is_after_pause, lease = was_paused()
+-- After a pause every lease has expired, those of living workers too. They get a short grace, once,
+-- to beat in: without it the first worker back would take the work of all the others.
+if is_after_pause then extend_expired(math.floor(math.min(GRACE_MS, lease * GRACE_SHARE))) end
+local expired = redis.call('ZRANGEBYSCORE', key('leases'), '-inf', NOW, 'LIMIT', 0, limit)
+for _, image in ipairs(expired) do
+  moved = moved + take_back(image)
 end
 redis.call('HSET', key('swept'), 'at', NOW)
 redis.call('PEXPIRE', key('swept'), LIFETIME.swept)

@@ -1,7 +1,10 @@
--- Somebody wants to see how far an image is: its worker learns so at its next beat.
+-- Record that someone wants a preview of an image. Its worker learns of it at its next beat.
 --
 -- ARGV: 1 job   2 index
--- Returns 'ok'. The wish ends by itself; who still wants to see wishes again.
+-- Returns 'ok'. A wish ends by itself; repeat the call to keep getting previews.
+--
+-- Writes                what                                          expires
+--   wishes              zset: the image, by the wish's end            15 s after the last wish
 
 local wishes = key('wishes')
 redis.call('ZREMRANGEBYSCORE', wishes, '-inf', NOW)

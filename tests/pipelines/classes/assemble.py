@@ -1,8 +1,8 @@
-"""Tiny pipelines put together from the constructor's own annotations.
+"""Build tiny pipelines from the annotations of their constructors.
 
-`assemble(SomePipeline, unet={...})` reads which component has which class, builds each from `PARTS`
-and the given ones from their arguments, with random weights and noise on every parameter. What a
-new release of diffusers adds to a constructor then shows by itself.
+`assemble(SomePipeline, unet={...})` reads each component's class, and builds the given ones from
+their arguments and the others from `PARTS`, with random weights and noise on every parameter. So
+components added in a new diffusers release are noticed.
 """
 
 import inspect
@@ -20,7 +20,7 @@ from tests.pipelines.tiny_parts import t5 as t5_encoder
 from tests.pipelines.tiny_parts import vae as kl
 
 LEFT_OUT = {"safety_checker", "feature_extractor", "image_encoder", "requires_safety_checker"}
-"""Components without which every pipeline works; the safety checkers have tests of their own."""
+"""Components that every pipeline works without; safety checkers have their own tests."""
 
 ROPE = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e6}
 TEXT = {
@@ -196,24 +196,24 @@ PARTS: dict[str, Callable[[], Any]] = {
         prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
     ),
 }
-"""Name of a component's class -> what builds a tiny one."""
+"""Class name of a component -> function that builds a tiny one."""
 
 
-def assemble(pipeline: Any, **given: Any) -> Any:
-    """The pipeline, tiny.
+def assemble(pipeline: Any, **overrides: Any) -> Any:
+    """Build the tiny pipeline.
 
-    A component of `given` is taken as it is, or built of the annotated class if it is a dict of
-    arguments; every other one comes from `PARTS`.
+    A component in `overrides` is used as is, or built with the annotated class if it's a dict of
+    arguments. The others come from `PARTS`.
     """
     torch.manual_seed(0)
     components = {}
     for name, parameter in inspect.signature(pipeline.__init__).parameters.items():
         classes = _classes(parameter.annotation)
         known = next((c.__name__ for c in classes if c.__name__ in PARTS), None)
-        if isinstance(given.get(name), dict):
-            components[name] = classes[0](**given[name])
-        elif name in given:
-            components[name] = given[name]
+        if isinstance(overrides.get(name), dict):
+            components[name] = classes[0](**overrides[name])
+        elif name in overrides:
+            components[name] = overrides[name]
         elif name in LEFT_OUT:
             components[name] = False if name == "requires_safety_checker" else None
         elif parameter.default is parameter.empty and name != "self":
@@ -228,12 +228,14 @@ def assemble(pipeline: Any, **given: Any) -> Any:
 
 
 def _named(annotation: str) -> Any:
-    """The class of an annotation in quotes."""
-    return next((getattr(one, annotation) for one in (d, t) if hasattr(one, annotation)), None)
+    """The class of a quoted annotation."""
+    return next(
+        (getattr(library, annotation) for library in (d, t) if hasattr(library, annotation)), None
+    )
 
 
 def _classes(annotation: Any) -> list[Any]:
-    """The classes of an annotation: itself, or the members of a union."""
+    """An annotation's classes: itself, or the members of a union."""
     members = typing.get_args(annotation) or (annotation,)
     named = [_named(m) if isinstance(m, str) else m for m in members]
     return [m for m in named if isinstance(m, type) and m is not type(None)]

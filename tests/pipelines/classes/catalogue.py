@@ -1,4 +1,4 @@
-"""All pipeline classes of the installed diffusers, and what is known of each."""
+"""All pipeline classes of the installed diffusers, and how each is tested."""
 
 import inspect
 from collections.abc import Iterable
@@ -10,8 +10,8 @@ import diffusers
 from pipelines.families import whole_classes
 
 _PROCESSOR = "its processor needs torchvision"
-_SOUND = "it makes sound beside its frames, with a vocoder, which is not made here"
-_FILE = "its tokenizer reads a file of ChatGLM's, which is not made here"
+_SOUND = "it also generates sound with a vocoder, which the tests don't build"
+_FILE = "its tokenizer reads a file of ChatGLM's, which the tests don't build"
 
 UNBUILT = {
     "BriaFibo2Pipeline": _PROCESSOR,
@@ -19,8 +19,8 @@ UNBUILT = {
     "Cosmos3OmniPipeline": "it needs torchvision",
     "DreamLiteMobilePipeline": _PROCESSOR,
     "DreamLitePipeline": _PROCESSOR,
-    "Flux2Pipeline": "its text encoder is a Mistral 3 with vision, which is not made here",
-    "GlmImagePipeline": "its prior and its processor are not made here",
+    "Flux2Pipeline": "its text encoder is a Mistral 3 with vision, which the tests don't build",
+    "GlmImagePipeline": "the tests don't build its prior and its processor",
     "Kandinsky5T2IPipeline": _PROCESSOR,
     "Kandinsky5T2VPipeline": _PROCESSOR,
     "KolorsPAGPipeline": _FILE,
@@ -34,14 +34,14 @@ UNBUILT = {
     "LongCatImagePipeline": _PROCESSOR,
     "NucleusMoEImagePipeline": _PROCESSOR,
     "QwenImage21Pipeline": _PROCESSOR,
-    "UniDiffuserPipeline": "its nine components are not made here",
+    "UniDiffuserPipeline": "the tests don't build its nine components",
 }
-"""Classes that are served and have no tiny pipeline here, and why."""
+"""Supported classes without a tiny pipeline here, and the reason."""
 
 
 @cache
 def pipelines() -> dict[str, Any]:
-    """Name -> class, of every pipeline that diffusers exports and can import here."""
+    """Name -> class of every pipeline that diffusers exports and that can be imported."""
     classes = {name: getattr(diffusers, name, None) for name in dir(diffusers)}
     return {
         name: one
@@ -53,7 +53,7 @@ def pipelines() -> dict[str, Any]:
 
 
 def built() -> set[str]:
-    """Classes of which a tiny pipeline is compared with what is served."""
+    """Classes whose tiny pipeline is compared with the served picture."""
     from tests.pipelines.classes import (
         more_transformers,
         more_videos,
@@ -67,7 +67,7 @@ def built() -> set[str]:
 
 
 def tables() -> list[Iterable[str]]:
-    """The lists of class names that the product keeps."""
+    """All lists of class names in the product."""
     return [
         whole_classes.WITHOUT_PICTURES,
         whole_classes.ALSO_NEEDED,

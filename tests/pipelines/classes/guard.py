@@ -1,4 +1,4 @@
-"""The comparison that every class of diffusers goes through: served against the class itself."""
+"""Compare the served picture with that of the diffusers class itself."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +18,7 @@ from pipelines.placements.family_pipeline import FamilyPipeline
 from tests.pipelines.serving import ask, begin
 
 FLAT = 2.0
-"""Standard deviation, in steps of 1/255, below which a picture shows nothing."""
+"""Standard deviation, in steps of 1/255, below which a picture counts as blank."""
 
 
 def served(pipe: Any, request: ImageRequest) -> np.ndarray:
@@ -32,12 +32,12 @@ def served(pipe: Any, request: ImageRequest) -> np.ndarray:
 
 
 def own(pipe: Any, request: ImageRequest, **arguments: Any) -> np.ndarray:
-    """The picture that the class makes by itself, asked for PIL images with one generator.
+    """The picture that the class itself makes, with output as PIL images and one generator.
 
-    What it draws from torch's global generator is seeded as the family seeds it.
+    Draws from torch's global generator are seeded like the family does.
     """
-    taken = WholeCall(pipe).takes
-    asked = {
+    parameters = WholeCall(pipe).takes
+    defaults = {
         "width": request.width,
         "height": request.height,
         "num_inference_steps": request.steps,
@@ -49,16 +49,16 @@ def own(pipe: Any, request: ImageRequest, **arguments: Any) -> np.ndarray:
         "guidance_schedule": None,
         **({frames: 1} if (frames := frames_argument(type(pipe))) else {}),
     }
-    if "true_cfg_scale" in taken:
+    if "true_cfg_scale" in parameters:
         config = getattr(getattr(pipe, "transformer", None), "config", {})
         if not config.get("guidance_embeds"):
-            asked |= {"true_cfg_scale": asked.pop("guidance_scale"), "negative_prompt": ""}
+            defaults |= {"true_cfg_scale": defaults.pop("guidance_scale"), "negative_prompt": ""}
     if type(pipe).__name__ == "EasyAnimatePipeline":
-        asked["negative_prompt"] = ""  # it fails without one
-    asked = {name: value for name, value in asked.items() if name in taken}
+        defaults["negative_prompt"] = ""  # fails without it
+    defaults = {name: value for name, value in defaults.items() if name in parameters}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(Draws(request.seed).seed)
-        output = pipe(prompt=request.prompt, **(asked | arguments))
+        output = pipe(prompt=request.prompt, **(defaults | arguments))
     for name in ("images", "image", "frames", "rgb"):
         if (held := getattr(output, name, None)) is not None:
             break
@@ -67,26 +67,26 @@ def own(pipe: Any, request: ImageRequest, **arguments: Any) -> np.ndarray:
 
 
 ARRAYS = {
-    "StableDiffusionLDM3DPipeline": "Pillow 13 has no mode argument, by which it makes depth maps",
-    "TextToVideoZeroPipeline": "it returns arrays whatever it is asked for",
+    "StableDiffusionLDM3DPipeline": "its depth maps need the mode argument that Pillow 13 removed",
+    "TextToVideoZeroPipeline": "it always returns arrays",
 }
-"""Classes that can't return PIL images here, compared with their arrays, and why they can't."""
+"""Classes that can't return PIL images here, so arrays are compared, and the reason."""
 
 TORCHVISION = frozenset(
     {"Cosmos2TextToImagePipeline", "CosmosTextToWorldPipeline", "OmniGenPipeline"}
 )
-"""Classes that can't run without torchvision, which has no build for every torch."""
+"""Classes that can't run without torchvision, which isn't available for every torch."""
 
 SIZES = {"StableCascadeCombinedPipeline": 128, "WuerstchenCombinedPipeline": 128}
-"""Sides in pixels, where 64 isn't possible."""
+"""Side in pixels for classes that don't support 64."""
 
 
 STEPS = {"TextToVideoZeroPipeline": 48, "TextToVideoZeroSDXLPipeline": 48}
-"""Steps, where 2 aren't possible."""
+"""Steps for classes that don't support 2."""
 
 
 def check_class(name: str, build: Callable[[], Any]) -> None:
-    """The comparison for a class; where its package is missing, the sentence that says so."""
+    """Run the comparison for a class, or check the error if its package is missing."""
     if name not in TORCHVISION or is_torchvision_available():
         check(build())
         return
@@ -98,7 +98,7 @@ def check_class(name: str, build: Callable[[], Any]) -> None:
 
 
 def check(pipe: Any) -> None:
-    """Served twice, both times the class's own picture bit by bit, and a picture of something."""
+    """Serve twice; both pictures must equal the class's own bit for bit and not be blank."""
     side = SIZES.get(type(pipe).__name__, 64)
     steps = STEPS.get(type(pipe).__name__, 2)
     request = ask(seed=3, steps=steps, width=side, height=side)
@@ -106,6 +106,8 @@ def check(pipe: Any) -> None:
         expected = (own(pipe, request, output_type="np") * 255).round().astype("uint8")
     else:
         expected = own(pipe, request)
-    assert expected.std() > FLAT, "the tiny model paints nothing, so that nothing is compared"
+    assert expected.std() > FLAT, (
+        "the tiny model's picture is blank, so the comparison is meaningless"
+    )
     for _ in range(2):
         assert np.array_equal(served(pipe, request), expected)

@@ -80,7 +80,7 @@ def bert_tokenizer() -> Any:
     )
 
 
-def hunyuan_dit(name: str, **given: Any) -> Any:
+def hunyuan_dit(name: str, **overrides: Any) -> Any:
     config = t.BertConfig(
         vocab_size=200,
         hidden_size=WIDTH,
@@ -97,7 +97,7 @@ def hunyuan_dit(name: str, **given: Any) -> Any:
         tokenizer=bert_tokenizer(),
         text_encoder_2=t5(),
         tokenizer_2=t5_tokenizer(),
-        **given,
+        **overrides,
     )
 
 
@@ -191,7 +191,7 @@ def lumina() -> Any:
             "qk_norm": True,
             "cross_attention_dim": 8,
         },
-        tokenizer=t5_tokenizer(),  # of an empty prompt it makes a token too
+        tokenizer=t5_tokenizer(),  # an empty prompt also gives a token
     )
 
 
@@ -246,8 +246,8 @@ def ovis() -> Any:
     )
 
 
-def pixart(name: str, **given: Any) -> Any:
-    return assemble(getattr(d, name), transformer=PIXART, **given)
+def pixart(name: str, **overrides: Any) -> Any:
+    return assemble(getattr(d, name), transformer=PIXART, **overrides)
 
 
 def gemma_encoder() -> Any:
@@ -270,7 +270,7 @@ def gemma_encoder() -> Any:
 
 
 def short_tokenizer() -> Any:
-    """One that pads to few tokens."""
+    """A tokenizer that pads to few tokens."""
     tokenizer = chat_tokenizer()
     tokenizer.model_max_length = 64
     return tokenizer
@@ -316,8 +316,8 @@ def prx_pixel() -> Any:
     )
 
 
-def sana(name: str, transformer: dict[str, Any], **given: Any) -> Any:
-    return assemble(getattr(d, name), transformer=transformer, vae=dc_vae(), **given)
+def sana(name: str, transformer: dict[str, Any], **overrides: Any) -> Any:
+    return assemble(getattr(d, name), transformer=transformer, vae=dc_vae(), **overrides)
 
 
 def sd3_pag() -> Any:

@@ -2,7 +2,7 @@
 
     python -m tests.pipelines.classes.table
 
-writes it anew; a test fails while it is out of date.
+writes it; a test fails if it's out of date.
 """
 
 from pathlib import Path
@@ -19,16 +19,16 @@ PATH = Path(__file__).parents[3] / "docs" / "supported-models.md"
 HEAD = """\
 # Supported models
 
-What becomes of each pipeline class of diffusers {version}, by the `_class_name` of a folder's
+How each pipeline class of diffusers {version} is served, by the `_class_name` in a folder's
 `model_index.json`. This page is generated: `python -m tests.pipelines.classes.table`.
 
 - *stepped*: requests join and leave between denoising steps.
-- *called whole*: the pipeline's own call, for requests that fit together; *one frame*: of a class
-  that makes videos.
-- *refused*: the worker doesn't start, and says the sentence in the last column.
+- *called whole*: compatible requests share one call of the pipeline; *one frame*: the class makes
+  videos, and one frame is requested.
+- *refused*: the worker doesn't start, and reports the sentence in the last column.
 
-"Tested" means that a tiny pipeline of the class, called whole twice, made the class's own picture
-bit by bit; stepped families have tests of their own as well.
+"Tested" means that a tiny pipeline of the class, called whole twice, gives the class's own picture
+bit for bit. Stepped families also have their own tests.
 
 {counts}
 

@@ -36,7 +36,7 @@ FLUX: dict[str, Any] = {
 
 
 def stepped(name: str) -> Any:
-    """One of the pipelines that families step, called whole here."""
+    """A pipeline with a step-level family, called whole here."""
     from pathlib import Path
     from tempfile import TemporaryDirectory
 
@@ -123,7 +123,7 @@ def cogview3() -> Any:
     )
 
 
-def flux2(name: str, **given: Any) -> Any:
+def flux2(name: str, **overrides: Any) -> Any:
     return assemble(
         getattr(d, name),
         transformer={
@@ -135,7 +135,7 @@ def flux2(name: str, **given: Any) -> Any:
         },
         text_encoder=qwen3(t.Qwen3ForCausalLM, layers=28),
         scheduler=flow(use_dynamic_shifting=True),
-        **given,
+        **overrides,
     )
 
 
@@ -148,14 +148,14 @@ def flux_kontext() -> Any:
 
 
 def long_clip() -> Any:
-    """HiDream's, which reads 128 tokens."""
+    """HiDream's CLIP, which reads 128 tokens."""
     config = projected().config
     config.max_position_embeddings = 128
     return t.CLIPTextModelWithProjection(config)
 
 
 def hidream() -> Any:
-    """Any size becomes one of the default's area, which is made 64x64 here."""
+    """Any size is changed to one with the default's area, which is 64x64 here."""
     config = t.LlamaConfig(**{**TEXT, "num_hidden_layers": 2}, max_position_embeddings=512)
     pipe = assemble(
         d.HiDreamImagePipeline,
@@ -210,7 +210,7 @@ COSMOS: dict[str, Any] = {
 
 
 class CosmosChecker:
-    """Stands in for Cosmos's guardrail, which is a package and models of its own; lets all pass."""
+    """Replaces Cosmos's guardrail, which needs its own package and models; accepts everything."""
 
     def to(self, *_: Any) -> "CosmosChecker":
         return self

@@ -1,4 +1,4 @@
-"""Tiny pipelines around UNets: Stable Diffusion and its kin, Kandinsky, IF, Cascade."""
+"""Tiny pipelines with UNets: Stable Diffusion and its relatives, Kandinsky, IF, Cascade."""
 
 from collections.abc import Callable
 from typing import Any
@@ -45,11 +45,11 @@ SIMPLE: dict[str, Any] = {
     "encoder_hid_dim": WIDTH,
     "resnet_time_scale_shift": "scale_shift",
 }
-"""The blocks of Kandinsky 2 and IF, which predict their variance too."""
+"""The blocks of Kandinsky 2 and IF, which also predict variance."""
 
 
-def stable(name: str, **given: Any) -> Any:
-    return assemble(getattr(d, name), **{"unet": UNET, **given})
+def stable(name: str, **overrides: Any) -> Any:
+    return assemble(getattr(d, name), **{"unet": UNET, **overrides})
 
 
 def karras() -> Any:

@@ -1,4 +1,4 @@
-"""Tiny pipelines that make videos, of which the service asks one frame."""
+"""Tiny pipelines that make videos; the service requests one frame."""
 
 from collections.abc import Callable
 from typing import Any
@@ -50,13 +50,13 @@ def motion(**options: Any) -> Any:
     )
 
 
-def animatediff(name: str, **given: Any) -> Any:
+def animatediff(name: str, **overrides: Any) -> Any:
     return assemble(
         getattr(d, name),
         unet=d.UNet2DConditionModel(**UNET),
         motion_adapter=motion(),
         scheduler=ddim(),
-        **given,
+        **overrides,
     )
 
 

@@ -1,10 +1,10 @@
 """One rank of a group without a model.
 
-The leader has all ranks add tensors up, and says so line by line. Exits 71 when the group is lost,
-as a worker does. Modes: "work" adds for ever; "twice" adds twice; "idle" pauses longer than a
-collective may take, adds once more, then ends; "raise" has rank 1 raise; "wait" adds once and waits
-for ever; "hurry" adds for ever, and from the first time on the leader gives a collective seconds.
-Elsewhere a collective may take longer than any test waits.
+The leader makes all ranks sum tensors and prints a line each time. Exits with 71 if the group is
+lost, as a worker does. Modes: "work" sums forever; "twice" sums twice; "idle" pauses for longer
+than a collective may take, sums once more, then ends; "raise" makes rank 1 raise; "wait" sums once
+and waits forever; "hurry" sums forever, with a timeout of a few seconds after the first time. In
+other modes a collective may take longer than any test waits.
 """
 
 import os
@@ -32,7 +32,7 @@ ARGUMENTS = {
 
 
 IDLE = 20.0
-"""Seconds that "idle" pauses; a collective of ranks that are at work takes far less."""
+"""Seconds that "idle" pauses; a collective of working ranks takes far less."""
 
 
 def main(mode: str) -> int:
@@ -79,8 +79,13 @@ def add(member: Group, value: Any, mode: str) -> None:
     if mode == "raise":
         raise ValueError("no such luck")
     flat = (*(value[name] for name in ("numbers", "empty", "across")), value["halves"][0])
-    mine = (*(ARGUMENTS[name] for name in ("numbers", "empty", "across")), ARGUMENTS["halves"][0])
-    assert all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(flat, mine, strict=True))
+    expected = (
+        *(ARGUMENTS[name] for name in ("numbers", "empty", "across")),
+        ARGUMENTS["halves"][0],
+    )
+    assert all(
+        torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(flat, expected, strict=True)
+    )
     assert value["nothing"] is None and value["halves"][1] == (torch.tensor(True), "text")
     total = value["numbers"].clone()
     dist.all_reduce(total)

@@ -1,6 +1,6 @@
-"""Start groups of real processes, in the environment that the supervisor or torchrun would make.
+"""Start groups of real processes, in the environment that the supervisor or torchrun would set.
 
-They are forked from one server that has imported torch and diffusers, which takes seconds.
+They're forked from one server that has imported torch and diffusers, because that takes seconds.
 """
 
 import json
@@ -19,15 +19,14 @@ from typing import Any
 from tests.waiting import LONG_PATIENCE
 
 NEVER = 2 * LONG_PATIENCE
-"""Seconds in which a rank may be late for a collective, where no test is about that: whatever ends
-sooner has been ended by something else."""
+"""Timeout of collectives, in seconds, in tests that aren't about timeouts; longer than any wait."""
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload([f"{__package__}.{name}" for name in ("rank", "bare")])
 
 
 def free_port() -> int:
-    """A port for later: below those that systems deal out, so that no connection gets it first."""
+    """A port to bind later, below those that the system assigns, so nothing takes it first."""
     while True:
         port = random.randrange(10_000, 30_000)
         with suppress(OSError), socket.create_server(("127.0.0.1", port)):
@@ -37,9 +36,9 @@ def free_port() -> int:
 def start(
     module: str, world: int, folder: Path, *arguments: str, leader: Sequence[str] = ()
 ) -> list[ForkServerProcess]:
-    """`main(*arguments)` of a module here in one process a rank, its output in `folder`.
+    """Run `main(*arguments)` of a module here, one process per rank, with its output in `folder`.
 
-    `leader` is what each rank takes for the leader's address.
+    `leader` has the leader's address as each rank sees it.
     """
     port = str(free_port())
     processes = []
@@ -59,7 +58,7 @@ def start(
 
 
 def run(module: str, environment: dict[str, str], log: Path, arguments: tuple[str, ...]) -> None:
-    """The process itself."""
+    """The body of the process."""
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(output, 1)
     os.dup2(output, 2)
@@ -68,7 +67,7 @@ def run(module: str, environment: dict[str, str], log: Path, arguments: tuple[st
 
 
 def code_of(process: ForkServerProcess) -> int:
-    """The exit code; TimeoutError if it does not end."""
+    """The exit code. Raises TimeoutError if the process doesn't end."""
     process.join(LONG_PATIENCE)
     if process.exitcode is None:
         raise TimeoutError(f"process {process.pid} has not ended after {LONG_PATIENCE} seconds")
@@ -76,7 +75,7 @@ def code_of(process: ForkServerProcess) -> int:
 
 
 def run_cases(world: int, folder: Path, cases: list[dict[str, Any]]) -> list[Any]:
-    """What every rank saw of the cases, all of them in one launch: a dict by the case's name."""
+    """Each rank's results, as a dict by the case's name; one launch runs all cases."""
     for case in cases:
         case["port"] = free_port()
     path = folder / "plan.json"

@@ -1,4 +1,4 @@
-"""Split placements on pretend devices; `test_split.py` runs this in a process of its own."""
+"""Split placements on pretend devices; `test_split.py` runs this in its own process."""
 
 import gc
 from collections import Counter
@@ -16,7 +16,7 @@ from pipelines.loading.checkpoint import find_checkpoint
 from pipelines.placements import residence
 from pipelines.placements import split as split_module
 from pipelines.placements.split import Split, load_split
-from pipelines.placements.stage_loader import Turns
+from pipelines.placements.stage_loader import StageLoader
 from pipelines.planner.memory import CPU, DISK
 from pipelines.planner.skeleton import (
     DECODE,
@@ -60,15 +60,15 @@ LOADED: list[Split] = []
 
 @pytest.fixture(autouse=True)
 def _nothing_left() -> Iterator[None]:
-    """Every test starts on empty devices, and leaves them empty when all is unloaded."""
+    """Every test starts with empty devices and leaves them empty after unloading."""
     gc.collect()
-    gc.freeze()  # what the libraries made need not be looked through at every unloading
+    gc.freeze()  # so that collections when unloading skip the libraries' objects
     assert not +LEDGER.resident
     yield
     while LOADED:
         split = LOADED.pop()
         for stage in STAGES:
-            split.turns.unload(stage)
+            split.loader.unload(stage)
     split = None
     gc.collect()
     assert not +LEDGER.resident, "bytes left on a device"
@@ -76,7 +76,7 @@ def _nothing_left() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def reference(tiny_pipe):
-    """diffusers' own picture, on the CPU, alone."""
+    """diffusers' own image, made alone on the CPU."""
 
     @cache
     def picture(name: str, request: ImageRequest = REQUEST) -> Reference:
@@ -90,30 +90,30 @@ def reference(tiny_pipe):
 def model(tiny_folder):
     """A split entry of a family's tiny model."""
 
-    def made(name: str, **fields) -> Model:
+    def make(name: str, **fields) -> Model:
         case = FAMILIES[name]
-        given = {"placement": "split", "defaults": SMALL, "max_sequence_length": case.length}
-        return entry(tiny_folder(case.tiny), **given | {"devices": ONE} | fields)
+        defaults = {"placement": "split", "defaults": SMALL, "max_sequence_length": case.length}
+        return entry(tiny_folder(case.tiny), **defaults | {"devices": ONE} | fields)
 
-    return made
+    return make
 
 
 @pytest.fixture
 def weights_only(monkeypatch):
-    """Plan with weights alone: beside a tiny model's, activations are all that counts."""
+    """Plan with weights alone, because a tiny model's are negligible next to its activations."""
 
     def bare(*arguments):
-        found = parts(*arguments)
-        return {s: [replace(p, activations=0) for p in ps] for s, ps in found.items()}
+        stages = parts(*arguments)
+        return {s: [replace(p, activations=0) for p in ps] for s, ps in stages.items()}
 
     monkeypatch.setattr(split_module, "parts", bare)
 
 
 def load(model: Model) -> Split:
-    made = load_split(model, find_checkpoint(model), "cpu")
-    assert isinstance(made, Split)
-    LOADED.append(made)
-    return made
+    split = load_split(model, find_checkpoint(model), "cpu")
+    assert isinstance(split, Split)
+    LOADED.append(split)
+    return split
 
 
 def parts_of(model: Model):
@@ -122,9 +122,9 @@ def parts_of(model: Model):
 
 
 def sizes(model: Model) -> tuple[int, int]:
-    """Bytes of the denoiser, and of all the rest."""
+    """Bytes of the denoiser, and of everything else."""
     stages = parts_of(model)
-    total = sum(part.size for found in stages.values() for part in found)
+    total = sum(part.size for stage in stages.values() for part in stage)
     denoiser = sum(part.size for part in stages[DENOISE])
     return denoiser, total - denoiser
 
@@ -133,10 +133,10 @@ def places(where: str | dict[str, str]) -> set[str]:
     return {where} if isinstance(where, str) else set(where.values())
 
 
-# The tiny Sana has but one block.
+# The tiny Sana has only one block.
 @pytest.mark.parametrize("name", [name for name in FAMILIES if name != "Sana"])
-def test_cut_over_two_devices(model, reference, weights_only, name):
-    """Each a byte too small for the denoiser; what else has no room then waits on the CPU."""
+def test_denoiser_is_cut_over_two_devices(model, reference, weights_only, name):
+    """Each device is a byte too small for the denoiser; the rest of the model waits on the CPU."""
     [denoiser] = parts_of(model(name))[DENOISE]
     needed = denoiser.rest + max(denoiser.blocks.values())
     limits = dict.fromkeys(DEVICES, max(needed, denoiser.size - 1)) | {CPU: "1GB"}
@@ -146,22 +146,22 @@ def test_cut_over_two_devices(model, reference, weights_only, name):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_in_turn_on_a_device_too_small_for_all(model, reference, name):
-    """Within the limit, which the ledger holds against weights and activations."""
+def test_stages_take_turns_on_a_device_too_small_for_all(model, reference, name):
+    """The ledger checks weights and activations against the limit."""
     stages = parts_of(model(name))
-    if name == "Sana":  # the tiny tokenizer makes 1,200 tokens of its instruction's letters
+    if name == "Sana":  # the tiny tokenizer splits its instruction into 1,200 tokens
         stages[ENCODE] = [replace(part, activations=2**25) for part in stages[ENCODE]]
     room = max(
-        sum(part.size for part in found) + max(part.activations for part in found)
-        for found in stages.values()
+        sum(part.size for part in stage) + max(part.activations for part in stage)
+        for stage in stages.values()
     )
     split = load(model(name, max_memory={ONE[0]: room}, unload=True))
     with LEDGER.limit({ONE[0]: room}):
         assert reference(name).miss(alone(split, REQUEST)) <= 1
         assert 0 < LEDGER.peak[ONE[0]] <= room
-    assert split.turns.loads == Counter(dict.fromkeys(STAGES, 1))
+    assert split.loader.loads == Counter(dict.fromkeys(STAGES, 1))
     for stage in STAGES:
-        split.turns.unload(stage)
+        split.loader.unload(stage)
     assert not +LEDGER.resident
 
 
@@ -169,8 +169,10 @@ def test_in_turn_on_a_device_too_small_for_all(model, reference, name):
     ("name", "place"),
     [("Flux", CPU), ("Flux", DISK), ("Flux2Klein", CPU), ("SDXL", DISK), ("ZImage", CPU)],
 )
-def test_blocks_wait_outside(model, reference, weights_only, name, place):
-    """All but the largest block's room is taken: the blocks come when they run, and go again."""
+def test_blocks_that_do_not_fit_are_loaded_while_they_run(
+    model, reference, weights_only, name, place
+):
+    """There's only room for the largest block, so each is loaded when it runs and dropped after."""
     stages = parts_of(model(name))
     [denoiser] = stages[DENOISE]
     room = denoiser.rest + max(denoiser.blocks.values())
@@ -181,18 +183,16 @@ def test_blocks_wait_outside(model, reference, weights_only, name, place):
     where = split.device_map[denoiser.name]
     assert places(where) == {ONE[0], place}
     assert reference(name).miss(alone(split, REQUEST)) <= 1
-    split.turns.unload(DECODE)
-    split.turns.enter(DENOISE)
-    kept = sum(size for block, size in denoiser.blocks.items() if where[block] == ONE[0])
-    assert LEDGER.resident[ONE[0]] == denoiser.rest + kept
+    split.loader.unload(DECODE)
+    split.loader.enter(DENOISE)
+    resident = sum(size for block, size in denoiser.blocks.items() if where[block] == ONE[0])
+    assert LEDGER.resident[ONE[0]] == denoiser.rest + resident
 
 
 @pytest.mark.parametrize("place", [DEVICES[1], CPU])
-def test_a_cut_denoiser_that_computes_something_else_never_serves(
-    model, weights_only, monkeypatch, place
-):
-    """One block's weights are not those of the checkpoint, where it is or where it waits."""
-    hook = residence._hook
+def test_cut_denoiser_with_wrong_weights_is_refused(model, weights_only, monkeypatch, place):
+    """One block's weights differ from the checkpoint's, on its device or where it waits."""
+    hook = residence._add_hooks
 
     def spoiling(module, spread, waiting, home):
         spoiled = next((name for name, where in spread.where.items() if where == place), None)
@@ -208,14 +208,16 @@ def test_a_cut_denoiser_that_computes_something_else_never_serves(
     limits = dict.fromkeys(entry.devices, room) | {CPU: "1GB"}
     entry = replace(entry, max_memory=limits, unload=True)
     load(entry)
-    monkeypatch.setattr(residence, "_hook", spoiling)
-    monkeypatch.setattr(Turns, "_fetch_ahead", lambda *_: None)  # none is left to wait for it
+    monkeypatch.setattr(residence, "_add_hooks", spoiling)
+    monkeypatch.setattr(
+        StageLoader, "_fetch_ahead", lambda *_: None
+    )  # its thread would outlive the failed load
     with pytest.raises(ConfigurationError, match="the sharded denoiser is wrong: in row 1 of 1"):
         load(entry)
 
 
 def serve_in_phases(split: Split, requests) -> list[torch.Tensor]:
-    """As the worker does with a phased pipeline: encode all, denoise all, decode all."""
+    """Like the worker with a phased pipeline: encode all, denoise all, decode all."""
     conditionings = split.encode(requests)
     samples = [split.start(r, c) for r, c in zip(requests, conditionings, strict=True)]
     while any(not sample.done for sample in samples):
@@ -224,7 +226,7 @@ def serve_in_phases(split: Split, requests) -> list[torch.Tensor]:
     return [split.decode([sample])[0] for sample in samples]
 
 
-def test_a_backlog_pays_each_load_once(model, reference, weights_only):
+def test_backlog_loads_each_stage_once(model, reference, weights_only):
     denoiser, others = sizes(model("Flux"))
     split = load(model("Flux", max_memory={ONE[0]: denoiser}, unload=True))
     assert split.phased
@@ -232,39 +234,39 @@ def test_a_backlog_pays_each_load_once(model, reference, weights_only):
         replace(REQUEST, prompt=f"cat {n}", seed=n, steps=1, guidance_scale=1.0) for n in range(50)
     ]
     pictures = serve_in_phases(split, backlog)
-    assert split.turns.loads == Counter({ENCODE: 1, DENOISE: 1, DECODE: 1})
+    assert split.loader.loads == Counter({ENCODE: 1, DENOISE: 1, DECODE: 1})
     assert reference("Flux", backlog[7]).miss(pictures[7]) <= 1
 
-    split.turns.loads.clear()
-    serve_in_phases(split, backlog)  # prompts that are known need no text encoder
-    assert split.turns.loads == Counter({DENOISE: 1, DECODE: 1})
+    split.loader.loads.clear()
+    serve_in_phases(split, backlog)  # cached prompts need no text encoder
+    assert split.loader.loads == Counter({DENOISE: 1, DECODE: 1})
     assert LEDGER.peak[ONE[0]] > 0 and others < denoiser
 
 
-def test_all_stay_where_all_fit(model):
+def test_stages_stay_loaded_if_all_fit(model):
     split = load(model("Flux", unload=True))
     for seed in range(3):
         alone(split, replace(REQUEST, prompt=f"cat {seed}", seed=seed))
-    assert split.turns.loads == Counter(dict.fromkeys(STAGES, 1))
+    assert split.loader.loads == Counter(dict.fromkeys(STAGES, 1))
 
 
-def test_the_next_stage_is_fetched_while_one_runs(model, weights_only):
-    """The denoiser arrives during encoding if both fit, and stays out if they do not."""
+def test_next_stage_is_prefetched_if_both_fit(model, weights_only):
+    """The denoiser is loaded during encoding if both fit, else only when it's needed."""
     denoiser, others = sizes(model("Flux"))
     for room, fetched in ((denoiser + others, 1), (denoiser, 0)):
         split = load(model("Flux", max_memory={ONE[0]: room}, unload=True))
         split.encode([REQUEST])
         if fetched:
-            wait_until(lambda turns=split.turns: turns.loads[DENOISE])
-        assert split.turns.loads[DENOISE] == fetched
-        assert not split.turns.is_loaded(DENOISE)
+            wait_until(lambda loader=split.loader: loader.loads[DENOISE])
+        assert split.loader.loads[DENOISE] == fetched
+        assert not split.loader.is_loaded(DENOISE)
         split.step([begin(split, REQUEST)])
-        assert split.turns.loads[DENOISE] == 1
+        assert split.loader.loads[DENOISE] == 1
         for stage in STAGES:
-            split.turns.unload(stage)
+            split.loader.unload(stage)
 
 
-def test_a_copy_on_the_cpu_spares_the_disk(model, reference, monkeypatch, weights_only):
+def test_copy_on_the_cpu_avoids_reading_the_disk_again(model, reference, monkeypatch, weights_only):
     denoiser, _ = sizes(model("SD3"))
     limits = {ONE[0]: denoiser, CPU: "1GB"}
     split = load(model("SD3", max_memory=limits, unload=True))
@@ -274,14 +276,14 @@ def test_a_copy_on_the_cpu_spares_the_disk(model, reference, monkeypatch, weight
     )
     again = alone(split, replace(REQUEST, prompt="another"))
     assert difference(again, reference("SD3").picture) > 1e-4
-    assert split.turns.loads == Counter(dict.fromkeys(STAGES, 2))
+    assert split.loader.loads == Counter(dict.fromkeys(STAGES, 2))
 
 
-def test_out_of_memory_changes_no_sample(model, reference):
+def test_out_of_memory_leaves_samples_unchanged(model, reference):
     split = load(model("Flux", unload=True))
     sample = begin(split, REQUEST)
-    split.turns.enter(DENOISE)
-    split.turns.clear_for(DENOISE)
+    split.loader.enter(DENOISE)
+    split.loader.clear_for(DENOISE)
     too_little = LEDGER.limit({ONE[0]: LEDGER.resident[ONE[0]] + 1000})
     with too_little, pytest.raises(OutOfMemory, match="pretend:0 is out of memory"):
         split.step([sample])
@@ -291,36 +293,36 @@ def test_out_of_memory_changes_no_sample(model, reference):
     assert reference("Flux").miss(split.decode([sample])[0]) <= 1
 
 
-def test_other_stages_make_way_when_a_stage_runs_out_of_memory(model, reference):
+def test_other_stages_are_unloaded_when_a_stage_runs_out_of_memory(model, reference):
     alone_first, split = (load(model("Flux", unload=True)) for _ in range(2))
     sample = begin(alone_first, REQUEST)
-    alone_first.turns.enter(DENOISE)
-    alone_first.turns.clear_for(DENOISE)
+    alone_first.loader.enter(DENOISE)
+    alone_first.loader.clear_for(DENOISE)
     with LEDGER.limit({}):
         alone_first.step([sample])
         enough_alone = LEDGER.peak[ONE[0]]
-    alone_first.turns.unload(DENOISE)
+    alone_first.loader.unload(DENOISE)
 
     sample = begin(split, REQUEST)
-    split.turns.enter(DENOISE)
-    with LEDGER.limit({ONE[0]: enough_alone}):  # too little beside the text encoders
+    split.loader.enter(DENOISE)
+    with LEDGER.limit({ONE[0]: enough_alone}):  # too little next to the text encoders
         split.step([sample])
-    assert not split.turns.is_loaded(ENCODE)
+    assert not split.loader.is_loaded(ENCODE)
     while not sample.done:
         split.step([sample])
     assert reference("Flux").miss(split.decode([sample])[0]) <= 1
 
 
-def test_latents_and_embeddings_of_a_backlog_take_no_device_memory(model):
+def test_backlog_state_takes_no_device_memory(model):
     split = load(model("SD3", unload=True))
     sample = begin(split, REQUEST)
     split.step([sample])
     held = [sample.latents, *sample.conditioning.tensors.values()]
     assert {t.device.type for t in held} == {"cpu"}
-    assert split.preview(sample) is None  # the decoder is not there, and none is loaded for it
+    assert split.preview(sample) is None  # the decoder isn't loaded, and a preview doesn't load it
 
 
-def test_without_turns_they_are_on_the_first_device(model):
+def test_state_is_on_the_first_device_without_unload(model):
     split = load(model("SD3", devices=DEVICES))
     assert not split.phased
     sample = begin(split, REQUEST)

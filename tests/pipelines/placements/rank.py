@@ -1,7 +1,7 @@
 """One rank of a group with tiny models.
 
-A plan lists cases, each a catalog entry and what to do with it; every rank goes through all of
-them and writes what it saw beside the plan.
+A plan lists cases, each a catalog entry and what to do with it. Every rank runs all of them and
+writes its results next to the plan.
 """
 
 import json
@@ -36,7 +36,7 @@ FAMILIES = {
 OTHER = Case("", "", true_cfg, 16)
 
 Plain = dict[Any, Any]
-"""diffusers' pipelines by folder, and their pictures by folder, request and dtype."""
+"""diffusers' pipelines by folder, and their images by folder, request and dtype."""
 
 
 def main(file: str) -> None:
@@ -67,7 +67,7 @@ def model(case: dict[str, Any]) -> Any:
 
 
 def device(case: dict[str, Any]) -> str:
-    """The rank's own, of the case's kind of device."""
+    """The rank's own device, of the case's kind."""
     kind: str = case.get("device", "cpu")
     return kind if kind == "cpu" else f"{kind}:{os.environ['RANK']}"
 
@@ -84,7 +84,7 @@ def follow(case: dict[str, Any]) -> dict[str, Any]:
 
 
 def lead(case: dict[str, Any], plain: Plain) -> dict[str, Any]:
-    """Serve the case's requests, some of which join midway; compare with diffusers' pictures."""
+    """Serve the case's requests, some joining midway, and compare with diffusers' images."""
     pipeline = load_pipeline(model(case), device(case))
     try:
         return serve_all(case, pipeline, plain)
@@ -95,7 +95,7 @@ def lead(case: dict[str, Any], plain: Plain) -> dict[str, Any]:
 
 @contextmanager
 def sabotaged(case: dict[str, Any]) -> Iterator[None]:
-    """Masks lost, or a kernel's package not there, on every rank, if the case says so."""
+    """Lose masks or remove a kernel's package on every rank, if the case says so."""
     mask, backend = diffusers_patches.with_mask, context_parallel.set_backend
     if case.get("sabotage") == "masks":
         diffusers_patches.with_mask = unmasked
@@ -108,12 +108,12 @@ def sabotaged(case: dict[str, Any]) -> Iterator[None]:
 
 
 def without_package(*_: Any) -> None:
-    """What diffusers does when a backend's package is not installed."""
+    """What diffusers does if a backend's package isn't installed."""
     raise ImportError("no such package")
 
 
 def unmasked(query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor) -> Any:
-    """What a ring makes of a mask when nobody minds it: nothing."""
+    """What a ring does without our patch: ignore the mask."""
     wider = (0, diffusers_patches.EXTRA)
     return torch.nn.functional.pad(query, wider), torch.nn.functional.pad(key, wider)
 
@@ -137,7 +137,7 @@ def serve_all(case: dict[str, Any], pipeline: Any, plain: Plain) -> dict[str, An
 
 
 def reference(case: dict[str, Any], request: Any, plain: Plain) -> Reference:
-    """diffusers' own picture in float32 on the CPU, made once for all cases of a family."""
+    """diffusers' own image in float32 on the CPU, made once for all cases of a family."""
     folder, dtype = case["folder"], getattr(torch, case["entry"].get("dtype", "float32"))
     if folder not in plain:
         plain[folder] = load_tiny(Path(folder))

@@ -1,7 +1,7 @@
 """One rank of a pipelined group under test.
 
-The plan, a JSON file, lists cases; every rank goes through all of them and writes what it saw
-beside the plan, case by case, since the last one may end it.
+The plan, a JSON file, lists cases. Every rank runs all of them and writes its results next to the
+plan after each case, because the last one may end it.
 """
 
 import json
@@ -18,7 +18,7 @@ from jobs.catalog import Defaults
 from jobs.errors import ImagemillError
 from pipelines.load import dismiss, load_follower, load_pipeline
 from pipelines.placements import group, pipelined
-from pipelines.placements.pipelined import Line
+from pipelines.placements.links import Links
 from tests.pipelines.placements.launch import NEVER
 from tests.pipelines.serving import alone, ask, begin, entry, serve
 from tests.pipelines.test_families import CASES, Case, true_cfg
@@ -52,7 +52,7 @@ def lead(case: dict[str, Any]) -> dict[str, Any]:
 
 
 def compare(case: dict[str, Any], pipeline: Any) -> dict[str, Any]:
-    """Requests that join midway, then each in a thread of its own: all beside diffusers' own."""
+    """Requests that join midway, then in threads of their own, all compared with diffusers."""
     joined, forwards = serve(pipeline, ARRIVALS, largest=4)
     apart = at_once(pipeline, REQUESTS)
     pipe = load_tiny(Path(case["folder"]))
@@ -66,38 +66,38 @@ def compare(case: dict[str, Any], pipeline: Any) -> dict[str, Any]:
 
 
 def at_once(pipeline: Any, requests: list[Any]) -> dict[int, Any]:
-    """Pictures of requests that as many threads as may be denoise at the same time, one by one."""
+    """Images of requests, denoised one by one in as many threads as may be in flight."""
     samples = [begin(pipeline, request) for request in requests]
     together([samples[lane :: pipeline.in_flight] for lane in range(pipeline.in_flight)], pipeline)
     return {sample.request.seed: pipeline.decode([sample])[0] for sample in samples}
 
 
 def together(lanes: list[list[Any]], pipeline: Any) -> list[str]:
-    """Denoise each lane's samples in a thread of its own; what they were stopped by."""
-    stopped: list[str] = []
+    """Denoise each lane's samples in its own thread; returns the errors that stopped them."""
+    errors: list[str] = []
 
-    def go_on(lane: list[Any]) -> None:
+    def denoise(lane: list[Any]) -> None:
         try:
             for sample in lane:
                 while not sample.done:
                     pipeline.step([sample])
         except ImagemillError as error:
-            stopped.append(f"{type(error).__name__}: {error}")
+            errors.append(f"{type(error).__name__}: {error}")
 
-    threads = [threading.Thread(target=go_on, args=(lane,)) for lane in lanes]
+    threads = [threading.Thread(target=denoise, args=(lane,)) for lane in lanes]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    return stopped
+    return errors
 
 
 STEPS = 6
-"""Forward passes of one thread in `watch`; then two threads make as many each."""
+"""Forward passes of one thread in `watch`; then two threads run as many each."""
 
 
 def watch(case: dict[str, Any], pipeline: Any) -> dict[str, Any]:
-    """Forward passes with one thread and then with two, each noted as the first stage begins it."""
+    """Forward passes with one thread, then with two, each noted when the first stage starts it."""
     stage = pipeline.family.pipe.transformer.stage
     forward, begun = stage.forward, Path(case["begun"])
 
@@ -113,10 +113,11 @@ def watch(case: dict[str, Any], pipeline: Any) -> dict[str, Any]:
 
 
 def look_ahead(stage: Any, begun: Path) -> list[int]:
-    """How many more forward passes the first stage had begun by the end of each of this stage's.
+    """How many passes the first stage was ahead at the end of each of this stage's passes.
 
-    With two threads the pass ends only once the first stage has begun the next: if stages don't
-    compute at the same time, it never ends. Those that check the group at its start aren't noted.
+    With two threads, a pass here ends only after the first stage has started the next one, so the
+    test would hang if stages didn't compute at the same time. Passes of the self-check at start
+    aren't counted.
     """
     ahead: list[int] = []
     forward = stage.forward
@@ -136,13 +137,13 @@ def look_ahead(stage: Any, begun: Path) -> list[int]:
 
 
 def lose(case: dict[str, Any], pipeline: Any) -> dict[str, Any]:
-    """What two threads see when a rank stops taking part."""
+    """The errors of two threads when a rank dies or hangs."""
     lanes = [[begin(pipeline, ask(seed=seed, steps=1000))] for seed in (1, 2)]
     return {"seen": together(lanes, pipeline)}
 
 
 def gather(case: dict[str, Any], pipeline: Any) -> dict[str, Any]:
-    """What the leader gets of a forward that all ranks get."""
+    """The leader's output of a forward pass whose output all ranks get."""
     head = pipeline.family.pipe.transformer
     seen: list[Any] = []
     head.register_forward_hook(lambda module, args, output: seen.append(output))
@@ -151,7 +152,7 @@ def gather(case: dict[str, Any], pipeline: Any) -> dict[str, Any]:
 
 
 def digest(output: Any) -> float | None:
-    """What tells outputs apart; None for none."""
+    """A number to compare outputs by; None without an output."""
     return None if output is None else sum(row.double().sum().item() for row in output[0])
 
 
@@ -159,18 +160,18 @@ ACTS = {"compare": compare, "watch": watch, "lose": lose, "gather": gather}
 
 
 def follow(case: dict[str, Any]) -> dict[str, Any]:
-    hand: Any = load_follower(model(case), "cpu")
-    ahead = look_ahead(hand.stage, Path(case["begun"])) if case["act"] == "watch" else None
-    if case.get("faulty") == hand.group.rank:
-        spoil(hand, case)
-    hand.run()
-    return {"ahead": ahead, "own": hand.stage.own, "output": digest(hand.output)}
+    follower: Any = load_follower(model(case), "cpu")
+    ahead = look_ahead(follower.stage, Path(case["begun"])) if case["act"] == "watch" else None
+    if case.get("faulty") == follower.group.rank:
+        spoil(follower, case)
+    follower.run()
+    return {"ahead": ahead, "own": follower.stage.own, "output": digest(follower.output)}
 
 
-def spoil(hand: Any, case: dict[str, Any]) -> None:
-    """Have the stage die, hang or fail after a few forwards of the image."""
+def spoil(follower: Any, case: dict[str, Any]) -> None:
+    """Make the stage die, hang or fail after a few forward passes of the image."""
     count = [0]
-    forward = hand.stage.forward
+    forward = follower.stage.forward
 
     def faulty(*args: Any, **kwargs: Any) -> Any:
         count[0] += 1
@@ -179,14 +180,14 @@ def spoil(hand: Any, case: dict[str, Any]) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
             if case["fault"] == "fails":
                 raise ValueError("a broken block")
-            wait_until(lambda: hand.group.lost)
+            wait_until(lambda: follower.group.lost)
         return forward(*args, **kwargs)
 
-    hand.stage.forward = faulty
+    follower.stage.forward = faulty
 
 
 def run(rank: int, world: int, path: Path) -> None:
-    """The process's whole life."""
+    """The body of the process."""
     places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world}
     os.environ |= {name: str(value) for name, value in places.items()}
     os.environ["MASTER_ADDR"] = "127.0.0.1"
@@ -197,7 +198,7 @@ def run(rank: int, world: int, path: Path) -> None:
         group.GROUP_SECONDS = case.get("seconds", NEVER)
         group.GRACE_SECONDS = 3.0 if "seconds" in case else PATIENCE
         gathering = case["act"] == "gather"
-        pipelined.Line = partial(Line, gather_output=gathering)  # type: ignore[assignment,misc]
+        pipelined.Links = partial(Links, gather_output=gathering)  # type: ignore[assignment,misc]
         try:
             outcome = follow(case) if rank else lead(case)
         except ImagemillError as error:

@@ -1,4 +1,4 @@
-"""Every family over groups of 2 and 4 real ranks on gloo, against diffusers' own pipeline alone."""
+"""Every family on groups of 2 and 4 real ranks over gloo, compared with diffusers' pipelines."""
 
 import re
 
@@ -11,7 +11,8 @@ from tests.pipelines.tiny import BUILDERS, stir
 
 FAMILIES = ("Flux", "Flux2", "Flux2Klein", "QwenImage", "ZImage")
 
-# Guided and unguided, negatives of other lengths; 80x48 has 15 tokens, which nothing divides.
+# With and without guidance, negative prompts of other lengths; 80x48 has 15 tokens, which neither
+# 2 nor 4 divides.
 REQUESTS = [
     {"prompt": "a red cat", "seed": 1, "steps": 3, "negative_prompt": "ugly"},
     {"prompt": "a blue dog on a beach", "seed": 2, "steps": 2, "guidance_scale": 7.0},
@@ -40,7 +41,7 @@ ODD = [
 
 
 IDLE = 20.0
-"""Seconds that a group does nothing; a collective of a group at work takes far less."""
+"""Seconds that a group is idle; a collective of a working group takes far less."""
 
 
 def name_of(family, degrees):
@@ -90,7 +91,7 @@ HALF = [
     (name_of("Chroma", degrees) + " in bfloat16", "Chroma", degrees | {"dtype": "bfloat16"}, [])
     for degrees in ({"cfg": 2}, {"tensor": 2})
 ]
-"""Checked at the start, where rounding is thousands of times what it is in float32."""
+"""Verified at start, with rounding thousands of times that of float32."""
 
 SABOTAGED = {
     "weights": ("Flux", {"ring": 2}, "weights"),
@@ -98,7 +99,11 @@ SABOTAGED = {
     "ZImage's masks": ("ZImage", {"ring": 2}, "masks"),
 }
 REFUSED = {
-    "no plan": ("SD3", {"ulysses": 2}, "no plan to split SD3Transformer2DModel; there is for Flux"),
+    "no plan": (
+        "SD3",
+        {"ulysses": 2},
+        "no plan to split SD3Transformer2DModel; there are plans for Flux",
+    ),
     "pairs": (
         "Chroma",
         {"ulysses": 2},
@@ -107,9 +112,13 @@ REFUSED = {
     "pairs in a ring": ("Chroma", {"ring": 2}, "can't split Chroma.*; cfg and tensor can"),
     "a UNet": ("SD15", {"cfg": 2}, "no plan to split StableDiffusionPipeline"),
     "ranks": ("Flux", {"ring": 3}, r"takes 3 processes \(ring 3\), but WORLD_SIZE is 2"),
-    "cache": ("Flux", {"ring": 2, "cache": "first_block"}, "cache 'first_block' cannot go with"),
-    "int8": ("Flux", {"ring": 2, "quantization": "int8"}, "quantization is not served together"),
-    "compile": ("Flux", {"ring": 2, "compile": True}, "compile is not served together"),
+    "cache": (
+        "Flux",
+        {"ring": 2, "cache": "first_block"},
+        "cache 'first_block' can't be combined with",
+    ),
+    "int8": ("Flux", {"ring": 2, "quantization": "int8"}, "quantization can't be combined"),
+    "compile": ("Flux", {"ring": 2, "compile": True}, "compile can't be combined with"),
     "weights": (
         "ZImage",
         {"tensor": 2},
@@ -118,38 +127,38 @@ REFUSED = {
     "kernel": (
         "Flux",
         {"ulysses": 2, "attention_backend": "flex"},
-        "'flex' cannot split a sequence; .*native",
+        "'flex' can't split a sequence; .*native",
     ),
     "no name": (
         "Flux",
         {"tensor": 2, "attention_backend": "cudnn"},
-        "attention_backend 'cudnn' does not exist; there is .*_native_cudnn",
+        "unknown attention_backend 'cudnn'; expected one of .*_native_cudnn",
     ),
     "no kernel": (
         "Flux",
         {"ring": 2, "attention_backend": "_native_npu"},
-        "by their log-sum-exp, which attention_backend '_native_npu' does not tell on cpu",
+        "needs the log-sum-exp, which attention_backend '_native_npu' doesn't return on cpu",
     ),
 }
 REFUSED_BY_FOUR = {
-    "both": ("Flux", {"ring": 2, "tensor": 2}, "tensor cannot go with ring or ulysses"),
-    "heads": ("ZImage", {"ulysses": 4}, "ulysses 4 leaves a rank without any of 2 heads"),
-    "tensors": ("ZImage", {"tensor": 4}, "tensor 4 does not divide the 2 heads"),
+    "both": ("Flux", {"ring": 2, "tensor": 2}, "tensor can't be combined with ring or ulysses"),
+    "heads": ("ZImage", {"ulysses": 4}, "ulysses 4 leaves a rank without any of the 2 heads"),
+    "tensors": ("ZImage", {"tensor": 4}, "tensor 4 doesn't divide the 2 heads"),
     "length": (
         "Flux",
         {"ring": 2, "ulysses": 2, "max_sequence_length": 50},
-        "ring 2 x ulysses 2 does not divide the 50 tokens of a prompt",
+        "ring 2 x ulysses 2 doesn't divide the 50 tokens of a prompt",
     ),
 }
 
 
 CHANGED = {
-    # 128 features between its feed-forward layers, which divide, and not 85.
+    # 128 features between its feed-forward layers, which 2 divides, instead of 85.
     "ZImage tensor 2": ("ZImageTransformer2DModel", {"dim": 48, "axes_dims": [8, 8, 8]}),
     "ZImage ulysses 4": ("ZImageTransformer2DModel", {"dim": 64, "n_heads": 4, "n_kv_heads": 4}),
     "Flux of 3 heads": ("FluxTransformer2DModel", {"num_attention_heads": 3}),
 }
-"""Cases whose tiny model has another transformer."""
+"""Cases with another transformer in the tiny model."""
 
 
 @pytest.fixture(scope="module")
@@ -177,10 +186,10 @@ def case(tiny_folder, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def two(case, tmp_path_factory):
-    """What two ranks saw; the last case loses the group, after which a process is of no use."""
-    cases = [case(*each) for each in TWO]
+    """Results of two ranks; the last case loses the group, so no other may follow."""
+    cases = [case(*fields) for fields in TWO]
     cases += [case(name, family, degrees, []) for name, (family, degrees, _) in REFUSED.items()]
-    cases += [case(*each) for each in HALF]
+    cases += [case(*fields) for fields in HALF]
     cases += [
         case(f"{name} in {dtype}", family, degrees | {"dtype": dtype}, [], sabotage=sabotage)
         for name, (family, degrees, sabotage) in SABOTAGED.items()
@@ -195,20 +204,20 @@ def two(case, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def four(case, tmp_path_factory):
-    """What four ranks saw."""
+    """Results of four ranks."""
     refused = [{"seed": 9, "width": 80, "height": 48}]
-    cases = [case(*each, refused=refused) for each in FOUR]
+    cases = [case(*fields, refused=refused) for fields in FOUR]
     cases += [case(name, *args, []) for name, (*args, _) in REFUSED_BY_FOUR.items()]
     return run_cases(4, tmp_path_factory.mktemp("four"), cases)
 
 
 @pytest.mark.parametrize("name", [name for name, *_ in TWO])
-def test_two_ranks_draw_what_one_does(two, name):
+def test_two_ranks_match_diffusers(two, name):
     check(two, name)
 
 
 @pytest.mark.parametrize("name", [name for name, *_ in FOUR])
-def test_four_ranks_draw_what_one_does(four, name):
+def test_four_ranks_match_diffusers(four, name):
     check(four, name)
 
 
@@ -220,12 +229,12 @@ def check(ranks, name):
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_would_be_wrong_is_refused_by_every_rank(two, name):
+def test_every_rank_refuses_unsupported_entries(two, name):
     refused(two, name, REFUSED[name][-1])
 
 
 @pytest.mark.parametrize("name", REFUSED_BY_FOUR)
-def test_degrees_that_do_not_go_are_refused_by_every_rank(four, name):
+def test_every_rank_refuses_degrees_that_do_not_divide(four, name):
     refused(four, name, REFUSED_BY_FOUR[name][-1])
 
 
@@ -236,44 +245,46 @@ def refused(ranks, name, sentence):
         assert re.search(sentence, rank[name]["message"])
 
 
-def test_unified_attention_refuses_an_image_that_it_cannot_split(four):
+def test_unified_attention_refuses_sizes_that_do_not_divide(four):
     for family in ("Flux", "Flux2", "Flux2Klein", "QwenImage"):
         outcome = four[0][name_of(family, {"ring": 2, "ulysses": 2})]
         assert outcome["refused"] == {
             "9": "ImageFailed: 80x48 is 15 tokens, which ring 2 x ulysses 2 "
-            "(unified attention) cannot split evenly"
+            "(unified attention) can't split evenly"
         }
     assert four[0]["ZImage ring 2 ulysses 2"]["refused"] == {}
 
 
-def test_a_group_that_was_idle_for_longer_than_a_collective_may_take_goes_on(two):
+def test_group_survives_idle_time_beyond_the_collective_timeout(two):
     assert two[0]["idle"]["misses"]["1"] <= 1
 
 
 @pytest.mark.parametrize("name", [name for name, *_ in HALF])
-def test_the_rounding_of_half_precision_is_no_error(two, name):
+def test_half_precision_rounding_passes_the_self_check(two, name):
     assert all("error" not in rank[name] for rank in two), two[0][name]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", SABOTAGED)
-def test_a_group_that_computes_something_else_never_serves(two, name, dtype):
+def test_group_with_wrong_results_is_refused(two, name, dtype):
     for rank in two:
-        seen = rank[f"{name} in {dtype}"]
-        assert seen["error"] == "ConfigurationError", seen
-        assert "its output differs from the whole one's by" in seen["message"]
+        outcome = rank[f"{name} in {dtype}"]
+        assert outcome["error"] == "ConfigurationError", outcome
+        assert "its output differs from the whole one's by" in outcome["message"]
 
 
-def test_what_rank_0_cannot_do_is_the_entrys_fault_and_no_lost_group(case, tmp_path):
-    """As when the whole model fits no device, so that no kernel was tried before the ranks met."""
+def test_failure_of_rank_0_while_loading_is_a_configuration_error(case, tmp_path):
+    """As with a model too large for one device, where no kernel is tried before the group joins."""
     entry = {"tensor": 2, "attention_backend": "native"}
     leader, follower = run_cases(2, tmp_path, [case("", "Flux", entry, [], sabotage="kernel")])
     assert leader[""]["error"] == "ConfigurationError"
-    assert "rank 0 cannot take part in a forward pass: ImportError: no" in leader[""]["message"]
+    assert (
+        "rank 0 couldn't run its part of a forward pass: ImportError: no" in leader[""]["message"]
+    )
     assert follower[""]["error"] == "GroupLost"
 
 
-def test_a_follower_that_raises_ends_the_group(two):
+def test_follower_that_raises_ends_the_group(two):
     leader, follower = (rank["wrong code"] for rank in two)
     assert (leader["error"], follower["error"]) == ("GroupLost", "GroupLost")
     assert "rank 1 failed: TypeError" in leader["message"]

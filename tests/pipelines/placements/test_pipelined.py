@@ -24,7 +24,7 @@ from tests.waiting import LONG_PATIENCE
 CPU = torch.device("cpu")
 
 
-# Where the blocks are cut: pure.
+# Where blocks are cut: pure functions.
 
 
 @pytest.mark.parametrize(
@@ -38,11 +38,11 @@ CPU = torch.device("cpu")
         ([1, 1, 1, 3], 2, 0, [3, 1]),
         ([2, 2, 2, 1, 1, 1, 1], 2, 0, [2, 5]),
         ([1, 1, 1, 1], 2, 2, [1, 3]),  # Z-Image's refiners weigh on the first stage
-        ([1, 1], 2, 9, [1, 1]),  # however heavy: no stage is without a block
-        ([340] * 19 + [142] * 38, 2, 0, [17, 40]),  # FLUX.1, MB a block in bfloat16 at half
+        ([1, 1], 2, 9, [1, 1]),  # even if it's heavy: every stage has a block
+        ([340] * 19 + [142] * 38, 2, 0, [17, 40]),  # FLUX.1: MB per block in bfloat16, halved
     ],
 )
-def test_blocks_are_shared_by_their_bytes(sizes, stages, first, expected):
+def test_blocks_are_split_by_their_bytes(sizes, stages, first, expected):
     assert [len(part) for part in split_points(sizes, stages, first)] == expected
 
 
@@ -52,23 +52,23 @@ def test_no_other_split_has_a_smaller_largest_stage(stages):
     for _ in range(20):
         sizes = torch.randint(1, 50, (8,), generator=generator).tolist()
         parts = split_points(sizes, stages, first=10)
-        found = [(part.start, part.stop) for part in parts]
-        assert (found[0][0], found[-1][1]) == (0, 8)
-        assert all(left[1] == right[0] for left, right in pairwise(found))
+        ranges = [(part.start, part.stop) for part in parts]
+        assert (ranges[0][0], ranges[-1][1]) == (0, 8)
+        assert all(left[1] == right[0] for left, right in pairwise(ranges))
         every = (pairwise((0, *cuts, 8)) for cuts in combinations(range(1, 8), stages - 1))
-        assert largest(sizes, found) == min(largest(sizes, list(split)) for split in every)
+        assert largest(sizes, ranges) == min(largest(sizes, list(split)) for split in every)
 
 
 def largest(sizes, split):
     return max(sum(sizes[start:end]) + (0 if start else 10) for start, end in split)
 
 
-# What a stage has in memory.
+# What a stage loads.
 
 
 @pytest.fixture(scope="module")
 def deep_folder(tmp_path_factory):
-    """A Flux of 4 + 8 blocks, whose blocks are nearly all of it."""
+    """A Flux with 4 + 8 blocks, which hold nearly all of its weights."""
     folder = save_tiny("Flux", tmp_path_factory.mktemp("deep") / "Flux")
     config = d.FluxTransformer2DModel.load_config(folder / "transformer")
     deeper = dict(config) | {"num_layers": 4, "num_single_layers": 8}
@@ -87,7 +87,7 @@ def size(module):
 
 
 @pytest.mark.parametrize("stages", [2, 3, 4])
-def test_each_rank_has_its_share_of_the_bytes_and_no_more(deep_folder, stages):
+def test_each_rank_loads_only_its_share_of_the_bytes(deep_folder, stages):
     whole = d.FluxTransformer2DModel.from_pretrained(deep_folder / "transformer")
     blocks = size(whole.transformer_blocks) + size(whole.single_transformer_blocks)
     outside = size(whole) - blocks
@@ -98,7 +98,7 @@ def test_each_rank_has_its_share_of_the_bytes_and_no_more(deep_folder, stages):
         assert not any(tensor.is_meta for tensor in part.state_dict().values())
 
 
-def test_weights_of_other_stages_are_not_even_read(deep_folder, monkeypatch):
+def test_weights_of_other_stages_are_not_read(deep_folder, monkeypatch):
     read = []
     opened = load_stage.__globals__["safe_open"]
 
@@ -127,47 +127,47 @@ def test_weights_of_other_stages_are_not_even_read(deep_folder, monkeypatch):
     assert len(blocks) < 12
 
 
-def test_a_stage_is_in_the_entrys_dtype(deep_folder):
+def test_stage_has_the_entrys_dtype(deep_folder):
     stage = load_stage(planned(deep_folder, 2, dtype="bfloat16"), 1, CPU)
     assert {p.dtype for p in stage.module.parameters()} == {torch.bfloat16}
 
 
-# What is refused, before any process waits for another.
+# Refusals, before any process waits for another.
 
 
 @pytest.mark.parametrize(
-    ("name", "fields", "sentence"),
+    ("name", "fields", "message"),
     [
         ("SD15", {}, "StableDiffusionPipeline has no transformer"),
-        ("Flux", {"stages": 4}, "stages = 4, but there are 3 blocks"),
-        ("Flux", {"compile": True}, "compile is not served"),
-        ("Flux", {"cache": "taylorseer"}, "cache is not served"),
-        ("Flux", {"quantization": "int8"}, "quantization is not served"),
+        ("Flux", {"stages": 4}, "stages = 4, but there are only 3 blocks"),
+        ("Flux", {"compile": True}, "compile can't be combined"),
+        ("Flux", {"cache": "taylorseer"}, "cache can't be combined"),
+        ("Flux", {"quantization": "int8"}, "quantization can't be combined"),
         ("Flux", {}, "WORLD_SIZE is 3"),
     ],
 )
-def test_what_cannot_be_pipelined_is_refused(tiny_folder, monkeypatch, name, fields, sentence):
+def test_unsupported_entries_are_refused(tiny_folder, monkeypatch, name, fields, message):
     for variable, value in (("RANK", 0), ("WORLD_SIZE", 3), ("MASTER_PORT", 1)):
         monkeypatch.setenv(variable, str(value))
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     model = entry(tiny_folder(name), placement="pipelined", **({"stages": 2} | fields))
-    with pytest.raises(ConfigurationError, match=sentence):
+    with pytest.raises(ConfigurationError, match=message):
         load_pipeline(model, "cpu")
 
 
-def test_a_transformer_whose_blocks_know_their_place_is_refused_by_name(tiny_folder):
-    with pytest.raises(ConfigurationError, match="ChromaTransformer2DModel is no model whose"):
+def test_transformer_whose_blocks_use_their_index_is_refused(tiny_folder):
+    with pytest.raises(ConfigurationError, match="can't cut ChromaTransformer2DModel"):
         planned(tiny_folder("Chroma"), 2)
 
 
-def test_a_weight_that_is_missing_is_named(tmp_path):
+def test_missing_weight_is_named(tmp_path):
     folder = save_tiny("Flux", tmp_path / "Flux")
     path = folder / "transformer" / "diffusion_pytorch_model.safetensors"
     weights = load_file(path)
-    gone = "single_transformer_blocks.1.proj_out.weight"
-    save_file({name: w for name, w in weights.items() if name != gone}, path)
-    load_stage(planned(folder, 2), 0, CPU)  # nothing of the first stage's
-    with pytest.raises(ModelUnavailable, match="lacks single_transformer_blocks"):
+    removed = "single_transformer_blocks.1.proj_out.weight"
+    save_file({name: w for name, w in weights.items() if name != removed}, path)
+    load_stage(planned(folder, 2), 0, CPU)  # the weight isn't one of the first stage's
+    with pytest.raises(ModelUnavailable, match="missing weight single_transformer_blocks"):
         load_stage(planned(folder, 2), 1, CPU)
 
 
@@ -175,7 +175,7 @@ def test_a_weight_that_is_missing_is_named(tmp_path):
 
 
 def launch(world, folder, cases, killed=()):
-    """What every rank saw of the cases: a dict by the case's name, one for each rank.
+    """Each rank's results, as a dict by the case's name.
 
     The ranks are forked from one server, which imports diffusers once for all of them.
     """
@@ -205,7 +205,7 @@ PAIRED = ("Flux", "Flux2", "Flux2Klein", "QwenImage", "ZImage", "SD3", "PixArtSi
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory, tiny_folder, deep_folder):
-    """Two ranks: every family, then who begins when, then a rank that hangs."""
+    """Two ranks: every family, then whether stages overlap, then a rank that hangs."""
     folder = tmp_path_factory.mktemp("two")
     cases = [
         {"name": name, "family": name, "folder": str(folder_of(name, tiny_folder, folder))}
@@ -220,7 +220,7 @@ def two(tmp_path_factory, tiny_folder, deep_folder):
 
 
 def folder_of(name, tiny_folder, scratch):
-    """The tiny model's folder; Sana's has one block and is made anew with three."""
+    """The tiny model's folder; Sana's has only one block, so it's rebuilt with three."""
     if name != "Sana":
         return tiny_folder(name)
     torch.manual_seed(0)
@@ -233,7 +233,7 @@ def folder_of(name, tiny_folder, scratch):
 
 @pytest.fixture(scope="module")
 def four(tmp_path_factory, deep_folder):
-    """Four ranks: one model, then a rank in the middle that is killed."""
+    """Four ranks: one model, then a rank in the middle that gets killed."""
     deep = {"family": "Flux", "folder": str(deep_folder), "entry": {"chunks": 4}}
     cases = [
         {"name": "Flux", "act": "compare"} | deep,
@@ -244,7 +244,7 @@ def four(tmp_path_factory, deep_folder):
 
 
 @pytest.mark.parametrize("family", PAIRED)
-def test_two_stages_make_the_pictures_that_diffusers_makes(two, family):
+def test_two_stages_match_diffusers(two, family):
     seen = two[0][family]
     assert seen["in_flight"] == 2
     assert seen["forwards"] < 15
@@ -253,14 +253,14 @@ def test_two_stages_make_the_pictures_that_diffusers_makes(two, family):
         assert max(misses.values()) <= 1
 
 
-def test_four_stages_make_the_pictures_that_diffusers_makes(four):
+def test_four_stages_match_diffusers(four):
     seen = four[0]["Flux"]
     assert seen["in_flight"] == 4
     assert max([*seen["joined"].values(), *seen["at_once"].values()]) <= 1
     assert sum(len(rank["Flux"]["own"]) for rank in four[1:] if "own" in rank["Flux"]) < 12
 
 
-def test_only_the_last_rank_and_the_leader_get_the_output_unless_all_shall(four):
+def test_all_ranks_get_the_output_only_if_gathered(four):
     outputs = [rank["Flux"].get("output") for rank in four]
     assert [output is None for output in outputs[1:]] == [True, True, False]
     gathered = [rank["gather"]["output"] for rank in four]
@@ -268,21 +268,21 @@ def test_only_the_last_rank_and_the_leader_get_the_output_unless_all_shall(four)
     assert gathered == [gathered[0]] * 4
 
 
-def test_stages_compute_at_the_same_time_only_when_two_forwards_are_in_flight(two):
+def test_stages_overlap_only_with_two_passes_in_flight(two):
     ahead = two[1]["watch"]["ahead"]
     assert ahead == [0] * STEPS + [1] * (2 * STEPS - 1) + [0]
 
 
-def test_a_stage_that_is_killed_ends_every_thread_and_rank_with_group_lost(four):
+def test_killed_stage_ends_every_thread_and_rank(four):
     seen = four[0]["dies"]
     assert len(seen["seen"]) == 2
-    assert all(said.startswith("GroupLost: rank 2 is gone") for said in seen["seen"])
+    assert all(error.startswith("GroupLost: rank 2 is gone") for error in seen["seen"])
     for rank in (1, 3):
         assert four[rank]["dies"]["error"] == "GroupLost"
 
 
-def test_a_stage_that_hangs_is_lost_in_time(two):
+def test_hanging_stage_loses_the_group_in_time(two):
     seen = two[0]["hangs"]
     assert len(seen["seen"]) == 2
-    assert all(said.startswith("GroupLost") for said in seen["seen"])
+    assert all(error.startswith("GroupLost") for error in seen["seen"])
     assert two[1]["hangs"]["error"] == "GroupLost"

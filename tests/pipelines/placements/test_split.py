@@ -24,7 +24,7 @@ SPLIT = {"placement": "split", "defaults": SMALL}
 
 
 def test_on_two_pretend_devices():
-    """All of `pretended.py`. The backend that it registers would stay in this process for good."""
+    """Runs `pretended.py` separately, because its backend can't be unregistered again."""
     path = Path(__file__).with_name("pretended.py")
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", str(path)],
@@ -50,7 +50,7 @@ def test_on_a_machine_without_accelerators(tiny_folder, tiny_pipe, unload):
 
 
 @pytest.mark.parametrize("name", ["Flux", "Flux2", "Chroma", "SDXL", "QwenImage"])
-def test_sizes_on_the_meta_device_are_those_of_the_loaded_model(tiny_folder, tiny_pipe, name):
+def test_skeletons_have_the_sizes_of_the_loaded_model(tiny_folder, tiny_pipe, name):
     model = entry(tiny_folder(name))
     pipe = tiny_pipe(name)
     for component, skeleton in skeletons(model, find_checkpoint(model)).items():
@@ -61,24 +61,24 @@ def test_sizes_on_the_meta_device_are_those_of_the_loaded_model(tiny_folder, tin
 
 
 @pytest.mark.parametrize(
-    ("fields", "said"),
+    ("fields", "message"),
     [
-        ({"cache": "taylorseer"}, "cache 'taylorseer' is not served"),
-        ({"compile": True, "unload": True}, "compile: with unload"),
-        ({"devices": ("cuda:99",)}, "there is no cuda:99 on this machine"),
-        ({"devices": ("gpu",)}, "'gpu' is no device"),
-        ({"max_memory": {"7": "1GB"}}, "max_memory: '7' is none of the devices cpu"),
-        ({"max_memory": {CPU: 1000}}, "the model fits nowhere: .* there is left cpu"),
+        ({"cache": "taylorseer"}, "cache 'taylorseer' can't be combined"),
+        ({"compile": True, "unload": True}, "compile can't be combined with unload"),
+        ({"devices": ("cuda:99",)}, "cuda:99 not found on this machine"),
+        ({"devices": ("gpu",)}, "invalid device 'gpu'"),
+        ({"max_memory": {"7": "1GB"}}, "max_memory: unknown device '7'; expected cpu"),
+        ({"max_memory": {CPU: 1000}}, "the model doesn't fit: .* only cpu"),
         ({"attention_backend": "sage"}, "attention_backend 'sage'"),
     ],
 )
-def test_what_cannot_be_is_refused_by_name(tiny_folder, fields, said):
+def test_unsupported_entries_are_refused(tiny_folder, fields, message):
     model = entry(tiny_folder("Flux"), **SPLIT | fields, max_sequence_length=48)
-    with pytest.raises(ConfigurationError, match=said):
+    with pytest.raises(ConfigurationError, match=message):
         load_split(model, find_checkpoint(model), CPU)
 
 
-def test_a_pipeline_that_is_called_whole_takes_no_turns(tmp_path, tiny_pipe):
+def test_whole_call_pipeline_cannot_unload(tmp_path, tiny_pipe):
     pipe = tiny_pipe("SD15")
     pipe.register_to_config(_class_name="StableDiffusionPAGPipeline")
     from diffusers import StableDiffusionPAGPipeline
@@ -88,15 +88,15 @@ def test_a_pipeline_that_is_called_whole_takes_no_turns(tmp_path, tiny_pipe):
     )
     model = entry(tmp_path, **SPLIT, unload=True)
     with pytest.raises(
-        ConfigurationError, match="unload: StableDiffusionPAGPipeline is called whole"
+        ConfigurationError, match="unload: StableDiffusionPAGPipeline runs as one whole call"
     ):
         load_split(model, find_checkpoint(model), CPU)
 
 
-def test_an_attention_backend_is_that_of_every_load(tiny_folder):
+def test_every_load_has_the_attention_backend(tiny_folder):
     model = entry(tiny_folder("Flux"), **SPLIT, attention_backend="native", unload=True)
     split = load_split(model, find_checkpoint(model), CPU)
-    split.turns.unload(DENOISE)
+    split.loader.unload(DENOISE)
     split.step([begin(split, ask(steps=1))])
     processors = split.family.pipe.transformer.attn_processors.values()
     assert {str(p._attention_backend.value) for p in processors} == {"native"}
@@ -104,13 +104,13 @@ def test_an_attention_backend_is_that_of_every_load(tiny_folder):
 
 @pytest.fixture
 def in_turn(tiny_folder):
-    """A split whose stages would all fit together, and the family behind it."""
+    """A split whose stages would all fit together, and its family."""
     model = entry(tiny_folder("Flux"), **SPLIT, unload=True, max_sequence_length=16)
     split = load_split(model, find_checkpoint(model), CPU)
     return split, split.family._family
 
 
-def test_the_first_image_of_a_round_is_decoded_in_tiles_where_it_must_be(in_turn, monkeypatch):
+def test_first_image_of_a_round_is_decoded_in_tiles_if_needed(in_turn, monkeypatch):
     split, family = in_turn
     decode = family.decode
 
@@ -123,18 +123,18 @@ def test_the_first_image_of_a_round_is_decoded_in_tiles_where_it_must_be(in_turn
     for seed in (1, 2):
         sample = begin(split, ask(seed=seed, steps=1))
         split.step([sample])
-        split.turns.unload(DECODE)  # as every round begins on a device that is too small for all
+        split.loader.unload(DECODE)  # as at the start of every round on a device too small for all
         split.decode([sample])
         assert sample.extra["tiled"]
         assert not family.pipe.vae.use_tiling
 
 
-def test_a_stage_that_ran_out_of_memory_runs_alone_from_there_on(in_turn, monkeypatch):
+def test_stage_that_ran_out_of_memory_runs_alone_from_then_on(in_turn, monkeypatch):
     split, family = in_turn
     step, failures = family.step, []
 
     def alone_only(samples, bucket=0):
-        if split.turns.is_loaded(ENCODE) or split.turns.is_loaded(DECODE):
+        if split.loader.is_loaded(ENCODE) or split.loader.is_loaded(DECODE):
             failures.append(samples)
             raise torch.OutOfMemoryError("CUDA out of memory")
         step(samples, bucket)
@@ -143,11 +143,11 @@ def test_a_stage_that_ran_out_of_memory_runs_alone_from_there_on(in_turn, monkey
     for seed in range(3):
         alone(split, ask(f"round {seed}", seed=seed, steps=2))
     assert len(failures) == 1
-    # One of the decoder's was ahead, while the first step failed.
-    assert split.turns.loads == Counter({ENCODE: 3, DENOISE: 1, DECODE: 4})
+    # One of the decoder's loads was a prefetch while the first step failed.
+    assert split.loader.loads == Counter({ENCODE: 3, DENOISE: 1, DECODE: 4})
 
 
-def test_devices_and_rooms_are_the_entrys(tiny_folder):
+def test_devices_and_memory_limits_come_from_the_entry(tiny_folder):
     model = entry(tiny_folder("Flux"), **SPLIT, max_memory={"0": "16GB", DISK: "1TB"})
     assert devices_of(model, CPU) == [CPU]
     assert rooms_of(model, [CPU]) == {CPU: 16 * 10**9, DISK: 10**12}

@@ -1,4 +1,4 @@
-"""The self-check: what it lets pass, and what it says of what it does not."""
+"""The self-check: what passes, and the errors for what doesn't."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ def references(pipe):
 
 
 class Changed(torch.nn.Module):
-    """A transformer whose output somebody changes."""
+    """A transformer with a changed output."""
 
     def __init__(self, behind, change):
         super().__init__()
@@ -35,8 +35,8 @@ class Changed(torch.nn.Module):
         return (self.change(self.behind(*args, **kwargs)[0]),)
 
 
-def test_a_plain_and_a_guided_pass_under_a_mask_are_kept(pipe, references):
-    assert [len(each.output) for each in references.passes] == [1, 2]
+def test_unguided_and_masked_guided_passes_are_recorded(pipe, references):
+    assert [len(reference.output) for reference in references.passes] == [1, 2]
     mask = references.passes[1].kwargs["encoder_hidden_states_mask"]
     assert mask[0].sum() != mask[1].sum()
     assert references.passes[0].kwargs["img_shapes"] == [[(1, 3, 4)]]
@@ -49,39 +49,42 @@ def test_rounding_passes(pipe, references, change):
 
 
 @pytest.mark.parametrize(
-    ("change", "sentence"),
+    ("change", "message"),
     [
         (lambda x: x * 1.01, r"in row 1 of 1 its output differs .* by 0\.01 of its norm"),
         (lambda x: x.roll(1, 1), "differs from the whole one's"),
-        (lambda x: x * float("nan"), "by nan of its norm, where rounding in .*32 allows 0.0001"),
-        (lambda x: x[:, :-1], r"answers 1 rows of shape \(12, 16\) with 1 of \[\(11, 16\)\]"),
+        (lambda x: x * float("nan"), "by nan of its norm, but rounding in .*32 allows only 0.0001"),
+        (
+            lambda x: x[:, :-1],
+            r"returns 1 rows of shape \[\(11, 16\)\] instead of 1 of \[\(12, 16\)\]",
+        ),
         (lambda x: x if len(x) == 1 else x.flip(0), "in row 1 of 2"),
         (lambda x: torch.stack([*x[:1], *x[1:] * 1.001]), "in row 2 of 2"),
     ],
 )
-def test_anything_else_is_refused_with_its_size(pipe, references, change, sentence):
-    with pytest.raises(ConfigurationError, match=sentence):
+def test_larger_differences_are_refused(pipe, references, change, message):
+    with pytest.raises(ConfigurationError, match=message):
         compare(references, Changed(pipe.transformer, change))
 
 
 @pytest.mark.parametrize("name", ["Flux", "QwenImage", "ZImage"])
-def test_in_half_precision_what_is_allowed_is_what_rounding_does(tiny_pipe, name):
-    """Another kernel's rounding passes, and a change of a few per cent does not."""
+def test_half_precision_tolerance_is_the_measured_rounding(tiny_pipe, name):
+    """Another kernel's rounding passes, but a change of a few per cent doesn't."""
     pipe = tiny_pipe(name).to(torch.bfloat16)
     references = record(FamilyPipeline(make_family(pipe, 320)), entry("", defaults=SMALL))
-    measured = [rounding for each in references.passes for rounding in each.rounding]
+    measured = [rounding for recorded in references.passes for rounding in recorded.rounding]
     assert min(measured) > 1e-3
     assert max(measured) < 3e-2
     with attention_backend("_native_math"):
         compare(references, pipe.transformer)
-    with pytest.raises(ConfigurationError, match=r"rounding in torch.bfloat16 allows 0\.0"):
+    with pytest.raises(ConfigurationError, match=r"rounding in torch.bfloat16 allows only 0\.0"):
         compare(references, Changed(pipe.transformer, lambda x: [row * 1.05 for row in x]))
     assert not any(module._forward_hooks for module in pipe.transformer.modules())
 
 
-def test_a_transformer_elsewhere_is_asked_there(pipe):
-    placed = FamilyPipeline(make_family(pipe, 320))
+def test_transformer_runs_where_it_was_loaded(pipe):
+    pipeline = FamilyPipeline(make_family(pipe, 320))
     model = entry("", defaults=Defaults(32, 32, 2, 3.5))
     place = torch.device("cpu")
-    references = record(placed, model, place, place)
-    assert all(t.device == place for each in references.passes for t in each.output)
+    references = record(pipeline, model, place, place)
+    assert all(t.device == place for recorded in references.passes for t in recorded.output)

@@ -1,4 +1,4 @@
-"""File names, and finding what is there already."""
+"""File names, and finding files that are already there."""
 
 import hashlib
 from pathlib import Path
@@ -33,7 +33,7 @@ def test_names_sort_in_the_order_of_the_images() -> None:
     assert len({len(file_name(i, "a", ".png", 12_000)) for i in (0, 9_999, 11_999)}) == 1
 
 
-def test_what_is_there_is_found_and_nothing_else_is_overwritten(tmp_path: Path) -> None:
+def test_existing_files_are_found_and_never_overwritten(tmp_path: Path) -> None:
     path, mine, other = tmp_path / "0000-a.png", b"mine", b"other"
     digest = hashlib.sha256(mine).hexdigest()
     assert place_for(path, digest) == (path, False)
@@ -45,7 +45,7 @@ def test_what_is_there_is_found_and_nothing_else_is_overwritten(tmp_path: Path) 
     assert path.read_bytes() == other
 
 
-def test_a_write_that_fails_leaves_nothing(tmp_path: Path) -> None:
+def test_a_failed_write_leaves_nothing_behind(tmp_path: Path) -> None:
     target = tmp_path / "folder"
     target.mkdir()
     (target / "child").touch()

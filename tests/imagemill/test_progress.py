@@ -1,4 +1,4 @@
-"""The bars of running images: below the job's, in a real terminal and by themselves."""
+"""The bars of running images, in a real terminal and by themselves."""
 
 import io
 from pathlib import Path
@@ -33,7 +33,7 @@ def drawn(count: int, most: int = ROWS, columns: int = 80, prompt: str = "a star
         (5, 1, 1, "… and 5 more"),
     ],
 )
-def test_no_more_rows_than_there_is_room_for(count: int, most: int, lines: int, last: str) -> None:
+def test_rows_fit_the_available_lines(count: int, most: int, lines: int, last: str) -> None:
     found = drawn(count, most)
     assert len(found) == lines
     assert "".join(found[-1:]).rstrip().endswith(last)
@@ -41,14 +41,14 @@ def test_no_more_rows_than_there_is_room_for(count: int, most: int, lines: int, 
 
 @pytest.mark.parametrize("columns", [40, 80, 200])
 @pytest.mark.parametrize("prompt", ["long " * 99, "a\x1b[2Jb\nc", "星" * 80])
-def test_a_row_is_one_line_and_gives_no_orders(columns: int, prompt: str) -> None:
+def test_a_row_is_one_line_without_escape_sequences(columns: int, prompt: str) -> None:
     (line,) = drawn(1, columns=columns, prompt=prompt)
     assert line.startswith("#0 ") and line.endswith("0/20")
     assert len(line) <= columns and "\x1b" not in line
 
 
-def test_running_images_have_bars_that_move_and_leave_nothing(tmp_path: Path) -> None:
-    """Every image runs at its second step until it is made; the terminal has 80 columns."""
+def test_bars_of_running_images_move_and_disappear(tmp_path: Path) -> None:
+    """Every image stays at its second step until it's finished; the terminal has 80 columns."""
     with FakeServer() as fake:
         fake.moves = True
         words = ("generate", *PROMPTS, "--out", str(tmp_path))

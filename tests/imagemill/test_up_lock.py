@@ -1,4 +1,4 @@
-"""The locks of a data folder, between real processes where that matters."""
+"""The locks of a data folder, with real processes where that matters."""
 
 import os
 import subprocess
@@ -21,7 +21,7 @@ with claimed(pathlib.Path(sys.argv[1])):
 """
 
 
-def test_one_up_a_folder_and_the_second_learns_the_address(tmp_path: Path) -> None:
+def test_a_second_up_is_refused_with_the_address_of_the_first(tmp_path: Path) -> None:
     assert running(tmp_path) is None
     with claimed(tmp_path):
         announce(tmp_path, Record(os.getpid(), "http://127.0.0.1:8000", False))
@@ -36,7 +36,7 @@ def test_one_up_a_folder_and_the_second_learns_the_address(tmp_path: Path) -> No
     assert not is_held(tmp_path / "up.lock")
 
 
-def test_a_killed_holder_leaves_no_claim(tmp_path: Path) -> None:
+def test_a_killed_holder_releases_the_lock(tmp_path: Path) -> None:
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLD, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
@@ -50,7 +50,7 @@ def test_a_killed_holder_leaves_no_claim(tmp_path: Path) -> None:
         assert not (tmp_path / "up.json").exists()
 
 
-def test_the_last_user_can_be_told(tmp_path: Path) -> None:
+def test_is_empty_once_the_last_user_has_left(tmp_path: Path) -> None:
     first, second, up = Users(tmp_path), Users(tmp_path), Users(tmp_path)
     assert first.join()
     assert second.join()
@@ -66,7 +66,7 @@ def test_the_last_user_can_be_told(tmp_path: Path) -> None:
     late.leave()
 
 
-def test_a_private_up_is_used_until_its_last_user_has_left(tmp_path: Path) -> None:
+def test_is_used_until_the_last_user_has_left(tmp_path: Path) -> None:
     assert not is_used(tmp_path)
     user, up = Users(tmp_path), Users(tmp_path)
     assert user.join()
@@ -78,7 +78,7 @@ def test_a_private_up_is_used_until_its_last_user_has_left(tmp_path: Path) -> No
     up.leave()
 
 
-def test_an_up_that_has_not_told_its_address_yet_is_waited_for(
+def test_a_starting_up_is_given_time_to_announce_its_address(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = [0.0]
@@ -95,20 +95,20 @@ def test_an_up_that_has_not_told_its_address_yet_is_waited_for(
             pytest.fail("claimed twice")
 
 
-def test_a_folder_that_cannot_be_used_is_said_in_a_sentence(tmp_path: Path) -> None:
+def test_an_unusable_folder_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(StartFailed, match="cannot use the data folder"), claimed(tmp_path / "file"):
+    with pytest.raises(StartFailed, match="can't use the data folder"), claimed(tmp_path / "file"):
         pytest.fail("claimed a file")
 
 
-def test_a_private_one_is_called_so(tmp_path: Path) -> None:
+def test_the_error_mentions_a_private_up(tmp_path: Path) -> None:
     with claimed(tmp_path):
         announce(tmp_path, Record(1, "http://127.0.0.1:8000", True))
-        with pytest.raises(AlreadyRunning, match="for a `generate`"), claimed(tmp_path):
+        with pytest.raises(AlreadyRunning, match="as a `generate` uses it"), claimed(tmp_path):
             pytest.fail("claimed twice")
 
 
-def test_a_broken_record_is_no_record(tmp_path: Path) -> None:
+def test_an_invalid_record_is_ignored(tmp_path: Path) -> None:
     with claimed(tmp_path):
         (tmp_path / "up.json").write_text('{"pid": 1}')
         assert running(tmp_path) is None

@@ -1,4 +1,4 @@
-"""Jobs left behind, changed and removed; the flags of a job's own; and what must be a sentence."""
+"""Detaching from, changing and deleting jobs; the job's own flags; errors in one sentence."""
 
 import json
 import re
@@ -16,14 +16,14 @@ from tests.imagemill.test_generate import run, server
 __all__ = ["server"]
 
 
-def test_a_job_can_be_left_and_its_images_brought_later(server: FakeServer, tmp_path: Path) -> None:
+def test_detach_then_resume(server: FakeServer, tmp_path: Path) -> None:
     out = tmp_path / "out"
     left = run("generate", "a", "b", "--detach", "--out", out)
     assert left.exit_code == 0, left.output
     assert "job job-1: 2 images of demo" in left.output
     assert not out.exists() and "GET /v1/jobs/ID" not in server.calls
-    (told,) = [line for line in left.output.splitlines() if "--resume" in line]
-    words = shlex.split(told.removeprefix("to bring its images: "))
+    (line,) = [line for line in left.output.splitlines() if "--resume" in line]
+    words = shlex.split(line.removeprefix("to download its images: "))
     assert words[0] == "imagemill"
     done = run(*words[1:])
     assert done.exit_code == 0, done.output
@@ -31,7 +31,7 @@ def test_a_job_can_be_left_and_its_images_brought_later(server: FakeServer, tmp_
     assert server.calls["POST /v1/jobs"] == 1
 
 
-def test_a_left_job_as_json(server: FakeServer, tmp_path: Path) -> None:
+def test_detach_as_json(server: FakeServer, tmp_path: Path) -> None:
     left = run("generate", "a", "-d", "--out", tmp_path, "--json")
     document = json.loads(left.stdout)
     assert (document["job"], document["state"], document["counts"]["total"]) == (
@@ -42,13 +42,11 @@ def test_a_left_job_as_json(server: FakeServer, tmp_path: Path) -> None:
     assert document["resume"].startswith(f"imagemill generate --resume job-1 --out {tmp_path}")
 
 
-def test_nothing_is_started_for_a_job_that_is_left(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_detach_never_starts_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("IMAGEMILL_SERVER", raising=False)
     done = run("generate", "a", "--detach", "--data", tmp_path)
     assert done.exit_code == 1
-    assert f"nothing runs on the data folder {tmp_path}" in done.stderr
+    assert f"no server is running on the data folder {tmp_path}" in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 
@@ -56,12 +54,12 @@ def test_failed_images_are_queued_again(server: FakeServer, tmp_path: Path) -> N
     server.fails = {"bad"}
     run("generate", "good", "bad", "--out", tmp_path)
     done = run("retry", "job-1")
-    assert (done.exit_code, done.output) == (0, "job-1: running; 1 of 2 images are queued\n")
+    assert (done.exit_code, done.output) == (0, "job-1: running; 1 of 2 images queued\n")
     assert server.jobs["job-1"]["images"][1]["state"] == "queued"
     assert server.jobs["job-1"]["images"][0]["state"] == "succeeded"
 
 
-def test_jobs_are_removed(server: FakeServer, tmp_path: Path) -> None:
+def test_jobs_are_deleted(server: FakeServer, tmp_path: Path) -> None:
     for prompt in "abc":
         run("generate", prompt, "--detach")
     assert run("delete", "job-1").output == "job-1: deleted\n"
@@ -74,7 +72,7 @@ def test_jobs_are_removed(server: FakeServer, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("command", ["cancel", "retry", "delete"])
-def test_a_job_that_is_not_there_ends_it(server: FakeServer, command: str) -> None:
+def test_an_unknown_job_stops_the_command(server: FakeServer, command: str) -> None:
     run("generate", "a", "--detach")
     done = run(command, "job-1", "job-9", "job-1")
     assert done.exit_code == 1
@@ -96,24 +94,27 @@ def test_the_jobs_own_flags_reach_the_server(server: FakeServer, tmp_path: Path)
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["a", "--metadata", "alone"], "--metadata alone: must be KEY=VALUE"),
-        (["a", "--metadata", "=b"], "--metadata =b: must be KEY=VALUE"),
-        (["a", "--metadata", "k=1", "--metadata", "k=2"], "`k` is there twice"),
-        (["a", "--metadata", "title=T", "--title", "U"], "name the job twice"),
-        (["a", "--detach", "--watch"], "--detach does not wait for pictures"),
-        (["--resume", "job-1", "--detach"], "`imagemill retry JOB` does not"),
+        (["a", "--metadata", "alone"], "invalid --metadata 'alone': expected KEY=VALUE"),
+        (["a", "--metadata", "=b"], "invalid --metadata '=b': expected KEY=VALUE"),
+        (["a", "--metadata", "k=1", "--metadata", "k=2"], "`k` is given twice"),
+        (["a", "--metadata", "title=T", "--title", "U"], "not both"),
+        (["a", "--detach", "--watch"], "--detach doesn't work with --watch"),
+        (["--resume", "job-1", "--detach"], "use `imagemill retry JOB`"),
         (
             ["--resume", "job-1", "--seed", "0", "--fast", "--webhook", "http://h"],
-            "--resume takes no --seed, --fast, --webhook: the job has its own",
+            "--resume takes no --seed, --fast, --webhook, because the job has its own",
         ),
-        (["--resume", "job-1", "--metadata", "a=b"], "--resume takes no --metadata:"),
+        (["--resume", "job-1", "--metadata", "a=b"], "--resume takes no --metadata,"),
         (["-", "--resume", "job-1"], "--resume takes no prompts"),
-        (["a", "--idempotency-key", "ä"], "an idempotency key is 1 to 255 ASCII"),
-        (["a", "--guidance-scale", "nan"], "must not be NaN or infinite"),
-        (["a\udcff star"], "a text holds bytes that are not UTF-8: "),
+        (
+            ["a", "--idempotency-key", "ä"],
+            "invalid idempotency key: it must be 1 to 255 visible ASCII characters",
+        ),
+        (["a", "--guidance-scale", "nan"], "numbers must be finite"),
+        (["a\udcff star"], "invalid UTF-8 in a string: "),
     ],
 )
-def test_mistakes_are_sentences(server: FakeServer, arguments: list[str], said: str) -> None:
+def test_errors_are_one_sentence(server: FakeServer, arguments: list[str], said: str) -> None:
     done = run("generate", *arguments)
     assert (done.exit_code, done.stderr.count("error:")) == (2, 1), done.output
     assert said in done.stderr
@@ -124,13 +125,13 @@ def test_mistakes_are_sentences(server: FakeServer, arguments: list[str], said: 
 @pytest.mark.parametrize(
     ("variable", "value", "said"),
     [
-        ("IMAGEMILL_API_KEY", "ä", "the API key (IMAGEMILL_API_KEY) is none"),
-        ("IMAGEMILL_SERVER", "ht tp://x", "is no server's address"),
-        ("IMAGEMILL_SERVER", "http://a..b", "is no server's address"),
-        ("IMAGEMILL_SERVER", f"http://{'a' * 64}", "is no server's address"),
+        ("IMAGEMILL_API_KEY", "ä", "invalid API key (IMAGEMILL_API_KEY)"),
+        ("IMAGEMILL_SERVER", "ht tp://x", "invalid server address"),
+        ("IMAGEMILL_SERVER", "http://a..b", "invalid server address"),
+        ("IMAGEMILL_SERVER", f"http://{'a' * 64}", "invalid server address"),
     ],
 )
-def test_variables_that_cannot_be_are_one_sentence(
+def test_invalid_variables_are_one_sentence(
     server: FakeServer,
     monkeypatch: pytest.MonkeyPatch,
     command: str,
@@ -146,16 +147,14 @@ def test_variables_that_cannot_be_are_one_sentence(
 
 
 @pytest.mark.parametrize("proxy", ["nonsense://x", "::::"])
-def test_a_proxy_that_cannot_be_is_one_sentence(
-    monkeypatch: pytest.MonkeyPatch, proxy: str
-) -> None:
+def test_an_invalid_proxy_is_one_sentence(monkeypatch: pytest.MonkeyPatch, proxy: str) -> None:
     monkeypatch.setenv("ALL_PROXY", proxy)
     done = run("status", "--server", "http://far.example")
     assert (done.exit_code, done.stderr.count("\n")) == (2, 1), done.output
-    assert "the environment's proxy cannot be used" in done.stderr
+    assert "invalid proxy settings in the environment" in done.stderr
 
 
-def test_a_folder_that_is_none_is_one_sentence(tmp_path: Path) -> None:
+def test_a_file_as_data_folder_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     done = run("keys", "list", "--data", tmp_path / "file")
     said = f"error: {tmp_path}/file/keys.json: Not a directory\n"
@@ -170,19 +169,19 @@ def test_a_folder_that_is_none_is_one_sentence(tmp_path: Path) -> None:
         ("/metadata", "--title and --metadata: "),
     ],
 )
-def test_a_refused_field_is_told_by_its_flag(pointer: str, place: str) -> None:
+def test_a_refused_field_is_reported_by_its_flag(pointer: str, place: str) -> None:
     assert (
         _sentence(pointer, "is wrong", [])
         == f"{place}{'reproducible ' * ('fast' in place)}is wrong"
     )
 
 
-def test_help_tells_the_exit_codes() -> None:
+def test_help_lists_the_exit_codes() -> None:
     said = " ".join(run("--help").output.split())
     assert "0 done, 1 something failed, 2 bad input, 3 already running, 130 stopped" in said
 
 
-def test_every_command_and_flag_is_on_its_page() -> None:
+def test_every_command_and_flag_is_documented() -> None:
     import click
     import typer.main
 
@@ -191,10 +190,10 @@ def test_every_command_and_flag_is_on_its_page() -> None:
     top: Any = typer.main.get_command(app)
     for name, command in top.commands.items():
         inner = getattr(command, "commands", {"": command})
-        for below, one in inner.items():
+        for below, subcommand in inner.items():
             called = f"`imagemill {f'{name} {below}'.strip()}"
             about = "".join(part for part in sections if re.search(rf"{called}\b", part))
             assert about, called
-            for flag in one.params:
+            for flag in subcommand.params:
                 if isinstance(flag, click.Option) and not flag.hidden and flag.name != "help":
                     assert re.search(rf"`{flag.opts[0]}(?![\w-])", about), f"{name} {flag.opts}"

@@ -1,4 +1,4 @@
-"""Workers as of a moment ago: asked for once, and nobody waits while somebody asks."""
+"""The worker cache: one read for many callers, and no waiting during a refresh."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +13,7 @@ from tests.waiting import PATIENCE
 
 
 class Asked:
-    """Stands for the store; `held` keeps its answers back."""
+    """A fake store; `held` delays its responses."""
 
     def __init__(self) -> None:
         self.times = 0
@@ -36,7 +36,7 @@ def names(workers: RecentWorkers) -> list[str]:
     return [worker.id for worker in workers.all()]
 
 
-def test_many_that_ask_first_share_one_answer(store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_first_callers_share_one_read(store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker_cache, "SECONDS", PATIENCE)
     workers = RecentWorkers(store)
     with ThreadPoolExecutor(8) as pool:
@@ -44,7 +44,7 @@ def test_many_that_ask_first_share_one_answer(store: Any, monkeypatch: pytest.Mo
     assert store.times == 1
 
 
-def test_while_one_asks_anew_the_others_take_what_is_known(
+def test_others_get_cached_workers_during_a_refresh(
     store: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(worker_cache, "SECONDS", 0.0)
@@ -60,9 +60,7 @@ def test_while_one_asks_anew_the_others_take_what_is_known(
         assert fresh.result() == ["w2"]
 
 
-def test_an_answer_that_failed_is_asked_for_again(
-    store: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failed_read_is_retried(store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     workers = RecentWorkers(store)
     with monkeypatch.context() as away:
         away.setattr(store, "workers", lambda: 1 / 0)

@@ -1,4 +1,4 @@
-"""Free memory: what caches files counts, and a control group's limit holds."""
+"""Available memory: cached file pages count, and a control group's limit applies."""
 
 import pytest
 
@@ -11,7 +11,7 @@ MIB, GIB = 2**20, 2**30
 
 @pytest.fixture
 def machine(tmp_path, monkeypatch):
-    """A machine of 64 GiB, of which 2 are empty and 40 available, and its control groups."""
+    """A machine with 64 GiB, 2 of them empty and 40 available, and its control groups."""
     (tmp_path / "proc/self").mkdir(parents=True)
     sizes = {"MemTotal": 64, "MemFree": 2, "MemAvailable": 40}
     lines = [f"{name}:   {size * MIB} kB\n" for name, size in sizes.items()]
@@ -46,8 +46,8 @@ def version_1(limit, usage, cached):
     }
 
 
-def test_pages_of_files_are_to_be_had(machine):
-    assert host_memory.free_memory() == 40 * GIB
+def test_cached_file_pages_count_as_available(machine):
+    assert host_memory.available_memory() == 40 * GIB
     model = entry("", placement="split")
     assert rooms_of(model, ["cpu"])["cpu"] == int(SPARE * 40 * GIB)
 
@@ -64,6 +64,6 @@ def test_pages_of_files_are_to_be_had(machine):
         ("0::/\n", {"": version_2(GIB, 2 * GIB, 0)}, 0),
     ],
 )
-def test_a_control_groups_limit_holds(machine, cgroup, folders, expected):
+def test_a_control_groups_limit_applies(machine, cgroup, folders, expected):
     machine(cgroup, **folders)
-    assert host_memory.free_memory() == expected
+    assert host_memory.available_memory() == expected

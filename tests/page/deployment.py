@@ -1,4 +1,4 @@
-"""A service and one worker with a fake model, as processes on a folder of their own."""
+"""A service and one worker with a fake model, as processes in their own folder."""
 
 import json
 import os
@@ -34,8 +34,8 @@ INDEX = {"_class_name": "FakePipeline", "options": {"seconds_per_step": 0.05}}
 
 
 @contextmanager
-def running_mill(folder: Path, worker: str = "workers") -> Iterator[str]:
-    """The address of a service whose worker is ready; both are stopped afterwards.
+def running_deployment(folder: Path, worker: str = "workers") -> Iterator[str]:
+    """Run a service and a ready worker until the context exits; yields the service's address.
 
     `worker` is the module that runs as the worker.
     """
@@ -62,15 +62,17 @@ def running_mill(folder: Path, worker: str = "workers") -> Iterator[str]:
 
 
 def submit(url: str, key: str = "", /, **body: Any) -> str:
-    """Queue a job of the fake model past the page; returns its id."""
+    """Queue a job of the fake model without the page; returns its id."""
     headers = {"Authorization": f"Bearer {key}"} if key else {}
-    answer = web.post(f"{url}/v1/jobs", json={"model": "fake", **body}, headers=headers)
-    assert answer.status_code == 202, answer.text
-    return str(answer.json()["id"])
+    response = web.post(f"{url}/v1/jobs", json={"model": "fake", **body}, headers=headers)
+    assert response.status_code == 202, response.text
+    return str(response.json()["id"])
 
 
 def _start(folder: Path, module: str, *arguments: str) -> subprocess.Popen[bytes]:
-    kept = {key: value for key, value in os.environ.items() if not key.startswith("IMAGEMILL_")}
+    inherited = {
+        key: value for key, value in os.environ.items() if not key.startswith("IMAGEMILL_")
+    }
     ours = {
         "IMAGEMILL_DATA": str(folder / "data"),
         "IMAGEMILL_MODELS": str(folder / "models.toml"),
@@ -82,7 +84,7 @@ def _start(folder: Path, module: str, *arguments: str) -> subprocess.Popen[bytes
         return subprocess.Popen(
             [sys.executable, "-m", module, *arguments],
             cwd=ROOT,
-            env={**kept, **ours},
+            env={**inherited, **ours},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

@@ -1,4 +1,4 @@
-"""What a client's handles do beyond single questions: progress, saving, listing, odd names."""
+"""Jobs of the client: progress, saving, listing, unusual ids and keys."""
 
 import asyncio
 import threading
@@ -17,22 +17,24 @@ from tests.imagemill.test_client import DATA, Script, job
 from tests.waiting import PATIENCE, wait_until
 
 
-def test_wait_tells_of_progress_as_it_changes() -> None:
+def test_wait_reports_progress_when_it_changes() -> None:
     etag = {"ETag": "W/7"}
     script = Script(
-        httpx.Response(200, json=job(made=0)),
-        httpx.Response(200, json={**job(made=0), "images": [], "eta_seconds": 4.5}, headers=etag),
+        httpx.Response(200, json=job(finished=0)),
+        httpx.Response(
+            200, json={**job(finished=0), "images": [], "eta_seconds": 4.5}, headers=etag
+        ),
         httpx.Response(304),
-        httpx.Response(200, json={**job("succeeded", made=2), "images": []}),
-        httpx.Response(200, json=job("succeeded", made=2)),
+        httpx.Response(200, json={**job("succeeded", finished=2), "images": []}),
+        httpx.Response(200, json=job("succeeded", finished=2)),
     )
-    told: list[Progress] = []
-    handle = script.client().job("job-1").wait(PATIENCE, on_progress=told.append)
-    assert [(one.state, one.share, one.eta_seconds) for one in told] == [
+    reports: list[Progress] = []
+    handle = script.client().job("job-1").wait(PATIENCE, on_progress=reports.append)
+    assert [(report.state, report.share, report.eta_seconds) for report in reports] == [
         (State.RUNNING, 0.0, 4.5),
         (State.SUCCEEDED, 1.0, None),
     ]
-    assert told[0].counts == Counts(2, 2, 0, 0, 0, 0)
+    assert reports[0].counts == Counts(2, 2, 0, 0, 0, 0)
     assert [request.headers.get("If-None-Match") for request in script.requests[1:4]] == [
         None,
         "W/7",
@@ -43,15 +45,15 @@ def test_wait_tells_of_progress_as_it_changes() -> None:
 
 
 class Crowd:
-    """A transport that counts how many downloads are under way at once; some are refused."""
+    """A transport that counts concurrent downloads and can refuse one of them."""
 
     def __init__(self, total: int, refused: int | None = None) -> None:
-        self.job, self.refused = job("succeeded", made=total, total=total), refused
+        self.job, self.refused = job("succeeded", finished=total, total=total), refused
         self.now, self.most, self.asked = 0, 0, 0
         self._lock, self._refusal = threading.Lock(), threading.Event()
 
     def _answer(self, request: httpx.Request) -> httpx.Response | None:
-        """None for a picture that may be had."""
+        """None for an image that isn't refused."""
         if "/images/" not in request.url.path:
             return httpx.Response(200, json=self.job)
         with self._lock:
@@ -82,16 +84,16 @@ class Crowd:
         return refusal or httpx.Response(200, content=DATA)
 
 
-def test_save_brings_a_few_at_once(tmp_path: Path) -> None:
+def test_save_limits_concurrent_downloads(tmp_path: Path) -> None:
     crowd = Crowd(9)
-    with Client("http://mill", transport=httpx.MockTransport(crowd)) as client:
+    with Client("http://server", transport=httpx.MockTransport(crowd)) as client:
         paths = client.job("job-1").save(tmp_path / "new" / "out")
     assert [path.name for path in paths] == [f"000{n}-prompt-{n}.png" for n in range(9)]
     assert (crowd.most, crowd.asked) == (DOWNLOADS_AT_ONCE, 9)
     assert all(path.read_bytes() == DATA for path in paths)
 
 
-def test_the_asynchronous_save_is_as_bounded_and_keeps_off_the_loop(
+def test_async_save_limits_downloads_and_writes_on_other_threads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     crowd = Crowd(9)
@@ -106,7 +108,7 @@ def test_the_asynchronous_save_is_as_bounded_and_keeps_off_the_loop(
 
     async def talk() -> list[Path]:
         transport = httpx.MockTransport(crowd.later)
-        async with AsyncClient("http://mill", transport=transport) as client:
+        async with AsyncClient("http://server", transport=transport) as client:
             return await (await client.job("job-1")).save(tmp_path)
 
     paths = asyncio.run(talk())
@@ -115,12 +117,12 @@ def test_the_asynchronous_save_is_as_bounded_and_keeps_off_the_loop(
     assert writers and threading.get_ident() not in writers
 
 
-def test_a_refused_download_ends_a_save(tmp_path: Path) -> None:
-    """The others that were under way may end, but no more are begun."""
+def test_a_failed_download_ends_save(tmp_path: Path) -> None:
+    """Downloads in progress may finish, but no more are started."""
 
     async def talk() -> None:
         transport = httpx.MockTransport(later.later)
-        async with AsyncClient("http://mill", transport=transport) as client:
+        async with AsyncClient("http://server", transport=transport) as client:
             handle = await client.job("job-1")
             with pytest.raises(ApiError, match="410"):
                 await handle.save(tmp_path / "later")
@@ -128,7 +130,7 @@ def test_a_refused_download_ends_a_save(tmp_path: Path) -> None:
     total = 600
     now, later = Crowd(total, refused=0), Crowd(total, refused=0)
     with (
-        Client("http://mill", transport=httpx.MockTransport(now)) as client,
+        Client("http://server", transport=httpx.MockTransport(now)) as client,
         pytest.raises(ApiError, match="410"),
     ):
         client.job("job-1").save(tmp_path / "now")
@@ -136,7 +138,7 @@ def test_a_refused_download_ends_a_save(tmp_path: Path) -> None:
     assert now.asked < total and later.asked < total
 
 
-def test_jobs_come_page_by_page_and_without_images() -> None:
+def test_jobs_are_listed_by_page_without_images() -> None:
     listed = [{**job("failed"), "id": f"job-{n}"} for n in range(3)]
     for one in listed:
         del one["images"]
@@ -150,11 +152,13 @@ def test_jobs_come_page_by_page_and_without_images() -> None:
         {"state": "failed", "limit": "100"},
         {"state": "failed", "limit": "100", "cursor": "7"},
     ]
-    with pytest.raises(ImagemillError, match=r"job-0 was listed without its images: refresh\(\)"):
+    with pytest.raises(
+        ImagemillError, match=r"job-0 was listed without its images; call refresh\(\)"
+    ):
         found[0].images()
 
 
-def test_models_and_workers_are_values_and_asyncio_has_them_too() -> None:
+def test_models_and_workers_in_both_clients() -> None:
     model: dict[str, Any] = {
         "id": "demo",
         "dtype": "float32",
@@ -175,18 +179,18 @@ def test_models_and_workers_are_values_and_asyncio_has_them_too() -> None:
         return httpx.Response(200, json={"data": [model if path == "/v1/models" else worker]})
 
     async def talk() -> tuple[object, ...]:
-        async with AsyncClient("http://mill", transport=httpx.MockTransport(answer)) as client:
+        async with AsyncClient("http://server", transport=httpx.MockTransport(answer)) as client:
             jobs = [one.id async for one in client.jobs()]
             return jobs, await client.models(), await client.workers()
 
-    client = Client("http://mill", transport=httpx.MockTransport(answer))
+    client = Client("http://server", transport=httpx.MockTransport(answer))
     (offered,), (works,) = client.models(), client.workers()
     assert (offered.id, offered.ready_workers, offered.defaults["steps"]) == ("demo", 1, 8)
     assert (works.model, works.images_done, works.device, works.raw["odd"]) == ("demo", 5, None, 1)
     assert asyncio.run(talk()) == (["job-1"], [offered], [works])
 
 
-def test_what_newer_servers_tell_of_an_image() -> None:
+def test_fields_that_older_servers_do_not_report_are_none() -> None:
     newer = job(total=1)
     newer["images"][0] |= {"reproducible": False, "format": "webp"}
     script = Script(
@@ -203,9 +207,9 @@ def test_what_newer_servers_tell_of_an_image() -> None:
 
 
 @pytest.mark.parametrize("key", ["ä", "two words", "line\n", "\udcff", "x" * 256])
-def test_keys_that_no_header_can_carry(key: str) -> None:
+def test_keys_that_do_not_fit_a_header_are_refused(key: str) -> None:
     with pytest.raises(InvalidInput, match="API key"):
-        Client("http://mill", api_key=key)
+        Client("http://server", api_key=key)
     script = Script()
     with pytest.raises(InvalidInput, match="idempotency key"):
         script.client().submit("demo", "a", idempotency_key=key)
@@ -219,7 +223,7 @@ def test_keys_that_no_header_can_carry(key: str) -> None:
         ("\udcff", b"/v1/jobs/%3F"),
     ],
 )
-def test_whatever_is_typed_for_an_id_is_one_part_of_the_path(job_id: str, path: bytes) -> None:
+def test_job_ids_are_quoted_as_one_path_segment(job_id: str, path: bytes) -> None:
     script = Script(httpx.Response(404))
     with pytest.raises(ApiError, match="404"):
         script.client().job(job_id)

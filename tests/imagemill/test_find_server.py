@@ -1,4 +1,4 @@
-"""How long a command waits for the server of a data folder, and what it says meanwhile."""
+"""How long a command waits for the server of a data folder, and what it prints meanwhile."""
 
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -16,7 +16,7 @@ from tests.imagemill.fake_server import FakeServer
 
 
 class Clock:
-    """Stands for `Interrupts`, whose pauses are all that makes time pass."""
+    """Replaces `Interrupts`; its pauses advance the time."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -40,7 +40,7 @@ def server() -> Iterator[FakeServer]:
 
 
 @pytest.mark.parametrize(("until", "ends"), [(100, True), (10**6, False)])
-def test_a_wait_says_what_for_and_ends_in_the_end(
+def test_a_wait_repeats_its_message_until_the_limit(
     clock: Clock, monkeypatch: pytest.MonkeyPatch, until: int, ends: bool
 ) -> None:
     monkeypatch.setattr(find_server, "time", SimpleNamespace(monotonic=lambda: clock.now))
@@ -53,7 +53,7 @@ def test_a_wait_says_what_for_and_ends_in_the_end(
     assert len(said) == (3 if ends else 59)
 
 
-def test_a_local_server_is_waited_for_while_its_up_lives(
+def test_a_local_server_is_retried_while_its_up_is_running(
     clock: Clock, server: FakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("IMAGEMILL_SERVER", raising=False)

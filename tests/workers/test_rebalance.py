@@ -1,4 +1,4 @@
-"""Who counts as idle, and how much is left to them."""
+"""Which workers count as idle, and how many images are given back for them."""
 
 from typing import Any
 
@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs.queue.store import WorkerInfo
-from workers.rebalance import idle_neighbours, surplus
+from workers.rebalance import idle_workers, surplus
 
 
 def worker(name: str, **changes: Any) -> WorkerInfo:
-    """An idle worker of the model `demo`, changed as told."""
+    """An idle worker of the model `demo`, with these changes."""
     return WorkerInfo(name, {"model": "demo", "state": "ready", "in_flight": 0, **changes})
 
 
@@ -25,12 +25,12 @@ def worker(name: str, **changes: Any) -> WorkerInfo:
         {"model": "other"},
     ],
 )
-def test_only_ready_ones_of_the_model_without_images_are_idle(changes: dict[str, Any]) -> None:
-    assert idle_neighbours([worker("me"), worker("a", **changes)], "me", "demo") == 0
-    assert idle_neighbours([worker("me"), worker("b")], "me", "demo") == 1
+def test_idle_workers_are_ready_and_hold_no_images(changes: dict[str, Any]) -> None:
+    assert idle_workers([worker("me"), worker("a", **changes)], "me", "demo") == 0
+    assert idle_workers([worker("me"), worker("b")], "me", "demo") == 1
 
 
-def test_half_goes_to_one_idle_neighbour_and_what_began_stays() -> None:
+def test_surplus_is_an_even_share_of_unstarted_images() -> None:
     assert surplus(held=8, unstarted=7, idle=1) == 4
     assert surplus(held=8, unstarted=2, idle=1) == 2
     assert surplus(held=8, unstarted=7, idle=3) == 6
@@ -38,7 +38,7 @@ def test_half_goes_to_one_idle_neighbour_and_what_began_stays() -> None:
 
 
 @given(st.integers(1, 100), st.integers(0, 100), st.integers(0, 8))
-def test_an_even_share_is_kept(held: int, unstarted: int, idle: int) -> None:
+def test_worker_keeps_an_even_share(held: int, unstarted: int, idle: int) -> None:
     given_away = surplus(held, min(unstarted, held), idle)
     assert 0 <= given_away <= unstarted
     assert held - given_away >= held / (idle + 1)

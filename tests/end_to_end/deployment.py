@@ -1,7 +1,7 @@
-"""A real `imagemill` on a folder of its own: started as a user would, watched by process id.
+"""A real `imagemill` on its own data folder, started as a user would.
 
-Every process that belongs to a data folder carries it in its environment or its command line;
-`processes_of` finds them all, orphans included, and nobody else's.
+Every process of a data folder has it in its environment or its command line, so `processes_of`
+finds exactly those, including orphans.
 """
 
 import json
@@ -30,13 +30,13 @@ COMMAND = [sys.executable, "-m", "imagemill"]
 
 
 def environment() -> dict[str, str]:
-    """Ours without any setting of imagemill's, but for shorter drains; no colour."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith("IMAGEMILL_")}
-    return {**kept, "IMAGEMILL_DRAIN_SECONDS": "5", "COLUMNS": "100", "NO_COLOR": "1"}
+    """The environment without imagemill's settings, except for shorter drains; no colour."""
+    others = {key: value for key, value in os.environ.items() if not key.startswith("IMAGEMILL_")}
+    return {**others, "IMAGEMILL_DRAIN_SECONDS": "5", "COLUMNS": "100", "NO_COLOR": "1"}
 
 
 def run(*arguments: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end, with these environment variables beside the usual ones."""
+    """Run a command to its end, with additional environment variables."""
     return subprocess.run(
         [*COMMAND, *map(str, arguments)],
         cwd=ROOT,
@@ -48,7 +48,7 @@ def run(*arguments: str | Path, **variables: str) -> subprocess.CompletedProcess
 
 
 def start(*arguments: str | Path, output: Path) -> subprocess.Popen[bytes]:
-    """Start a command in a process group of its own, as a shell with job control does."""
+    """Start a command in its own process group, as a shell with job control does."""
     with output.open("wb") as file:
         return subprocess.Popen(
             [*COMMAND, *map(str, arguments)],
@@ -61,16 +61,16 @@ def start(*arguments: str | Path, output: Path) -> subprocess.Popen[bytes]:
         )
 
 
-def start_up(data: Path, models: Path = MODELS) -> "Mill":
-    """`imagemill up` on a free port; what it says goes to a file beside the folder."""
+def start_up(data: Path, models: Path = MODELS) -> "Deployment":
+    """`imagemill up` on a free port; its output goes to a file next to the folder."""
     output = data.with_name(f"{data.name}.txt")
     process = start("up", "--port", "0", "--data", data, "--models", models, output=output)
-    return Mill(data, process, output)
+    return Deployment(data, process, output)
 
 
 def processes_of(data: Path) -> dict[int, str]:
-    """Every process, however orphaned, that works on the data folder: pid and command."""
-    found = {}
+    """Every process that works on the data folder, including orphans: pid and command."""
+    processes = {}
     for process in psutil.process_iter():
         try:
             if process.status() == psutil.STATUS_ZOMBIE:
@@ -80,11 +80,11 @@ def processes_of(data: Path) -> dict[int, str]:
         except psutil.Error:
             continue
         if belongs or any(str(data) in word for word in command):
-            found[process.pid] = " ".join(command)
-    return found
+            processes[process.pid] = " ".join(command)
+    return processes
 
 
-class Mill:
+class Deployment:
     """A running `imagemill up`."""
 
     def __init__(self, data: Path, process: subprocess.Popen[bytes], output: Path) -> None:
@@ -98,11 +98,11 @@ class Mill:
         return json.loads(path.read_text()) if path.exists() else None
 
     def said(self) -> str:
-        """All that `up` has printed, on one line."""
+        """Everything that `up` has printed, on one line."""
         return " ".join(self._output.read_text().split())
 
     def pid_of(self, part: str) -> int | None:
-        """The process of a part: `service`, `workers` (the supervisor), `worker` or `queue`."""
+        """The process id of a part: `service`, `workers` (the supervisor), `worker` or `queue`."""
         for pid, command in processes_of(self.data).items():
             is_worker = "-m workers --model" in command
             matches = {
@@ -116,7 +116,7 @@ class Mill:
         return None
 
     def kill(self, part: str) -> int:
-        """SIGKILL a part; returns the pid that it had. A worker's leases end with it."""
+        """SIGKILL a part and return its pid. A worker's leases are expired too."""
         pid = wait_until(lambda: self.pid_of(part))
         os.kill(pid, signal.SIGKILL)
         if part == "worker":
@@ -125,11 +125,11 @@ class Mill:
         return pid
 
     def expire_leases(self) -> None:
-        """End the leases that dead workers have left behind, which time would end."""
+        """Expire the leases of dead workers now instead of waiting."""
         expire_leases(EmbeddedServer.ensure(self.data).url)
 
     def ready_workers(self) -> list[dict[str, Any]]:
-        """The workers that say they are ready."""
+        """The workers that report being ready."""
         with Client(self.url, patience=PATIENCE) as client:
             workers = client.get("/v1/workers")["data"]
         return [worker for worker in workers if worker["state"] == "ready"]
@@ -143,7 +143,7 @@ class Mill:
 
 
 def midway(client: Client, model: str, prompt: str, n: int, **fields: Any) -> Job:
-    """A job of which some images are made and most are not; one that ended unseen is repeated."""
+    """A job with some finished images, but not all; if it finishes too early, it's repeated."""
     while True:
         job = client.submit(model, prompt, n=n, **fields)
         counts = wait_until(lambda job=job: (now := job.refresh().counts).succeeded >= 3 and now)
@@ -152,19 +152,19 @@ def midway(client: Client, model: str, prompt: str, n: int, **fields: Any) -> Jo
 
 
 @contextmanager
-def up(data: Path, models: Path = MODELS) -> Iterator[Mill]:
-    """`imagemill up` on a free port, stopped afterwards; nothing of it may be left then."""
-    mill = start_up(data, models)
+def up(data: Path, models: Path = MODELS) -> Iterator[Deployment]:
+    """`imagemill up` on a free port, stopped afterwards; fails if any process is left."""
+    deployment = start_up(data, models)
     try:
-        wait_until(mill.answers)
-        yield mill
+        wait_until(deployment.answers)
+        yield deployment
     finally:
-        mill.process.terminate()
+        deployment.process.terminate()
         try:
-            mill.process.wait(PATIENCE)
+            deployment.process.wait(PATIENCE)
         finally:
-            mill.process.kill()
-            mill.process.wait()
+            deployment.process.kill()
+            deployment.process.wait()
             left = processes_of(data)
             for pid in left:
                 os.kill(pid, signal.SIGKILL)

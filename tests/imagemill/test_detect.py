@@ -1,4 +1,4 @@
-"""Which pictures a terminal is given, by its environment, its answers, and what it is not."""
+"""Detecting how a terminal can show images, from its environment and its answers."""
 
 import io
 import os
@@ -42,7 +42,7 @@ def test_by_environment(variables: dict[str, str], expected: Pictures | None) ->
     assert by_environment(variables) is expected
 
 
-def test_only_kittys_kin_is_asked_kittys_question() -> None:
+def test_only_kitty_like_terminals_get_the_kitty_query() -> None:
     assert may_be_kitty({"TERM": "xterm-kitty"})
     assert may_be_kitty({"TERM": "xterm-256color", "KITTY_WINDOW_ID": "1"})
     assert may_be_kitty({"TERM": "xterm-ghostty"})
@@ -66,18 +66,18 @@ def test_by_answer(answer: bytes, expected: Pictures) -> None:
     assert by_answer(answer) is expected
 
 
-@pytest.mark.parametrize("wanted", list(Pictures))
-def test_what_is_no_terminal_gets_no_protocol(
-    wanted: Pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("choice", list(Pictures))
+def test_files_and_pipes_get_no_protocol(
+    choice: Pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not even when it was told to behave as one."""
+    """Not even if they're forced to act as a terminal."""
     monkeypatch.setenv("TERM_PROGRAM", "iTerm.app")
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.delenv("NO_COLOR", raising=False)
-    assert screen(Console(file=io.StringIO()), wanted) is None
+    assert screen(Console(file=io.StringIO()), choice) is None
     with (tmp_path / "log").open("w") as log:
         for file in (io.StringIO(), log):
-            forced = screen(Console(file=file, force_terminal=True), wanted)
+            forced = screen(Console(file=file, force_terminal=True), choice)
             assert forced is not None and forced.kind is BLOCKS
 
 
@@ -87,7 +87,7 @@ def test_half_blocks_need_colours(monkeypatch: pytest.MonkeyPatch) -> None:
     assert screen(plain, Pictures.AUTO) is None
 
 
-def test_keys_are_kept_out_of_pictures_for_as_long_as_it_takes() -> None:
+def test_undisturbed_changes_the_terminal_modes_and_restores_them() -> None:
     ours, theirs = os.openpty()
     with os.fdopen(theirs, "w") as terminal:
         before = termios.tcgetattr(theirs)

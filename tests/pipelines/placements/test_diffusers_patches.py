@@ -1,4 +1,4 @@
-"""What is mended of diffusers' parallelism, one piece at a time and without other processes."""
+"""The patches for diffusers' parallelism, one at a time and without other processes."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 
 
 def attention(query, key, value, **options):
-    """Over [rows, tokens, heads, features], as diffusers has them."""
+    """Attention over [rows, tokens, heads, features], as in diffusers."""
     swapped = (x.transpose(1, 2) for x in (query, key, value))
     return scaled_dot_product_attention(*swapped, **options).transpose(1, 2)
 
@@ -23,19 +23,19 @@ def attention(query, key, value, **options):
     [(torch.float32, 1e-6), (torch.float16, 2e-3), (torch.bfloat16, 2e-2)],
 )
 @pytest.mark.parametrize("features", [16, 128])
-def test_a_mask_in_the_keys_is_a_mask(dtype, tolerance, features):
+def test_mask_in_the_keys_matches_a_real_mask(dtype, tolerance, features):
     torch.manual_seed(0)
     query, key, value = (torch.randn(2, 12, 3, features).to(dtype) * 3 for _ in range(3))
     mask = torch.arange(12) < torch.tensor([[5], [12]])
     expected = attention(query, key, value, attn_mask=mask[:, None, None])
     wide_query, wide_key = diffusers_patches.with_mask(query, key, mask[:, None, None])
     wide_value = torch.nn.functional.pad(value, (0, diffusers_patches.EXTRA))
-    found = attention(wide_query, wide_key, wide_value, scale=features**-0.5)
-    assert (found[..., :features] - expected).abs().max() <= tolerance
-    assert torch.equal(found[..., features:], torch.zeros_like(found[..., features:]))
+    actual = attention(wide_query, wide_key, wide_value, scale=features**-0.5)
+    assert (actual[..., :features] - expected).abs().max() <= tolerance
+    assert torch.equal(actual[..., features:], torch.zeros_like(actual[..., features:]))
 
 
-def test_keys_that_are_all_masked_weigh_nothing_and_are_finite():
+def test_scores_of_masked_keys_are_finite_and_negligible():
     query, key, value = (torch.randn(1, 4, 2, 16) for _ in range(3))
     query, key = diffusers_patches.with_mask(query, key, torch.zeros(1, 4, dtype=torch.bool))
     scores = torch.einsum("bqhd,bkhd->bhqk", query, key) / 4
@@ -44,14 +44,14 @@ def test_keys_that_are_all_masked_weigh_nothing_and_are_finite():
     assert torch.isfinite(attention(query, key, value.repeat(1, 1, 1, 2)[..., :24])).all()
 
 
-def test_a_mask_that_is_not_yes_or_no_is_refused():
+def test_mask_must_be_bool():
     with pytest.raises(TypeError, match=r"torch\.float32"):
         diffusers_patches.with_mask(
             *(torch.randn(1, 4, 2, 16) for _ in range(2)), torch.zeros(1, 4)
         )
 
 
-def test_attention_that_is_not_split_is_left_alone():
+def test_attention_without_parallelism_is_unchanged():
     seen = []
     dispatch = diffusers_patches._masked(
         lambda *tensors, **options: seen.append((tensors, options))
@@ -61,7 +61,7 @@ def test_attention_that_is_not_split_is_left_alone():
     assert seen == [(tuple(tensors), {"attn_mask": mask, "parallel_config": None, "scale": None})]
 
 
-def test_the_log_sum_exp_on_cpu():
+def test_log_sum_exp_on_cpu():
     torch.manual_seed(0)
     query, key, value = (torch.randn(2, 5, 3, 16) for _ in range(3))
     out, lse = diffusers_patches._with_lse(None)(None, query, key, value, return_lse=True)
@@ -70,7 +70,7 @@ def test_the_log_sum_exp_on_cpu():
     assert torch.allclose(out, attention(query, key, value), atol=1e-6)
 
 
-def test_diffusers_is_as_it_was_after_a_config_is_applied():
+def test_on_cpu_restores_diffusers():
     from diffusers.hooks import tensor_parallel
 
     before = torch.accelerator.device_count, tensor_parallel._SUPPORTED_TP_DEVICES
@@ -83,26 +83,26 @@ def test_diffusers_is_as_it_was_after_a_config_is_applied():
     ("backend", "ring", "device"),
     [(None, 1, CPU), (None, 2, CPU), (None, 1, CUDA), ("_native_cudnn", 2, CUDA)],
 )
-def test_kernels_that_can(backend, ring, device):
+def test_supported_kernels_pass(backend, ring, device):
     check_parallel(backend, ring, True, device)
 
 
 @pytest.mark.parametrize(
     ("backend", "ring", "device", "sentence"),
     [
-        (None, 2, CUDA, "'native' does not tell on cuda; _native_cudnn, .* do, in half precision"),
-        ("xformers", 1, CUDA, "'xformers' cannot split a sequence; .*flash"),
+        (None, 2, CUDA, "'native' doesn't return on cuda; in half precision, _native_cudnn, .* do"),
+        ("xformers", 1, CUDA, "'xformers' can't split a sequence; .*flash"),
     ],
 )
-def test_kernels_that_cannot(backend, ring, device, sentence):
+def test_unsupported_kernels_are_refused(backend, ring, device, sentence):
     with pytest.raises(ConfigurationError, match=sentence):
         check_parallel(backend, ring, True, device)
 
 
-def test_rows_of_tensors_and_of_lists_but_not_of_positions():
+def test_rows_are_selected_from_tensors_and_lists_but_not_from_positions():
     class ZImageTransformer2DModel:
         def forward(self, x, t, cap_feats, return_dict=True):
-            """As diffusers' own."""
+            """Has the parameters of diffusers' own forward."""
 
     plan = PLANS["ZImageTransformer2DModel"]
     arguments = by_name(

@@ -1,4 +1,4 @@
-"""A user's program under `mypy --strict`, against the package as it is installed."""
+"""A user's program under `mypy --strict`, against the installed package."""
 
 import importlib.util
 import os
@@ -22,7 +22,7 @@ from imagemill import AsyncClient, Client, Image, Job, Progress
 from jobs.job import Counts, State
 
 
-def told(progress: Progress) -> None:
+def report(progress: Progress) -> None:
     assert_type(progress.share, float)
 
 
@@ -33,7 +33,7 @@ with Client() as client:
     assert_type(job.counts, Counts)
     assert_type(job.counts.total, int)
     assert_type(job.images()[0].state, State)
-    assert_type(job.wait(on_progress=told).save("out"), list[Path])
+    assert_type(job.wait(on_progress=report).save("out"), list[Path])
     assert_type([one.ready_workers for one in client.models()], list[int])
     assert_type([one.images_done for one in client.workers()], list[int | None])
     assert_type(next(client.jobs(state=State.FAILED)).id, str)
@@ -63,7 +63,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def judged(folder: Path, cache: Path, program: str) -> list[str]:
-    """What mypy says; it sees our packages on Python's path, as installed ones, not as its own."""
+    """The output of mypy, which treats our packages as installed ones."""
     if importlib.util.find_spec("mypy") is None:
         pytest.skip("mypy is not installed")
     (folder / "program.py").write_text(program)
@@ -78,18 +78,18 @@ def judged(folder: Path, cache: Path, program: str) -> list[str]:
     return done.stdout.splitlines()
 
 
-def test_a_programs_types_are_known_to_the_last(tmp_path: Path, cache: Path) -> None:
+def test_a_typed_program_has_no_errors(tmp_path: Path, cache: Path) -> None:
     assert judged(tmp_path, cache, PROGRAM) == ["Success: no issues found in 1 source file"]
 
 
-def test_slips_of_the_pen_are_seen(tmp_path: Path, cache: Path) -> None:
+def test_typos_are_type_errors(tmp_path: Path, cache: Path) -> None:
     found = [line for line in judged(tmp_path, cache, SLIPS) if ": error: " in line]
     assert [line.split(":")[1] for line in found] == ["5", "6", "7", "8", "9", "10"]
     assert 'Unexpected keyword argument "stepz"' in found[0]
 
 
 @pytest.mark.parametrize("package", ["imagemill", "jobs"])
-def test_what_a_program_sees_is_marked_as_typed(package: str) -> None:
+def test_public_packages_have_py_typed(package: str) -> None:
     with (ROOT / "pyproject.toml").open("rb") as file:
         settings = tomllib.load(file)
     assert "py.typed" in settings["tool"]["setuptools"]["package-data"][package]

@@ -1,4 +1,4 @@
-"""The thing to break: a server, some workers that are replaced as they die, and the audit after."""
+"""A deployment to break: a server, workers that are replaced when they die, and a final audit."""
 
 import os
 import random
@@ -28,8 +28,8 @@ from tests.waiting import PATIENCE, wait_until
 T = TypeVar("T")
 
 
-class Mill:
-    """Everything on one folder. `jobs` maps each acknowledged and undeleted job to its tenant."""
+class Deployment:
+    """A deployment in one folder. `jobs` maps each acknowledged, undeleted job to its tenant."""
 
     def __init__(self, folder: Path, workers: int, lease_seconds: float) -> None:
         self._lease_seconds = lease_seconds
@@ -37,36 +37,36 @@ class Mill:
         self.server = EmbeddedServer.ensure(folder / "queue")
         self.store = Store.connect(self.server.url, timeout=PATIENCE)
         self.jobs: dict[str, str] = {}
-        self.done: Counter[str] = Counter()
+        self.counts: Counter[str] = Counter()
         self.children: list[subprocess.Popen[Any]] = []
         for _ in range(workers):
             self.add_worker()
 
     def add_worker(self) -> None:
-        """Start one more."""
+        """Start a worker."""
         argv = [sys.executable, "-m", "tests.chaos.worker", self.server.url, uuid4().hex]
         argv += [str(self.folder / "images"), str(self._lease_seconds)]
         self.children.append(lifeline.spawn(argv))
 
     def replace_dead_workers(self) -> None:
-        """As a supervisor would."""
+        """Replace dead workers, as a supervisor would."""
         for child in [child for child in self.children if child.poll() is not None]:
             self.children.remove(child)
-            self.done["worker deaths"] += 1
+            self.counts["worker deaths"] += 1
             self.add_worker()
 
     def insist(self, call: Callable[[], T]) -> T:
-        """Repeat while the server is away, which a caller of the API may do as well."""
+        """Repeat the call while the server is unavailable, as an API client may."""
 
-        def answer() -> tuple[T] | None:
+        def attempt() -> tuple[T] | None:
             with suppress(StorageUnavailable):
                 return (call(),)
             return None
 
-        return wait_until(answer)[0]
+        return wait_until(attempt)[0]
 
     def submit(self, prompts: list[str], max_stalls: int = 1000) -> str:
-        """A job of a random tenant, submitted until it is acknowledged, once."""
+        """Submit a job for a random tenant, and retry until it is acknowledged."""
         requests = [ImageRequest("demo", prompt, 1, 64, 64, 4, 1.0) for prompt in prompts]
         tenant, key = random.choice(["ann", "bob", "cy"]), uuid4().hex
         submitted = self.insist(
@@ -84,71 +84,71 @@ class Mill:
             )
         )
         self.jobs[submitted.job_id] = tenant
-        self.done["images"] += len(prompts)
+        self.counts["images"] += len(prompts)
         return submitted.job_id
 
-    # What can go wrong ------------------------------------------------------------------------
+    # Faults -----------------------------------------------------------------------------------
 
     def kill_worker(self) -> None:
-        """SIGKILL, at any point of its work."""
+        """SIGKILL a worker, at any point of its work."""
         random.choice(self.children).kill()
-        self.done["worker kills"] += 1
+        self.counts["worker kills"] += 1
 
     def freeze_worker(self, freeze_seconds: float) -> None:
-        """Stop one for longer than its leases, so that its commits come late."""
+        """Stop a worker for longer than its leases, so that its commits come late."""
         child = random.choice(self.children)
         child.send_signal(signal.SIGSTOP)
         moment = self.store_time() + freeze_seconds
         wait_until(lambda: self.store_time() > moment)
         child.send_signal(signal.SIGCONT)
-        self.done["freezes"] += 1
+        self.counts["freezes"] += 1
 
     def kill_server(self) -> None:
-        """SIGKILL, and start it again on the same data."""
+        """SIGKILL the server, and start it again on the same data."""
         os.kill(self.server.pid, signal.SIGKILL)
         self.server.stop()
         self.server = EmbeddedServer.ensure(self.folder / "queue")
-        self.done["server kills"] += 1
+        self.counts["server kills"] += 1
 
     def forget_scripts(self) -> None:
-        """As a failover does."""
+        """Flush the server's scripts, as a failover does."""
         self.insist(lambda: self.store._link.ask(lambda client: client.script_flush()))
-        self.done["script flushes"] += 1
+        self.counts["script flushes"] += 1
 
     def move(self, name: str) -> None:
-        """cancel, retry or delete some job."""
+        """Cancel, retry or delete a random job."""
         if not self.jobs:
             return
         job_id = random.choice(list(self.jobs))
         with suppress(Conflict, NotFound):
             self.insist(lambda: getattr(self.store, name)(job_id, self.jobs[job_id]))
-            self.done[name] += 1
+            self.counts[name] += 1
         if name == "delete":
             del self.jobs[job_id]
 
     def store_time(self) -> float:
-        """The server's clock, seconds."""
+        """The server's clock, in seconds."""
         seconds, micro = self.insist(lambda: self.store._link.ask(lambda client: client.time()))
         return float(seconds + micro / 1e6)
 
-    # Afterwards -------------------------------------------------------------------------------
+    # Checks -----------------------------------------------------------------------------------
 
     def drain(self) -> list[Job]:
-        """Wait until every job is over; returns them."""
+        """Wait until every job is finished, and return the jobs."""
 
-        def all_over() -> list[Job] | None:
+        def all_finished() -> list[Job] | None:
             self.replace_dead_workers()
             jobs = [self.insist(lambda j=job_id: self.store.job(j, None)) for job_id in self.jobs]
             return jobs if all(job.state.finished for job in jobs) else None
 
-        jobs = wait_until(all_over) if self.jobs else []
+        jobs = wait_until(all_finished) if self.jobs else []
         for child in self.children:
             child.kill()
             child.wait()
         return jobs
 
     def close(self) -> None:
-        """End everything."""
+        """Stop everything."""
         for child in self.children:
             child.kill()
             child.wait()
@@ -156,18 +156,18 @@ class Mill:
         self.server.stop()
 
     def events(self) -> list[Event]:
-        """All that ever happened."""
-        found, after = [], "0-0"
+        """All events since the start."""
+        events, after = [], "0-0"
         while page := self.store.events(after, 0):
-            found += page
+            events += page
             after = page[-1].id
-        return found
+        return events
 
     def audit(self, jobs: list[Job]) -> None:
-        """No image committed twice, nothing lost, every book balanced, no key left over."""
-        told = [event for event in self.events() if event.type == "image"]
-        made = Counter((event.job_id, event.index) for event in told)
-        assert max(made.values(), default=0) <= 1, "an image was committed twice"
+        """Check that no image is lost or committed twice, and that counts and keys agree."""
+        committed = [event for event in self.events() if event.type == "image"]
+        commits = Counter((event.job_id, event.index) for event in committed)
+        assert max(commits.values(), default=0) <= 1, "an image was committed twice"
         for job in jobs:
             images = self.store.images(job.id)
             counted = Counter(str(image.state) for image in images)
@@ -175,15 +175,15 @@ class Mill:
                 assert getattr(job.counts, state) == counted[state], (job, counted)
             assert job.progress == 1
             for image in images:
-                was_made = image.state == "succeeded"
-                assert made[job.id, image.index] == was_made
+                is_made = image.state == "succeeded"
+                assert commits[job.id, image.index] == is_made
                 if image.result is not None:
                     data = self.images.read(image.result.uri)
                     assert sha256(data).hexdigest() == image.result.sha256
-        self.check_rest()
+        self.check_idle()
 
-    def check_rest(self) -> None:
-        """With nothing to do, the queue holds nothing that would stay."""
+    def check_idle(self) -> None:
+        """Check that an idle queue holds no key that would stay."""
         with redis.Redis.from_url(self.server.url, decode_responses=True) as raw:
             key = Keys("default")
             for name in ("leases", "quota", "delayed", "depth", "times"):

@@ -1,4 +1,4 @@
-"""How often a request that waits for its images looks at its job, and the hub's memory of ends."""
+"""How often a waiting request reads its job, and the hub's memory of ended jobs."""
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
@@ -18,30 +18,30 @@ def _event(job: str, kind: str, number: int = 1) -> Event:
     return Event(f"{number}-0", job, kind, None, {})
 
 
-def test_a_request_looks_at_its_job_once_however_often_that_moves(
-    mill: Deployment, monkeypatch: pytest.MonkeyPatch
+def test_request_reads_its_job_once_despite_progress(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looks = []
-    read = mill.store.job
+    read = deployment.store.job
 
     def counting(job_id: str, tenant: str | None) -> object:
         looks.append(job_id)
         return read(job_id, tenant)
 
-    monkeypatch.setattr(mill.store, "job", counting)
+    monkeypatch.setattr(deployment.store, "job", counting)
     monkeypatch.setattr(long_poll, "RECHECK_SECONDS", 1000)
     with ThreadPoolExecutor(1) as pool:
-        answer = pool.submit(mill.client.post, "/v1/images/generations", json=WISH)
-        (lease,) = wait_until(mill.worker.claim)
+        response = pool.submit(deployment.client.post, "/v1/images/generations", json=WISH)
+        (lease,) = wait_until(deployment.worker.claim)
         for step in range(1, 9):
-            mill.store.beat("hand", {(lease.key, lease.token): step}, 60)
-        mill.worker.finish(lease)
-        assert answer.result().status_code == 200
+            deployment.store.beat("hand", {(lease.key, lease.token): step}, 60)
+        deployment.worker.finish(lease)
+        assert response.result().status_code == 200
     assert looks == [lease.job_id]
 
 
 @pytest.mark.parametrize("kind", ["succeeded", "failed", "cancelled", "deleted"])
-def test_an_end_before_the_watch_wakes_it(kind: str) -> None:
+def test_watch_is_woken_by_an_earlier_end(kind: str) -> None:
     async def wakes(job: str) -> bool:
         with hub.watch(job, ends_only=True) as watch:
             return await watch.news_within(0.01)
@@ -52,7 +52,7 @@ def test_an_end_before_the_watch_wakes_it(kind: str) -> None:
     assert not asyncio.run(wakes("under way"))
 
 
-def test_only_the_end_wakes_who_waits_for_it() -> None:
+def test_ends_only_watch_ignores_progress() -> None:
     async def woken(kind: str) -> tuple[bool, bool]:
         with hub.watch("job") as every, hub.watch("job", ends_only=True) as end:
             hub._deliver([_event("job", kind)])
@@ -64,14 +64,14 @@ def test_only_the_end_wakes_who_waits_for_it() -> None:
     assert asyncio.run(woken("failed")) == (True, True)
 
 
-def test_the_hub_forgets_the_oldest_ends() -> None:
+def test_hub_forgets_the_oldest_ends() -> None:
     hub = EventHub(None)  # type: ignore[arg-type]
     hub._remember_ends([_event(str(number), "succeeded") for number in range(RECENT_ENDS + 1)])
     assert len(hub._ended) == RECENT_ENDS
     assert "0" not in hub._ended
 
 
-def test_a_caller_who_leaves_wakes_the_watch() -> None:
+def test_disconnect_wakes_the_watch() -> None:
     async def leave() -> tuple[bool, bool, bool]:
         left = asyncio.Event()
 
