@@ -11,12 +11,13 @@ from typing import TypeVar
 
 from jobs.catalog import Model
 from jobs.defaults import with_own_defaults
-from jobs.errors import ConfigurationError
+from jobs.errors import ConfigurationError, ModelUnavailable
 from pipelines.attention import sets_process_flags
 from pipelines.checkpoint import Checkpoint, find_checkpoint
 from pipelines.components import naming
 from pipelines.defaults import own_defaults
 from pipelines.device import check_device
+from pipelines.examination import INDEX
 from pipelines.fake import FakePipeline
 from pipelines.families import check_class, make_family
 from pipelines.placements import Follower, following_of, placement_of
@@ -89,12 +90,22 @@ def dismiss(pipeline: Pipeline) -> None:
         end()
 
 
+def _check_class(checkpoint: Checkpoint) -> None:
+    try:
+        check_class(checkpoint.class_name)
+    except ModelUnavailable as error:
+        raise ModelUnavailable(
+            f"{error} ({checkpoint.folder / INDEX}); set path to a text-to-image model"
+        ) from error
+
+
 def _find(model: Model) -> Checkpoint:
     """The checkpoint, of a class that can be served. Raises ModelUnavailable."""
     checkpoint = find_checkpoint(model)
     if checkpoint.class_name != FakePipeline.__name__:
+        checkpoint.pipeline_class(model)
         with naming(model.name):
-            check_class(checkpoint.class_name)
+            _check_class(checkpoint)
     return checkpoint
 
 

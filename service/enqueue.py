@@ -14,14 +14,15 @@ from fastapi import Header
 from pydantic import WithJsonSchema
 
 from jobs import tracing
+from jobs.catalog import Model
 from jobs.errors import FieldProblem, InvalidRequest
 from jobs.request import ImageRequest
 from jobs.views import Submitted
 from service.auth import Caller
-from service.errors import MalformedHeader
+from service.errors import MalformedHeader, NotReady
 from service.mill import Mill
 from service.schemas import SubmitJob, Webhook
-from service.submission import image_requests, warnings
+from service.submission import Card, image_requests, warnings
 from service.webhooks.address import is_literal_and_private
 
 log = structlog.get_logger(__name__)
@@ -56,7 +57,7 @@ def enqueue(
     job = submit(
         mill,
         caller,
-        image_requests(body, model, card),
+        _requests(mill, body, model, card),
         priority=body.priority if "priority" in body.model_fields_set else None,
         metadata=body.metadata,
         webhook=body.webhook,
@@ -64,6 +65,15 @@ def enqueue(
     )
     count = mill.lengths.counter(model.name, card)
     return job, warnings(body, model, card, count)
+
+
+def _requests(mill: Mill, body: SubmitJob, model: Model, card: Card | None) -> list[ImageRequest]:
+    """The job's images; an unknown default says why no worker has read the model."""
+    try:
+        return image_requests(body, model, card)
+    except NotReady as error:
+        reason = mill.standstill(model.name)
+        raise NotReady(f"{error}: {reason}" if reason else str(error)) from error
 
 
 def submit(

@@ -67,7 +67,7 @@ def test_it_is_loaded_once_and_again_when_it_is_mended(models: Path, tmp_path: P
         path = f"{mill.url}/v1/jobs/{job.json()['id']}"
         wait_until(lambda: web.get(path).json()["state"] == "succeeded")
         assert web.get(path).json()["warnings"] == []
-        assert [worker["state"] for worker in workers("broken")] == ["ready"]
+        wait_until(lambda: [worker["state"] for worker in workers("broken")] == ["ready"])
         assert workers("missing")[0]["id"] == missing["id"]
         assert log().count("worker cannot start") == 2
 

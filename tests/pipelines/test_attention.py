@@ -21,9 +21,8 @@ from pipelines.load import load_pipeline
 from pipelines.placements.placed import Placed
 from tests.pipelines.rounding import served_alone
 from tests.pipelines.serving import alone, ask, begin, entry
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE, wait_until
 
-SECONDS = 120.0
 """A limit for waits that end at once on any machine."""
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
@@ -127,7 +126,7 @@ def test_only_with_such_a_backend_verbs_wait_for_each_other(tiny_folder, monkeyp
 
     def slow_step(samples, bucket=0):
         inside.set()
-        assert leave.wait(SECONDS)
+        assert leave.wait(PATIENCE)
         step(samples, bucket)
         order.append("step")
 
@@ -141,9 +140,9 @@ def test_only_with_such_a_backend_verbs_wait_for_each_other(tiny_folder, monkeyp
     with ThreadPoolExecutor(2) as pool:
         stepping = pool.submit(pipeline.step, [other])
         try:
-            assert inside.wait(SECONDS)
+            assert inside.wait(PATIENCE)
             decoding = pool.submit(pipeline.decode, [finished])
-            wait_until(lambda: pipeline._turn.waiting == 1 if waits else decoding.done(), SECONDS)
+            wait_until(lambda: pipeline._turn.waiting == 1 if waits else decoding.done())
         finally:
             leave.set()
         stepping.result()
@@ -163,7 +162,7 @@ def test_the_lock_is_first_come_first_served():
             taken = []
             for number in range(5):
                 taken.append(pool.submit(take, number))
-                wait_until(lambda: lock.waiting == len(taken), SECONDS)
+                wait_until(lambda: lock.waiting == len(taken))
         for each in taken:
             each.result()
     assert order == list(range(5))

@@ -109,13 +109,20 @@ def test_the_etag_spares_the_caller_what_it_has(mill: Deployment) -> None:
     assert other.status_code == 200 and other.headers["etag"] != tag
 
 
+class Woken(list[bool]):
+    """Of every wait for news, whether news ended it; `waits` have begun."""
+
+    waits = 0
+
+
 @pytest.fixture
-def woken(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """Of every wait for news, whether news ended it; without any it would last a minute."""
-    woken: list[bool] = []
+def woken(monkeypatch: pytest.MonkeyPatch) -> Woken:
+    """Notes every wait for news; without any news one would last PATIENCE."""
+    woken = Woken()
     news_within = Watch.news_within
 
     async def noted(watch: Watch, seconds: float) -> bool:
+        woken.waits += 1
         woken.append(await news_within(watch, seconds))
         return woken[-1]
 
@@ -124,12 +131,12 @@ def woken(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     return woken
 
 
-def test_a_wait_ends_when_the_job_does(mill: Deployment, woken: list[bool]) -> None:
+def test_a_wait_ends_when_the_job_does(mill: Deployment, woken: Woken) -> None:
     mill.worker.finish_all()
     job_id = mill.submit("a", "b")["id"]
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(mill.client.get, f"/v1/jobs/{job_id}?wait=60")
-        wait_until(lambda: mill.client.app.state.mill.hub.watched)
+        wait_until(lambda: woken.waits)
         first, second = mill.worker.claim(2)
         mill.worker.finish(first)
         wait_until(lambda: woken)
@@ -140,13 +147,13 @@ def test_a_wait_ends_when_the_job_does(mill: Deployment, woken: list[bool]) -> N
     assert woken and all(woken)
 
 
-def test_a_wait_with_an_etag_ends_at_any_news(mill: Deployment, woken: list[bool]) -> None:
+def test_a_wait_with_an_etag_ends_at_any_news(mill: Deployment, woken: Woken) -> None:
     mill.worker.finish_all()
     path = f"/v1/jobs/{mill.submit('a', 'b')['id']}"
     tag = mill.client.get(path).headers["etag"]
     with ThreadPoolExecutor(1) as pool:
         told = pool.submit(mill.client.get, f"{path}?wait=60", headers={"If-None-Match": tag})
-        wait_until(lambda: mill.client.app.state.mill.hub.watched)
+        wait_until(lambda: woken.waits)
         (lease, *_) = mill.worker.claim(1)
         mill.worker.finish(lease)
         answer = told.result(PATIENCE)

@@ -98,7 +98,11 @@ SABOTAGED = {
     "ZImage's masks": ("ZImage", {"ring": 2}, "masks"),
 }
 REFUSED = {
-    "no plan": ("SD3", {"ulysses": 2}, "no plan to split SD3Transformer2DModel; there is for Flux"),
+    "no plan": (
+        "SD3",
+        {"ulysses": 2},
+        "no plan to split SD3Transformer2DModel; there is for",
+    ),
     "pairs": (
         "Chroma",
         {"ulysses": 2},
