@@ -21,7 +21,7 @@ demo: setup
 	head -n 24 demo/prompts.txt | $(BIN)/imagemill generate --file - --out out
 
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: setup
 	$(BIN)/ruff check .

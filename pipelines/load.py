@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from jobs.catalog import Model
 from jobs.defaults import with_own_defaults
-from jobs.errors import ConfigurationError
+from jobs.errors import ConfigurationError, ModelUnavailable
 from pipelines.attention import sets_process_flags
 from pipelines.device import check_device
 from pipelines.fake import FakePipeline
@@ -19,6 +19,7 @@ from pipelines.families import check_class, make_family
 from pipelines.loading.checkpoint import Checkpoint, find_checkpoint
 from pipelines.loading.components import naming
 from pipelines.loading.defaults import own_defaults
+from pipelines.loading.examination import INDEX
 from pipelines.placements import Follower, follower_loader_of, placement_of
 from pipelines.planner.skeleton import skeletons
 from pipelines.seam import Card, Pipeline
@@ -89,12 +90,22 @@ def dismiss(pipeline: Pipeline) -> None:
         end()
 
 
+def _check_class(checkpoint: Checkpoint) -> None:
+    try:
+        check_class(checkpoint.class_name)
+    except ModelUnavailable as error:
+        raise ModelUnavailable(
+            f"{error} ({checkpoint.folder / INDEX}); set path to a text-to-image model"
+        ) from error
+
+
 def _find(model: Model) -> Checkpoint:
     """Find the checkpoint; its class must be supported. Raises ModelUnavailable."""
     checkpoint = find_checkpoint(model)
     if checkpoint.class_name != FakePipeline.__name__:
+        checkpoint.pipeline_class(model)
         with naming(model.name):
-            check_class(checkpoint.class_name)
+            _check_class(checkpoint)
     return checkpoint
 
 

@@ -19,8 +19,9 @@ PACKAGES = ("imagemill", "service", "workers", "pipelines", "jobs", "demo", "ben
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
 PHRASES = re.compile(
-    r"\b((?-i:is none)\b(?! of)|is no such|are to be had|is not to be had|nobody's|whoever|how-manieth"
-    r"|lets go first|while they become|burning no|is no known|what is left of|so many that)",
+    r"\b((?-i:is none)\b(?! of)|is no such|are to be had|is not to be had|nobody's|whoever"
+    r"|how-manieth|lets go first|while they become|burning no|is no known|what is left of"
+    r"|so many that)",
     re.IGNORECASE,
 )
 """Phrases that no native speaker writes here; say it plainly."""

@@ -13,15 +13,16 @@ import structlog
 from fastapi import Header
 from pydantic import WithJsonSchema
 
+from jobs.catalog import Model
 from jobs.errors import FieldProblem, InvalidRequest
 from jobs.queue.decode import Submitted
 from jobs.request import ImageRequest
 from jobs.runtime import tracing
 from service.context import ServiceContext
 from service.http.auth import Caller
-from service.http.errors import MalformedHeader
+from service.http.errors import MalformedHeader, NotReady
 from service.submit.schemas import SubmitJob, Webhook
-from service.submit.submission import image_requests, warnings
+from service.submit.submission import Card, image_requests, warnings
 from service.webhooks.address import is_literal_and_private
 
 log = structlog.get_logger(__name__)
@@ -58,7 +59,7 @@ def enqueue(
     job = submit(
         context,
         caller,
-        image_requests(body, model, card),
+        _requests(context, body, model, card),
         priority=body.priority if "priority" in body.model_fields_set else None,
         metadata=body.metadata,
         webhook=body.webhook,
@@ -66,6 +67,17 @@ def enqueue(
     )
     count = context.lengths.counter(model.name, card)
     return job, warnings(body, model, card, count)
+
+
+def _requests(
+    context: ServiceContext, body: SubmitJob, model: Model, card: Card | None
+) -> list[ImageRequest]:
+    """The job's images; an unknown default says why no worker has read the model."""
+    try:
+        return image_requests(body, model, card)
+    except NotReady as error:
+        reason = context.standstill(model.name)
+        raise NotReady(f"{error}: {reason}" if reason else str(error)) from error
 
 
 def submit(

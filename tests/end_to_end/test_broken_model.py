@@ -66,7 +66,7 @@ def test_it_is_loaded_again_only_after_it_was_fixed(models: Path, tmp_path: Path
         path = f"{deployment.url}/v1/jobs/{job.json()['id']}"
         wait_until(lambda: web.get(path).json()["state"] == "succeeded")
         assert web.get(path).json()["warnings"] == []
-        assert [worker["state"] for worker in workers("broken")] == ["ready"]
+        wait_until(lambda: [worker["state"] for worker in workers("broken")] == ["ready"])
         assert workers("missing")[0]["id"] == missing["id"]
         assert log().count("worker can't start") == 2
 

@@ -28,6 +28,7 @@ ABANDONED = """
 [models.abandoned]
 path = "./model"
 dtype = "float32"
+defaults = { width = 256, height = 256, steps = 4, guidance_scale = 1.0 }
 """
 """A model without a worker."""
 INDEX = {"_class_name": "FakePipeline", "options": {"seconds_per_step": 0.05}}

@@ -21,10 +21,7 @@ from pipelines.load import load_pipeline
 from pipelines.placements.family_pipeline import FamilyPipeline
 from tests.pipelines.rounding import served_alone
 from tests.pipelines.serving import alone, ask, begin, entry
-from tests.waiting import wait_until
-
-SECONDS = 120.0
-"""A limit for waits that end immediately on any machine."""
+from tests.waiting import PATIENCE, wait_until
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 SMALL = {"defaults": Defaults(64, 64, 2, 3.5), "max_sequence_length": 48}
@@ -127,7 +124,7 @@ def test_verbs_run_one_at_a_time_only_with_such_a_backend(tiny_folder, monkeypat
 
     def slow_step(samples, bucket=0):
         inside.set()
-        assert leave.wait(SECONDS)
+        assert leave.wait(PATIENCE)
         step(samples, bucket)
         order.append("step")
 
@@ -141,9 +138,9 @@ def test_verbs_run_one_at_a_time_only_with_such_a_backend(tiny_folder, monkeypat
     with ThreadPoolExecutor(2) as pool:
         stepping = pool.submit(pipeline.step, [other])
         try:
-            assert inside.wait(SECONDS)
+            assert inside.wait(PATIENCE)
             decoding = pool.submit(pipeline.decode, [finished])
-            wait_until(lambda: pipeline._turn.waiting == 1 if waits else decoding.done(), SECONDS)
+            wait_until(lambda: pipeline._turn.waiting == 1 if waits else decoding.done())
         finally:
             leave.set()
         stepping.result()
@@ -163,7 +160,7 @@ def test_the_lock_is_first_come_first_served():
             futures = []
             for number in range(5):
                 futures.append(pool.submit(take, number))
-                wait_until(lambda: lock.waiting == len(futures), SECONDS)
+                wait_until(lambda: lock.waiting == len(futures))
         for future in futures:
             future.result()
     assert order == list(range(5))

@@ -32,8 +32,8 @@ def folder(tmp_path):
 
     def made(first=ENOUGH // 2, second=ENOUGH - ENOUGH // 2):
         index = {
-            "_class_name": "DDPMPipeline",
-            "unet": ["diffusers", "UNet2DModel"],
+            "_class_name": "StableDiffusionPipeline",
+            "unet": ["diffusers", "UNet2DConditionModel"],
             "vae": ["diffusers", "AutoencoderKL"],
         }
         (tmp_path / "model_index.json").write_text(json.dumps(index))

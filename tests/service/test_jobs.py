@@ -109,13 +109,20 @@ def test_current_etag_is_304(deployment: Deployment) -> None:
     assert other.status_code == 200 and other.headers["etag"] != tag
 
 
+class Woken(list[bool]):
+    """Of every wait for news, whether news ended it; `waits` have begun."""
+
+    waits = 0
+
+
 @pytest.fixture
-def woken(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """For each wait, whether an event ended it; otherwise it would take a minute."""
-    woken: list[bool] = []
+def woken(monkeypatch: pytest.MonkeyPatch) -> Woken:
+    """Notes every wait for news; without any news one would last PATIENCE."""
+    woken = Woken()
     news_within = Watch.news_within
 
     async def noted(watch: Watch, seconds: float) -> bool:
+        woken.waits += 1
         woken.append(await news_within(watch, seconds))
         return woken[-1]
 
@@ -124,12 +131,12 @@ def woken(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     return woken
 
 
-def test_wait_ends_with_the_job(deployment: Deployment, woken: list[bool]) -> None:
+def test_wait_ends_with_the_job(deployment: Deployment, woken: Woken) -> None:
     deployment.worker.finish_all()
     job_id = deployment.submit("a", "b")["id"]
     with ThreadPoolExecutor(1) as pool:
         response = pool.submit(deployment.client.get, f"/v1/jobs/{job_id}?wait=60")
-        wait_until(lambda: deployment.client.app.state.context.hub.watched)
+        wait_until(lambda: woken.waits)
         first, second = deployment.worker.claim(2)
         deployment.worker.finish(first)
         wait_until(lambda: woken)
@@ -140,7 +147,7 @@ def test_wait_ends_with_the_job(deployment: Deployment, woken: list[bool]) -> No
     assert woken and all(woken)
 
 
-def test_wait_with_etag_ends_at_any_change(deployment: Deployment, woken: list[bool]) -> None:
+def test_wait_with_etag_ends_at_any_change(deployment: Deployment, woken: Woken) -> None:
     deployment.worker.finish_all()
     path = f"/v1/jobs/{deployment.submit('a', 'b')['id']}"
     tag = deployment.client.get(path).headers["etag"]
@@ -148,7 +155,7 @@ def test_wait_with_etag_ends_at_any_change(deployment: Deployment, woken: list[b
         waiting = pool.submit(
             deployment.client.get, f"{path}?wait=60", headers={"If-None-Match": tag}
         )
-        wait_until(lambda: deployment.client.app.state.context.hub.watched)
+        wait_until(lambda: woken.waits)
         (lease, *_) = deployment.worker.claim(1)
         deployment.worker.finish(lease)
         response = waiting.result(PATIENCE)

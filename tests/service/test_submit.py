@@ -7,6 +7,7 @@ import pytest
 
 from jobs.request import MAX_SEED
 from tests.service.conftest import Deployment, pointers
+from tests.waiting import wait_until
 
 JSON = {"content-type": "application/json"}
 
@@ -304,9 +305,9 @@ def test_prompts_are_counted_by_the_published_tokenizer(fresh: Deployment) -> No
         "demo", {"max_prompt_tokens": 8, "prompt": form | {"removed": "[IMG]"}}
     )
     tagged = "[IMG]a red star[IMG] on a blue"
-    assert fresh.submit(tagged)["warnings"] == []
+    wait_until(lambda: fresh.submit(tagged)["warnings"] == [])  # cards are cached for a moment
     fresh.store.publish_card("demo", {"max_prompt_tokens": 8, "prompt": form})
-    assert fresh.submit(tagged)["warnings"] != []
+    wait_until(lambda: fresh.submit(tagged)["warnings"] != [])
     path.write_text("{")
     assert fresh.submit(unknown_words)["warnings"] == []
 
@@ -341,7 +342,8 @@ def test_negative_prompt_with_guidance_off_warns(fresh: Deployment) -> None:
     guided = {"model": "idle", "negative_prompt": "blur", "guidance_scale": 1.5}
     assert fresh.submit("a", **guided)["warnings"] == []
     fresh.store.publish_card("idle", {**card, "guides_above": 0.0})
-    assert fresh.submit("a", model="idle", negative_prompt="blur")["warnings"] == []
+    blurred = {"model": "idle", "negative_prompt": "blur"}
+    wait_until(lambda: fresh.submit("a", **blurred)["warnings"] == [])
 
 
 def test_webhook_is_stored(deployment: Deployment) -> None:

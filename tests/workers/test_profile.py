@@ -23,6 +23,32 @@ TOKENS = 2 * 16
 MODEL = Model("fake", "/nowhere", defaults=Defaults(width=64, height=64, steps=4))
 
 
+class Clock:
+    """Time that passes only while a fake pipeline computes."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.fixture(autouse=True)
+def simulated_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Passes cost what the fake says, on any machine, plus a microsecond."""
+    clock = Clock()
+
+    class Stopwatch:
+        def __init__(self, *, on_cpu: bool) -> None:
+            self._began = clock.now
+
+        def seconds(self) -> float:
+            return clock.now - self._began + 1e-6
+
+    monkeypatch.setitem(FakePipeline.__init__.__kwdefaults__, "sleep", clock.sleep)
+    monkeypatch.setattr(profile, "Stopwatch", Stopwatch)
+
+
 class Proportional(FakePipeline):
     """A fake whose forward pass costs as much as it has pixels."""
 

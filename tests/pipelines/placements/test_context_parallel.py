@@ -102,7 +102,7 @@ REFUSED = {
     "no plan": (
         "SD3",
         {"ulysses": 2},
-        "no plan to split SD3Transformer2DModel; there are plans for Flux",
+        "no plan to split SD3Transformer2DModel; there are plans for",
     ),
     "pairs": (
         "Chroma",
