@@ -166,7 +166,7 @@ def test_the_tables_fit_the_terminal(flux, columns):
     ("arguments", "said"),
     [
         (["nothing", "--devices", "24GB"], "unknown model 'nothing'"),
-        (["no/where", "--devices", "24GB"], "'no/where' is not in the local cache and the hub"),
+        (["no/where", "--devices", "24GB"], "'no/where' isn't in the local cache, and the hub"),
         (["demo", "--devices", "two"], "invalid --devices 'two': expected something like 2x24GB"),
         (["demo", "--devices", "0x24GB"], "invalid --devices '0x24GB': expected"),
         (["demo", "--devices", "24GB", "--cpu", "much"], "invalid size 'much'"),
