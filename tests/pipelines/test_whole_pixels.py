@@ -150,7 +150,7 @@ def test_a_pipeline_that_changes_sizes_lists_those_it_makes():
     wide = ask(steps=2, width=128)
     sample = begin(pipeline, wide)
     pipeline.step([sample])
-    assert "HiDreamImagePipeline makes" in sample.error
+    assert "HiDreamImagePipeline returned" in sample.error
     assert "instead of 128x64" in sample.error
     assert pipeline.card.sizes == ((64, 64),)
     with pytest.raises(ImageFailed, match="instead of 128x64"):
