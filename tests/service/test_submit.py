@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from jobs.request import MAX_SEED
+from service.read import worker_cache
 from tests.service.conftest import Deployment, pointers
-from tests.waiting import wait_until
 
 JSON = {"content-type": "application/json"}
 
@@ -290,6 +290,13 @@ def test_unsupported_size_is_refused_with_supported_ones(
     assert fresh.submit("a")["warnings"] == []
 
 
+@pytest.fixture
+def uncached(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model's card is read again for each request."""
+    monkeypatch.setattr(worker_cache, "CARD_SECONDS", 0.0)
+
+
+@pytest.mark.usefixtures("uncached")
 def test_prompts_are_counted_by_the_published_tokenizer(fresh: Deployment) -> None:
     form = {"before": "", "after": "", "lowered": False, "dropped": 0}
     fresh.store.publish_card("demo", {"max_prompt_tokens": 8, "prompt": form})
@@ -305,9 +312,9 @@ def test_prompts_are_counted_by_the_published_tokenizer(fresh: Deployment) -> No
         "demo", {"max_prompt_tokens": 8, "prompt": form | {"removed": "[IMG]"}}
     )
     tagged = "[IMG]a red star[IMG] on a blue"
-    wait_until(lambda: fresh.submit(tagged)["warnings"] == [])  # cards are cached for a moment
+    assert fresh.submit(tagged)["warnings"] == []
     fresh.store.publish_card("demo", {"max_prompt_tokens": 8, "prompt": form})
-    wait_until(lambda: fresh.submit(tagged)["warnings"] != [])
+    assert fresh.submit(tagged)["warnings"] != []
     path.write_text("{")
     assert fresh.submit(unknown_words)["warnings"] == []
 
@@ -328,6 +335,7 @@ def test_negative_prompt_without_guidance_support_warns(fresh: Deployment, guida
     assert fresh.submit(model="distilled", negative_prompt="")["warnings"] == []
 
 
+@pytest.mark.usefixtures("uncached")
 def test_negative_prompt_with_guidance_off_warns(fresh: Deployment) -> None:
     card = {"guidance": "classifier-free", "guides_above": 1.0}
     fresh.store.publish_card("idle", card)
@@ -343,7 +351,7 @@ def test_negative_prompt_with_guidance_off_warns(fresh: Deployment) -> None:
     assert fresh.submit("a", **guided)["warnings"] == []
     fresh.store.publish_card("idle", {**card, "guides_above": 0.0})
     blurred = {"model": "idle", "negative_prompt": "blur"}
-    wait_until(lambda: fresh.submit("a", **blurred)["warnings"] == [])
+    assert fresh.submit("a", **blurred)["warnings"] == []
 
 
 def test_webhook_is_stored(deployment: Deployment) -> None:

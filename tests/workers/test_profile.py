@@ -45,7 +45,9 @@ def simulated_time(monkeypatch: pytest.MonkeyPatch) -> None:
         def seconds(self) -> float:
             return clock.now - self._began + 1e-6
 
-    monkeypatch.setitem(FakePipeline.__init__.__kwdefaults__, "sleep", clock.sleep)
+    defaults = FakePipeline.__init__.__defaults__
+    assert defaults is not None and callable(defaults[-1])  # `sleep`, the last argument
+    monkeypatch.setattr(FakePipeline.__init__, "__defaults__", (*defaults[:-1], clock.sleep))
     monkeypatch.setattr(profile, "Stopwatch", Stopwatch)
 
 
