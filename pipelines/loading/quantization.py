@@ -7,6 +7,7 @@ This module checks what both need and counts their bytes, for workers and for `i
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -281,9 +282,7 @@ def _bytes(tensor: torch.Tensor) -> int:
 
 def _need(what: str, method: str) -> None:
     module, package = PACKAGES[method]
-    try:
+    with suppress(ModuleNotFoundError, ValueError):  # no parent package, or it's blocked
         if find_spec(module) is not None:
             return
-    except (ModuleNotFoundError, ValueError):  # its parent package is missing, or it's blocked
-        pass
     raise ConfigurationError(f"{what} needs the package {package}: pip install {package}")
