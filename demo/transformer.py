@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 import torch
-from diffusers import FluxPipeline, FluxTransformer2DModel
+from diffusers import FluxPipeline, FluxTransformer2DModel, attention_backend
 from torch import Tensor, nn
 
 from demo.text import T5_PAD, WIDTH, TextEncoders, Tokens
@@ -65,7 +65,8 @@ def plain_attention(transformer: Any, text: TextEncoders) -> Iterator[None]:
     On a CPU the fused kernel's backward pass takes half of a training step; matrix
     products take a tenth.
     """
-    transformer.set_attention_backend("_native_math")
+    with attention_backend("native"):  # restores the process's default on exit
+        transformer.set_attention_backend("_native_math")
     text.text_encoder.set_attn_implementation("eager")
     try:
         yield

@@ -1,5 +1,10 @@
 """Settings of the whole suite."""
 
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
 from hypothesis import HealthCheck, settings
 
 settings.register_profile(
@@ -10,3 +15,16 @@ settings.register_profile(
 """No example is judged by the clock. Fixtures that last for all examples of a test are meant so."""
 
 settings.load_profile("imagemill")
+
+
+@pytest.fixture(autouse=True)
+def _the_default_attention_stays() -> Iterator[None]:
+    """Every test leaves diffusers' process-wide attention backend as it was."""
+    before = _default_attention()
+    yield
+    assert before is None or _default_attention() == before
+
+
+def _default_attention() -> Any:
+    dispatch = sys.modules.get("diffusers.models.attention_dispatch")
+    return dispatch and dispatch._AttentionBackendRegistry.get_active_backend()

@@ -27,13 +27,6 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 SMALL = {"defaults": Defaults(64, 64, 2, 3.5), "max_sequence_length": 48}
 
 
-@pytest.fixture(autouse=True)
-def _the_process_keeps_its_default():
-    before = _AttentionBackendRegistry.get_active_backend()
-    yield
-    assert _AttentionBackendRegistry.get_active_backend() == before
-
-
 def backends(denoiser) -> set[AttentionBackendName | None]:
     processors = (getattr(module, "processor", None) for module in denoiser.modules())
     return {p._attention_backend for p in processors if hasattr(p, "_attention_backend")}

@@ -53,12 +53,12 @@ def receiving() -> Iterator[Receiver]:
             if receiver.block:
                 receiver.block.wait(PATIENCE)
             receiver.paths.append(self.path)
+            receiver.got.append((dict(self.headers), body))
             status = receiver.statuses.pop(0) if receiver.statuses else 204
             self.send_response(status)
             if status == 302:
                 self.send_header("location", receiver.url + "/elsewhere")
             self.end_headers()
-            receiver.got.append((dict(self.headers), body))
 
         def log_message(self, *_: object) -> None:
             return
