@@ -17,7 +17,7 @@ from bench import serving
 from bench.report import Metrics
 from jobs.catalog import load_catalog
 from jobs.queue.store import Store
-from workers.profile import probe
+from workers.pass_timer import probe
 
 CATALOG = Path("models.toml")
 

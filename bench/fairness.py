@@ -19,7 +19,7 @@ from jobs.catalog import load_catalog
 from jobs.job import State
 from jobs.queue.store import Store
 from jobs.request import ImageRequest
-from workers.profile import probe
+from workers.pass_timer import probe
 from workers.scheduler import LEAST_HELD
 
 CATALOG = Path("models.toml")

@@ -31,7 +31,8 @@ from bench.report import Metrics, table
 from bench.search import highest
 from jobs.request import ImageRequest
 from pipelines.seam import Pipeline
-from workers.profile import measure, probe
+from workers.pass_timer import probe
+from workers.profile import measure
 from workers.scheduler import Costs
 
 IN_TIME = 4.0

@@ -30,7 +30,7 @@ from bench.simulation import (
 from jobs.catalog import load_catalog
 from jobs.queue.store import Store
 from jobs.request import ImageRequest
-from workers.profile import probe
+from workers.pass_timer import probe
 from workers.scheduler import Costs
 
 CATALOG = Path("models.toml")

@@ -17,7 +17,8 @@ from bench.policies import Arrival, one_at_a_time, stepwise
 from bench.report import Metrics, table
 from jobs.request import ImageRequest
 from pipelines.seam import Pipeline
-from workers.profile import measure, probe
+from workers.pass_timer import probe
+from workers.profile import measure
 from workers.scheduler import Costs
 
 STEPS = (20,)

@@ -28,7 +28,8 @@ from jobs.job import State
 from jobs.request import ImageRequest
 from pipelines.load import load_pipeline
 from pipelines.seam import Pipeline
-from workers.profile import probe, warm_up
+from workers.pass_timer import probe
+from workers.profile import warm_up
 from workers.scheduler import Costs
 
 CATALOG = Path("models.toml")

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import structlog
@@ -118,7 +118,7 @@ class Learner:
             # Costs from an earlier run count as a full window that's already stale: good enough to
             # choose by, but the first real passes start a new window and replace them soon.
             self._points[key] = _Point(now=seconds, count=WINDOW, seen=-STALE)
-        self._costs = Costs(base.points, dict(base.exact), base.pinning or base.points)
+        self._costs = replace(base, pinning=base.pinning or base.points)
 
     @property
     def costs(self) -> Costs:
@@ -140,7 +140,7 @@ class Learner:
                 return
             # A new object each time, so readers need no lock and never see a half-updated one.
             before, exact = self._costs, {**self._costs.exact, key: point.seconds}
-            self._costs = after = Costs(before.points, exact, before.pinning)
+            self._costs = after = replace(before, exact=exact)
         if (knee := after.largest(tokens)) != before.largest(tokens):
             log.info("costs: best batch size changed", tokens=tokens, bucket=knee)
 

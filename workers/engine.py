@@ -278,7 +278,6 @@ class Engine:
     def _advance(
         self, batch: list[InFlight], forward: Forward, candidates: Sequence[Candidate] = ()
     ) -> None:
-        """Run one forward pass on this thread."""
         samples = [flight.sample for flight in batch if flight.sample]
         run = _pass(batch, forward, candidates, alone=not self._passes)
         self._conclude(run, lambda: self.slots.run(samples, forward.bucket))
@@ -324,10 +323,12 @@ class Engine:
             sample = flight.sample
             assert sample is not None
             self.steps += 1 if self._pipeline.card.joins else sample.steps
-            if flight.lease.request.reproducible and flight.bucket not in (0, bucket):
+            any_up_to = self._costs.any_up_to(self._pipeline.batch_key(flight.lease.request))
+            made_in = 1 if bucket <= any_up_to else bucket  # the bits are a lone sample's
+            if flight.lease.request.reproducible and flight.bucket not in (0, made_in):
                 self._restart(flight)
                 continue
-            flight.bucket = bucket
+            flight.bucket = made_in
             if sample.error is None and not sample.done:
                 self._preview(flight, sample)
                 continue

@@ -11,12 +11,10 @@ run of each is slow. Costs learned from real work (`workers/costs.py`) are kept 
 
 import hashlib
 import json
-import math
 import os
-import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +22,16 @@ import structlog
 import torch
 
 from jobs.catalog import Model
-from jobs.errors import GroupLost, ImageFailed, ModelUnavailable, OutOfMemory
+from jobs.errors import GroupLost, ModelUnavailable, OutOfMemory
 from jobs.request import ImageRequest
-from pipelines.seam import Conditioning, Pipeline
-from workers.costs import Keeper, Learner, Stopwatch, read_learned
-from workers.scheduler import BUCKETS, PINNED_SLOWDOWN, WORTH_WAITING, WORTHWHILE, Costs
+from pipelines.seam import Pipeline
+from workers.costs import Keeper, Learner, read_learned
+from workers.pass_timer import ROUNDS, PassTimer, probe, tokens_of
+from workers.rehearsal import rehearse
+from workers.scheduler import BUCKETS, PINNED_SLOWDOWN, WORTHWHILE, Costs
 from workers.trials import Trials
 
 log = structlog.get_logger(__name__)
-
-ROUNDS, MOST_ROUNDS, ROUNDS_SECONDS = 3, 12, 0.25
-"""Timed forward passes per bucket: at least `ROUNDS`, then more up to `MOST_ROUNDS` or
-`ROUNDS_SECONDS` in all. The fastest counts, because noise only makes passes slower."""
 
 LONGEST_SECONDS = 5.0
 """No larger bucket is measured after one whose forward pass takes longer than this."""
@@ -78,7 +74,7 @@ def warm_up(pipeline: Pipeline, model: Model, device: str, data: Path) -> Costs:
         _once(pipeline, request)
     path = _profile_file(pipeline, model, device, data)
     trials = Trials(path)
-    timer = _Timer(pipeline, device, trials, computes_here(model, device))
+    timer = PassTimer(pipeline, device, trials, computes_here(model, device))
     if not pipeline.card.joins:
         # Such a pipeline may silently round sizes; running another size reveals that it does.
         for smaller_request in _smaller(pipeline, model)[:1]:
@@ -91,8 +87,7 @@ def warm_up(pipeline: Pipeline, model: Model, device: str, data: Path) -> Costs:
         _keep(path, model, device, costs)
     # Read back even what was just measured: another worker's profile may have been first.
     costs = replace(_read(path), exact=read_learned(_learned_file(path)))
-    _rehearse(model, costs, timer)
-    return costs
+    return replace(costs, same_bits=rehearse(model, costs, timer))
 
 
 def keeper(pipeline: Pipeline, model: Model, device: str, data: Path, costs: Costs) -> Keeper:
@@ -111,7 +106,7 @@ def keeper(pipeline: Pipeline, model: Model, device: str, data: Path, costs: Cos
 
 def usual_tokens(pipeline: Pipeline, model: Model) -> int:
     """Rows x tokens of a request of the model's default size."""
-    return _tokens(pipeline, probe(model))
+    return tokens_of(pipeline, probe(model))
 
 
 def _learned_file(path: Path) -> Path:
@@ -128,7 +123,7 @@ def _profile_file(pipeline: Pipeline, model: Model, device: str, data: Path) -> 
 
 
 def _check_pinned(
-    path: Path, model: Model, device: str, timer: "_Timer", request: ImageRequest
+    path: Path, model: Model, device: str, timer: PassTimer, request: ImageRequest
 ) -> None:
     """Measure again if two starts in a row clearly contradict the profile's pinned bucket.
 
@@ -137,7 +132,7 @@ def _check_pinned(
     # Three buckets suffice: the pinned one costs at most PINNED_SLOWDOWN times a lone sample, and
     # the next one more than that. Timed in turn, a busy spell doesn't change their ratios.
     before = _read(path)
-    tokens = _tokens(timer.pipeline, request)
+    tokens = tokens_of(timer.pipeline, request)
     pinned = before.pinned(tokens)
     if not is_contradicted(pinned, timer.in_turn(request, (1, pinned, 2 * pinned), ROUNDS)):
         _note_doubts(path, 0)
@@ -165,20 +160,6 @@ def is_contradicted(pinned: int, seconds: Mapping[int, float]) -> bool:
     return is_too_large or (double is not None and double * CLEARLY < PINNED_SLOWDOWN * alone)
 
 
-def probe(model: Model) -> ImageRequest:
-    """The request that warm-up runs: the entry's defaults, so the size most users ask for."""
-    d = model.defaults
-    return ImageRequest(
-        model=model.name,
-        prompt="warm-up",
-        seed=0,
-        width=d.width,
-        height=d.height,
-        steps=min(d.steps, 4),  # some models can't do more than the entry says
-        guidance_scale=d.guidance_scale,
-    )
-
-
 def measure(
     pipeline: Pipeline,
     request: ImageRequest,
@@ -194,12 +175,12 @@ def measure(
     """
     if on_cpu is None:
         on_cpu = device == "cpu" or (device is None and not torch.accelerator.is_available())
-    timer = _Timer(pipeline, device, trials, on_cpu)
-    tokens = _tokens(pipeline, request)
+    timer = PassTimer(pipeline, device, trials, on_cpu)
+    tokens = tokens_of(pipeline, request)
     points = {}
     for smaller_request in smaller:
         if (seconds := timer.seconds(smaller_request, 1)) is not None:
-            points[_tokens(pipeline, smaller_request)] = seconds
+            points[tokens_of(pipeline, smaller_request)] = seconds
     best_rate, poorer = 0.0, 0
     buckets = []
     for bucket in BUCKETS:
@@ -236,88 +217,6 @@ def _smaller(pipeline: Pipeline, model: Model) -> list[ImageRequest]:
     return [request for request in requests if request.pixels < usual.pixels]
 
 
-def _rehearse(model: Model, costs: Costs, timer: "_Timer") -> None:
-    """Run the default and every listed size once in each bucket that requests will use."""
-    usual = probe(model)
-    sizes = {(usual.width, usual.height), *model.limits.sizes}
-    for request in [replace(usual, width=width, height=height) for width, height in sorted(sizes)]:
-        tokens = _tokens(timer.pipeline, request)
-        knees = {costs.largest(tokens), costs.largest(tokens, WORTH_WAITING)}
-        for bucket in sorted({1, costs.pinned(tokens), *knees}):
-            timer.seconds(request, bucket, rounds=1)
-
-
-@dataclass(frozen=True, slots=True)
-class _Timer:
-    """Times forward passes of one pipeline."""
-
-    pipeline: Pipeline
-    device: str | None
-    trials: Trials | None
-    on_cpu: bool
-
-    def in_turn(
-        self, request: ImageRequest, buckets: Sequence[int], rounds: int, limit: float = math.inf
-    ) -> dict[int, float]:
-        """The fastest pass of each bucket, timed in turn so that a busy spell slows all alike.
-
-        Each bucket runs at most `rounds` times, and no pass is started after `limit` seconds.
-        """
-        fastest: dict[int, float] = {}
-        began = time.perf_counter()
-        for _ in range(rounds):
-            for bucket in buckets:
-                if bucket > BUCKETS[-1] or time.perf_counter() - began > limit:
-                    continue
-                if (seconds := self.seconds(request, bucket, rounds=1)) is not None:
-                    fastest[bucket] = min(seconds, fastest.get(bucket, seconds))
-        return fastest
-
-    def seconds(
-        self, request: ImageRequest, bucket: int, rounds: int = MOST_ROUNDS
-    ) -> float | None:
-        """The fastest of a few forward passes; None if they fail: requests will report why."""
-        if self.trials is None:
-            return self._tried(request, bucket, rounds)
-        # A pass may kill the process, which only the marker that `trying` leaves can report.
-        if self.trials.is_deadly(request, bucket):
-            return None
-        with self.trials.trying(request, bucket):
-            return self._tried(request, bucket, rounds)
-
-    def _tried(self, request: ImageRequest, bucket: int, rounds: int) -> float | None:
-        try:
-            [conditioning] = self.pipeline.encode([request])
-            return self._time(request, conditioning, bucket, rounds)
-        except (torch.AcceleratorError, GroupLost):
-            raise
-        except Exception as error:
-            size = f"{request.width}x{request.height}"
-            log.info("warm-up: batch size failed", bucket=bucket, size=size, reason=str(error))
-            return None
-
-    def _time(
-        self, request: ImageRequest, conditioning: Conditioning, bucket: int, rounds: int
-    ) -> float:
-        passes = 1 if self.pipeline.card.joins else request.steps
-        times: list[float] = []
-        least = min(ROUNDS, rounds)
-        while len(times) < least or (len(times) < rounds and sum(times) < ROUNDS_SECONDS):
-            samples = [self.pipeline.start(request, conditioning) for _ in range(bucket)]
-            _synchronise(self.device)
-            stopwatch = Stopwatch(on_cpu=self.on_cpu)
-            self.pipeline.step(samples, bucket)
-            _synchronise(self.device)
-            times.append(stopwatch.seconds())
-            if samples[0].error:
-                raise ImageFailed(samples[0].error)
-        return min(times) / passes
-
-
-def _tokens(pipeline: Pipeline, request: ImageRequest) -> int:
-    return pipeline.rows(request) * pipeline.tokens(request)
-
-
 def _once(pipeline: Pipeline, request: ImageRequest) -> None:
     [conditioning] = pipeline.encode([request])
     sample = pipeline.start(replace(request), conditioning)
@@ -326,11 +225,6 @@ def _once(pipeline: Pipeline, request: ImageRequest) -> None:
         if sample.error:
             raise ModelUnavailable(f"model {request.model!r}: its defaults fail: {sample.error}")
     pipeline.decode([sample])
-
-
-def _synchronise(device: str | None) -> None:
-    if device != "cpu" and torch.accelerator.is_available():
-        torch.accelerator.synchronize(device)
 
 
 def _fingerprint(pipeline: Pipeline, model: Model, device: str) -> str:
@@ -345,7 +239,7 @@ def _fingerprint(pipeline: Pipeline, model: Model, device: str) -> str:
         _device_name(device),
         str(torch.get_num_threads()),
         torch.__version__,
-        str(_tokens(pipeline, request)),
+        str(tokens_of(pipeline, request)),
         *(f"{part}={getattr(model, part)}" for part in _SPEEDS if getattr(model, part)),
         *(f"{part}={getattr(model, part)}" for part in _DEGREES if getattr(model, part) != 1),
     )

@@ -15,8 +15,9 @@ that newer ones ran while it waited (`overtaken`). Once that exceeds a fixed sha
 sample's age, the sample is overdue. Overdue samples go first within their round, oldest first.
 Which images are claimed in the first place is the queue's decision, by caller and priority.
 
-A reproducible sample always runs in the pinned bucket of its shape, so its bits never depend on
-how many samples ran with it. Fast samples can fill the pinned bucket's free places.
+A reproducible sample's bits never depend on how many samples ran with it. If warm-up found that
+they'd be the same in any bucket up to some size, it runs in any of those. Otherwise it always runs
+in the pinned bucket of its shape, and fast samples can fill the pinned bucket's free places.
 
 A pipeline may run several forward passes at once. `choose` then fills one slot after another: a
 group gets the slots that no other group needs, and its fast samples are divided among them.
@@ -69,11 +70,14 @@ class Costs:
     `points` are (image tokens, seconds) pairs in ascending order of tokens. `exact` overrides them
     for pairs of one sample's tokens and a bucket. `pinning` holds points too and alone decides the
     pinned bucket, so that it doesn't move as the other costs change. If empty, `points` decide.
+    `same_bits` maps `repr` of a group to the bucket up to which a sample's bits are those it has
+    alone; a group that isn't in it has no such bucket.
     """
 
     points: tuple[tuple[int, float], ...]
     exact: Mapping[tuple[int, int], float] = field(default_factory=dict)
     pinning: tuple[tuple[int, float], ...] = ()
+    same_bits: Mapping[str, int] = field(default_factory=dict)
 
     def seconds(self, tokens: int) -> float:
         """Seconds of a forward pass over `tokens`: linear between points, proportional outside."""
@@ -89,6 +93,10 @@ class Costs:
         points = self.pinning or self.points
         most = PINNED_SLOWDOWN * _interpolated(points, tokens)
         return max((b for b in BUCKETS if _interpolated(points, b * tokens) <= most), default=1)
+
+    def any_up_to(self, group: Hashable) -> int:
+        """The bucket up to which reproducible samples can run in any bucket; 0 if only pinned."""
+        return self.same_bits.get(repr(group), 0)
 
     def largest(self, tokens: int, share: float = WORTHWHILE) -> int:
         """The smallest bucket that reaches `share` of the best throughput: the knee."""
@@ -197,23 +205,27 @@ def choose(
     head = order[0]
     group = [c for c in order if c.group == head.group]
     ceiling = ceilings.get(head.group, BUCKETS[-1])
-    if head.reproducible:
+    any_up_to = costs.any_up_to(head.group)
+    if head.reproducible and not any_up_to:
         # Always the pinned bucket, even if nearly empty: another size could change the bits.
         bucket = min(costs.pinned(head.tokens), ceiling)
         return Forward(tuple(c.key for c in group[:bucket]), bucket)
-    fast = [c for c in group if not c.reproducible]
-    share = _share(fast, candidates, busy, slots, slots - running)
+    if any_up_to and any(c.reproducible for c in group):
+        ceiling = min(ceiling, any_up_to)
+    flexible = [c for c in group if any_up_to or not c.reproducible]
+    busy_alike = sum(c.group == head.group and (any_up_to or not c.reproducible) for c in busy)
+    share = _share(flexible, busy_alike, candidates, busy, slots, slots - running)
     # A late head has already missed its target, so throughput is all that's left to gain. For an
     # on-time one, a smaller bucket keeps the latency of every step down.
     worth = WORTHWHILE if is_late(head, costs) else WORTH_WAITING
     knee = costs.largest(head.tokens, worth)
     # Trials need samples of one size, because a mixed pass doesn't give the cost of either size.
-    alike = [c.key for c in fast if c.tokens == head.tokens][: min(ceiling, share)]
+    alike = [c.key for c in flexible if c.tokens == head.tokens][: min(ceiling, share)]
     if len(alike) > knee and (tried := trial(head.tokens, knee, len(alike))):
         return Forward(tuple(alike[:tried]), tried)
     # The knee was measured for the head's size, so samples of other sizes count by their tokens.
     largest = min(knee, ceiling)
-    members = _within(fast[: min(largest, share)], knee * head.tokens)
+    members = _within(flexible[: min(largest, share)], knee * head.tokens)
     bucket = _bucket(len(members), head.tokens, costs, largest)
     return Forward(tuple(c.key for c in members[:bucket]), bucket)
 
@@ -236,13 +248,15 @@ def _bucket(count: int, tokens: int, costs: Costs, largest: int) -> int:
 
 
 def _share(
-    fast: Sequence[Candidate],
+    flexible: Sequence[Candidate],
+    busy_alike: int,
     waiting: Sequence[Candidate],
     busy: Sequence[Candidate],
     slots: int,
     free: int,
 ) -> int:
-    """How many of the group's waiting `fast` samples the next slot gets.
+    """How many of the group's waiting `flexible` samples, which can run in any bucket, the next
+    slot gets. `busy_alike` of them are running.
 
     Every free slot should get some, and no slot more than its even part of those in flight. Every
     other group gets a slot of its own, as long as one is left for this group.
@@ -254,12 +268,12 @@ def _share(
     # the slots that are free now: without it, the first of two free slots could take them all.
     # Groups that run already hold a slot, so only groups that don't still need a free one. At
     # least one slot is always left for this group, or it would never run.
-    group = fast[0].group
-    alike = len(fast) + sum(c.group == group and not c.reproducible for c in busy)
+    group = flexible[0].group
+    alike = len(flexible) + busy_alike
     running = {c.group for c in busy}
     others = {c.group for c in waiting} - {group}
     even = -(-alike // max(1, slots - len((others | running) - {group})))
-    return min(even, -(-len(fast) // max(1, free - len(others - running))))
+    return min(even, -(-len(flexible) // max(1, free - len(others - running))))
 
 
 def in_order(

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.cpu import gelu_tanh, tune
+from pipelines.cpu import gelu_tanh, linear, tune
 from pipelines.load import load_pipeline
 from tests.pipelines.serving import entry
 
@@ -72,3 +72,28 @@ def test_convolutions_over_three_dimensions_keep_their_layout() -> None:
     deep, flat = Pipe.vae
     assert deep.weight.is_contiguous()
     assert flat.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("shape", [(5, 33), (5, 1, 33), (3, 128), (8, 96)])
+def test_one_vector_per_sample_has_the_bits_it_has_alone(shape: tuple[int, ...]) -> None:
+    layer = torch.nn.Linear(shape[-1], 70)
+    x = torch.randn(shape)
+    with torch.inference_mode():
+        together = linear(layer, x)
+        alone = [layer(x[i : i + 1].clone()) for i in range(shape[0])]
+    assert together.shape == (*shape[:-1], 70)
+    assert torch.equal(together, torch.cat(alone))
+
+
+def test_many_rows_per_sample_are_one_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    products = []
+    multiply = torch.nn.functional.linear
+
+    def counted(x: torch.Tensor, *args: torch.Tensor) -> torch.Tensor:
+        products.append(tuple(x.shape))
+        return multiply(x, *args)
+
+    monkeypatch.setattr(torch.nn.functional, "linear", counted)
+    linear(torch.nn.Linear(4, 4), torch.randn(2, 9, 4))
+    linear(torch.nn.Linear(4, 4), torch.randn(1, 4))
+    assert products == [(2, 9, 4), (1, 4)]

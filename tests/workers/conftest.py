@@ -95,7 +95,7 @@ class Bench:
 @pytest.fixture
 def bench() -> Callable[..., Bench]:
     """Makes a `Bench` over a fake pipeline with these options."""
-    return lambda **options: Bench(FakePipeline(**options))
+    return lambda costs=BATCHES_PAY, **options: Bench(FakePipeline(**options), costs)
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Costs learned from real passes: noise is ignored, buckets are tried, restarts keep them."""
 
 import random
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -49,6 +50,13 @@ def test_busy_profile_converges_to_quiet_one(seed: int) -> None:
     for learner in (busy, quiet):
         serve(learner, 1500, seed)
     assert busy.costs.largest(TOKENS) == quiet.costs.largest(TOKENS) == 8
+
+
+def test_learning_keeps_which_batches_give_the_same_bits() -> None:
+    learner = Learner(replace(BUSY, same_bits={"64x64": 8}), TOKENS)
+    serve(learner, 1500, seed=1)
+    assert learner.costs.exact
+    assert learner.costs.same_bits == {"64x64": 8}
 
 
 def test_learning_never_moves_the_pinned_bucket() -> None:

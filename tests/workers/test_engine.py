@@ -112,6 +112,23 @@ def test_reproducible_sample_restarts_in_a_smaller_bucket(bench: MakeBench) -> N
     assert image.sample.steps == image.sample.step == 6
 
 
+def test_reproducible_sample_goes_on_in_a_bucket_that_gives_the_same_bits(
+    bench: MakeBench,
+) -> None:
+    engine = bench(largest_batch=4)
+    images = [request(seed=seed, steps=6, reproducible=True) for seed in range(5)]
+    group = engine.pipeline.batch_key(images[0])
+    engine = bench(costs=replace(engine.costs, same_bits={repr(group): 16}), largest_batch=4)
+    engine.enqueue(*images)
+    engine.run()
+    assert len(engine.delivered) == 5
+    assert {flight.bucket for flight in engine.delivered} == {1}
+    steps = [seed for call in engine.pipeline.calls for seed in call]
+    # A pass that ran out of memory was repeated in halves, but no image started again.
+    assert len(engine.pipeline.calls[0]) == 5
+    assert sum(map(len, engine.pipeline.calls[1:])) == len(steps) - 5 == 5 * 6
+
+
 @pytest.mark.parametrize("error", [IndexError, KeyError, AttributeError, AssertionError])
 def test_any_error_of_one_request_spares_the_others(
     bench: MakeBench, error: type[Exception]

@@ -13,7 +13,8 @@ from jobs.errors import GroupLost, ModelUnavailable
 from jobs.request import ImageRequest
 from pipelines.fake import FakePipeline
 from pipelines.seam import Sample
-from workers import profile
+from workers import pass_timer, profile
+from workers.pass_timer import probe
 from workers.scheduler import Costs
 from workers.trials import Trials
 
@@ -48,7 +49,7 @@ def simulated_time(monkeypatch: pytest.MonkeyPatch) -> None:
     defaults = FakePipeline.__init__.__defaults__
     assert defaults is not None and callable(defaults[-1])  # `sleep`, the last argument
     monkeypatch.setattr(FakePipeline.__init__, "__defaults__", (*defaults[:-1], clock.sleep))
-    monkeypatch.setattr(profile, "Stopwatch", Stopwatch)
+    monkeypatch.setattr(pass_timer, "Stopwatch", Stopwatch)
 
 
 class Proportional(FakePipeline):
@@ -331,8 +332,8 @@ def test_timing_synchronises_the_pipelines_device(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waited = []
-    monkeypatch.setattr(profile.torch.accelerator, "is_available", lambda: True)
-    monkeypatch.setattr(profile.torch.accelerator, "synchronize", waited.append)
+    monkeypatch.setattr(pass_timer.torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(pass_timer.torch.accelerator, "synchronize", waited.append)
     monkeypatch.setattr(profile, "_device_name", lambda device: device)
     profile.warm_up(FakePipeline(largest_batch=1), MODEL, "cuda:3", tmp_path)
     assert set(waited) == {"cuda:3"}
@@ -379,4 +380,4 @@ def test_precision_changes_the_fingerprint(tmp_path: Path) -> None:
 
 
 def _request() -> ImageRequest:
-    return profile.probe(MODEL)
+    return probe(MODEL)

@@ -39,6 +39,7 @@ from workers.engine import Engine
 from workers.heartbeat import REGISTERED_SECONDS, Heartbeat, worker_name
 from workers.in_flight import InFlight, InFlightImages
 from workers.intake import Intake
+from workers.pass_timer import probe
 from workers.phases import Phases
 from workers.process.launch import EXIT_GROUP_LOST, ORPHANED_SECONDS, Place, exit_code
 from workers.rebalance import REST_SECONDS, idle_workers, surplus
@@ -158,7 +159,7 @@ class Worker:
 
     def _publish(self, pipeline: Pipeline, costs: Costs) -> None:
         """Publish the model's card for the service."""
-        tokens, usual = profile.usual_tokens(pipeline, self._model), profile.probe(self._model)
+        tokens, usual = profile.usual_tokens(pipeline, self._model), probe(self._model)
         measured = {
             "costs": costs.points,
             "pinned": costs.pinned(tokens),
