@@ -39,15 +39,17 @@ from service.webhooks.outbox import Outbox, kept_secret
 from service.webhooks.sender import WebhookSender
 
 _ROUTES = (
+    image_routes,
     jobs,
     events,
     images,
-    image_routes,
-    file_routes,
-    batch_routes,
     routes,
     models,
+    file_routes,
+    batch_routes,
 )
+"""In the order in which a request's path is matched, so the busiest come first."""
+
 _EXPOSED = ("ETag", "Location", "Retry-After", "X-Request-ID", "Content-Range")
 """Response headers that pages of allowed other sites can read."""
 

@@ -54,6 +54,20 @@ class Reader:
             raise NotFound(f"job {job_id} not found")
         return job_view(job_id, fields, steps)
 
+    def job_and_images(self, job_id: str, tenant: str | None) -> tuple[Job, list[ImageView]]:
+        """The job and its images, from the same moment. Raises NotFound."""
+        key = self._keys
+        fields, requests, records, steps = self._link.read(
+            ("HGETALL", key("job", job_id)),
+            ("LRANGE", key("requests", job_id), 0, -1),
+            ("HGETALL", key("images", job_id)),
+            ("HGETALL", key("steps", job_id)),
+        )
+        if not fields or tenant not in (None, fields["tenant"]):
+            raise NotFound(f"job {job_id} not found")
+        views = _image_views(fields.get("cut"), requests, records, steps)
+        return job_view(job_id, fields, steps.values()), views
+
     def look(
         self, job_id: str, tenant: str | None, *, images: bool
     ) -> tuple[Job, list[ImageView], Ahead | None]:

@@ -4,6 +4,8 @@ The images are an ordinary job, which is cancelled when the caller disconnects, 
 has an Idempotency-Key, so that the caller can retry.
 """
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Annotated
 
 import anyio.to_thread
@@ -12,7 +14,7 @@ from fastapi.responses import StreamingResponse
 from pydantic import ValidationError
 
 from jobs.errors import InvalidRequest, UnknownModel
-from jobs.job import Job
+from jobs.job import ImageView, Job
 from jobs.queue.decode import Submitted
 from service.context import Context, ServiceContext
 from service.http.auth import AnyCaller, Caller
@@ -23,7 +25,7 @@ from service.openai.answers import generated
 from service.openai.schemas import GeneratedImages, GenerateImages
 from service.openai.stream import image_events
 from service.openai.usage import usage
-from service.read.long_poll import finish_or_cancel, refuse_to_stream
+from service.read.long_poll import enqueue_and_finish, refuse_to_stream
 from service.read.results import failure
 from service.read.views import Links
 from service.submit.enqueue import IdempotencyKey, enqueue
@@ -55,22 +57,21 @@ async def generate_images(
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Generate images from one prompt."""
-    job, model = await anyio.to_thread.run_sync(_enqueue, context, caller, body, idempotency_key)
     keep = idempotency_key is not None
+    queue = partial(_enqueue, context, caller, body, idempotency_key)
     if body.stream:
+        job, model = await anyio.to_thread.run_sync(queue)
         await refuse_to_stream(context, caller, job.job_id, model, keep=keep)
         frames = image_events(context, caller, job.job_id, body, keep=keep)
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
         return StreamingResponse(frames, media_type="text/event-stream", headers=headers)
     links = Links(context.links.base or str(request.base_url).rstrip("/"))
-    images_json = await finish_or_cancel(
+    images_json = await enqueue_and_finish(
         context,
         caller,
-        job.job_id,
         request.receive,
-        lambda job: _images_json(context, job, body, links),
-        model=model,
-        created=job.created,
+        queue,
+        partial(_images_json, context, body, links),
         keep=keep,
     )
     return Response(images_json, media_type="application/json")
@@ -95,9 +96,14 @@ def _enqueue(
     raise InvalidRequest(str(refusal), tuple(map(body.field_of, refusal.problems)))
 
 
-def _images_json(context: ServiceContext, job: Job, body: GenerateImages, links: Links) -> str:
+def _images_json(
+    context: ServiceContext,
+    body: GenerateImages,
+    links: Links,
+    job: Job,
+    images: Sequence[ImageView],
+) -> str:
     """The finished job in OpenAI's format. Raises an error if it didn't succeed."""
-    images = context.store.images(job.id)
     problem = failure(images)
     if problem is not None:
         raise problem

@@ -12,7 +12,8 @@ import structlog
 from starlette.types import Receive
 
 from jobs.errors import NotFound, StorageUnavailable
-from jobs.job import Job
+from jobs.job import ImageView, Job
+from jobs.queue.decode import Submitted
 from service.context import ServiceContext
 from service.http.auth import Caller
 from service.http.errors import CallerLeft, GatewayTimeout, NotReady
@@ -25,8 +26,11 @@ RECHECK_SECONDS = 2.0
 """
 
 _RARELY = 5
-"""A request that only waits for the job's end reads it this many times less often. An end always is
-an event, so these reads only guard against a stream that lost it."""
+"""A request that only waits for the job's end checks this many times less often whether the model
+still has a worker."""
+
+_LOST_END = 3
+"""Every this many checks it also reads the job, in case the stream lost the end's event."""
 
 _GATHER_SECONDS = 1e-4
 """Pause per image before a changed job is read again, because reading a large job is expensive."""
@@ -52,47 +56,46 @@ async def wait_for_job(
                 await asyncio.sleep(job.counts.total * _GATHER_SECONDS)
 
 
-async def finish_or_cancel(
+async def enqueue_and_finish(
     context: ServiceContext,
     caller: Caller,
-    job_id: str,
     receive: Receive,
-    answer: Callable[[Job], str],
+    enqueue: Callable[[], tuple[Submitted, str]],
+    answer: Callable[[Job, list[ImageView]], str],
     *,
-    model: str,
-    created: bool,
     keep: bool = False,
 ) -> str:
-    """Wait for the job and return `answer(job)`, which is called on a thread.
+    """Queue a job, wait for it, and return `answer(job, images)`.
 
-    `receive` is the request's. Its body has been read, so its next message is the disconnect.
-    `created` says that this request queued the job. An unreachable queue is waited for, because a
-    caller who gets a 503 would retry and queue another job. If the caller disconnects, or after
-    `sync_seconds`, or if no worker of the model can start, the job is cancelled, because its images
-    would never be fetched; `keep` keeps it, because the caller can retry. Raises CallerLeft,
-    GatewayTimeout, NotReady.
+    `enqueue` returns the job and its model. Both are called on a thread. `receive` is the
+    request's. Its body has been read, so its next message is the disconnect. An unreachable queue
+    is waited for, because a caller who gets a 503 would retry and queue another job. If the caller
+    disconnects, or after `sync_seconds`, or if no worker of the model can start, the job is
+    cancelled, because its images would never be fetched; `keep` keeps it, because the caller can
+    retry. Raises CallerLeft, GatewayTimeout, NotReady, and what `enqueue` raises.
     """
     loop = asyncio.get_running_loop()
-    patience = context.settings.sync_seconds
+    submitted, model, reason = await anyio.to_thread.run_sync(_begin, context, enqueue)
+    job_id, patience = submitted.job_id, context.settings.sync_seconds
     deadline = loop.time() + patience
 
-    def look() -> str | None:
-        job = context.store.job(job_id, caller.tenant)
-        return answer(job) if job.state.finished else None
+    def finished() -> str | None:
+        job, images = context.store.job_and_images(job_id, caller.tenant)
+        return answer(job, images) if job.state.finished else None
 
     with context.hub.watch(job_id, ends_only=True) as watch, _departure(receive, watch) as has_left:
         # A job that this request has just queued can't be finished yet, so its first read is
         # skipped: the hub remembers recent ends and wakes the watch if the job is that fast.
-        trouble, may_be_over = "", not created
+        checks, may_be_over = 0, not submitted.created
         while True:
-            pause = RECHECK_SECONDS * _RARELY
+            trouble, pause = "", RECHECK_SECONDS * _RARELY
             try:
                 if may_be_over:
-                    trouble = ""
-                    response = await anyio.to_thread.run_sync(look)
+                    response = await anyio.to_thread.run_sync(finished)
                     if response is not None:
                         return response
-                reason = await anyio.to_thread.run_sync(context.standstill, model)
+                if checks:
+                    reason = await anyio.to_thread.run_sync(context.standstill, model)
                 if reason is not None:
                     await _refuse(context, caller, job_id, reason, deadline, keep=keep)
             except StorageUnavailable as error:
@@ -110,8 +113,23 @@ async def finish_or_cancel(
                 raise GatewayTimeout(
                     f"the images were not finished within {patience:g} seconds{trouble}"
                 )
-            await watch.news_within(min(left, pause))
-            may_be_over = True
+            has_news = await watch.news_within(min(left, pause))
+            checks += 1
+            may_be_over = has_news or trouble != "" or pause >= left or checks % _LOST_END == 0
+
+
+def _begin(
+    context: ServiceContext, enqueue: Callable[[], tuple[Submitted, str]]
+) -> tuple[Submitted, str, str | None]:
+    """Queue the job; return it, its model, and why no worker can run it, if that's known.
+
+    One call for both, because each switch to a thread costs as much as a read of the queue.
+    """
+    submitted, model = enqueue()
+    reason = None
+    with suppress(StorageUnavailable):  # the job is queued now, so its request waits
+        reason = context.standstill(model)
+    return submitted, model, reason
 
 
 @contextmanager

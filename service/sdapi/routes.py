@@ -7,10 +7,11 @@ A txt2img is an ordinary job whose request stays open until it's finished. `prog
 import base64
 import json
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import partial
 from typing import Annotated, Any
 
-import anyio.to_thread
 from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import BaseModel, ValidationError
 
@@ -23,7 +24,7 @@ from service.http.body import json_body, json_body_schema
 from service.http.errors import ImagesFailed, invalid
 from service.http.openapi import problems
 from service.read.eta import eta_seconds, speed, work_of_images
-from service.read.long_poll import finish_or_cancel
+from service.read.long_poll import enqueue_and_finish
 from service.read.results import failure, preview
 from service.sdapi.pictures import from_base64, settings, texts
 from service.sdapi.schemas import (
@@ -59,15 +60,12 @@ async def text_to_image(
     caller: CallerByPassword,
 ) -> Response:
     """Generate images from one prompt; after an interrupt, returns the finished ones."""
-    job, model = await anyio.to_thread.run_sync(_enqueue, context, caller, body)
-    images_json = await finish_or_cancel(
+    images_json = await enqueue_and_finish(
         context,
         caller,
-        job.job_id,
         request.receive,
-        lambda job: _images_json(context, job, body),
-        model=model,
-        created=job.created,
+        partial(_enqueue, context, caller, body),
+        partial(_images_json, context, body),
     )
     return Response(images_json, media_type="application/json")
 
@@ -140,8 +138,9 @@ def _enqueue(context: ServiceContext, caller: Caller, body: TextToImage) -> tupl
     raise InvalidRequest(str(refusal), tuple(map(body.field_of, refusal.problems)))
 
 
-def _images_json(context: ServiceContext, job: Job, body: TextToImage) -> str:
-    images = context.store.images(job.id)
+def _images_json(
+    context: ServiceContext, body: TextToImage, job: Job, images: Sequence[ImageView]
+) -> str:
     problem = failure(images)
     if isinstance(problem, ImagesFailed):
         raise problem

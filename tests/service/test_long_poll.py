@@ -22,13 +22,13 @@ def test_request_reads_its_job_once_despite_progress(
     deployment: Deployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looks = []
-    read = deployment.store.job
+    read = deployment.store.job_and_images
 
     def counting(job_id: str, tenant: str | None) -> object:
         looks.append(job_id)
         return read(job_id, tenant)
 
-    monkeypatch.setattr(deployment.store, "job", counting)
+    monkeypatch.setattr(deployment.store, "job_and_images", counting)
     monkeypatch.setattr(long_poll, "RECHECK_SECONDS", 1000)
     with ThreadPoolExecutor(1) as pool:
         response = pool.submit(deployment.client.post, "/v1/images/generations", json=WISH)

@@ -79,8 +79,15 @@ def jobs(deployment: Deployment) -> list[str]:
     return [job.state for job in deployment.store.jobs("local")[0]]
 
 
-@pytest.mark.parametrize("method", ["job", "images"])
-@pytest.mark.parametrize(("path", "more"), [(IMAGES, {}), (IMAGES, STREAM), (TXT2IMG, {})])
+@pytest.mark.parametrize(
+    ("path", "more", "method"),
+    [
+        (IMAGES, {}, "job_and_images"),
+        (TXT2IMG, {}, "job_and_images"),
+        (IMAGES, STREAM, "job"),
+        (IMAGES, STREAM, "images"),
+    ],
+)
 def test_open_request_survives_an_outage(
     live: Deployment, path: str, more: dict, method: str
 ) -> None:
@@ -112,7 +119,7 @@ def test_stream_loses_no_image_in_an_outage(live: Deployment) -> None:
 
 @pytest.mark.parametrize("more", [{}, STREAM])
 def test_disconnect_during_an_outage_cancels_the_job(live: Deployment, more: dict) -> None:
-    with away(live, "job", "images", "cancel") as outage:
+    with away(live, "job", "images", "job_and_images", "cancel") as outage:
         with leaving(str(live.client.base_url), IMAGES, {"prompt": "a", **more}):
             wait_until(lambda: jobs(live))
         wait_until(lambda: outage.met["cancel"] > 1)
@@ -126,7 +133,7 @@ def test_outage_longer_than_the_timeout_is_504(
 ) -> None:
     with (
         deployed(server.url, tmp_path, sync_seconds=0.1) as deployment,
-        away(deployment, "job", "images", "cancel"),
+        away(deployment, "job", "images", "job_and_images", "cancel"),
         capture_logs() as lines,
     ):
         response = deployment.client.post(IMAGES, json={"prompt": "a", **more})
