@@ -18,9 +18,13 @@ from pipelines.attention import CUDNN, check_parallel, takes_backends
 from pipelines.placements.context_parallel import ROOM
 from pipelines.placements.context_parallel_checks import SizeCheck, check_extras, check_sequence
 from pipelines.placements.pipelined import check_extras as check_pipelined
-from pipelines.placements.plans import PLANS, ParallelPlan
-from pipelines.placements.stages import CHAINS, chain_of, split_points
+from pipelines.placements.stages import chain_of, split_points
 from pipelines.placements.tensor_parallel import check_tensor, plan_of
+from pipelines.placements.transformer_classes import (
+    ParallelPlan,
+    chain_of_class,
+    parallel_plan_of,
+)
 from pipelines.planner.case import Case, Option, text, texts
 from pipelines.planner.memory import in_words
 from pipelines.planner.skeleton import DECODE, DENOISE, ENCODE, width_of
@@ -30,11 +34,12 @@ _ALONE: dict[str, Any] = {"ring": 1, "ulysses": 1, "cfg": 1, "tensor": 1, "stage
 
 def context_parallel_options(case: Case) -> Iterator[Option]:
     """One option per way to split an image; those refused for the same reason are listed once."""
-    plan = PLANS.get(case.kind)
     if len(case.sizes) < 2:
         return
-    if plan is None:
-        yield Option("context_parallel", False, f"{case.kind} isn't supported")
+    try:
+        plan = parallel_plan_of(case.kind)
+    except ConfigurationError as error:
+        yield Option("context_parallel", False, str(error))
         return
     reasons = set()
     for degrees in _ways(case):
@@ -84,7 +89,7 @@ def _check(case: Case, plan: ParallelPlan, model: Model) -> None:
     if model.tensor > 1:
         check_tensor(model.tensor, type(case.module), config, config[plan.heads])
     elif split:
-        check_sequence(model, plan, config[plan.heads])
+        check_sequence(model, case.kind, plan, config[plan.heads])
     size: Any = _Size(case.image.tokens)
     defaults = model.defaults
     SizeCheck(model, plan, size)(
@@ -173,10 +178,8 @@ def pipelined_options(case: Case) -> Iterator[Option]:
     """One option per number of stages."""
     if len(case.sizes) < 2:
         return
-    if case.kind not in CHAINS:
-        yield Option("pipelined", False, f"{case.kind} can't be cut into stages")
-        return
     try:
+        chain_of_class(case.kind)
         check_pipelined(case.model, case.checkpoint)
     except ConfigurationError as error:
         yield Option("pipelined", False, str(error))
