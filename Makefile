@@ -28,6 +28,8 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/oxlint service/web
+	$(BIN)/python tests/lua.py
 	$(BIN)/python tests/house.py
 
 fix: setup

@@ -1,7 +1,15 @@
 // The fields of an image request, as named by the API. tests/test_fields.py checks this list.
 
 /** Fields that may differ between the images of a job. */
-const PER_IMAGE = ["prompt", "negative_prompt", "width", "height", "steps", "guidance_scale", "seed"];
+const PER_IMAGE = [
+  "prompt",
+  "negative_prompt",
+  "width",
+  "height",
+  "steps",
+  "guidance_scale",
+  "seed",
+];
 
 /** Fields that are the same for all images of a job. */
 const PER_JOB = ["format", "reproducible"];
