@@ -31,7 +31,7 @@ def check_entry(model: Model, checkpoint: Checkpoint, device: str) -> ParallelPl
     check_devices(torch.device(device))
     name = checkpoint.components.get("transformer", checkpoint.class_name)
     plan = parallel_plan_of(name)
-    check_extras(model, checkpoint)
+    check_plain(checkpoint, model.placement)
     if model.attention_backend is not None:
         check_backend(model.attention_backend)
         split = model.ring * model.ulysses > 1
@@ -43,24 +43,6 @@ def check_entry(model: Model, checkpoint: Checkpoint, device: str) -> ParallelPl
     elif model.ring * model.ulysses > 1:
         check_sequence(model, name, plan, config[plan.heads])
     return plan
-
-
-def check_extras(model: Model, checkpoint: Checkpoint) -> None:
-    """Refuse options that a group doesn't support. Raises ConfigurationError."""
-    check_plain(model, checkpoint, "context_parallel")
-    if model.cache is not None:
-        raise ConfigurationError(
-            f"cache {model.cache!r} can't be combined with context_parallel: each rank would "
-            "decide on its own which blocks to skip, and the others would wait for it forever"
-        )
-    for name in ("compile", "cuda_graphs"):
-        if getattr(model, name):
-            raise ConfigurationError(f"{name} can't be combined with context_parallel")
-    if model.tensor > 1 and model.ring * model.ulysses > 1:
-        raise ConfigurationError(
-            "tensor can't be combined with ring or ulysses: diffusers splits a model's weights or "
-            "its sequence, not both"
-        )
 
 
 def check_sequence(model: Model, name: str, plan: ParallelPlan, heads: int) -> None:

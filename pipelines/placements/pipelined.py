@@ -23,7 +23,7 @@ import structlog
 import torch
 
 from jobs.catalog import Model
-from jobs.errors import ConfigurationError, GroupLost
+from jobs.errors import GroupLost
 from pipelines.acceleration import run_once
 from pipelines.attention import backend_of, check_backend, choose_attention, set_backend
 from pipelines.families import make_family
@@ -273,18 +273,10 @@ def follow_pipelined(model: Model, checkpoint: Checkpoint, device: str) -> Stage
 
 def _plan(model: Model, checkpoint: Checkpoint, device: str) -> StagePlan:
     """Check and plan before loading or joining, with the same verdict on every rank."""
-    check_extras(model, checkpoint)
+    check_plain(checkpoint, model.placement)
     if model.attention_backend is not None:
         check_backend(model.attention_backend)
     check_devices(torch.device(device))
     plan = plan_stages(model, checkpoint)
     check_world(model)
     return plan
-
-
-def check_extras(model: Model, checkpoint: Checkpoint) -> None:
-    """Refuse options that stages don't support. Raises ConfigurationError."""
-    check_plain(model, checkpoint, "pipelined")
-    for name in ("cache", "compile", "cuda_graphs"):
-        if getattr(model, name):
-            raise ConfigurationError(f"{name} can't be combined with pipelined")
