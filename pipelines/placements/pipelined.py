@@ -44,7 +44,7 @@ from pipelines.placements.group import (
 from pipelines.placements.leader import FORWARD, GroupPipeline, ModuleProxy, leading
 from pipelines.placements.links import Links
 from pipelines.placements.stages import Stage, StagePlan, load_stage, load_streamed, plan_stages
-from pipelines.placements.tensor_pickle import Parcel, pack, unpack
+from pipelines.placements.tensor_pickle import Payload, pack, unpack
 from pipelines.placements.verify import compare, record
 
 BACKEND, STEADY = "backend", "steady"
@@ -100,11 +100,11 @@ class Head(ModuleProxy):
         self._expected.put(None)
 
     def _send(self, arguments: Any) -> None:
-        parcel = pack(arguments, self.links.device)
-        self.group.announce(FORWARD, parcel)
-        if parcel.data is not None:
+        payload = pack(arguments, self.links.device)
+        self.group.announce(FORWARD, payload)
+        if payload.data is not None:
             for sends in self.links.arguments:
-                sends.send(parcel.data)
+                sends.send(payload.data)
 
     def _collect(self) -> None:
         """Thread: match outputs to futures, in the order of the forward passes.
@@ -175,7 +175,7 @@ class StageFollower:
         while kind not in (STOP, REFUSE, LOST):
             try:
                 kind, size, header = self.group.next_order()
-                value = unpack(Parcel(header, self.links.receive_arguments(size)))
+                value = unpack(Payload(header, self.links.receive_arguments(size)))
             except Exception as error:  # any transport error means that orders are lost
                 self.group.lose(f"rank {self.group.rank} can't receive orders: {error}")
                 kind, value = LOST, self.group.lost
