@@ -10,11 +10,11 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import get_args
 
 from jobs.errors import ConfigurationError, FieldProblem, UnknownModel
+from jobs.fields import FIELDS
 from jobs.options import CONTEXT_PARALLEL, PIPELINED, PLACEMENTS, RULES, refusal
-from jobs.request import MAX_PROMPT_CHARACTERS, MAX_SEED, ImageFormat, ImageRequest
+from jobs.request import MAX_PROMPT_CHARACTERS, MAX_SEED, ImageRequest
 from jobs.toml_table import Entry
 
 SMALLEST_SIDE = 16
@@ -182,8 +182,9 @@ def problems(model: Model, request: ImageRequest, pointer: str) -> list[FieldPro
         wrong.append(("guidance_scale", f"must be between 0 and {limits.max_guidance_scale:g}"))
     if not 0 <= request.seed <= MAX_SEED:
         wrong.append(("seed", f"must be between 0 and {MAX_SEED}"))
-    if request.format not in get_args(ImageFormat):
-        wrong.append(("format", f"must be one of {', '.join(get_args(ImageFormat))}"))
+    for name, known in FIELDS.items():
+        if known.choices and not known.accepts(getattr(request, name)):
+            wrong.append((name, f"must be one of {', '.join(known.choices)}"))
     return [FieldProblem(f"{pointer}/{name}", f"{name} {detail}") for name, detail in wrong]
 
 

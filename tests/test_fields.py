@@ -19,6 +19,7 @@ from jobs.catalog import Defaults
 from jobs.fields import FIELDS, FROM_MODEL, IN_REQUEST, PER_IMAGE, PER_JOB, PER_PROMPT, PROMPT
 from jobs.request import ImageRequest
 from service.openai.schemas import GenerateImages
+from service.routes import page
 from service.sdapi.schemas import TextToImage
 from service.submit.schemas import ImageItem, ImageSettings, PromptItem, SubmitJob
 
@@ -126,12 +127,10 @@ def test_the_client_takes_each_field() -> None:
 
 
 def test_the_page_knows_the_same_fields() -> None:
-    text = (ROOT / "service/web/fields.js").read_text()
-    lists = {
-        name: json.loads(value) for name, value in re.findall(r"const (\w+) = (\[.*?\]);", text)
-    }
-    assert lists["PER_IMAGE"] == list(PER_IMAGE)
-    assert lists["PER_JOB"] == [name for name in PER_JOB if FIELDS[name].in_request]
+    names = page._shipped()["names.js"].body.decode()
+    lists = dict(re.findall(r"^export const (\w+) = (.*);$", names, re.MULTILINE))
+    assert json.loads(lists["PER_IMAGE"]) == list(PER_IMAGE)
+    assert {*json.loads(lists["PER_JOB"]), *PER_IMAGE} == set(IN_REQUEST)
     form = (ROOT / "service/web/compose.js").read_text()
     for name in FIELDS:
         assert re.search(rf"\b{name}\b", form), name
