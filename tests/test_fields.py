@@ -8,7 +8,7 @@ import json
 import re
 from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 
@@ -62,13 +62,11 @@ def test_the_request_has_the_fields_of_the_table() -> None:
     hints = get_type_hints(ImageRequest)
     for name in IN_REQUEST:
         field = PROMPT if name == "prompt" else FIELDS[name]
-        kinds = {type(c) for c in field.choices} or {field.kind}
         hint = hints[name]
-        assert {type(value) if field.choices else value for value in get_args(hint)} <= {
-            *kinds,
-            type(None),
-        } and (hint is field.kind or get_args(hint)), name
-        assert (type(None) in get_args(hint)) == field.nullable, name
+        options = [hint] if get_origin(hint) is Literal else get_args(hint) or [hint]
+        [kind] = [option for option in options if option is not type(None)]
+        assert get_args(kind) == field.choices if field.choices else kind is field.kind, name
+        assert (type(None) in options) == field.nullable, name
         if have[name].default is not MISSING:
             assert have[name].default == field.default, name
 
