@@ -1,4 +1,4 @@
-# imagemill: make demo | make test | make check | make fix | make bench
+# imagemill: make demo | make test | make coverage | make check | make fix | make bench
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -6,7 +6,10 @@ READY := $(VENV)/.ready
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup demo test check fix bench clean
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+HAS_MONITORING := import sys; sys.exit(sys.version_info < (3, 12))
+
+.PHONY: setup demo test coverage check fix bench clean
 
 setup: $(READY)
 
@@ -20,14 +23,24 @@ $(READY): pyproject.toml constraints.txt
 demo: setup
 	head -n 24 demo/prompts.txt | $(BIN)/imagemill generate --file - --out out
 
+# Before Python 3.12 coverage is too slow to be collected in every run.
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	@if $(BIN)/python -c '$(HAS_MONITORING)'; then \
+		COVERAGE_CORE=sysmon $(PYTEST) --cov --cov-report=; \
+	else \
+		$(PYTEST); \
+	fi
+
+coverage: setup
+	$(PYTEST) --cov --cov-report=term-missing:skip-covered
 
 check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/oxlint service/web
+	$(BIN)/python tests/lua.py
 	$(BIN)/python tests/house.py
 
 fix: setup
@@ -38,4 +51,4 @@ bench: setup
 	$(BIN)/python -m bench
 
 clean:
-	rm -rf $(VENV) out data
+	rm -rf $(VENV) out data .coverage .coverage.*

@@ -1,7 +1,7 @@
 """Training examples: scenes as packed latents, each with several captions as tokens.
 
-Each picture size has its own shelf. Several processes compute the latents once, in
-chunks, and store them in the work folder.
+Several processes compute the latents once for each resolution, in chunks, and store them in
+the work folder.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ CAPTIONS: Final = 6
 
 
 @dataclass(frozen=True)
-class Shelf:
+class Resolution:
     """Pictures of one size, (height, width) in pixels, and their share of training."""
 
     size: tuple[int, int]
@@ -47,11 +47,11 @@ class Shelf:
         return range(0, self.scenes, CHUNK)
 
 
-SHELVES: Final = (
-    Shelf((128, 128), 20 * CHUNK, 0.76, 32),
-    Shelf((192, 192), 3 * CHUNK, 0.08, 14),
-    Shelf((128, 192), 3 * CHUNK, 0.08, 21),
-    Shelf((192, 128), 3 * CHUNK, 0.08, 21),
+RESOLUTIONS: Final = (
+    Resolution((128, 128), 20 * CHUNK, 0.76, 32),
+    Resolution((192, 192), 3 * CHUNK, 0.08, 14),
+    Resolution((128, 192), 3 * CHUNK, 0.08, 21),
+    Resolution((192, 128), 3 * CHUNK, 0.08, 21),
 )
 
 
@@ -82,18 +82,18 @@ def encode(vae: Any, pictures: Tensor) -> Tensor:
     return packed
 
 
-def _make_chunk(vae_folder: Path, shelf: Shelf, first: int, path: Path) -> str:
+def _make_chunk(vae_folder: Path, resolution: Resolution, first: int, path: Path) -> str:
     """Write one chunk of examples; runs in its own process."""
     torch.set_num_threads(1)
     vae = AutoencoderKL.from_pretrained(vae_folder, dtype=torch.float32).eval()
     vae = vae.to(memory_format=torch.channels_last)
-    rng = random.Random(f"{shelf.name} {first}")
-    scenes = [random_scene(rng) for _ in range(min(CHUNK, shelf.scenes - first))]
+    rng = random.Random(f"{resolution.name} {first}")
+    scenes = [random_scene(rng) for _ in range(min(CHUNK, resolution.scenes - first))]
     sentences = [caption(rng, scene) for scene in scenes for _ in range(CAPTIONS)]
     tokens = tokenize(clip_tokenizer(), t5_tokenizer(), sentences)
     parts = [scenes[start : start + 16] for start in range(0, len(scenes), 16)]
     state = {
-        "latents": torch.cat([encode(vae, render(part, shelf.size)) for part in parts]).half(),
+        "latents": torch.cat([encode(vae, render(part, resolution.size)) for part in parts]).half(),
         "clip": tokens.clip.view(len(scenes), CAPTIONS, -1).short(),
         "t5": tokens.t5.view(len(scenes), CAPTIONS, -1).short(),
     }
@@ -102,27 +102,30 @@ def _make_chunk(vae_folder: Path, shelf: Shelf, first: int, path: Path) -> str:
 
 
 def make(
-    work: Path, log: Log, shelves: tuple[Shelf, ...] = SHELVES, processes: int = 2
-) -> dict[Shelf, Examples]:
+    work: Path, log: Log, resolutions: tuple[Resolution, ...] = RESOLUTIONS, processes: int = 2
+) -> dict[Resolution, Examples]:
     """All examples; chunks missing in `work/latents` are made with `work/vae`."""
     folder = work / "latents"
     folder.mkdir(exist_ok=True)
     paths = {
-        (shelf, first): folder / f"{shelf.name}-{first:05}.pt"
-        for shelf in shelves
-        for first in shelf.chunks()
+        (resolution, first): folder / f"{resolution.name}-{first:05}.pt"
+        for resolution in resolutions
+        for first in resolution.chunks()
     }
     orders = [
-        (work / "vae", shelf, first, path)
-        for (shelf, first), path in paths.items()
+        (work / "vae", resolution, first, path)
+        for (resolution, first), path in paths.items()
         if not path.exists()
     ]
     for name in _made(orders, processes):
         log(f"data {name}")
-    return {shelf: _load([paths[shelf, first] for first in shelf.chunks()]) for shelf in shelves}
+    return {
+        resolution: _load([paths[resolution, first] for first in resolution.chunks()])
+        for resolution in resolutions
+    }
 
 
-def _made(orders: list[tuple[Path, Shelf, int, Path]], processes: int) -> Iterator[str]:
+def _made(orders: list[tuple[Path, Resolution, int, Path]], processes: int) -> Iterator[str]:
     """Yield the names of the chunks as they are written; one process means this one."""
     if processes == 1 or not orders:
         yield from itertools.starmap(_make_chunk, orders)

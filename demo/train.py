@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL
 
-from demo import data, flow, folder, reading, vae
-from demo.flow import Model
+from demo import data, export, train_text, train_transformer, vae
 from demo.progress import Log
 from demo.score import ROWS, Drawing, shares, verdicts
+from demo.train_transformer import Model
 
 STAGES = ("vae", "text", "data", "transformer", "save")
 
@@ -33,7 +33,7 @@ def trained_vae(work: Path, log: Log) -> Any:
 
 def logged_scores(codec: Any, model: Model) -> str:
     """A line with the scores of single held-out things and of two seen things."""
-    pipeline = folder.assemble(codec, model)
+    pipeline = export.assemble(codec, model)
     lines = []
     for row in (ROWS[0], ROWS[2]):
         with torch.no_grad():
@@ -47,18 +47,18 @@ def train(work: Path, out: Path, until: str, steps: int, log: Log) -> None:
     codec = trained_vae(work, log)
     if until == "vae":
         return
-    text = reading.train(work, log)
+    text = train_text.train(work, log)
     if until == "text":
         return
-    shelves = data.make(work, log)
+    resolutions = data.make(work, log)
     if until == "data":
         return
-    model = flow.train(
-        work, log, text, shelves, steps=steps, score=lambda model: logged_scores(codec, model)
+    model = train_transformer.train(
+        work, log, text, resolutions, steps=steps, score=lambda model: logged_scores(codec, model)
     )
     log(f"trained: {logged_scores(codec, model)}")
     if until == "save":
-        size = folder.save(codec, model, out)
+        size = export.save(codec, model, out)
         log(f"saved {out}, {size / 1e6:.2f} MB")
 
 
@@ -67,7 +67,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("demo/model"))
     parser.add_argument("--work", type=Path, default=Path("demo/work"))
     parser.add_argument("--until", choices=STAGES, default="save", help="the last stage to run")
-    parser.add_argument("--steps", type=int, default=flow.STEPS, help="of the transformer")
+    parser.add_argument(
+        "--steps", type=int, default=train_transformer.STEPS, help="of the transformer"
+    )
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)

@@ -10,21 +10,22 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import get_args
 
 from jobs.errors import ConfigurationError, FieldProblem, UnknownModel
-from jobs.request import MAX_PROMPT_CHARACTERS, MAX_SEED, ImageFormat, ImageRequest
+from jobs.fields import FIELDS
+from jobs.options import CONTEXT_PARALLEL, PIPELINED, PLACEMENTS, RULES, refusal
+from jobs.request import MAX_PROMPT_CHARACTERS, MAX_SEED, ImageRequest
 from jobs.toml_table import Entry
 
 SMALLEST_SIDE = 16
 """Shortest width or height in pixels."""
 
 DTYPES = ("float32", "bfloat16", "float16")
-PLACEMENTS = ("replica", "split", "context_parallel", "pipelined")
 QUANTIZATIONS = ("fp8", "int8")
 CACHES = ("taylorseer",)
-"""The only diffusers feature cache that works with batches; see
-`pipelines.acceleration.check_cache`. It's lossy. A worker refuses it if the model can't use it."""
+"""The only diffusers feature cache that works with batches. It's lossy. A worker refuses it if the
+model can't use it. `first_block` decides by the mean over all rows, so an image would depend on the
+others in its batch; the other caches need numbers that only a model's authors have."""
 _MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -117,6 +118,13 @@ class Model:
         return self.quantization
 
     @property
+    def options(self) -> frozenset[str]:
+        """The options with rules (`jobs.options`) that the entry sets."""
+        plain = {item.name: item.default for item in fields(Model)} | {"max_memory": {}}
+        named = {rule.option for rule in RULES}
+        return frozenset(name for name in named if getattr(self, name) != plain[name])
+
+    @property
     def ranks(self) -> int:
         """How many processes make up one worker: 1, or the size of its group.
 
@@ -174,8 +182,9 @@ def problems(model: Model, request: ImageRequest, pointer: str) -> list[FieldPro
         wrong.append(("guidance_scale", f"must be between 0 and {limits.max_guidance_scale:g}"))
     if not 0 <= request.seed <= MAX_SEED:
         wrong.append(("seed", f"must be between 0 and {MAX_SEED}"))
-    if request.format not in get_args(ImageFormat):
-        wrong.append(("format", f"must be one of {', '.join(get_args(ImageFormat))}"))
+    for name, known in FIELDS.items():
+        if known.choices and not known.accepts(getattr(request, name)):
+            wrong.append((name, f"must be one of {', '.join(known.choices)}"))
     return [FieldProblem(f"{pointer}/{name}", f"{name} {detail}") for name, detail in wrong]
 
 
@@ -328,21 +337,13 @@ def _chosen_degree(entry: Entry, model: Model) -> Model:
 
 
 def _check_placement(entry: Entry, model: Model) -> None:
-    """Refuse fields that the entry's placement would ignore, and groups of one."""
-    owners = {
-        "context_parallel": ("ring", "ulysses", "cfg", "tensor"),
-        "pipelined": ("stages", "chunks"),
-        "split": ("unload", "max_memory"),
-        "replica": ("cuda_graphs",),
-    }
-    plain = {field.name: field.default for field in fields(Model)} | {"max_memory": {}}
-    for placement, names in owners.items():
-        for name in names:
-            if model.placement != placement and getattr(model, name) != plain[name]:
-                raise entry.wrong(name, f"requires placement {placement!r}")
-    if model.placement == "context_parallel" and model.ranks < 2:
+    """Refuse options that don't go together, and groups of one."""
+    rule = refusal(model.placement, model.options)
+    if rule:
+        raise entry.wrong(rule.option, rule.detail())
+    if model.placement == CONTEXT_PARALLEL and model.ranks < 2:
         raise entry.wrong("ring", "or ulysses, cfg or tensor must be 2 or more")
-    if model.placement == "pipelined" and model.stages < 2:
+    if model.placement == PIPELINED and model.stages < 2:
         raise entry.wrong("stages", "must be 2 or more")
 
 

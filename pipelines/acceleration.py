@@ -15,8 +15,6 @@ from diffusers import TaylorSeerCacheConfig
 from jobs.catalog import Model
 from jobs.errors import ConfigurationError, OutOfMemory, first_line
 from jobs.request import ImageRequest
-from pipelines.families import FAMILIES
-from pipelines.loading.checkpoint import Checkpoint
 from pipelines.loading.components import DENOISERS
 from pipelines.seam import Pipeline
 
@@ -27,38 +25,27 @@ raise, and QwenImage and ZImage have a shape per prompt length."""
 log = structlog.get_logger(__name__)
 
 
+_CACHES = {"taylorseer": TaylorSeerCacheConfig}
+"""A catalog's name of a cache -> diffusers' config of it."""
+
+
 def denoiser_of(pipe: Any) -> Any:
     """The module that runs the denoising steps; None if the pipeline has none by a known name."""
     modules = (getattr(pipe, name, None) for name in DENOISERS)
     return next((module for module in modules if module is not None), None)
 
 
-def check_cache(model: Model, checkpoint: Checkpoint) -> None:
-    """Refuse a feature cache that would give wrong results. Raises ConfigurationError.
-
-    A cache keeps the rows of the last step. Under step batching the next step's rows belong to
-    other samples at other steps. `first_block` decides by the mean over all rows, so an image would
-    depend on the others in its batch. The other caches need numbers that only a model's authors
-    have.
-    """
-    if model.cache is None:
-        return
-    name = f"cache {model.cache!r}"
-    if checkpoint.class_name in FAMILIES:
-        raise ConfigurationError(
-            f"{name} gives wrong images with step batching, which {checkpoint.class_name} uses"
-        )
-    if model.cache != "taylorseer":
-        raise ConfigurationError(f"{name} doesn't support batches; use 'taylorseer'")
-
-
 def enable_cache(denoiser: Any, model: Model) -> None:
-    """Enable the cache that `check_cache` accepted. Raises ConfigurationError."""
+    """Enable the entry's feature cache, if it sets one. Raises ConfigurationError.
+
+    Only for whole calls: a cache keeps the rows of the last step, and under step batching the next
+    step's rows belong to other samples.
+    """
     if model.cache is None:
         return
     if not hasattr(denoiser, "enable_cache"):
         raise ConfigurationError(f"cache: {type(denoiser).__name__} doesn't support caches")
-    denoiser.enable_cache(TaylorSeerCacheConfig(taylor_factors_dtype=denoiser.dtype))
+    denoiser.enable_cache(_CACHES[model.cache](taylor_factors_dtype=denoiser.dtype))
 
 
 def compile_blocks(denoiser: Any, trial: Callable[[], None]) -> None:

@@ -18,7 +18,6 @@ import torch
 from torch.utils import _pytree as pytree
 
 from jobs.errors import ConfigurationError, first_line
-from pipelines.seam import Pipeline
 
 MOST_GRAPHS = 16
 """Graphs kept at once; the least recently used one is dropped. Each has its own inputs and outputs;
@@ -125,12 +124,10 @@ class Graphs:
         self._capture = self._new_capture()
 
 
-def check_graphs(pipeline: Pipeline, device: torch.device) -> None:
-    """Refuse a pipeline that can't be recorded as graphs. Raises ConfigurationError."""
+def check_graphs(device: torch.device) -> None:
+    """Refuse a device without CUDA graphs. Raises ConfigurationError."""
     if device.type != "cuda":
         raise ConfigurationError(f"cuda_graphs: needs a CUDA device, not {device.type!r}")
-    if not pipeline.card.joins:
-        raise ConfigurationError("cuda_graphs: not supported by models that run as one whole call")
 
 
 def enable_graphs(denoiser: Any, new_capture: Callable[[], Capture] | None = None) -> None:

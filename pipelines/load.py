@@ -12,10 +12,11 @@ from typing import TypeVar
 from jobs.catalog import Model
 from jobs.defaults import with_own_defaults
 from jobs.errors import ConfigurationError, ModelUnavailable
+from jobs.options import check_options
 from pipelines.attention import sets_process_flags
 from pipelines.device import check_device
 from pipelines.fake import FakePipeline
-from pipelines.families import check_class, make_family
+from pipelines.families import check_class, is_stepped, make_family
 from pipelines.loading.checkpoint import Checkpoint, find_checkpoint
 from pipelines.loading.components import naming
 from pipelines.loading.defaults import own_defaults
@@ -41,7 +42,7 @@ def load_pipeline(model: Model, device: str) -> Pipeline:
     model = _with_own_defaults(model, checkpoint)
     if checkpoint.class_name == FakePipeline.__name__:
         return FakePipeline(**checkpoint.index.get("options", {}))
-    _named(model, lambda: check_device(model, checkpoint, device))
+    _named(model, lambda: _check(model, checkpoint, device))
     pipeline = _named(model, lambda: placement(model, checkpoint, device))
     if model.attention_backend is not None and sets_process_flags(model.attention_backend):
         pipeline.run_one_at_a_time()
@@ -79,7 +80,7 @@ def load_follower(model: Model, device: str) -> Follower:
     load = follower_loader_of(model)
     checkpoint = _find(model)
     model = _with_own_defaults(model, checkpoint)
-    _named(model, lambda: check_device(model, checkpoint, device))
+    _named(model, lambda: _check(model, checkpoint, device))
     return _named(model, lambda: load(model, checkpoint, device))
 
 
@@ -88,6 +89,12 @@ def dismiss(pipeline: Pipeline) -> None:
     end = getattr(pipeline, "dismiss", None)
     if end is not None:
         end()
+
+
+def _check(model: Model, checkpoint: Checkpoint, device: str) -> None:
+    name = checkpoint.class_name
+    check_options(model.placement, model.options, name, is_stepped(name))
+    check_device(model, checkpoint, device)
 
 
 def _check_class(checkpoint: Checkpoint) -> None:

@@ -8,7 +8,7 @@ import json
 import re
 from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 
@@ -19,6 +19,7 @@ from jobs.catalog import Defaults
 from jobs.fields import FIELDS, FROM_MODEL, IN_REQUEST, PER_IMAGE, PER_JOB, PER_PROMPT, PROMPT
 from jobs.request import ImageRequest
 from service.openai.schemas import GenerateImages
+from service.routes import page
 from service.sdapi.schemas import TextToImage
 from service.submit.schemas import ImageItem, ImageSettings, PromptItem, SubmitJob
 
@@ -61,13 +62,11 @@ def test_the_request_has_the_fields_of_the_table() -> None:
     hints = get_type_hints(ImageRequest)
     for name in IN_REQUEST:
         field = PROMPT if name == "prompt" else FIELDS[name]
-        kinds = {type(c) for c in field.choices} or {field.kind}
         hint = hints[name]
-        assert {type(value) if field.choices else value for value in get_args(hint)} <= {
-            *kinds,
-            type(None),
-        } and (hint is field.kind or get_args(hint)), name
-        assert (type(None) in get_args(hint)) == field.nullable, name
+        options = [hint] if get_origin(hint) is Literal else get_args(hint) or [hint]
+        [kind] = [option for option in options if option is not type(None)]
+        assert get_args(kind) == field.choices if field.choices else kind is field.kind, name
+        assert (type(None) in options) == field.nullable, name
         if have[name].default is not MISSING:
             assert have[name].default == field.default, name
 
@@ -126,12 +125,10 @@ def test_the_client_takes_each_field() -> None:
 
 
 def test_the_page_knows_the_same_fields() -> None:
-    text = (ROOT / "service/web/fields.js").read_text()
-    lists = {
-        name: json.loads(value) for name, value in re.findall(r"const (\w+) = (\[.*?\]);", text)
-    }
-    assert lists["PER_IMAGE"] == list(PER_IMAGE)
-    assert lists["PER_JOB"] == [name for name in PER_JOB if FIELDS[name].in_request]
+    names = page._shipped()["names.js"].body.decode()
+    lists = dict(re.findall(r"^export const (\w+) = (.*);$", names, re.MULTILINE))
+    assert json.loads(lists["PER_IMAGE"]) == list(PER_IMAGE)
+    assert {*json.loads(lists["PER_JOB"]), *PER_IMAGE} == set(IN_REQUEST)
     form = (ROOT / "service/web/compose.js").read_text()
     for name in FIELDS:
         assert re.search(rf"\b{name}\b", form), name

@@ -38,7 +38,7 @@ LONGEST_BLOCK_SECONDS = 4.5
 """Blocking reads stay under five seconds, so that no proxy or timeout cuts them off."""
 
 _RETRIES = 3
-_SHARED = ("prelude", "order", "halt")
+SHARED = ("prelude", "order", "halt")
 """Lua files that are prepended to every script."""
 
 
@@ -153,7 +153,7 @@ class Link:
 def _source(script: str) -> tuple[str, str]:
     """A script's full text, and the SHA-1 that identifies it on the server."""
     folder = files("jobs.queue") / "lua"
-    parts = [(folder / f"{name}.lua").read_text(encoding="utf-8") for name in (*_SHARED, script)]
+    parts = [(folder / f"{name}.lua").read_text(encoding="utf-8") for name in (*SHARED, script)]
     text = "\n".join([lua_tables(), *parts])
     return text, sha1(text.encode(), usedforsecurity=False).hexdigest()
 

@@ -25,6 +25,11 @@ FAMILIES = {
 FALLBACK = "whole_call:WholeCall"
 
 
+def is_stepped(class_name: str) -> bool:
+    """Whether the class has a family, so that its samples share forward passes."""
+    return class_name in FAMILIES
+
+
 def check_class(class_name: str) -> None:
     """Refuse a pipeline class that can't make images from text, before loading any weights.
 

@@ -125,13 +125,11 @@ def _refuse_part_of_file(checkpoint: Checkpoint, name: str, scheme: str) -> None
         )
 
 
-def check_plain(model: Model, checkpoint: Checkpoint, placement: str) -> None:
+def check_plain(checkpoint: Checkpoint, placement: str) -> None:
     """Refuse a denoiser that isn't a folder of unquantized weights, for a placement that splits it.
 
     Such a placement reads individual weights from a diffusers folder. Raises ConfigurationError.
     """
-    if model.quantization:
-        raise ConfigurationError(f"quantization can't be combined with {placement}")
     for name in DENOISERS:
         source = checkpoint.source(name)
         if name not in checkpoint.components:

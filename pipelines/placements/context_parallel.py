@@ -38,12 +38,13 @@ from pipelines.families import make_family
 from pipelines.loading.checkpoint import Checkpoint
 from pipelines.out_of_memory import reports_out_of_memory
 from pipelines.placements import diffusers_patches
+from pipelines.placements.arguments import by_name, some_rows
 from pipelines.placements.context_parallel_checks import SizeCheck, check_entry
 from pipelines.placements.family_pipeline import FamilyPipeline
 from pipelines.placements.group import Group, Handler, follow, join
 from pipelines.placements.leader import FORWARD, GroupPipeline, GroupTransformer, leading
-from pipelines.placements.plans import PLANS, ParallelPlan, by_name, some_rows
 from pipelines.placements.tensor_parallel import load_slices
+from pipelines.placements.transformer_classes import ParallelPlan, parallel_plan_of
 from pipelines.placements.verify import compare, record
 
 SHARD = "shard"
@@ -201,7 +202,7 @@ class Share:
 
     def __init__(self, model: Model, transformer: Any, mesh: DeviceMesh) -> None:
         self.transformer, self.mesh = transformer, mesh
-        self.plan = PLANS[type(transformer).__name__]
+        self.plan = parallel_plan_of(type(transformer).__name__)
         self.cfg, self.degree = model.cfg, model.ring * model.ulysses
         self.slices = model.tensor > 1
         self.config: Any = None

@@ -17,8 +17,8 @@ from pipelines.loading.checkpoint import Checkpoint
 from pipelines.loading.quantization import check_plain
 from pipelines.placements.family_pipeline import FamilyPipeline
 from pipelines.placements.group import check_devices, check_world
-from pipelines.placements.plans import PLANS, ParallelPlan
 from pipelines.placements.tensor_parallel import check_tensor
+from pipelines.placements.transformer_classes import ParallelPlan, parallel_plan_of
 
 
 def check_entry(model: Model, checkpoint: Checkpoint, device: str) -> ParallelPlan:
@@ -30,12 +30,8 @@ def check_entry(model: Model, checkpoint: Checkpoint, device: str) -> ParallelPl
     check_world(model)
     check_devices(torch.device(device))
     name = checkpoint.components.get("transformer", checkpoint.class_name)
-    if name not in PLANS:
-        raise ConfigurationError(
-            f"context_parallel: no plan to split {name}; there are plans for {', '.join(PLANS)}"
-        )
-    plan = PLANS[name]
-    check_extras(model, checkpoint)
+    plan = parallel_plan_of(name)
+    check_plain(checkpoint, model.placement)
     if model.attention_backend is not None:
         check_backend(model.attention_backend)
         split = model.ring * model.ulysses > 1
@@ -45,34 +41,19 @@ def check_entry(model: Model, checkpoint: Checkpoint, device: str) -> ParallelPl
     if model.tensor > 1:
         check_tensor(model.tensor, transformer, config, config[plan.heads])
     elif model.ring * model.ulysses > 1:
-        if plan.unsplit:
-            raise ConfigurationError(
-                f"ring and ulysses can't split {name}: {plan.unsplit}; cfg and tensor can"
-            )
-        check_sequence(model, plan, config[plan.heads])
+        check_sequence(model, name, plan, config[plan.heads])
     return plan
 
 
-def check_extras(model: Model, checkpoint: Checkpoint) -> None:
-    """Refuse options that a group doesn't support. Raises ConfigurationError."""
-    check_plain(model, checkpoint, "context_parallel")
-    if model.cache is not None:
-        raise ConfigurationError(
-            f"cache {model.cache!r} can't be combined with context_parallel: each rank would "
-            "decide on its own which blocks to skip, and the others would wait for it forever"
-        )
-    for name in ("compile", "cuda_graphs"):
-        if getattr(model, name):
-            raise ConfigurationError(f"{name} can't be combined with context_parallel")
-    if model.tensor > 1 and model.ring * model.ulysses > 1:
-        raise ConfigurationError(
-            "tensor can't be combined with ring or ulysses: diffusers splits a model's weights or "
-            "its sequence, not both"
-        )
+def check_sequence(model: Model, name: str, plan: ParallelPlan, heads: int) -> None:
+    """Raise ConfigurationError if the degrees don't fit the number of heads or the plan.
 
-
-def check_sequence(model: Model, plan: ParallelPlan, heads: int) -> None:
-    """Raise ConfigurationError if the degrees don't fit the number of heads or the plan."""
+    `name` is the transformer's class.
+    """
+    if plan.unsplit:
+        raise ConfigurationError(
+            f"ring and ulysses can't split {name}: {plan.unsplit}; cfg and tensor can"
+        )
     degree, ulysses = model.ring * model.ulysses, model.ulysses
     unified = model.ring > 1 and ulysses > 1
     if heads % ulysses:

@@ -8,8 +8,8 @@ within `on_cpu()`, so with an accelerator diffusers runs unchanged.
 Masks are wrong under ring attention on any device: each rank silently applies the mask of its own
 keys to the keys of all ranks. See `_masked`.
 
-Knows no model. `install` replaces module globals of diffusers once per process; without a
-parallelised model they behave as before.
+`install` replaces module globals of diffusers once per process; without a parallelised model they
+behave as before. `transformer_classes` says which classes use masks.
 """
 
 import functools
@@ -22,6 +22,8 @@ import torch
 import torch.distributed as dist
 from torch.nn.functional import pad
 
+from pipelines.placements.transformer_classes import TRANSFORMERS
+
 EXTRA = 8
 """Features added to a head to carry a mask. Kernels require multiples of 8."""
 
@@ -29,9 +31,6 @@ WEIGHT = 256.0
 """The query's and the key's factor of a masked key's bias; each must fit float16. The bias is
 -(256 x 256) / sqrt(head size), or -5793 for a head of 128. Its exp() is 0, but it's finite, as it
 must be for a chunk whose keys are all masked."""
-
-MASKED_MODELS = ("transformer_qwenimage", "transformer_z_image")
-"""Modules of diffusers.models.transformers that may call attention with a mask."""
 
 
 @functools.cache
@@ -41,8 +40,9 @@ def install() -> None:
     attention._native_attention_forward_op = _with_lse(attention._native_attention_forward_op)
     hooks: Any = import_module("diffusers.hooks.context_parallel")
     hooks._all_gather_anything = _padded_gather(hooks._all_gather_anything)
-    for name in MASKED_MODELS:
-        module: Any = import_module(f"diffusers.models.transformers.{name}")
+    masking = [name for name, row in TRANSFORMERS.items() if row.masks]
+    for name in masking:
+        module: Any = import_module(getattr(import_module("diffusers"), name).__module__)
         module.dispatch_attention_fn = _masked(module.dispatch_attention_fn)
 
 

@@ -30,7 +30,7 @@ from jobs.catalog import Model
 from jobs.errors import ConfigurationError, GroupLost, PipelineError, first_line
 from pipelines.device import use_device
 from pipelines.placements.rendezvous import Conn, connect
-from pipelines.placements.tensor_pickle import Parcel, empty, pack, unpack
+from pipelines.placements.tensor_pickle import Payload, empty, pack, unpack
 
 GROUP_SECONDS = 60.0
 """How late a rank may be for a collective once the group is steady."""
@@ -156,19 +156,19 @@ class Group:
 
     def send(self, kind: str, value: Any = None) -> None:
         """Leader: send an order to all followers; the tensors in `value` go in one broadcast."""
-        parcel = pack(value, self.device)
+        payload = pack(value, self.device)
         with self._sending:
-            self.announce(kind, parcel)
-            if parcel.data is not None:
-                dist.broadcast(parcel.data, src=0)
+            self.announce(kind, payload)
+            if payload.data is not None:
+                dist.broadcast(payload.data, src=0)
 
-    def announce(self, kind: str, parcel: Parcel, to: int | None = None) -> None:
+    def announce(self, kind: str, payload: Payload, to: int | None = None) -> None:
         """Leader: send an order without its data, which the caller sends separately.
 
         Raises GroupLost.
         """
         self.check()
-        order = pickle.dumps((kind, parcel.size, parcel.header))
+        order = pickle.dumps((kind, payload.size, payload.header))
         for rank, peer in self.peers.items():
             if to in (None, rank):
                 try:
@@ -196,7 +196,7 @@ class Group:
         if data is not None:
             with self.together():
                 dist.broadcast(data, src=0)
-        return kind, unpack(Parcel(header, data))
+        return kind, unpack(Payload(header, data))
 
     @contextmanager
     def together(self) -> Iterator[None]:

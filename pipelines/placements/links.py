@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from pipelines.placements.group import START_SECONDS, Group
 from pipelines.placements.stages import State
-from pipelines.placements.tensor_pickle import Parcel, empty, pack, unpack
+from pipelines.placements.tensor_pickle import Payload, empty, pack, unpack
 
 
 class SendQueue:
@@ -82,19 +82,19 @@ class Links:
         return tuple(part.view(tensor.shape) for part, tensor in zip(parts, like, strict=True))
 
     def receive_arguments(self, size: int) -> torch.Tensor | None:
-        """Receive the data, `size` bytes, of the leader's parcel."""
+        """Receive the data, `size` bytes, of the leader's payload."""
         return self._receive(size, 0, self._from_leader)
 
     def send_output(self, output: Any) -> None:
         """Last rank: send an output of any shape to the leader, or to all if gathering."""
-        parcel = pack(output, self.device)
-        header = torch.frombuffer(bytearray(parcel.header), dtype=torch.uint8)
-        sizes = torch.tensor([header.numel(), parcel.size])
+        payload = pack(output, self.device)
+        header = torch.frombuffer(bytearray(payload.header), dtype=torch.uint8)
+        sizes = torch.tensor([header.numel(), payload.size])
         for result in self._results:
             result.send(sizes)
             result.send(header)
-            if parcel.data is not None:
-                result.send(parcel.data)
+            if payload.data is not None:
+                result.send(payload.data)
 
     def receive_output(self, seconds: float = START_SECONDS) -> Any:
         """Receive the last rank's next output. Raises RuntimeError after `seconds`."""
@@ -108,7 +108,7 @@ class Links:
         header = torch.empty(length, dtype=torch.uint8)
         dist.recv(header, self.last, group=process_group)
         data = self._receive(size, self.last, process_group)
-        return unpack(Parcel(header.numpy().tobytes(), data))
+        return unpack(Payload(header.numpy().tobytes(), data))
 
     def _receive(self, size: int, source: int, process_group: Any) -> torch.Tensor | None:
         """Receive bytes; they have arrived when this returns. Doesn't delay other threads' work.

@@ -23,7 +23,7 @@ import structlog
 import torch
 
 from jobs.catalog import Model
-from jobs.errors import ConfigurationError, GroupLost
+from jobs.errors import GroupLost
 from pipelines.acceleration import run_once
 from pipelines.attention import backend_of, check_backend, choose_attention, set_backend
 from pipelines.families import make_family
@@ -44,7 +44,7 @@ from pipelines.placements.group import (
 from pipelines.placements.leader import FORWARD, GroupPipeline, ModuleProxy, leading
 from pipelines.placements.links import Links
 from pipelines.placements.stages import Stage, StagePlan, load_stage, load_streamed, plan_stages
-from pipelines.placements.tensor_pickle import Parcel, pack, unpack
+from pipelines.placements.tensor_pickle import Payload, pack, unpack
 from pipelines.placements.verify import compare, record
 
 BACKEND, STEADY = "backend", "steady"
@@ -100,11 +100,11 @@ class Head(ModuleProxy):
         self._expected.put(None)
 
     def _send(self, arguments: Any) -> None:
-        parcel = pack(arguments, self.links.device)
-        self.group.announce(FORWARD, parcel)
-        if parcel.data is not None:
+        payload = pack(arguments, self.links.device)
+        self.group.announce(FORWARD, payload)
+        if payload.data is not None:
             for sends in self.links.arguments:
-                sends.send(parcel.data)
+                sends.send(payload.data)
 
     def _collect(self) -> None:
         """Thread: match outputs to futures, in the order of the forward passes.
@@ -175,7 +175,7 @@ class StageFollower:
         while kind not in (STOP, REFUSE, LOST):
             try:
                 kind, size, header = self.group.next_order()
-                value = unpack(Parcel(header, self.links.receive_arguments(size)))
+                value = unpack(Payload(header, self.links.receive_arguments(size)))
             except Exception as error:  # any transport error means that orders are lost
                 self.group.lose(f"rank {self.group.rank} can't receive orders: {error}")
                 kind, value = LOST, self.group.lost
@@ -273,18 +273,10 @@ def follow_pipelined(model: Model, checkpoint: Checkpoint, device: str) -> Stage
 
 def _plan(model: Model, checkpoint: Checkpoint, device: str) -> StagePlan:
     """Check and plan before loading or joining, with the same verdict on every rank."""
-    check_extras(model, checkpoint)
+    check_plain(checkpoint, model.placement)
     if model.attention_backend is not None:
         check_backend(model.attention_backend)
     check_devices(torch.device(device))
     plan = plan_stages(model, checkpoint)
     check_world(model)
     return plan
-
-
-def check_extras(model: Model, checkpoint: Checkpoint) -> None:
-    """Refuse options that stages don't support. Raises ConfigurationError."""
-    check_plain(model, checkpoint, "pipelined")
-    for name in ("cache", "compile", "cuda_graphs"):
-        if getattr(model, name):
-            raise ConfigurationError(f"{name} can't be combined with pipelined")

@@ -5,13 +5,7 @@ from functools import partial
 import torch
 
 from jobs.catalog import Model
-from pipelines.acceleration import (
-    check_cache,
-    compile_blocks,
-    denoiser_of,
-    enable_cache,
-    run_once,
-)
+from pipelines.acceleration import compile_blocks, denoiser_of, enable_cache, run_once
 from pipelines.attention import choose_attention
 from pipelines.cpu import tune
 from pipelines.device import use_device
@@ -25,7 +19,9 @@ from pipelines.placements.family_pipeline import FamilyPipeline
 
 def load_replica(model: Model, checkpoint: Checkpoint, device: str) -> FamilyPipeline:
     """Load everything onto `device`. Raises ModelUnavailable, ConfigurationError, OutOfMemory."""
-    check_replica(model, checkpoint)
+    check_quantization(model, checkpoint)
+    if model.cuda_graphs:
+        check_graphs(torch.device(device))
     use_device(torch.device(device))
     pipe = checkpoint.load(model, quantizers(model, checkpoint, device))
     move = reports_out_of_memory(pipe.to)
@@ -39,12 +35,5 @@ def load_replica(model: Model, checkpoint: Checkpoint, device: str) -> FamilyPip
     else:
         tune(pipe, denoiser, torch.device(device))
     if model.cuda_graphs:
-        check_graphs(pipeline, torch.device(device))
         enable_graphs(denoiser)
     return pipeline
-
-
-def check_replica(model: Model, checkpoint: Checkpoint) -> None:
-    """Refuse unsupported options before loading, by name. Raises ConfigurationError."""
-    check_cache(model, checkpoint)
-    check_quantization(model, checkpoint)

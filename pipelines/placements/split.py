@@ -18,7 +18,7 @@ from jobs.errors import ConfigurationError
 from pipelines.acceleration import compile_blocks, denoiser_of, run_once
 from pipelines.attention import choose_attention
 from pipelines.device import use_device
-from pipelines.families import FAMILIES, make_family
+from pipelines.families import make_family
 from pipelines.families.family import Family, Role
 from pipelines.loading.checkpoint import Checkpoint
 from pipelines.loading.quantization import check_quantization, quantizers, stored_method
@@ -45,7 +45,7 @@ def load_split(model: Model, checkpoint: Checkpoint, device: str) -> FamilyPipel
 
     Raises ModelUnavailable, ConfigurationError, OutOfMemory.
     """
-    check_split(model, checkpoint)
+    check_quantization(model, checkpoint)
     modules = skeletons(model, checkpoint)
     devices = devices_of(model, device)
     use_device(torch.device(devices[0]))
@@ -199,23 +199,6 @@ def _at_home(pipe: Any, home: torch.device) -> Any:
         kind.__name__, (kind,), {"_execution_device": home, "__module__": kind.__module__}
     )
     return pipe
-
-
-def check_split(model: Model, checkpoint: Checkpoint) -> None:
-    """Refuse options that a split doesn't support, by name. Raises ConfigurationError."""
-    check_quantization(model, checkpoint)
-    if model.unload and checkpoint.class_name not in FAMILIES:
-        raise ConfigurationError(
-            f"unload: {checkpoint.class_name} runs as one whole call, without stages to unload"
-        )
-    if model.cache is not None:
-        raise ConfigurationError(f"cache {model.cache!r} can't be combined with placement 'split'")
-    if model.cuda_graphs:
-        raise ConfigurationError("cuda_graphs can't be combined with placement 'split'")
-    if model.compile and model.unload:
-        raise ConfigurationError(
-            "compile can't be combined with unload: every load would compile again"
-        )
 
 
 def _accelerate(split: Split, model: Model) -> None:

@@ -24,44 +24,10 @@ from torch import nn
 from jobs.catalog import Model
 from jobs.errors import ConfigurationError, ModelUnavailable
 from pipelines.loading.checkpoint import Checkpoint
+from pipelines.placements.transformer_classes import Chain, chain_of_class
 
 State = tuple[torch.Tensor, ...]
 """The tensors that one block passes to the next."""
-
-
-@dataclass(frozen=True, slots=True)
-class Chain:
-    """The blocks of a model class that run in sequence, each on the previous block's output.
-
-    `lists` maps each list of blocks, in the order of the forward pass, to the arguments that carry
-    the state; all other arguments are computed outside the blocks, identically on every rank.
-    `first` names lists that aren't part of the sequence; they stay with the first stage.
-    """
-
-    lists: Mapping[str, tuple[str, ...]]
-    first: tuple[str, ...] = ()
-
-
-_BOTH = ("hidden_states", "encoder_hidden_states")
-_ALONE = ("hidden_states",)
-
-CHAINS: Mapping[str, Chain] = {
-    "FluxTransformer2DModel": Chain(
-        {"transformer_blocks": _BOTH, "single_transformer_blocks": _BOTH}
-    ),
-    "Flux2Transformer2DModel": Chain(
-        {"transformer_blocks": _BOTH, "single_transformer_blocks": _ALONE}
-    ),
-    "PixArtTransformer2DModel": Chain({"transformer_blocks": _ALONE}),
-    "QwenImageTransformer2DModel": Chain({"transformer_blocks": _BOTH}),
-    "SD3Transformer2DModel": Chain({"transformer_blocks": _BOTH}),
-    "SanaTransformer2DModel": Chain({"transformer_blocks": _ALONE}),
-    "ZImageTransformer2DModel": Chain(
-        {"layers": ("x",)}, first=("noise_refiner", "context_refiner")
-    ),
-}
-"""Model classes whose forward pass needs neither a block's index nor the number of blocks. If it
-does (Chroma's modulation, skip connections), blocks can't be removed."""
 
 
 def split_points(sizes: Sequence[int], stages: int, first: int = 0) -> list[range]:
@@ -106,7 +72,7 @@ class Block:
 
 def chain_of(module: Any) -> tuple[Chain, list[Block]]:
     """A model's chain and its blocks in order. Raises ConfigurationError for unknown classes."""
-    chain = CHAINS[_known(type(module).__name__)]
+    chain = chain_of_class(type(module).__name__)
     blocks = [
         Block(name, index, _bytes(block))
         for name in chain.lists
@@ -210,7 +176,8 @@ def plan_stages(model: Model, checkpoint: Checkpoint) -> StagePlan:
         raise ConfigurationError(f"pipelined: {checkpoint.class_name} has no transformer")
     folder = checkpoint.source("transformer").weights
     dtype = getattr(torch, model.dtype)
-    module = _empty(_known(name), folder, dtype)
+    chain_of_class(name)
+    module = _empty(name, folder, dtype)
     chain, blocks = chain_of(module)
     first = sum(_bytes(getattr(module, name)) for name in chain.first)
     stages = split_points([block.size for block in blocks], model.stages, first)
@@ -255,14 +222,6 @@ def load_streamed(plan: StagePlan, device: torch.device) -> Any:
         plan.module.eval(), execution_device=device, offload=True, weights_map=weights
     )
     return plan.module
-
-
-def _known(name: str) -> str:
-    if name not in CHAINS:
-        raise ConfigurationError(
-            f"pipelined: can't cut {name} into stages; supported are {', '.join(CHAINS)}"
-        )
-    return name
 
 
 def _empty(name: str, folder: Path, dtype: torch.dtype) -> Any:

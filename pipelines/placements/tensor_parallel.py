@@ -1,8 +1,8 @@
 """Tensor parallelism: every rank holds, and reads, only a slice of the transformer's weights.
 
-diffusers splits Flux, Flux2 and QwenImage; the plans for Chroma and Z-Image are ours. Each rank
-reads just its slices from the checkpoint, so a model too large for one device can be loaded.
-Doesn't know about `Group`; ranks come from a device mesh.
+diffusers has plans for some classes; `transformer_classes` has ours for others. Each rank reads
+just its slices from the checkpoint, so a model too large for one device can be loaded. Doesn't know
+about `Group`; ranks come from a device mesh.
 """
 
 from collections.abc import Mapping
@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from diffusers import FluxTransformer2DModel, TensorParallelConfig
-from diffusers.hooks.tensor_parallel import PackedRowwiseParallel, resolve_tp_shard_specs
+from diffusers import TensorParallelConfig
+from diffusers.hooks.tensor_parallel import resolve_tp_shard_specs
 from torch.distributed.device_mesh import DeviceMesh
 
 from jobs.catalog import Model
@@ -19,36 +19,12 @@ from jobs.errors import ConfigurationError, ModelUnavailable
 from pipelines.loading.checkpoint import Checkpoint
 from pipelines.loading.transient import may_pass
 from pipelines.placements import diffusers_patches
-
-_Z_IMAGE_BLOCK = {
-    "attention.to_q": "colwise",
-    "attention.to_k": "colwise",
-    "attention.to_v": "colwise",
-    "attention.to_out.0": "rowwise",
-    "feed_forward.w1": "colwise",
-    "feed_forward.w3": "colwise",
-    "feed_forward.w2": "rowwise",
-}
-_CHROMA = {
-    # Its blocks are named like Flux's. The last layer of a single block reads the outputs of its
-    # attention and its feed-forward layer, which are 1 and 4 times as wide as a token.
-    **FluxTransformer2DModel._tp_plan,
-    "single_transformer_blocks.*.proj_out": PackedRowwiseParallel([1, 4]),
-}
-OWN_PLANS: dict[str, dict[str, Any]] = {
-    "ChromaTransformer2DModel": _CHROMA,
-    "ZImageTransformer2DModel": {
-        f"{blocks}.*.{name}": style
-        for blocks in ("layers", "noise_refiner", "context_refiner")
-        for name, style in _Z_IMAGE_BLOCK.items()
-    },
-}
-"""Transformer class -> how its weights split, for classes without a plan in diffusers."""
+from pipelines.placements.transformer_classes import tensor_plan_of
 
 
 def plan_of(kind: Any) -> Mapping[str, Any] | None:
     """How a transformer class's weights split; None if there's no plan."""
-    return getattr(kind, "_tp_plan", None) or OWN_PLANS.get(kind.__name__)
+    return getattr(kind, "_tp_plan", None) or tensor_plan_of(kind.__name__)
 
 
 def check_tensor(degree: int, kind: Any, config: Mapping[str, Any], heads: int) -> None:
@@ -90,7 +66,7 @@ def load_slices(
             f"model {model.name!r}: couldn't load slices of {folder}: {error}",
             may_pass=may_pass(error),
         ) from error
-    if kind.__name__ in OWN_PLANS:
+    if tensor_plan_of(kind.__name__):
         _count_heads(transformer, model.tensor)
     return transformer.to(device)
 

@@ -17,7 +17,7 @@ _ALIGNMENT = 256
 
 
 @dataclass(frozen=True, slots=True)
-class Parcel:
+class Payload:
     """`header` is the pickled value without its tensors; `data` is uint8 [bytes], None if empty."""
 
     header: bytes
@@ -29,22 +29,22 @@ class Parcel:
         return 0 if self.data is None else self.data.numel()
 
 
-def pack(value: Any, device: torch.device) -> Parcel:
+def pack(value: Any, device: torch.device) -> Payload:
     """Pack `value`: tensors on `device` go into `data`, everything else into the header."""
     stream = io.BytesIO()
     packer = _Packer(stream, device)
     packer.dump(value)
     if not packer.tensors:
-        return Parcel(stream.getvalue(), None)
+        return Payload(stream.getvalue(), None)
     data = torch.empty(packer.size, dtype=torch.uint8, device=device)
     for (start, end), tensor in zip(packer.places, packer.tensors, strict=True):
         data[start:end].view(tensor.dtype).view(tensor.shape).copy_(tensor)
-    return Parcel(stream.getvalue(), data)
+    return Payload(stream.getvalue(), data)
 
 
-def unpack(parcel: Parcel) -> Any:
-    """The packed value; its tensors are views of `parcel.data`."""
-    return _Unpacker(io.BytesIO(parcel.header), parcel.data).load()
+def unpack(payload: Payload) -> Any:
+    """The packed value; its tensors are views of `payload.data`."""
+    return _Unpacker(io.BytesIO(payload.header), payload.data).load()
 
 
 def empty(size: int, device: torch.device) -> torch.Tensor | None:

@@ -4,12 +4,14 @@ Sizes are bytes, counted from configs. Nothing is placed and no weights are load
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from torch import nn
 
 from jobs.catalog import Model
+from jobs.options import LAYOUT, check_options
+from pipelines.families import is_stepped
 from pipelines.loading.checkpoint import Checkpoint
 from pipelines.planner.memory import Part, in_words
 from pipelines.planner.skeleton import DECODE, DENOISE, ENCODE, Image
@@ -55,6 +57,18 @@ class Case:
         }
         self.names = [f"cuda:{index}" for index in range(len(devices))]
 
+    def model_for(self, placement: str, **layout: Any) -> Model:
+        """The model's entry in another placement, with this layout instead of its own.
+
+        Raises ConfigurationError if the placement doesn't take the entry's options.
+        """
+        plain: dict[str, Any] = {f.name: f.default for f in fields(Model) if f.name in LAYOUT}
+        plain |= {"max_memory": {}, "placement": placement}
+        model = replace(self.model, **plain | layout)
+        name = self.checkpoint.class_name
+        check_options(placement, model.options, name, is_stepped(name))
+        return model
+
     @property
     def alone(self) -> int:
         """Bytes that a device needs to make an image by itself."""
@@ -78,9 +92,10 @@ class Case:
         """The table for models.toml, including the fields of the model's own entry."""
         model, defaults = self.model, self.model.defaults
         own = [f"path = {text(model.path)}", f"dtype = {text(model.dtype)}"]
-        for field in ("revision", "variant", "attention_backend", "config"):
+        for field in ("revision", "variant", "attention_backend", "cache", "config"):
             if getattr(model, field):
                 own.append(f"{field} = {text(getattr(model, field))}")
+        own += [f"{name} = true" for name in ("compile", "cuda_graphs") if getattr(model, name)]
         if model.components:
             own.append(f"components = {table(model.components)}")
         if isinstance(model.quantization, str):

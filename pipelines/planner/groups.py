@@ -15,32 +15,35 @@ from jobs.catalog import Model
 from jobs.errors import ConfigurationError, ImageFailed
 from jobs.request import ImageRequest
 from pipelines.attention import CUDNN, check_parallel, takes_backends
+from pipelines.loading.quantization import check_plain
 from pipelines.placements.context_parallel import ROOM
-from pipelines.placements.context_parallel_checks import SizeCheck, check_extras, check_sequence
-from pipelines.placements.pipelined import check_extras as check_pipelined
-from pipelines.placements.plans import PLANS, ParallelPlan
-from pipelines.placements.stages import CHAINS, chain_of, split_points
+from pipelines.placements.context_parallel_checks import SizeCheck, check_sequence
+from pipelines.placements.stages import chain_of, split_points
 from pipelines.placements.tensor_parallel import check_tensor, plan_of
+from pipelines.placements.transformer_classes import (
+    ParallelPlan,
+    chain_of_class,
+    parallel_plan_of,
+)
 from pipelines.planner.case import Case, Option, text, texts
 from pipelines.planner.memory import in_words
 from pipelines.planner.skeleton import DECODE, DENOISE, ENCODE, width_of
 
-_ALONE: dict[str, Any] = {"ring": 1, "ulysses": 1, "cfg": 1, "tensor": 1, "stages": 1, "chunks": 1}
-
 
 def context_parallel_options(case: Case) -> Iterator[Option]:
     """One option per way to split an image; those refused for the same reason are listed once."""
-    plan = PLANS.get(case.kind)
     if len(case.sizes) < 2:
         return
-    if plan is None:
-        yield Option("context_parallel", False, f"{case.kind} isn't supported")
+    try:
+        plan = parallel_plan_of(case.kind)
+    except ConfigurationError as error:
+        yield Option("context_parallel", False, str(error))
         return
     reasons = set()
     for degrees in _ways(case):
         name = " x ".join(f"{part} {degree}" for part, degree in degrees.items())
-        model = _with_kernel(case, replace(case.model, **_ALONE | degrees))
         try:
+            model = _with_kernel(case, case.model_for("context_parallel", **degrees))
             _check(case, plan, model)
         except (ConfigurationError, ImageFailed) as error:
             if str(error) not in reasons:
@@ -78,13 +81,13 @@ def _with_kernel(case: Case, model: Model) -> Model:
 
 def _check(case: Case, plan: ParallelPlan, model: Model) -> None:
     """Raise the error with which the leader would refuse the entry on CUDA devices."""
-    check_extras(model, case.checkpoint)
+    check_plain(case.checkpoint, model.placement)
     config, split = case.module.config, model.ring * model.ulysses > 1
     check_parallel(model.attention_backend, model.ring, split, torch.device("cuda"))
     if model.tensor > 1:
         check_tensor(model.tensor, type(case.module), config, config[plan.heads])
     elif split:
-        check_sequence(model, plan, config[plan.heads])
+        check_sequence(model, case.kind, plan, config[plan.heads])
     size: Any = _Size(case.image.tokens)
     defaults = model.defaults
     SizeCheck(model, plan, size)(
@@ -173,11 +176,10 @@ def pipelined_options(case: Case) -> Iterator[Option]:
     """One option per number of stages."""
     if len(case.sizes) < 2:
         return
-    if case.kind not in CHAINS:
-        yield Option("pipelined", False, f"{case.kind} can't be cut into stages")
-        return
     try:
-        check_pipelined(case.model, case.checkpoint)
+        chain_of_class(case.kind)
+        case.model_for("pipelined")
+        check_plain(case.checkpoint, "pipelined")
     except ConfigurationError as error:
         yield Option("pipelined", False, str(error))
         return

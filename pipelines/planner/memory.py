@@ -167,7 +167,7 @@ def _attempt(
     The blocks of `frugal` stages are streamed even if they'd fit, to leave the room to others.
     """
     left = dict(rooms)
-    placed: dict[str, tuple[Spread, ...]] = {}
+    layout: dict[str, tuple[Spread, ...]] = {}
     for name in sorted(stages, key=lambda name: name != first):
         parts = sorted(stages[name], key=lambda part: -part.size)
         room = rooms if in_turn else left
@@ -178,14 +178,14 @@ def _attempt(
         spreads = spreads or _place_all(parts, room, left, frugal=True)
         if spreads is None:
             return parts, room
-        placed[name] = spreads
+        layout[name] = spreads
         for spread in spreads:
             for place, size in spread.weights.items():
                 left[place] = max(0, left.get(place, 0) - size)
         if not in_turn:  # stages may run at the same time
             for device in left:
                 left[device] = max(0, left[device] - _extra(spreads, device))
-    return MemoryPlan({name: placed[name] for name in stages}, dict(rooms))
+    return MemoryPlan({name: layout[name] for name in stages}, dict(rooms))
 
 
 def _place_all(

@@ -5,17 +5,17 @@ counted bytes and floating point operations, not measurements; `LEFT_OUT` lists 
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from jobs.catalog import Model
 from jobs.defaults import with_own_defaults
 from jobs.errors import ConfigurationError
+from jobs.options import LAYOUT, check_options
+from pipelines.families import is_stepped
 from pipelines.loading.checkpoint import Checkpoint
 from pipelines.loading.components import DENOISERS
 from pipelines.loading.defaults import own_defaults
 from pipelines.loading.quantization import check_quantization, schemes, stored_method
-from pipelines.placements.replica import check_replica
-from pipelines.placements.split import check_split
 from pipelines.planner.case import Case, Option, texts
 from pipelines.planner.groups import context_parallel_options, pipelined_options
 from pipelines.planner.memory import CPU, DISK, WHOLE, MemoryPlan, Spread, in_words
@@ -89,6 +89,8 @@ def survey(model: Model, checkpoint: Checkpoint, devices: Sequence[int], cpu: in
     """
     if model.unset:
         model = with_own_defaults(model, own_defaults(model, checkpoint))
+    name = checkpoint.class_name
+    check_options(None, model.options - set(LAYOUT), name, is_stepped(name))
     check_quantization(model, checkpoint)
     modules = skeletons(model, checkpoint)
     if not any(name in modules for name in DENOISERS):
@@ -154,7 +156,7 @@ def _options(case: Case) -> Iterator[Option]:
 
 def _replica(case: Case) -> Option:
     try:
-        check_replica(case.model, case.checkpoint)
+        case.model_for("replica")
     except ConfigurationError as error:
         return Option("replica", False, str(error))
     need = case.total + max(case.peak.values())
@@ -175,8 +177,7 @@ def _split(case: Case, unload: bool) -> Option:
     name = "split, unload" if unload else "split"
     rooms = dict(zip(case.names, case.sizes, strict=True)) | {CPU: case.cpu, DISK: 2**62}
     try:
-        entry_model = replace(case.model, placement="split", unload=unload)
-        check_split(entry_model, case.checkpoint)
+        case.model_for("split", unload=unload)
         layout = plan_split(case.stages, rooms, first=DENOISE, in_turn=unload)
     except ConfigurationError as error:
         return Option(name, False, str(error))

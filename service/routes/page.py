@@ -1,10 +1,12 @@
 """The page at `/` and its files, with headers that restrict it to this server.
 
 The page itself needs no key; its data comes from the other routes, which do if there are keys. The
-files come from the package and are read once. Doesn't know their content.
+files come from the package and are read once, except `names.js`, which is made from the table of
+request fields. Doesn't know their content.
 """
 
 import hashlib
+import json
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -13,6 +15,7 @@ from pathlib import PurePosixPath
 from fastapi import APIRouter, Request, Response
 from starlette.exceptions import HTTPException
 
+from jobs.fields import FIELDS, PER_IMAGE, PER_JOB
 from service.http.conditional import matches
 
 router = APIRouter(include_in_schema=False)
@@ -56,14 +59,22 @@ class _File:
 
 @cache
 def _shipped() -> dict[str, _File]:
-    """The files of `service/web` by name."""
+    """The files of `service/web` by name, and `names.js`."""
+    entries = files("service").joinpath("web").iterdir()
+    bodies = {entry.name: entry.read_bytes() for entry in entries} | {"names.js": _field_names()}
     shipped = {}
-    for entry in files("service").joinpath("web").iterdir():
-        media_type = _MEDIA_TYPES.get(PurePosixPath(entry.name).suffix)
+    for name, body in bodies.items():
+        media_type = _MEDIA_TYPES.get(PurePosixPath(name).suffix)
         if media_type is not None:
-            body = entry.read_bytes()
-            shipped[entry.name] = _File(body, media_type, hashlib.sha256(body).hexdigest()[:32])
+            shipped[name] = _File(body, media_type, hashlib.sha256(body).hexdigest()[:32])
     return shipped
+
+
+def _field_names() -> bytes:
+    """A script with the request fields that differ per image, and those with one value per job."""
+    per_job = [name for name in PER_JOB if FIELDS[name].in_request]
+    lists = {"PER_IMAGE": list(PER_IMAGE), "PER_JOB": per_job}
+    return "".join(f"export const {k} = {json.dumps(v)};\n" for k, v in lists.items()).encode()
 
 
 @router.get("/")

@@ -13,7 +13,7 @@ from typing import Any
 from jobs.catalog import Model, problems
 from jobs.defaults import as_published
 from jobs.errors import FieldProblem, InvalidRequest
-from jobs.fields import FROM_MODEL
+from jobs.fields import FIELDS, FROM_MODEL, IN_REQUEST
 from jobs.request import MAX_SEED, ImageRequest
 from service.http.errors import NotReady, summary
 from service.submit.schemas import MAX_TEXT_BYTES, ImageSettings, PromptItem, SubmitJob
@@ -136,7 +136,7 @@ def _without_effect(
 
 def _first(name: str, entry: PromptItem, job: SubmitJob) -> Any:
     """The prompt's own field, else the job's."""
-    own = getattr(entry, name)
+    own = getattr(entry, name, None)
     return getattr(job, name) if own is None else own
 
 
@@ -176,7 +176,7 @@ def _as_item(entry: str | PromptItem) -> PromptItem:
 
 
 def _request(entry: PromptItem, job: SubmitJob, model: Model) -> ImageRequest:
-    values = {name: _first(name, entry, job) for name in FROM_MODEL}
+    values = {name: _first(name, entry, job) for name in IN_REQUEST if name not in _DRAWN}
     open_names = [name for name, value in values.items() if value is None]
     unknown = [name for name in open_names if name in model.unset]
     if unknown:
@@ -184,14 +184,14 @@ def _request(entry: PromptItem, job: SubmitJob, model: Model) -> ImageRequest:
             f"no worker has read the model {model.name!r} yet, so its default "
             f"{', '.join(unknown)} isn't known; set it, or try again later"
         )
-    return ImageRequest(
-        model=model.name,
-        prompt=entry.prompt,
-        seed=0,
-        format=job.format,
-        reproducible=job.reproducible,
-        **{**values, **{name: getattr(model.defaults, name) for name in open_names}},
-    )
+    for name in open_names:
+        is_models = name in FROM_MODEL
+        values[name] = getattr(model.defaults, name) if is_models else FIELDS[name].default
+    return ImageRequest(model=model.name, prompt=entry.prompt, seed=0, **values)
+
+
+_DRAWN = ("prompt", "seed")
+"""Fields that `_request` doesn't take from the job or the model."""
 
 
 def _card_problems(request: ImageRequest, card: Card | None) -> list[FieldProblem]:

@@ -95,7 +95,8 @@ export function repeat(seconds, work) {
       failures = 0;
     } catch (error) {
       failures += 1;
-      if (!(error instanceof Problem || error instanceof TypeError || error.name === "AbortError")) throw error;
+      const isExpected = error instanceof Problem || error instanceof TypeError;
+      if (!isExpected && error.name !== "AbortError") throw error;
     } finally {
       running = false;
       setOnline(failures === 0);

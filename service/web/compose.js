@@ -5,8 +5,21 @@ import { Problem, submit } from "./api.js";
 import { imageFields, jobFields } from "./fields.js";
 
 const SHAPES = [[1, 1], [4, 3], [3, 4], [16, 9], [9, 16]];
-const FIELDS = { width: "size", height: "size", n: "copies", guidance_scale: "guidance", negative_prompt: "negative" };
-const NUMBERS = { steps: "Steps", seed: "Seed", copies: "Copies", guidance: "Guidance", width: "Width", height: "Height" };
+const FIELDS = {
+  width: "size",
+  height: "size",
+  n: "copies",
+  guidance_scale: "guidance",
+  negative_prompt: "negative",
+};
+const NUMBERS = {
+  steps: "Steps",
+  seed: "Seed",
+  copies: "Copies",
+  guidance: "Guidance",
+  width: "Width",
+  height: "Height",
+};
 const TITLE_LENGTH = 80;
 
 export class Composer {
@@ -29,7 +42,9 @@ export class Composer {
       this.#count();
     });
     $("model").addEventListener("change", () => this.#useModel());
-    $("size").addEventListener("change", () => ($("custom-size").hidden = $("size").value !== "custom"));
+    $("size").addEventListener("change", () => {
+      $("custom-size").hidden = $("size").value !== "custom";
+    });
   }
 
   get model() {
@@ -38,8 +53,7 @@ export class Composer {
 
   /** Update the catalog; the fields are only reset if the model or its defaults have changed. */
   setModels(models) {
-    const names = (list) => list.map((model) => model.id).join("\n");
-    const isNew = names(models) !== names(this.models);
+    const isNew = namesOf(models) !== namesOf(this.models);
     const before = JSON.stringify(this.model?.defaults);
     this.models = models;
     if (isNew) {
@@ -51,10 +65,13 @@ export class Composer {
       this.#useModel();
     }
     const isAlone = this.model?.ready_workers === 0;
-    say($("model-note"), isAlone ? "No worker is ready for this model. Images will wait in the queue." : "");
+    const noWorker = "No worker is ready for this model. Images will wait in the queue.";
+    say($("model-note"), isAlone ? noWorker : "");
     const guidance = this.model?.card?.guidance;
     $("negative").disabled = guidance === "embedded" || guidance === "none";
-    $("negative").placeholder = $("negative").disabled ? "Not supported by this model" : "What the image shouldn't show";
+    $("negative").placeholder = $("negative").disabled
+      ? "Not supported by this model"
+      : "What the image shouldn't show";
   }
 
   /** Put an image's settings into the form. */
@@ -72,7 +89,8 @@ export class Composer {
     $("negative").value = image.negative_prompt ?? "";
     $("format").value = image.format;
     $("reproducible").checked = image.reproducible;
-    $("more").open ||= Boolean(image.negative_prompt) || image.format !== "png" || !image.reproducible;
+    const isUnusual = image.format !== "png" || !image.reproducible;
+    $("more").open ||= Boolean(image.negative_prompt) || isUnusual;
     this.#count();
     $("prompts").focus();
   }
@@ -109,9 +127,10 @@ export class Composer {
 
   #body() {
     const entries = lines();
-    const number = (id) => ($(id).value.trim() === "" ? undefined : Number($(id).value));
     const custom = $("size").value === "custom";
-    const [width, height] = custom ? [number("width"), number("height")] : $("size").value.split("x").map(Number);
+    const [width, height] = custom
+      ? [number("width"), number("height")]
+      : $("size").value.split("x").map(Number);
     return {
       model: $("model").value,
       prompts: entries.map((line) => line.text),
@@ -141,7 +160,8 @@ export class Composer {
       this.submitted(job);
     } catch (error) {
       if (!(error instanceof Problem || error instanceof TypeError)) throw error;
-      const text = error instanceof Problem ? error.message : "Can't reach the server. Your prompts are still here: please try again.";
+      const unreachable = "Can't reach the server. Your prompts are still here: please try again.";
+      const text = error instanceof Problem ? error.message : unreachable;
       showProblems(error.errors?.length ? error.errors : [{ pointer: "", detail: text }]);
     } finally {
       $("submit").ariaDisabled = "false";
@@ -156,9 +176,19 @@ export class Composer {
   }
 }
 
+function namesOf(models) {
+  return models.map((model) => model.id).join("\n");
+}
+
+/** The number in an input field; undefined if it's empty. */
+function number(id) {
+  return $(id).value.trim() === "" ? undefined : Number($(id).value);
+}
+
 /** The non-empty prompts, each with its line number. */
 function lines() {
-  return $("prompts").value.split("\n").map((text, line) => ({ text: text.trim(), line })).filter(({ text }) => text);
+  const all = $("prompts").value.split("\n").map((text, line) => ({ text: text.trim(), line }));
+  return all.filter(({ text }) => text);
 }
 
 /** Common aspect ratios with about as many pixels as the default size; none if that's unknown. */
@@ -168,7 +198,9 @@ function shapes({ width, height }, { max_pixels: most }, grid) {
   const sizes = new Set([`${width}x${height}`]);
   for (const [across, down] of SHAPES) {
     const unit = Math.sqrt(area / (across * down));
-    const sides = [across, down].map((side) => Math.max(grid, Math.floor((side * unit) / grid + 0.01) * grid));
+    const sides = [across, down].map((side) => {
+      return Math.max(grid, Math.floor((side * unit) / grid + 0.01) * grid);
+    });
     if (sides[0] * sides[1] <= most) sizes.add(sides.join("x"));
   }
   return [...sizes];
@@ -183,7 +215,8 @@ function showProblems(problems) {
   for (const { pointer, detail } of problems) {
     const [, name = "", place] = pointer.split("/");
     const field = $(`${fieldOf(name)}-error`) ? fieldOf(name) : "form";
-    const line = name === "prompts" && place !== undefined ? lines()[Number(place)]?.line : undefined;
+    const isPrompt = name === "prompts" && place !== undefined;
+    const line = isPrompt ? lines()[Number(place)]?.line : undefined;
     const text = line === undefined ? detail : `Line ${line + 1}: ${detail}`;
     byField.set(field, [...(byField.get(field) ?? []), text]);
   }

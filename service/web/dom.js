@@ -42,7 +42,11 @@ export function dismissToast() {
   $("toast").hidden = true;
 }
 
-document.addEventListener("close", ({ target }) => target.contains($("toast")) && document.body.append($("toast")), true);
+document.addEventListener(
+  "close",
+  ({ target }) => target.contains($("toast")) && document.body.append($("toast")),
+  true,
+);
 
 /** Copy a text to the clipboard; on plain HTTP, where that API is unavailable, via a selection. */
 export async function copy(text, near) {
@@ -56,7 +60,8 @@ export async function copy(text, near) {
   return undefined;
 }
 
-export const plural = (count, noun) => `${count.toLocaleString("en")} ${noun}${count === 1 ? "" : "s"}`;
+export const plural = (count, noun) =>
+  `${count.toLocaleString("en")} ${noun}${count === 1 ? "" : "s"}`;
 
 /** A human-readable duration. */
 export function duration(seconds) {
@@ -82,7 +87,8 @@ export function ago(time) {
 }
 
 /** A number with one decimal below 10, and none above. */
-export const rate = (value) => (value < 10 ? value.toFixed(1) : Math.round(value).toLocaleString("en"));
+export const rate = (value) =>
+  value < 10 ? value.toFixed(1) : Math.round(value).toLocaleString("en");
 
 /** Ask for confirmation; resolves to whether the user agreed. */
 export function confirmed(question, action) {

@@ -38,7 +38,9 @@ export function offerSheets(job, finished) {
   $("sheets").hidden = count < 2;
   if (count < 2) foldSheets();
   while (list.children.length > count) list.lastElementChild.remove();
-  while (list.children.length < count) list.append(make("li", {}, sheetLink(list.children.length + 1)));
+  while (list.children.length < count) {
+    list.append(make("li", {}, sheetLink(list.children.length + 1)));
+  }
   [...list.children].forEach((item, page) => (item.firstElementChild.href = sheetPath(job, page)));
 }
 
@@ -55,7 +57,8 @@ export function downloadSheet(link, job) {
 
 const sheetPath = (job, page) => `${jobPath(job)}/sheet.png${page ? `?page=${page}` : ""}`;
 
-const sheetLink = (number) => make("a", { class: "button", "aria-label": `Contact sheet ${number}` }, String(number));
+const sheetLink = (number) =>
+  make("a", { class: "button", "aria-label": `Contact sheet ${number}` }, String(number));
 
 const sizeOf = (response) => bytes(Number(response.headers.get("Content-Length")));
 

@@ -1,10 +1,6 @@
-// The fields of an image request, as named by the API. tests/test_fields.py checks this list.
+// Picks an image's fields, as named by the API. The server makes names.js from its own table.
 
-/** Fields that may differ between the images of a job. */
-const PER_IMAGE = ["prompt", "negative_prompt", "width", "height", "steps", "guidance_scale", "seed"];
-
-/** Fields that are the same for all images of a job. */
-const PER_JOB = ["format", "reproducible"];
+import { PER_IMAGE, PER_JOB } from "./names.js";
 
 const pick = (image, names) => Object.fromEntries(names.map((name) => [name, image[name]]));
 

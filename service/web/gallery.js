@@ -6,7 +6,13 @@ import { imagePath, thumbnailPath } from "./api.js";
 import { Picture } from "./picture.js";
 
 const GAP = 12, CAPTION = 46, WIDEST = 210, NARROWEST = 146;
-const WORDS = { queued: "Queued", running: "Starting", failed: "Failed", cancelled: "Cancelled", succeeded: "" };
+const WORDS = {
+  queued: "Queued",
+  running: "Starting",
+  failed: "Failed",
+  cancelled: "Cancelled",
+  succeeded: "",
+};
 
 export class Gallery {
   /** `scroller` scrolls, `list` contains the tiles, `open(index)` is called when one is clicked. */
@@ -50,7 +56,9 @@ export class Gallery {
   }
 
   preview(jobId, index, blob) {
-    if (jobId === this.jobId && this.images[index]?.state === "running") this.tiles.get(index)?.picture.preview(blob);
+    if (jobId === this.jobId && this.images[index]?.state === "running") {
+      this.tiles.get(index)?.picture.preview(blob);
+    }
   }
 
   /** Focus an image, and scroll to it if necessary. */
@@ -61,8 +69,11 @@ export class Gallery {
     const top = this.list.offsetTop + Math.floor(place / this.columns) * this.rowHeight;
     const { scrollTop, clientHeight } = this.scroller;
     const head = parseFloat(getComputedStyle(this.scroller).scrollPaddingTop) || 0;
-    if (top - head < scrollTop) this.scroller.scrollTop = top - head;
-    else if (top + this.rowHeight > scrollTop + clientHeight) this.scroller.scrollTop = top + this.rowHeight - clientHeight;
+    if (top - head < scrollTop) {
+      this.scroller.scrollTop = top - head;
+    } else if (top + this.rowHeight > scrollTop + clientHeight) {
+      this.scroller.scrollTop = top + this.rowHeight - clientHeight;
+    }
     this.#render();
     this.tiles.get(index)?.button.focus({ preventScroll: true });
   }
@@ -147,7 +158,8 @@ export class Gallery {
 
   #fill(tile, image) {
     const { index, state, step, steps } = image;
-    if (state !== "succeeded" && state !== "running") tile.picture.clear(); // otherwise a stale preview would look like the result
+    // Otherwise a stale preview would look like the result.
+    if (state !== "succeeded" && state !== "running") tile.picture.clear();
     tile.image = image;
     tile.item.dataset.state = state;
     if (state === "succeeded") tile.picture.show(this.#pathOf(image));
@@ -163,11 +175,19 @@ export class Gallery {
   #pathOf({ index, width, height }) {
     const pixels = this.side * Math.min(2, devicePixelRatio);
     const thumbnail = pixels <= 256 ? 256 : 512;
-    return Math.max(width, height) <= thumbnail ? imagePath(this.jobId, index) : thumbnailPath(this.jobId, index, thumbnail);
+    const isSmall = Math.max(width, height) <= thumbnail;
+    return isSmall ? imagePath(this.jobId, index) : thumbnailPath(this.jobId, index, thumbnail);
   }
 
   #onKey(event) {
-    const moves = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: this.columns, ArrowUp: -this.columns, PageDown: this.columns * 3, PageUp: -this.columns * 3 };
+    const moves = {
+      ArrowRight: 1,
+      ArrowLeft: -1,
+      ArrowDown: this.columns,
+      ArrowUp: -this.columns,
+      PageDown: this.columns * 3,
+      PageUp: -this.columns * 3,
+    };
     const ends = { Home: 0, End: this.shown.length - 1 };
     const target = event.key in ends ? ends[event.key] : this.active + (moves[event.key] ?? NaN);
     if (Number.isNaN(target) || event.ctrlKey || event.metaKey || event.altKey) return;
@@ -185,5 +205,6 @@ export class Gallery {
 }
 
 function passes(image, filter) {
-  return filter === "all" || image.state === filter || (filter === "failed" && image.state === "cancelled");
+  const isLost = image.state === "failed" || image.state === "cancelled";
+  return filter === "all" || image.state === filter || (filter === "failed" && isLost);
 }

@@ -1,6 +1,6 @@
-// One job, kept up to date. Its event stream reports finished images; polling (with an ETag) reports
-// the steps of running ones. Each poll makes the server build the whole list, so the longer a poll
-// takes, the less often the page polls. Doesn't know the page's elements.
+// One job, kept up to date. Its event stream reports finished images; polling (with an ETag)
+// reports the steps of running ones. Each poll makes the server build the whole list, so the longer
+// a poll takes, the less often the page polls. Doesn't know the page's elements.
 
 import { Problem, ask, jobPath, repeat } from "./api.js";
 import { follow } from "./events.js";
@@ -52,7 +52,8 @@ export class Job extends EventTarget {
     const began = performance.now();
     const headers = this.tag ? { "If-None-Match": this.tag } : {};
     try {
-      const response = await ask(jobPath(this.id), { headers, cache: "no-store", signal: this.ending.signal });
+      const { signal } = this.ending;
+      const response = await ask(jobPath(this.id), { headers, cache: "no-store", signal });
       if (response.status !== 304) {
         this.tag = response.headers.get("ETag");
         this.#take(await response.json(), began);
@@ -85,7 +86,8 @@ export class Job extends EventTarget {
     try {
       let last = null, over = false;
       while (!over && !this.isOver && !this.ending.signal.aborted) {
-        const end = await follow(`${jobPath(this.id)}/events`, last, this.ending.signal, (type, data) => this.#onEvent(type, data));
+        const report = (type, data) => this.#onEvent(type, data);
+        const end = await follow(`${jobPath(this.id)}/events`, last, this.ending.signal, report);
         ({ lastId: last, over } = end);
       }
     } catch {

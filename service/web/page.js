@@ -93,24 +93,29 @@ function paint() {
   recipe.update();
   queue.update(view);
   titleTab(view);
-  speak(`${counts.succeeded} of ${plural(counts.total, "image")} done${counts.failed ? `, ${counts.failed} failed` : ""}.`, isOver, state);
+  const failed = counts.failed ? `, ${counts.failed} failed` : "";
+  const done = `${counts.succeeded} of ${plural(counts.total, "image")} done${failed}.`;
+  speak(done, isOver, state);
 }
 
 /** When the focused button disappears, focus the first visible one instead. */
 function keepFocus() {
-  if (!document.activeElement.hidden || !document.activeElement.closest("#job-head .actions")) return;
+  const { activeElement } = document;
+  if (!activeElement.hidden || !activeElement.closest("#job-head .actions")) return;
   document.querySelector("#job-head .actions > :not([hidden])").focus();
 }
 
 /** Show the progress in the tab's title, for users who switch to another tab. */
 function titleTab({ state, counts, progress }) {
-  const done = { succeeded: "Done", failed: `${counts.failed} failed`, cancelled: "Cancelled" }[state];
+  const failed = `${counts.failed} failed`;
+  const done = { succeeded: "Done", failed, cancelled: "Cancelled" }[state];
   document.title = `${done ?? `${Math.floor(progress * 100)} %`} · ${TITLE}`;
 }
 
 function paintFilter(button, counts) {
   const name = button.dataset.filter;
-  const count = { all: counts.total, failed: counts.failed + counts.cancelled }[name] ?? counts[name];
+  const lost = counts.failed + counts.cancelled;
+  const count = { all: counts.total, failed: lost }[name] ?? counts[name];
   say(button.lastElementChild, count.toLocaleString("en"));
   button.setAttribute("aria-pressed", name === filter ? "true" : "false");
   button.hidden = count === 0 && name !== "all" && name !== filter;
@@ -118,7 +123,8 @@ function paintFilter(button, counts) {
 
 function factsOf(view) {
   const { counts, queue_position: position } = view;
-  const parts = [view.model, `${counts.succeeded.toLocaleString("en")} of ${plural(counts.total, "image")}`];
+  const done = counts.succeeded.toLocaleString("en");
+  const parts = [view.model, `${done} of ${plural(counts.total, "image")}`];
   if (counts.failed) parts.push(`${counts.failed} failed`);
   if (isFinished(view.state)) {
     if (view.started && view.finished) parts.push(`took ${duration(view.finished - view.started)}`);
@@ -156,7 +162,7 @@ async function runAgain(images) {
     const next = await submit(recipeOf(images, view));
     $("recipe").close();
     show(next);
-    toast(images.length > 1 ? "Running again with the same seeds." : "Running again with the same seed.");
+    toast(`Running again with the same ${images.length > 1 ? "seeds" : "seed"}.`);
   } catch (error) {
     toast(reasonOf(error), true);
   }
@@ -209,7 +215,9 @@ $("filters").addEventListener("click", (event) => {
 /** Switch to one of the three parts; a phone only shows one at a time. */
 function turnTo(part) {
   document.body.dataset.part = part;
-  for (const tab of $("tabs").children) tab.setAttribute("aria-current", tab.dataset.part === part ? "page" : "false");
+  for (const tab of $("tabs").children) {
+    tab.setAttribute("aria-current", tab.dataset.part === part ? "page" : "false");
+  }
 }
 
 $("tabs").addEventListener("click", (event) => {

@@ -16,7 +16,8 @@ export class Queue {
     this.missed = null; // the last updated job that was not in the list
     this.busy = true;
     // the longer the list, the less often it's polled
-    this.polls = repeat(() => (this.busy ? 2 : 5) * Math.ceil(this.limit / PAGE), () => this.#look());
+    const seconds = () => (this.busy ? 2 : 5) * Math.ceil(this.limit / PAGE);
+    this.polls = repeat(seconds, () => this.#look());
     $("more-jobs").addEventListener("click", () => {
       this.limit *= 2;
       this.polls.now();
@@ -25,7 +26,9 @@ export class Queue {
 
   mark(id) {
     this.current = id;
-    for (const [key, row] of this.rows) row.link.setAttribute("aria-current", key === id ? "true" : "false");
+    for (const [key, row] of this.rows) {
+      row.link.setAttribute("aria-current", key === id ? "true" : "false");
+    }
   }
 
   /** Show a job's changes immediately, before the next poll. */
@@ -47,7 +50,8 @@ export class Queue {
     }
     jobs.forEach((job, place) => {
       const row = this.rows.get(job.id) ?? this.#add(job.id);
-      if ($("jobs").children[place] !== row.item) $("jobs").insertBefore(row.item, $("jobs").children[place] ?? null);
+      const there = $("jobs").children[place];
+      if (there !== row.item) $("jobs").insertBefore(row.item, there ?? null);
       fill(row, job);
     });
     $("more-jobs").hidden = isAll;
@@ -60,7 +64,9 @@ export class Queue {
     const title = make("span", { class: "row-title" });
     const facts = make("span", { class: "row-facts" });
     const bar = make("span", { class: "row-bar" });
-    const link = make("a", { href: `#job/${id}`, class: "row" }, make("span", { class: "dot" }), title, facts, make("span", { class: "row-track" }, bar));
+    const dot = make("span", { class: "dot" });
+    const track = make("span", { class: "row-track" }, bar);
+    const link = make("a", { href: `#job/${id}`, class: "row" }, dot, title, facts, track);
     link.setAttribute("aria-current", id === this.current ? "true" : "false");
     const row = { item: make("li", {}, link), link, title, facts, bar };
     this.rows.set(id, row);
@@ -74,7 +80,8 @@ async function newest(total) {
   let next = "";
   do {
     const limit = Math.min(PAGE, total - jobs.length);
-    const page = await get(`v1/jobs?limit=${limit}${next && `&cursor=${encodeURIComponent(next)}`}`);
+    const cursor = next && `&cursor=${encodeURIComponent(next)}`;
+    const page = await get(`v1/jobs?limit=${limit}${cursor}`);
     jobs.push(...page.data);
     next = page.next;
   } while (next !== null && jobs.length < total);
@@ -86,7 +93,9 @@ function fill(row, job) {
   row.link.dataset.state = state;
   row.named ||= Boolean(job.images?.length); // the list has no prompts, so keep a known title
   if (job.images?.length || !row.named) say(row.title, titleOf(job));
-  const bad = ["failed", "cancelled"].map((name) => (counts[name] ? `, ${counts[name]} ${name}` : "")).join("");
+  const bad = ["failed", "cancelled"]
+    .map((name) => (counts[name] ? `, ${counts[name]} ${name}` : ""))
+    .join("");
   const done = `${counts.succeeded} of ${bad ? counts.total + bad : plural(counts.total, "image")}`;
   const word = isFinished(state) ? ago(job.created) : state;
   say(row.facts, `${state === "succeeded" ? plural(counts.total, "image") : done} · ${word}`);
@@ -96,7 +105,8 @@ function fill(row, job) {
 /** A job's display name: its own title, its first prompt, or its model and the end of its id. */
 export function titleOf(job) {
   const title = job.metadata?.title;
-  return typeof title === "string" && title ? title : job.images?.[0]?.prompt ?? `${job.model} · ${job.id.slice(-8)}`;
+  if (typeof title === "string" && title) return title;
+  return job.images?.[0]?.prompt ?? `${job.model} · ${job.id.slice(-8)}`;
 }
 
 /** Keep the list of workers up to date, and pass the models to `onModels`. */
@@ -118,8 +128,10 @@ export function watchWorkers(onModels) {
 }
 
 function workerItem(worker) {
-  const speed = worker.steps_per_second ? `${rate(worker.steps_per_second)} steps/s` : "not measured yet";
-  const facts = [worker.device, worker.placement, worker.in_flight ? `${worker.in_flight} in flight` : worker.state];
+  const { steps_per_second } = worker;
+  const speed = steps_per_second ? `${rate(steps_per_second)} steps/s` : "not measured yet";
+  const activity = worker.in_flight ? `${worker.in_flight} in flight` : worker.state;
+  const facts = [worker.device, worker.placement, activity];
   return make("li", { class: "worker", data: { state: worker.state } },
     make("span", { class: "dot" }),
     make("span", { class: "row-title" }, worker.model ?? worker.id),

@@ -16,7 +16,9 @@ export class Recipe {
     this.job = null;
     this.request = null; // the request for the current image's recipe, and its result
     this.dialog.addEventListener("close", () => this.#onClose());
-    this.dialog.addEventListener("click", (event) => event.target === this.dialog && this.dialog.close());
+    this.dialog.addEventListener("click", (event) => {
+      if (event.target === this.dialog) this.dialog.close();
+    });
     this.dialog.addEventListener("keydown", (event) => {
       if (event.key === "ArrowRight") this.#go(1);
       if (event.key === "ArrowLeft") this.#go(-1);
@@ -70,7 +72,8 @@ export class Recipe {
     say($("recipe-title"), `Image ${image.index + 1} of ${this.job.images.length}`);
     $("recipe-state").hidden = isMade;
     say($("recipe-word"), isMade ? "" : image.state);
-    say($("recipe-state"), image.state === "running" ? `${image.step} of ${image.steps} steps` : image.state);
+    const isRunning = image.state === "running";
+    say($("recipe-state"), isRunning ? `${image.step} of ${image.steps} steps` : image.state);
     say($("recipe-prompt"), image.prompt);
     $("recipe-error").hidden = !image.error;
     say($("recipe-error"), image.error ?? "");
@@ -88,9 +91,11 @@ export class Recipe {
     if (text !== this.factsText) $("recipe-facts").replaceChildren(...rows(facts));
     this.factsText = text;
     const isComing = image.state === "queued" || image.state === "running";
-    const waiting = isComing ? "The rest of the recipe is available once the image is finished." : "";
+    const later = "The rest of the recipe is available once the image is finished.";
+    const waiting = isComing ? later : "";
     $("recipe-note").classList.toggle("error", problem !== null);
-    say($("recipe-note"), problem === null ? waiting : `Couldn't load the rest of the recipe: ${problem}`);
+    const failure = `Couldn't load the rest of the recipe: ${problem}`;
+    say($("recipe-note"), problem === null ? waiting : failure);
   }
 
   /** Fetch the recipe in the image's file; the result is stored in the returned object. */
@@ -149,13 +154,18 @@ function known(image, { model }) {
 
 /** The image's result, which isn't part of its recipe. */
 function result({ seconds, attempts, sha256 }) {
-  return { generated_in: seconds === null ? null : duration(seconds), attempts: attempts > 1 ? attempts : null, "SHA-256": sha256 };
+  return {
+    generated_in: seconds === null ? null : duration(seconds),
+    attempts: attempts > 1 ? attempts : null,
+    "SHA-256": sha256,
+  };
 }
 
 /** Pairs of name and text for all fields that are set, without the prompt, which is shown above. */
 function factsOf({ prompt, ...recipe }) {
   const pairs = Object.entries(recipe);
-  return pairs.filter(([, value]) => value !== null && value !== "").map(([name, value]) => [titled(name), worded(value)]);
+  const facts = pairs.filter(([, value]) => value !== null && value !== "");
+  return facts.map(([name, value]) => [titled(name), worded(value)]);
 }
 
 const titled = (name) => `${name[0].toUpperCase()}${name.slice(1).replaceAll("_", " ")}`;

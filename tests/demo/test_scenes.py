@@ -11,10 +11,10 @@ from PIL import Image
 from demo.captions import caption, parse, plain
 from demo.judge import judge
 from demo.prompts import prompts
-from demo.reading import attributes
 from demo.scenes import Scene, pair, random_scene, render, single
 from demo.score import ROWS, fresh_scenes
 from demo.tokenizers import clip_tokenizer, t5_tokenizer
+from demo.train_text import attributes
 from demo.vocabulary import HELD_OUT, WORDS
 
 SIZES = [(128, 128), (192, 192), (128, 192), (192, 128)]

@@ -7,13 +7,13 @@ from itertools import pairwise
 import pytest
 import torch
 
-from demo import data, flow, folder, progress, reading, vae
-from demo.data import Shelf
+from demo import data, export, progress, train_text, train_transformer, vae
+from demo.data import Resolution
 from demo.progress import Log, remaining_steps, warm_flat_cosine
 from demo.text import T5_PAD, build_text_encoders, tokenize
 from demo.transformer import build, pad_bias
 
-TINY = Shelf((32, 48), scenes=4, share=1.0, batch=2)
+TINY = Resolution((32, 48), scenes=4, share=1.0, batch=2)
 
 
 class Killed(Exception):
@@ -82,19 +82,21 @@ def test_vae_and_data_and_folder(tmp_path, log):
     assert examples.latents.shape == (4, 6, 32)
     clean, tokens = examples.pick(2)
     assert clean.shape == (2, 6, 32) and tokens.clip.shape == tokens.t5.shape == (2, 24)
-    size = folder.save(codec, flow.Model(build(), build_text_encoders()), tmp_path / "out")
+    size = export.save(
+        codec, train_transformer.Model(build(), build_text_encoders()), tmp_path / "out"
+    )
     assert 1_000_000 < size < 8_000_000
 
 
 def test_text_training_runs_and_resumes(tmp_path, log):
-    first = reading.train(tmp_path, log, steps=2)
-    again = reading.train(tmp_path, log, steps=2)
+    first = train_text.train(tmp_path, log, steps=2)
+    again = train_text.train(tmp_path, log, steps=2)
     torch.testing.assert_close(
         weights(first.text_encoder_2), weights(again.text_encoder_2), rtol=0, atol=0
     )
 
 
-def flow_examples():
+def examples_of_noise():
     text = build_text_encoders()
     tokens = tokenize(text.tokenizer, text.tokenizer_2, ["a red star"] * 24)
     torch.manual_seed(1)
@@ -102,11 +104,13 @@ def flow_examples():
     return data.Examples(latents, tokens.clip.view(4, 6, -1), tokens.t5.view(4, 6, -1))
 
 
-def train_flow(work, log, score=None):
+def trained(work, log, score=None):
     torch.manual_seed(2)
     work.mkdir(exist_ok=True)
-    text, shelves = build_text_encoders(), {TINY: flow_examples()}
-    return flow.train(work, log, text, shelves, steps=2, score=score, compiled=False)
+    text, resolutions = build_text_encoders(), {TINY: examples_of_noise()}
+    return train_transformer.train(
+        work, log, text, resolutions, steps=2, score=score, compiled=False
+    )
 
 
 @pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")
@@ -119,11 +123,11 @@ def test_transformer_training_survives_a_kill(tmp_path, log, always_saved, monke
             raise Killed
         return "scored"
 
-    unbroken = train_flow(tmp_path / "unbroken", log)
-    monkeypatch.setattr(flow, "SCORE_EVERY", 1)
+    unbroken = trained(tmp_path / "unbroken", log)
+    monkeypatch.setattr(train_transformer, "SCORE_EVERY", 1)
     with pytest.raises(Killed):
-        train_flow(tmp_path / "killed", log, score=kill)
-    resumed = train_flow(tmp_path / "killed", log)
+        trained(tmp_path / "killed", log, score=kill)
+    resumed = trained(tmp_path / "killed", log)
     for name, module in resumed.modules.items():
         torch.testing.assert_close(weights(module), weights(unbroken.modules[name]))
 

@@ -9,6 +9,7 @@ import pytest
 import typer.main
 
 from imagemill.cli import app as imagemill
+from jobs.options import PLACEMENTS, RULES, serving
 from jobs.runtime.settings import QueueSettings
 from service.http.errors import STATUS
 from service.openai.schemas import GenerateImages
@@ -45,6 +46,28 @@ def test_every_setting_has_a_row_with_its_default(name):
         assert cell.split()[0] == f"{default:g}" or cell.split()[0] == str(default)
     else:
         assert cell == f"`{default}`"
+
+
+def test_the_table_of_options_and_placements_is_the_codes():
+    text = (ROOT / "docs" / "models.md").read_text()
+    header = f"| option | {' | '.join(f'`{name}`' for name in PLACEMENTS)} | otherwise |\n"
+    rows = text.partition(header)[2].partition("\n\n")[0].splitlines()[1:]
+    assert rows == [options_row(name) for name in dict.fromkeys(rule.option for rule in RULES)]
+
+
+def options_row(name):
+    rules = [rule for rule in RULES if rule.option == name]
+    [placements] = [rule.placements for rule in rules if rule.placements]
+    cells = ["yes" if placement in placements else "no" for placement in PLACEMENTS]
+    otherwise = ""
+    for rule in rules:
+        if rule.stepped is not None:
+            otherwise = f"only for models that are {serving(rule.stepped)}"
+        elif rule.without:
+            otherwise = f"can't be combined with {' or '.join(f'`{n}`' for n in rule.without)}"
+        if otherwise and rule.why:
+            otherwise += f": {rule.why}"
+    return f"| `{name}` | {' | '.join(cells)} | {otherwise} |".replace("|  |", "| |")
 
 
 @pytest.mark.parametrize("page", [*PAGES, *DOCKER], ids=page_name)

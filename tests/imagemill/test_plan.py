@@ -224,7 +224,7 @@ def test_what_a_worker_refuses_is_refused(flux, tmp_path, monkeypatch):
     catalog = tmp_path / "cache.toml"
     catalog.write_text(f'[models.flux]\npath = "{flux}"\ncache = "taylorseer"')
     done = run("flux", "--devices", "80GB", "--models", catalog)
-    assert "cache 'taylorseer' can't be combined with placement 'split'" in done.output
+    assert "cache requires a model that's called whole, but FluxPipeline is stepped" in done.output
 
 
 def test_a_hub_id_is_planned_from_its_configs_alone(flux, monkeypatch):

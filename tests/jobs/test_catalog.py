@@ -41,6 +41,10 @@ defaults = { width = 128, height = 64, steps = 8, guidance_scale = 2, negative_p
 limits = { max_pixels = 65536, max_steps = 100, max_prompts = 9, max_guidance_scale = 7.5, \
 multiple = 8, sizes = ["128x64", "64x128"] }
 max_sequence_length = 256
+compile = true
+cuda_graphs = true
+quantization = "fp8"
+cache = "taylorseer"
 
 [models.flux]
 path = "black-forest-labs/FLUX.1-dev"
@@ -50,9 +54,6 @@ placement = "context_parallel"
 ring = 2
 ulysses = 2
 attention_backend = "_native_cudnn"
-compile = true
-quantization = "fp8"
-cache = "taylorseer"
 
 [models.small]
 path = "black-forest-labs/FLUX.1-dev"
@@ -73,9 +74,9 @@ chunks = 3
     assert (demo.path, demo.local) == (str(tmp_path / "weights"), True)
     assert demo.defaults == Defaults(128, 64, 8, 2.0, "blur")
     assert demo.limits.sizes == ((128, 64), (64, 128))
+    assert (demo.compile, demo.quantization, demo.cache) == (True, "fp8", "taylorseer")
     flux = catalog.get("flux")
-    assert flux.ranks == 4
-    assert (flux.compile, flux.quantization, flux.cache) == (True, "fp8", "taylorseer")
+    assert (flux.ranks, flux.attention_backend) == (4, "_native_cudnn")
     assert catalog.get("small").max_memory == {"cuda:0": "16GB", "cpu": 1000000}
     assert (catalog.get("piped").stages, catalog.get("piped").chunks) == (2, 3)
 

@@ -112,13 +112,7 @@ REFUSED = {
     "pairs in a ring": ("Chroma", {"ring": 2}, "can't split Chroma.*; cfg and tensor can"),
     "a UNet": ("SD15", {"cfg": 2}, "no plan to split StableDiffusionPipeline"),
     "ranks": ("Flux", {"ring": 3}, r"takes 3 processes \(ring 3\), but WORLD_SIZE is 2"),
-    "cache": (
-        "Flux",
-        {"ring": 2, "cache": "first_block"},
-        "cache 'first_block' can't be combined with",
-    ),
-    "int8": ("Flux", {"ring": 2, "quantization": "int8"}, "quantization can't be combined"),
-    "compile": ("Flux", {"ring": 2, "compile": True}, "compile can't be combined with"),
+    "compile": ("Flux", {"ring": 2, "compile": True}, "compile requires placement 'replica' or"),
     "weights": (
         "ZImage",
         {"tensor": 2},

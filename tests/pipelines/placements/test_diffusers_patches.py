@@ -7,7 +7,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from jobs.errors import ConfigurationError
 from pipelines.attention import check_parallel
 from pipelines.placements import diffusers_patches
-from pipelines.placements.plans import PLANS, by_name, some_rows
+from pipelines.placements.arguments import by_name, some_rows
+from pipelines.placements.transformer_classes import parallel_plan_of
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -104,7 +105,7 @@ def test_rows_are_selected_from_tensors_and_lists_but_not_from_positions():
         def forward(self, x, t, cap_feats, return_dict=True):
             """Has the parameters of diffusers' own forward."""
 
-    plan = PLANS["ZImageTransformer2DModel"]
+    plan = parallel_plan_of("ZImageTransformer2DModel")
     arguments = by_name(
         ZImageTransformer2DModel(), (["a", "b"], torch.arange(2)), {"cap_feats": ["c", "d"]}
     )
@@ -113,6 +114,6 @@ def test_rows_are_selected_from_tensors_and_lists_but_not_from_positions():
     assert part == {"x": ["b", "b"], "cap_feats": ["d", "d"], "return_dict": False}
     ids = torch.zeros(2, 3)
     flux = {"hidden_states": torch.zeros(2, 2, 4), "img_ids": ids, "guidance": None}
-    part = some_rows(PLANS["FluxTransformer2DModel"], flux, [0])
+    part = some_rows(parallel_plan_of("FluxTransformer2DModel"), flux, [0])
     assert part["hidden_states"].shape == (1, 2, 4)
     assert part["img_ids"] is ids and part["guidance"] is None

@@ -16,7 +16,7 @@ from pipelines.placements import group as groups
 from pipelines.placements import rendezvous
 from pipelines.placements.group import Group, check_devices, check_world
 from pipelines.placements.leader import leading
-from pipelines.placements.tensor_pickle import Parcel, pack, unpack
+from pipelines.placements.tensor_pickle import Payload, pack, unpack
 from tests.pipelines.placements.launch import code_of, start
 from tests.waiting import wait_until
 
@@ -197,8 +197,8 @@ def test_loading_raises_the_cause_of_rank_0s_own_failure(group, monkeypatch, rai
 
 def test_packed_tensors_are_restored_bit_for_bit():
     tensors = [torch.randn(3, 5).t(), torch.arange(3, dtype=torch.int16), torch.tensor([True])]
-    parcel = pack({"a": tensors, "b": "text"}, torch.device("cpu"))
-    again = unpack(Parcel(parcel.header, parcel.data.clone()))
+    payload = pack({"a": tensors, "b": "text"}, torch.device("cpu"))
+    again = unpack(Payload(payload.header, payload.data.clone()))
     assert again["b"] == "text"
     for tensor, unpacked in zip(tensors, again["a"], strict=True):
         assert torch.equal(tensor, unpacked) and tensor.dtype == unpacked.dtype

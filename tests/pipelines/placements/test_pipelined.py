@@ -140,9 +140,7 @@ def test_stage_has_the_entrys_dtype(deep_folder):
     [
         ("SD15", {}, "StableDiffusionPipeline has no transformer"),
         ("Flux", {"stages": 4}, "stages = 4, but there are only 3 blocks"),
-        ("Flux", {"compile": True}, "compile can't be combined"),
-        ("Flux", {"cache": "taylorseer"}, "cache can't be combined"),
-        ("Flux", {"quantization": "int8"}, "quantization can't be combined"),
+        ("Flux", {"compile": True}, "compile requires placement 'replica' or 'split'"),
         ("Flux", {}, "WORLD_SIZE is 3"),
     ],
 )

@@ -11,6 +11,7 @@ import torch
 
 from jobs.catalog import Defaults
 from jobs.errors import ConfigurationError
+from pipelines.load import load_pipeline
 from pipelines.loading.checkpoint import find_checkpoint
 from pipelines.placements.split import devices_of, load_split, rooms_of
 from pipelines.planner.memory import CPU, DISK
@@ -63,8 +64,6 @@ def test_skeletons_have_the_sizes_of_the_loaded_model(tiny_folder, tiny_pipe, na
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"cache": "taylorseer"}, "cache 'taylorseer' can't be combined"),
-        ({"compile": True, "unload": True}, "compile can't be combined with unload"),
         ({"devices": ("cuda:99",)}, "cuda:99 not found on this machine"),
         ({"devices": ("gpu",)}, "invalid device 'gpu'"),
         ({"max_memory": {"7": "1GB"}}, "max_memory: unknown device '7'; expected cpu"),
@@ -88,9 +87,10 @@ def test_whole_call_pipeline_cannot_unload(tmp_path, tiny_pipe):
     )
     model = entry(tmp_path, **SPLIT, unload=True)
     with pytest.raises(
-        ConfigurationError, match="unload: StableDiffusionPAGPipeline runs as one whole call"
+        ConfigurationError,
+        match=r"unload requires .*, but StableDiffusionPAGPipeline is called whole",
     ):
-        load_split(model, find_checkpoint(model), CPU)
+        load_pipeline(model, CPU)
 
 
 def test_every_load_has_the_attention_backend(tiny_folder):

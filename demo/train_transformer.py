@@ -1,4 +1,4 @@
-"""Transformer training: flow matching over all shelves, with both text encoders.
+"""Transformer training: flow matching over all resolutions, with both text encoders.
 
 It keeps a running average of the weights; that average is scored and shipped.
 """
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from demo import transformer as denoiser
-from demo.data import Examples, Shelf
+from demo.data import Examples, Resolution
 from demo.muon import Muon, matrices_and_rest
 from demo.progress import Log, Smoothed, remaining_steps, warm_flat_cosine
 from demo.text import TextEncoders, Tokens, keep_pads_apart, tokenize
@@ -103,11 +103,11 @@ def noise_levels(count: int) -> tuple[Tensor, Tensor]:
     return torch.where(noisy, high, torch.sigmoid(0.3 + normal)), noisy
 
 
-def shelf_for(step: int, shelves: list[Shelf]) -> Shelf:
-    """The shelf of a step's batch, drawn by the shelves' shares."""
-    bounds = list(itertools.accumulate(shelf.share for shelf in shelves))
+def resolution_for(step: int, resolutions: list[Resolution]) -> Resolution:
+    """The resolution of a step's batch, drawn by the resolutions' shares."""
+    bounds = list(itertools.accumulate(resolution.share for resolution in resolutions))
     draw = random.Random(f"shelf {step}").random() * bounds[-1]
-    return shelves[bisect.bisect_right(bounds, draw)]
+    return resolutions[bisect.bisect_right(bounds, draw)]
 
 
 def _optimiser(model: Model) -> Muon:
@@ -136,15 +136,19 @@ def _drop_captions(tokens: Tokens, empty: Tokens) -> Tokens:
 
 
 def _errors(
-    forward: Callable[..., Any], model: Model, shelf: Shelf, examples: Examples, empty: Tokens
+    forward: Callable[..., Any],
+    model: Model,
+    resolution: Resolution,
+    examples: Examples,
+    empty: Tokens,
 ) -> tuple[Tensor, Tensor]:
     """(each example's squared error, which of them are noisy) of a fresh batch."""
-    clean, tokens = examples.pick(shelf.batch)
-    level, noisy = noise_levels(shelf.batch)
+    clean, tokens = examples.pick(resolution.batch)
+    level, noisy = noise_levels(resolution.batch)
     noise = torch.randn_like(clean)
     mixed = torch.lerp(clean, noise, level[:, None, None])
     tokens = _drop_captions(tokens, empty)
-    velocity = denoiser.predict(forward, model.text, mixed, level, tokens, shelf.size)
+    velocity = denoiser.predict(forward, model.text, mixed, level, tokens, resolution.size)
     return (velocity - (noise - clean)).square().mean((1, 2)), noisy
 
 
@@ -152,7 +156,7 @@ def train(
     work: Path,
     log: Log,
     text: TextEncoders,
-    shelves: Mapping[Shelf, Examples],
+    resolutions: Mapping[Resolution, Examples],
     *,
     steps: int = STEPS,
     score: Callable[[Model], str] | None = None,
@@ -173,8 +177,8 @@ def train(
             fall = warm_flat_cosine(step, steps, warm=50, flat=0.2) + 0.01
             for group in optimiser.param_groups:
                 group["lr"] = RATE * fall * group["pace"]
-            shelf = shelf_for(step, list(shelves))
-            errors, noisy = _errors(forward, model, shelf, shelves[shelf], empty)
+            resolution = resolution_for(step, list(resolutions))
+            errors, noisy = _errors(forward, model, resolution, resolutions[resolution], empty)
             optimiser.zero_grad()
             errors.mean().backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(weights, 1.0)
@@ -185,7 +189,7 @@ def train(
                 loss.add(errors[noisy == kind].mean().item())
             if (step + 1) % LOG_EVERY == 0:
                 figures = f"noisy {losses[True].value:.4f}, other {losses[False].value:.4f}"
-                log(f"transformer {step + 1}/{steps} {shelf.name} loss {figures}")
+                log(f"transformer {step + 1}/{steps} {resolution.name} loss {figures}")
             if score and (step + 1) % SCORE_EVERY == 0:
                 with average.in_place():
                     log(f"transformer {step + 1}/{steps} {score(model)}")

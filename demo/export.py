@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
 
-from demo.flow import Model
+from demo.train_transformer import Model
 
 
 def assemble(vae: Any, model: Model) -> Any:
