@@ -13,18 +13,21 @@ Only `seconds_per_step` (the same for any batch) and `seconds_per_sample` take r
 """
 
 import hashlib
+import json
 import math
 import os
 import re
 import signal
 import time
 from collections.abc import Callable, Hashable, Sequence
+from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 
+from jobs.catalog import Model
 from jobs.errors import ImageFailed, OutOfMemory
 from jobs.request import ImageRequest
 from pipelines.seam import Card, Conditioning, PromptForm, Sample
@@ -137,6 +140,19 @@ class FakePipeline:
                 raise RuntimeError("the fake was told to raise")
             if "[kill]" in prompt:
                 os.kill(os.getpid(), signal.SIGKILL)
+
+
+def fake_of(model: Model) -> FakePipeline | None:
+    """The fake that the model's folder describes; None for any other model."""
+    if not model.local:
+        return None
+    try:
+        index = json.loads((Path(model.path) / "model_index.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None  # the loaders say what's wrong
+    if not isinstance(index, dict) or index.get("_class_name") != FakePipeline.__name__:
+        return None
+    return FakePipeline(**index.get("options", {}))
 
 
 def _noise(text: str, seed: int, shape: tuple[int, ...]) -> torch.Tensor:

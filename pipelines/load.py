@@ -1,52 +1,33 @@
 """Load a catalog entry as a running Pipeline: the workers' entry point to this package.
 
-The checkpoint's `_class_name` selects the family and the entry selects the placement; they don't
-depend on each other. If the worker is a group of processes, each of them loads its part: rank 0
-with `load_pipeline`, the others with `load_follower`. RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT
-must be set in the environment, as torchrun does.
+`pipelines.loaders` does the work. It's imported at the first use, because its imports (diffusers,
+transformers, scipy) take seconds, and the fake needs none of them. A folder with
+`"_class_name": "FakePipeline"` in its model_index.json loads the fake, so that tests can run real
+worker processes without a model.
 """
 
-from collections.abc import Callable
-from typing import TypeVar
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from jobs.catalog import Model
+from jobs.catalog import Defaults, Model
 from jobs.defaults import with_own_defaults
-from jobs.errors import ConfigurationError, ModelUnavailable
-from jobs.options import check_options
-from pipelines.attention import sets_process_flags
-from pipelines.device import check_device
-from pipelines.fake import FakePipeline
-from pipelines.families import check_class, is_stepped, make_family
-from pipelines.loading.checkpoint import Checkpoint, find_checkpoint
-from pipelines.loading.components import naming
-from pipelines.loading.defaults import own_defaults
-from pipelines.loading.examination import INDEX
-from pipelines.placements import Follower, follower_loader_of, placement_of
-from pipelines.planner.skeleton import skeletons
-from pipelines.seam import Card, Pipeline
-
-T = TypeVar("T")
+from pipelines.fake import fake_of
+from pipelines.seam import Card, Follower, Pipeline
 
 
 def load_pipeline(model: Model, device: str) -> Pipeline:
     """Load the model's checkpoint and place it on `device` ("cpu", "cuda:0").
 
-    A folder with `"_class_name": "FakePipeline"` in its model_index.json loads the fake, so that
-    tests can run real worker processes without a model. Raises ModelUnavailable if the checkpoint
-    is missing or damaged, ConfigurationError if the entry sets something that the model or this
-    package doesn't support, OutOfMemory if the device is too small, and GroupLost if another rank
-    of the group ends.
+    Raises ModelUnavailable if the checkpoint is missing or damaged, ConfigurationError if the entry
+    sets something that the model or this package doesn't support, OutOfMemory if the device is too
+    small, and GroupLost if another rank of the group ends.
     """
-    placement = placement_of(model)
-    checkpoint = _find(model)
-    model = _with_own_defaults(model, checkpoint)
-    if checkpoint.class_name == FakePipeline.__name__:
-        return FakePipeline(**checkpoint.index.get("options", {}))
-    _named(model, lambda: _check(model, checkpoint, device))
-    pipeline = _named(model, lambda: placement(model, checkpoint, device))
-    if model.attention_backend is not None and sets_process_flags(model.attention_backend):
-        pipeline.run_one_at_a_time()
-    return pipeline
+    if fake := fake_of(model):
+        return fake
+    with _no_collections():
+        from pipelines import loaders
+    return loaders.load_pipeline(model, device)
 
 
 def resolve_defaults(model: Model) -> Model:
@@ -54,7 +35,13 @@ def resolve_defaults(model: Model) -> Model:
 
     Raises ModelUnavailable.
     """
-    return _with_own_defaults(model, _find(model)) if model.unset else model
+    if not model.unset:
+        return model
+    if fake_of(model):
+        return with_own_defaults(model, Defaults())
+    with _no_collections():
+        from pipelines import loaders
+    return loaders.resolve_defaults(model)
 
 
 def read_card(model: Model) -> tuple[Card, str | None]:
@@ -63,13 +50,11 @@ def read_card(model: Model) -> tuple[Card, str | None]:
     This takes a second, while loading takes minutes. Raises ModelUnavailable, and the libraries'
     own errors for a pipeline that can't be created without weights.
     """
-    checkpoint = _find(model)
-    if checkpoint.class_name == FakePipeline.__name__:
-        fake = FakePipeline(**checkpoint.index.get("options", {}))
+    if fake := fake_of(model):
         return fake.card, fake.tokenizer_json()
-    pipe = checkpoint.load(model, **skeletons(model, checkpoint))
-    family = make_family(pipe, model.max_sequence_length)
-    return family.card, family.tokenizer_json()
+    with _no_collections():
+        from pipelines import loaders
+    return loaders.read_card(model)
 
 
 def load_follower(model: Model, device: str) -> Follower:
@@ -77,11 +62,9 @@ def load_follower(model: Model, device: str) -> Follower:
 
     Raises the same errors as `load_pipeline`.
     """
-    load = follower_loader_of(model)
-    checkpoint = _find(model)
-    model = _with_own_defaults(model, checkpoint)
-    _named(model, lambda: _check(model, checkpoint, device))
-    return _named(model, lambda: load(model, checkpoint, device))
+    with _no_collections():
+        from pipelines import loaders
+    return loaders.load_follower(model, device)
 
 
 def dismiss(pipeline: Pipeline) -> None:
@@ -91,37 +74,13 @@ def dismiss(pipeline: Pipeline) -> None:
         end()
 
 
-def _check(model: Model, checkpoint: Checkpoint, device: str) -> None:
-    name = checkpoint.class_name
-    check_options(model.placement, model.options, name, is_stepped(name))
-    check_device(model, checkpoint, device)
-
-
-def _check_class(checkpoint: Checkpoint) -> None:
+@contextmanager
+def _no_collections() -> Iterator[None]:
+    """Pause garbage collection, which takes a sixth of the time of a large import."""
+    was_enabled = gc.isenabled()
+    gc.disable()
     try:
-        check_class(checkpoint.class_name)
-    except ModelUnavailable as error:
-        raise ModelUnavailable(
-            f"{error} ({checkpoint.folder / INDEX}); set path to a text-to-image model"
-        ) from error
-
-
-def _find(model: Model) -> Checkpoint:
-    """Find the checkpoint; its class must be supported. Raises ModelUnavailable."""
-    checkpoint = find_checkpoint(model)
-    if checkpoint.class_name != FakePipeline.__name__:
-        checkpoint.pipeline_class(model)
-        with naming(model.name):
-            _check_class(checkpoint)
-    return checkpoint
-
-
-def _with_own_defaults(model: Model, checkpoint: Checkpoint) -> Model:
-    return with_own_defaults(model, own_defaults(model, checkpoint)) if model.unset else model
-
-
-def _named(model: Model, load: Callable[[], T]) -> T:
-    try:
-        return load()
-    except ConfigurationError as error:
-        raise ConfigurationError(f"model {model.name!r}: {error}") from error
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()

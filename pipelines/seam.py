@@ -189,3 +189,10 @@ class Pipeline(Protocol):
         Costs as much as a decode and doesn't change the sample. While `step` may run, pass a copy
         with its own `extra`. Raises OutOfMemory and ImageFailed like `decode`.
         """
+
+
+class Follower(Protocol):
+    """A rank above 0 of a group, which does its part of every forward pass of rank 0."""
+
+    def run(self) -> None:
+        """Follow until the leader says stop. Raises GroupLost if the group is lost first."""

@@ -1,5 +1,6 @@
 """Settings of the whole suite."""
 
+import gc
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -15,6 +16,20 @@ settings.register_profile(
 """No example is judged by the clock. Fixtures that last for all examples of a test are meant so."""
 
 settings.load_profile("imagemill")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Don't collect garbage during imports, and exempt what they create from later collections.
+
+    torch and diffusers create a million objects that live until the end.
+    """
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.fixture(autouse=True)

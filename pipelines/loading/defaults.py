@@ -13,7 +13,6 @@ from typing import Any
 
 from jobs.catalog import Defaults, Model
 from pipelines.acceleration import denoiser_of
-from pipelines.fake import FakePipeline
 from pipelines.loading.checkpoint import Checkpoint
 from pipelines.loading.components import DENOISERS, naming
 from pipelines.loading.examination import read_object
@@ -45,8 +44,6 @@ def own_defaults(model: Model, checkpoint: Checkpoint) -> Defaults:
 
     Raises ModelUnavailable if diffusers doesn't have the pipeline.
     """
-    if checkpoint.class_name == FakePipeline.__name__:
-        return _GENERIC
     with naming(model.name):
         configs = _read(checkpoint)
     signature = inspect.signature(checkpoint.pipeline_class(model).__call__)

@@ -6,20 +6,13 @@ own libraries.
 
 from collections.abc import Callable
 from importlib import import_module
-from typing import Any, Protocol
+from typing import Any
 
 from jobs.catalog import Model
 from jobs.errors import ConfigurationError
 from pipelines.loading.checkpoint import Checkpoint
 from pipelines.placements.family_pipeline import FamilyPipeline
-
-
-class Follower(Protocol):
-    """A rank above 0 of a group, which does its part of every forward pass of rank 0."""
-
-    def run(self) -> None:
-        """Follow until the leader says stop. Raises GroupLost if the group is lost first."""
-
+from pipelines.seam import Follower
 
 Placement = Callable[[Model, Checkpoint, str], FamilyPipeline]
 FollowerLoader = Callable[[Model, Checkpoint, str], Follower]

@@ -27,23 +27,16 @@ def models(tmp_path: Path) -> Path:
     return catalog
 
 
-def test_readyz_names_the_file_and_the_api_is_up(models: Path, tmp_path: Path) -> None:
+def test_the_file_is_named_and_loaded_again_only_after_it_was_fixed(
+    models: Path, tmp_path: Path
+) -> None:
+    weights = tmp_path / "model" / WEIGHTS
     with up(tmp_path / "data", models) as deployment:
 
         def reason() -> str:
             response = web.get(f"{deployment.url}/readyz")
             assert response.status_code == 503
             return str(response.json()["detail"])
-
-        wait_until(lambda: WEIGHTS in reason() and str(tmp_path / "nowhere") in reason())
-        assert deployment.answers()
-        assert web.get(f"{deployment.url}/v1/models").json()["data"][0]["ready_workers"] == 0
-        wait_until(lambda: "imagemill is running, but no worker is ready" in deployment.said())
-
-
-def test_it_is_loaded_again_only_after_it_was_fixed(models: Path, tmp_path: Path) -> None:
-    weights = tmp_path / "model" / WEIGHTS
-    with up(tmp_path / "data", models) as deployment:
 
         def workers(name: str) -> list[dict[str, object]]:
             listed = web.get(f"{deployment.url}/v1/workers").json()["data"]
@@ -52,6 +45,10 @@ def test_it_is_loaded_again_only_after_it_was_fixed(models: Path, tmp_path: Path
         def log() -> str:
             return (tmp_path / "data" / "workers.log").read_text()
 
+        wait_until(lambda: WEIGHTS in reason() and str(tmp_path / "nowhere") in reason())
+        assert deployment.answers()
+        assert web.get(f"{deployment.url}/v1/models").json()["data"][0]["ready_workers"] == 0
+        wait_until(lambda: "imagemill is running, but no worker is ready" in deployment.said())
         wait_until(lambda: log().count("model can't be served") == 2)
         [broken], [missing] = workers("broken"), workers("missing")
         assert (broken["state"], missing["state"]) == ("failed", "failed")

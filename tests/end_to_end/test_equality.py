@@ -1,7 +1,6 @@
 """Images from the service equal those of diffusers' own pipeline, whatever else is running."""
 
 import io
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -9,7 +8,7 @@ from diffusers import FluxPipeline
 from PIL import Image
 
 from imagemill.client.clients import Client
-from tests.end_to_end.deployment import ROOT, up
+from tests.end_to_end.deployment import ROOT, Deployment
 from tests.waiting import PATIENCE, wait_until
 
 REQUESTS = (
@@ -35,11 +34,12 @@ def reference(pipe: FluxPipeline, request: dict[str, object]) -> np.ndarray:
     return np.asarray(result.images[0])
 
 
-def test_images_equal_diffusers_alone_and_among_others(tmp_path: Path) -> None:
+def test_images_equal_diffusers_alone_and_among_others(deployment: Deployment) -> None:
     pipe = FluxPipeline.from_pretrained(ROOT / "demo" / "model", dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     expected = [reference(pipe, request) for request in REQUESTS]
-    with up(tmp_path / "data") as deployment, Client(deployment.url, patience=PATIENCE) as client:
+    wait_until(deployment.ready_workers)
+    with Client(deployment.url, patience=PATIENCE) as client:
         alone = client.submit("demo", [REQUESTS[0]]).wait(PATIENCE)
         crowd = [client.submit("demo", [REQUESTS[0]], reproducible=False)]
         for request in REQUESTS[1:]:

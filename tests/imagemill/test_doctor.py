@@ -18,55 +18,62 @@ from jobs.queue.store import Store
 from jobs.runtime.embedded_queue import EmbeddedServer
 
 DEMO = Path(__file__).parents[2] / "demo" / "model"
+WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 
 
-@pytest.fixture
-def model(tmp_path: Path) -> Path:
-    """A copy of the bundled model; the catalog next to it lists the copy and a hub id."""
-    shutil.copytree(DEMO, tmp_path / "model")
-    (tmp_path / "models.toml").write_text(
-        '[models.here]\npath = "./model"\n[models.hub]\npath = "owner/name"\n'
-    )
-    return tmp_path / "model"
+INCOMPLETE = {
+    "model_index.json": "model_index.json is missing",
+    "vae": "vae is missing (model_index.json lists it as AutoencoderKL)",
+    "vae/diffusion_pytorch_model.safetensors": "vae has no weights",
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Copies of the bundled model: complete, without one part each, and truncated."""
+    folder = tmp_path_factory.mktemp("models")
+    for name in ("here", "truncated", *(f"without{n}" for n in range(len(INCOMPLETE)))):
+        shutil.copytree(DEMO, folder / name)
+    for n, part in enumerate(INCOMPLETE):
+        path = folder / f"without{n}" / part
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    weights = folder / "truncated" / WEIGHTS
+    weights.write_bytes(weights.read_bytes()[:-1])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def verdicts(folder: Path) -> dict[str, tuple[str, str]]:
+    """What doctor finds about all of them, the device `cuda:99` and a hub id, checked at once."""
+    lines = [f'[models.{path.name}]\npath = "./{path.name}"\n' for path in folder.iterdir()]
+    lines.append('[models.elsewhere]\npath = "./here"\ndevices = ["cuda:99"]\n')
+    lines.append('[models.hub]\npath = "owner/name"\n')
+    (folder / "models.toml").write_text("".join(lines))
+    return of_models(folder)
 
 
 def of_models(folder: Path) -> dict[str, tuple[str, str]]:
-    catalog = folder.parent / "models.toml"
-    return {f.name: (f.verdict, f.detail) for f in doctor._models(catalog)}
+    return {f.name: (f.verdict, f.detail) for f in doctor._models(folder / "models.toml")}
 
 
-def test_the_bundled_model_is_complete(model: Path) -> None:
-    assert of_models(model) == {
-        "model here": ("ok", str(model)),
-        "model hub": ("ok", "owner/name from the Hugging Face hub"),
-    }
+def test_the_bundled_model_is_complete(folder: Path, verdicts: dict[str, tuple[str, str]]) -> None:
+    assert verdicts["model here"] == ("ok", str(folder / "here"))
+    assert verdicts["model hub"] == ("ok", "owner/name from the Hugging Face hub")
 
 
-@pytest.mark.parametrize(
-    ("part", "said"),
-    [
-        ("model_index.json", "model_index.json is missing"),
-        ("vae", "vae is missing (model_index.json lists it as AutoencoderKL)"),
-        ("vae/diffusion_pytorch_model.safetensors", "vae has no weights"),
-    ],
-)
-def test_a_missing_part_is_named(model: Path, part: str, said: str) -> None:
-    path = model / part
-    shutil.rmtree(path) if path.is_dir() else path.unlink()
-    verdict, detail = of_models(model)["model here"]
-    assert verdict == "bad" and said in detail
+@pytest.mark.parametrize("part", INCOMPLETE)
+def test_a_missing_part_is_named(verdicts: dict[str, tuple[str, str]], part: str) -> None:
+    verdict, detail = verdicts[f"model without{list(INCOMPLETE).index(part)}"]
+    assert verdict == "bad" and INCOMPLETE[part] in detail
 
 
-def test_a_truncated_file_is_named(model: Path) -> None:
-    weights = model / "transformer" / "diffusion_pytorch_model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-1])
-    assert f"{weights} is truncated or corrupt" in of_models(model)["model here"][1]
+def test_a_truncated_file_is_named(folder: Path, verdicts: dict[str, tuple[str, str]]) -> None:
+    weights = folder / "truncated" / WEIGHTS
+    assert f"{weights} is truncated or corrupt" in verdicts["model truncated"][1]
 
 
-def test_an_unusable_device_is_named(model: Path) -> None:
-    catalog = model.parent / "models.toml"
-    catalog.write_text('[models.here]\npath = "./model"\ndevices = ["cuda:99"]\n')
-    [(verdict, detail)] = of_models(model).values()
+def test_an_unusable_device_is_named(verdicts: dict[str, tuple[str, str]]) -> None:
+    verdict, detail = verdicts["model elsewhere"]
     assert verdict == "bad" and "cuda:99" in detail
 
 
@@ -102,10 +109,11 @@ def test_an_invalid_cuda_visible_devices_is_an_error(monkeypatch: pytest.MonkeyP
 
 
 def test_models_that_cannot_be_checked_are_a_warning(
-    model: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    (tmp_path / "models.toml").write_text('[models.hub]\npath = "owner/name"\n')
     monkeypatch.setattr(doctor, "_CHECK_MODELS", "import no_torch")
-    [(verdict, detail)] = of_models(model).values()
+    [(verdict, detail)] = of_models(tmp_path).values()
     assert verdict == "warning" and "No module named 'no_torch'" in detail
 
 

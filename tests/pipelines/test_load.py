@@ -38,7 +38,7 @@ def test_the_card_is_read_without_the_weights(tiny_folder, name, monkeypatch):
 
     model = entry(tiny_folder(name))
     pipeline = load_pipeline(model, "cpu")
-    monkeypatch.setattr("pipelines.load.make_family", no_weights)
+    monkeypatch.setattr("pipelines.loaders.make_family", no_weights)
     assert read_card(model) == (pipeline.card, pipeline.tokenizer_json())
 
 

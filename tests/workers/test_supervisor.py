@@ -152,7 +152,7 @@ def test_group_on_mig_slices_is_an_error(catalog: Catalog) -> None:
 
 
 RANK = """
-import os, signal, sys
+import os, signal, sys, time
 from pathlib import Path
 folder, rank = Path(sys.argv[1]), os.environ["RANK"]
 def ended(*_):
@@ -162,6 +162,8 @@ signal.signal(signal.SIGTERM, ended if rank == "0" else signal.SIG_IGN)
 facts = [os.environ[n] for n in ("WORLD_SIZE", "MASTER_PORT")] + [os.environ.get("IMAGEMILL_GROUP")]
 (folder / f"{rank}.{os.getpid()}").write_text(repr(facts))
 if (folder / "refuse").exists() and rank == "1":
+    while not any(folder.glob("0.*")):  # the leader is ended once this rank has exited
+        time.sleep(0.01)
     sys.exit(int((folder / "refuse").read_text()))
 while True:
     signal.pause()

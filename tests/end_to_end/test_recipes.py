@@ -7,24 +7,16 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from tests.docs.pages import ROOT, blocks
-from tests.end_to_end.deployment import Deployment, up
+from tests.end_to_end.deployment import Deployment
 from tests.waiting import PATIENCE, wait_until
 
 README, CLIENT = ROOT / "README.md", ROOT / "docs" / "client.md"
-
-
-@pytest.fixture(scope="module")
-def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    with up(tmp_path_factory.mktemp("recipes") / "data") as deployment:
-        wait_until(deployment.ready_workers)
-        yield deployment
 
 
 def recipes(page: Path, language: str) -> list[str]:
@@ -81,6 +73,7 @@ def test_a_recipe_works(
     number: int,
     pictures: list[str],
 ) -> None:
+    wait_until(deployment.ready_workers)
     output = follow(deployment, tmp_path, language, recipes(page, language)[number])
     for name in pictures:
         with Image.open(tmp_path / name) as picture:
