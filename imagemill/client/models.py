@@ -89,13 +89,20 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class Worker:
-    """A worker as last reported; `raw` has the remaining fields."""
+    """A worker as last reported; `raw` has the remaining fields.
+
+    `started` and `at`, the time of the report, are in seconds since the epoch.
+    """
 
     id: str
     model: str | None
     state: str
     error: str | None
     device: str | None
+    host: str | None
+    pid: int | None
+    started: float | None
+    at: float | None
     in_flight: int | None
     images_done: int | None
     steps_per_second: float | None

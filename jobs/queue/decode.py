@@ -10,6 +10,7 @@ from enum import StrEnum
 from typing import Any
 
 from jobs.job import Counts, ImageResult, ImageView, Job, Lease, State, job_state
+from jobs.reports import WorkerReport
 from jobs.request import ImageRequest
 
 
@@ -58,7 +59,7 @@ class WorkerInfo:
     """A live worker, and the report it last registered with."""
 
     id: str
-    info: dict[str, Any]
+    report: WorkerReport
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from jobs.queue.decode import (
     image_view,
     job_view,
 )
+from jobs.reports import ModelCard, WorkerReport
 
 _PAGE = 100
 """Jobs read per round trip, when listing."""
@@ -175,12 +176,16 @@ class Reader:
         names = [self._keys("worker", worker) for worker in sorted(ids)]
         reports = self._link.ask(lambda client: client.mget(names))
         pairs = zip(sorted(ids), reports, strict=True)
-        return [WorkerInfo(worker, json.loads(text)) for worker, text in pairs if text]
+        return [
+            WorkerInfo(worker, WorkerReport.from_dict(json.loads(text)))
+            for worker, text in pairs
+            if text
+        ]
 
-    def card(self, model: str) -> dict[str, Any] | None:
+    def card(self, model: str) -> ModelCard | None:
         """The card that a worker published for the model, if any."""
         text = self._link.ask(lambda client: client.hget(self._keys("cards"), model))
-        return None if text is None else dict(json.loads(text))
+        return None if text is None else ModelCard.from_dict(json.loads(text))
 
     def last_event(self) -> str:
         """The id to pass to `events` to read what happens from now on."""

@@ -35,6 +35,7 @@ from jobs.queue.decode import (
 )
 from jobs.queue.keys import LIFETIMES_MS
 from jobs.queue.reader import Reader
+from jobs.reports import ModelCard, WorkerReport
 from jobs.request import ImageRequest
 
 __all__ = ["Ahead", "Beat", "Commit", "Event", "Store", "Submitted", "WorkerInfo"]
@@ -272,18 +273,20 @@ class Store(Reader):
         """Report that the files of a job from `due` are gone. A job that can be read is kept."""
         self._link.run("forget", job_id)
 
-    def register(self, worker_id: str, info: Mapping[str, Any], ttl_seconds: float) -> None:
+    def register(self, worker_id: str, report: WorkerReport, ttl_seconds: float) -> None:
         """Register a worker as alive for `ttl_seconds`, with its report."""
-        self._link.run("register", worker_id, json.dumps(info), _milliseconds(ttl_seconds))
+        text = json.dumps(report.to_dict())
+        self._link.run("register", worker_id, text, _milliseconds(ttl_seconds))
 
     def unregister(self, worker_id: str) -> None:
         """Remove a worker's registration."""
         self._link.ask(lambda client: client.delete(self._keys("worker", worker_id)))
         self._link.ask(lambda client: client.zrem(self._keys("workers"), worker_id))
 
-    def publish_card(self, model: str, card: Mapping[str, Any]) -> None:
+    def publish_card(self, model: str, card: ModelCard) -> None:
         """Publish a model's card."""
-        self._link.ask(lambda client: client.hset(self._keys("cards"), model, json.dumps(card)))
+        text = json.dumps(card.to_dict())
+        self._link.ask(lambda client: client.hset(self._keys("cards"), model, text))
 
 
 def _check_submission(

@@ -10,6 +10,7 @@ from PIL import Image
 
 from jobs.catalog import load_catalog
 from jobs.defaults import to_publish
+from jobs.reports import ModelCard
 from pipelines.load import load_pipeline, resolve_defaults
 from pipelines.loading.checkpoint import find_checkpoint
 from pipelines.loading.defaults import own_defaults
@@ -74,7 +75,9 @@ def test_a_recipe_has_the_defaults_of_an_entry_with_only_a_path(tiny_folder, tmp
     model = resolve_defaults(written)
     card = to_publish(written, model)
     job = SubmitJob.model_validate({"model": "m", "prompts": ["a red cat"]})
-    [request] = image_requests(job, written, json.loads(json.dumps(card)))
+    [request] = image_requests(
+        job, written, ModelCard.from_dict(json.loads(json.dumps(card.to_dict())))
+    )
     pipeline = load_pipeline(model, "cpu")
     sample = begin(pipeline, request)
     pixels = torch.zeros(3, request.height, request.width)

@@ -6,9 +6,10 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -18,6 +19,7 @@ from jobs.catalog import Catalog, Defaults, Limits, Model
 from jobs.image_store import LocalImages
 from jobs.job import ImageResult, Lease
 from jobs.queue.store import Store
+from jobs.reports import Card, ModelCard
 from jobs.runtime.embedded_queue import EmbeddedServer
 from service.app import create_app
 from service.settings import ServiceSettings
@@ -31,6 +33,12 @@ CATALOG = Catalog(
     }
 )
 _numbers = count()
+
+
+def card(**properties: Any) -> ModelCard:
+    """A card with these properties, and otherwise those of a Flux model."""
+    plain = Card("flux", 16, "embedded", True, None, "FlowMatchEulerDiscreteScheduler")
+    return ModelCard(properties=replace(plain, **properties))
 
 
 @dataclass
