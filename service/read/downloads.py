@@ -17,6 +17,7 @@ from zipstream import ZIP_STORED, ZipStream
 
 from jobs.fields import PER_IMAGE
 from jobs.job import ImageResult, ImageView, Job
+from jobs.media import SUFFIXES
 from jobs.recipe import recipe_of
 
 SHEET_IMAGES = 100
@@ -26,7 +27,6 @@ THUMBNAIL = 160
 """Longer side of a sheet's thumbnails, in pixels."""
 
 _GAP = 8
-_SUFFIXES = {"image/png": ".png", "image/jpeg": ".jpg", "image/webp": ".webp"}
 
 
 class ImageFile(FileResponse):
@@ -46,7 +46,7 @@ class ImageFile(FileResponse):
 
 def file_name(index: int, result: ImageResult) -> str:
     """An image's file name in archives and downloads."""
-    return f"{index:05d}{_SUFFIXES.get(result.media_type, '.bin')}"
+    return f"{index:05d}{SUFFIXES.get(result.media_type, '.bin')}"
 
 
 def archive(job: Job, images: Sequence[ImageView], paths: dict[int, Path]) -> ZipStream:
