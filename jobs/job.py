@@ -11,7 +11,7 @@ themselves are the Lua scripts in `jobs/queue/lua`; this module is read-only.
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
 from jobs.request import ImageRequest
 
@@ -30,6 +30,11 @@ class State(StrEnum):
         """Whether nothing more will happen without a retry."""
         return self in FINISHED
 
+
+WebhookEvent = Literal[
+    "job.succeeded", "job.failed", "job.cancelled", "image.succeeded", "image.failed"
+]
+"""What a webhook can be notified of."""
 
 FINISHED = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED})
 

@@ -20,7 +20,7 @@ from rich.console import Console
 from imagemill.client import protocol
 from imagemill.client.clients import Client
 from imagemill.client.errors import ApiError, InvalidInput
-from imagemill.commands.follow import Hopeless, Saved, follow, wait_for_defaults
+from imagemill.commands.follow import CANCEL_PATIENCE, Hopeless, Saved, follow, wait_for_defaults
 from imagemill.commands.options import DATA, catalog_path
 from imagemill.commands.prompts import Prompt
 from imagemill.local.find_server import resolve_server, server_for
@@ -40,7 +40,6 @@ INTERRUPTED = 130
 ROWS_SHOWN = 20
 """Larger jobs list only their failed images."""
 
-CANCEL_PATIENCE = 5.0
 
 FLAGS = {"reproducible": "fast"}
 """Fields whose flag has a different name."""

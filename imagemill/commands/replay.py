@@ -18,7 +18,7 @@ from imagemill.client import protocol
 from imagemill.client.clients import Client
 from imagemill.client.errors import InvalidInput
 from imagemill.client.file_names import write_file
-from imagemill.commands.follow import Saved, follow
+from imagemill.commands.follow import CANCEL_PATIENCE, Saved, follow
 from imagemill.commands.options import catalog_path
 from imagemill.local.find_server import server_for
 from imagemill.terminal import show
@@ -28,8 +28,6 @@ from jobs.errors import ImageFailed, ImagemillError, NoRecipe
 from jobs.fields import PER_JOB
 from jobs.job import State
 from jobs.recipe import Recipe, read_recipe
-
-CANCEL_PATIENCE = 5.0
 
 
 @dataclass(frozen=True, slots=True)

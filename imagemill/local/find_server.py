@@ -20,6 +20,9 @@ from imagemill.terminal.interrupts import Interrupts
 from jobs.catalog import load_catalog
 from jobs.errors import ImagemillError
 
+LONELY_SECONDS = 30.0
+"""Seconds without any worker after which the user is told where to look."""
+
 NO_WORKER, WAITING = "waiting for a worker", "waiting for the server"
 LOOK_PAUSE = 0.1
 FIRST_PATIENCE = 2.0

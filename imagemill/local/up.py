@@ -33,6 +33,7 @@ from imagemill.local.children import (
     last_line,
     module,
 )
+from imagemill.local.find_server import LONELY_SECONDS
 from imagemill.local.up_lock import Record, Users, announce, claimed, withdraw
 from jobs.catalog import Catalog, load_catalog
 from jobs.errors import StorageUnavailable
@@ -48,9 +49,6 @@ TICK = 0.1
 
 PROBE_PAUSE = 0.25
 """Seconds between two checks whether everything is ready."""
-
-LONELY_SECONDS = 30.0
-"""Seconds without any worker after which the user is told where to look."""
 
 DRAIN_LIMIT, STOP_LIMIT = 60.0, 15.0
 """Seconds that the workers and the service get to stop before they're killed."""
