@@ -17,7 +17,11 @@ from jobs.request import ImageRequest
 
 
 class State(StrEnum):
-    """The states of an image and of a job; `STATES` explains each one."""
+    """The states of an image and of a job.
+
+    Of an image: waiting for a worker, for the first time or again; leased by a worker; stored and
+    committed, exactly once; couldn't be made, and the error says why; stopped before it finished.
+    """
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -37,14 +41,6 @@ WebhookEvent = Literal[
 """What a webhook can be notified of."""
 
 FINISHED = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED})
-
-STATES = {
-    State.QUEUED: "Waiting for a worker, for the first time or again.",
-    State.RUNNING: "A worker has a lease on it and is making it.",
-    State.SUCCEEDED: "Its file is stored and its result is committed, exactly once.",
-    State.FAILED: "It couldn't be made; the error says why.",
-    State.CANCELLED: "It was stopped before it was finished.",
-}
 
 
 @dataclass(frozen=True, slots=True)

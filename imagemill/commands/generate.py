@@ -67,7 +67,7 @@ class Generation:
 
     def __init__(self, options: GenerateOptions, stdout: Console, stderr: Console) -> None:
         self._options = options
-        self._stdout, self._stderr = stdout, stderr
+        self._stdout = stdout
         self._console = stderr if options.as_json else stdout
         self._view = _view(self._console, options.pictures)
         self._job: dict[str, Any] | None = None

@@ -154,7 +154,6 @@ class Store(Reader):
         worker: str,
         *,
         limit: int,
-        max_pixels: int = 2**53,
         lease_seconds: float,
         prefer: tuple[int, int] | None = None,
         linger_seconds: float = 0,
@@ -162,15 +161,14 @@ class Store(Reader):
         held: Iterable[str] = (),
         joins_from: int | None = None,
     ) -> list[Lease]:
-        """Lease the next images of `model`: at most `limit`, with at most `max_pixels` in total.
+        """Lease the next images of `model`, at most `limit`.
 
         A repeated `nonce` returns the same leases, so a lost reply costs nothing. `held` are the
         keys of the images that the worker holds; other images of its previous claim go back.
         Images of the width and height `prefer` may overtake others a little. With
         `linger_seconds`, waits for `limit` images to gather, up to this long after the queue was
-        last empty. An image that killed a worker is leased alone. An image larger than `max_pixels`
-        is leased only to a worker that holds nothing. `joins_from` is for a full worker: it gets
-        only images of jobs that it holds nothing of, at this priority or higher.
+        last empty. An image that killed a worker is leased alone. `joins_from` is for a full
+        worker: it gets only images of jobs that it holds nothing of, at this priority or higher.
         """
         width, height = prefer or ("", "")
         while True:
@@ -179,7 +177,6 @@ class Store(Reader):
                 model,
                 worker,
                 min(limit, LARGEST_CLAIM),
-                min(max_pixels, 2**53),
                 _milliseconds(lease_seconds),
                 width,
                 height,

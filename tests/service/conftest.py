@@ -55,7 +55,6 @@ class HandWorker:
             model,
             self.name,
             limit=limit,
-            max_pixels=10**9,
             lease_seconds=60,
             prefer=None,
             nonce=f"nonce-{next(_numbers)}",
