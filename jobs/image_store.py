@@ -61,7 +61,7 @@ class LocalImages:
         except FileNotFoundError as error:
             raise NotFound(f"the image file {uri} is gone") from error
 
-    def beside(self, uri: str, name: str) -> str:
+    def derived(self, uri: str, name: str) -> str:
         """The uri of a file derived from an image. It's removed together with its job's files."""
         return f"{uri.partition('/')[0]}/{name}"
 

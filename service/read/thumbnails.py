@@ -22,7 +22,7 @@ def thumbnail(images: LocalImages, result: ImageResult, side: int) -> bytes:
 
     Its name includes the image's digest, so a retried image gets a new thumbnail.
     """
-    uri = images.beside(result.uri, f"thumbnail-{result.sha256[:16]}-{side}.jpg")
+    uri = images.derived(result.uri, f"thumbnail-{result.sha256[:16]}-{side}.jpg")
     try:
         return images.read(uri)
     except NotFound:

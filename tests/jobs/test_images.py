@@ -79,7 +79,7 @@ def test_a_jobs_files_go_together(images: LocalImages) -> None:
 
 def test_derived_files_are_removed_with_their_job(images: LocalImages) -> None:
     uri = images.write("job1", 0, "a", b"image", ".png")
-    small = images.beside(uri, "small.jpg")
+    small = images.derived(uri, "small.jpg")
     images.keep(small, b"small")
     assert images.read(small) == b"small"
     images.remove_job("job1")
@@ -96,7 +96,7 @@ def test_a_full_disk_leaves_no_derived_file(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "replace", full)
-    images.keep(images.beside(uri, "small.jpg"), b"small")
+    images.keep(images.derived(uri, "small.jpg"), b"small")
     assert files_of("job1", images) == [images.path(uri).name]
 
 
