@@ -79,7 +79,8 @@ class ImageResult:
     """A committed image's file.
 
     `uri` comes from the image store; `sha256` is the file's hash in hexadecimal, `size` is in
-    bytes; `seconds` is the time from claim to commit.
+    bytes; `seconds` is the time from claim to commit; `warnings` are what the caller may not expect
+    of this image.
     """
 
     uri: str
@@ -87,6 +88,7 @@ class ImageResult:
     size: int
     media_type: str
     seconds: float
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

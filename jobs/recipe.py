@@ -11,7 +11,7 @@ APP15 segments, each of which begins with `imagemill` and a zero byte.
 
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
 from functools import cache
 from importlib.metadata import version
@@ -53,12 +53,20 @@ class Recipe:
 
     @classmethod
     def of(
-        cls, request: ImageRequest, model: Model, *, scheduler: str, bucket: int, tiled: bool
+        cls,
+        request: ImageRequest,
+        model: Model,
+        *,
+        scheduler: str,
+        bucket: int,
+        tiled: bool,
+        warnings: Sequence[str] = (),
     ) -> Self:
         """The recipe of a picture made by this process.
 
         `scheduler` is the class's name; `bucket` is the size of its forward batch, in samples.
         `tiled`: it was decoded in tiles, because the device had no memory for the whole.
+        `warnings` are the image's; the key is absent without any.
         """
         return cls(
             request,
@@ -76,6 +84,7 @@ class Recipe:
                 "quantization": model.quantization_text,
                 "cache": model.cache,
                 "tiled": tiled,
+                **({"warnings": list(warnings)} if warnings else {}),
             },
         )
 

@@ -174,6 +174,11 @@ class Card:
     sizes: tuple[tuple[int, int], ...] | None = None
 
 
+def cut_warning(limit: int, text: str) -> str:
+    """What callers are told about a "prompt" or "negative prompt" that's too long for the model."""
+    return f"the model reads {limit} tokens of a {text} and cuts the rest"
+
+
 @dataclass(frozen=True, slots=True)
 class Measured:
     """What a worker measured at warm-up.

@@ -29,10 +29,15 @@ ROUND = 64
 
 @dataclass(frozen=True, slots=True)
 class Conditioning:
-    """The text encoders' output for one prompt: tensors by name, one row each (batch dim 1)."""
+    """The text encoders' output for one text or one request: tensors by name, one row each.
+
+    `truncated`: a text had more tokens than `Card.max_prompt_tokens`. Of a request, `cut` says
+    which: "prompt", "negative prompt". The worker puts a warning about these on the image.
+    """
 
     tensors: dict[str, torch.Tensor]
     truncated: bool = False
+    cut: tuple[str, ...] = ()
 
     @property
     def size(self) -> int:

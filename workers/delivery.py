@@ -26,6 +26,7 @@ from jobs.job import ImageResult
 from jobs.media import MEDIA_TYPES
 from jobs.queue.store import Commit, Store
 from jobs.recipe import Recipe
+from jobs.reports import cut_warning
 from jobs.runtime import tracing
 from pipelines.seam import Pipeline, Sample
 from workers import pictures
@@ -193,6 +194,14 @@ class Delivery:
         if uri is not None:
             self._commit(flight, uri, data)
 
+    def _warnings(self, flight: InFlight) -> tuple[str, ...]:
+        """What the caller may not expect of this image: texts that the model didn't read whole."""
+        assert flight.sample is not None
+        limit = self._pipeline.card.max_prompt_tokens
+        if limit is None:
+            return ()
+        return tuple(cut_warning(limit, text) for text in flight.sample.conditioning.cut)
+
     def _bytes(self, flight: InFlight) -> bytes:
         assert flight.sample is not None
         [pixels] = self._pipeline.decode([flight.sample])
@@ -202,6 +211,7 @@ class Delivery:
             scheduler=self._pipeline.card.scheduler,
             bucket=flight.bucket,
             tiled=bool(flight.sample.extra.get("tiled")),
+            warnings=self._warnings(flight),
         )
         return pictures.encode(pixels, recipe)
 
@@ -217,6 +227,7 @@ class Delivery:
             size=len(data),
             media_type=MEDIA_TYPES[flight.lease.request.format],
             seconds=time.monotonic() - flight.claimed,
+            warnings=self._warnings(flight),
         )
         with tracing.under(flight.lease.trace, "commit", image=flight.lease.key):
             outcome = self._insist(flight, lambda: self._store.commit([(flight.lease, result)]))

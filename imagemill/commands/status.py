@@ -60,7 +60,8 @@ def status(
 
 def _detail(image: dict[str, Any]) -> str:
     if image["state"] == "succeeded":
-        return f"took {image['seconds']:.1f} s" if image["seconds"] is not None else ""
+        took = [f"took {image['seconds']:.1f} s"] if image["seconds"] is not None else []
+        return ", ".join([*took, *image.get("warnings", ())])
     if image["state"] == "queued" or not image["step"]:
         return ""
     stopped = "stopped at " if image["state"] == "cancelled" else ""

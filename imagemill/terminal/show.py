@@ -225,7 +225,8 @@ def recipe_table(path: Path, facts: Mapping[str, Any]) -> Table:
     table.add_column(overflow="fold")
     for name, value in facts.items():
         if value is not None:
-            table.add_row(Text(printable(name.replace("_", " "))), Text(printable(str(value))))
+            text = "; ".join(map(str, value)) if isinstance(value, list) else str(value)
+            table.add_row(Text(printable(name.replace("_", " "))), Text(printable(text)))
     return table
 
 

@@ -101,5 +101,6 @@ def _manifest_entry(image: ImageView, path: Path | None) -> dict[str, Any]:
         **{name: getattr(request, name) for name in PER_IMAGE},
         "sha256": result.sha256 if result else None,
         "error": image.error,
+        "warnings": list(result.warnings) if result else [],
         "recipe": recipe_of(path) if path else None,
     }

@@ -216,6 +216,9 @@ class ImageItem(BaseModel):
     size: Annotated[int | None, Field(description="Bytes.")]
     media_type: str | None
     seconds: Annotated[float | None, Field(description="From claim to commit.")]
+    warnings: Annotated[
+        list[str], Field(description="What may surprise about this image, once it's finished.")
+    ] = []
 
 
 class JobUrls(BaseModel):

@@ -14,7 +14,7 @@ from jobs.catalog import Model, problems
 from jobs.defaults import as_published
 from jobs.errors import FieldProblem, InvalidRequest
 from jobs.fields import FROM_MODEL
-from jobs.reports import Card, ModelCard
+from jobs.reports import Card, ModelCard, cut_warning
 from jobs.request import MAX_SEED, ImageRequest
 from service.http.errors import NotReady, summary
 from service.submit.schemas import MAX_TEXT_BYTES, ImageSettings, PromptItem, SubmitJob
@@ -96,13 +96,10 @@ def _cut(
         return
     long = [place for place, entry in enumerate(entries) if count(entry.prompt) > limit]
     if long:
-        yield (
-            f"the model reads {limit} tokens of a prompt and cuts the rest: "
-            f"{_listed('/prompts/', long)}"
-        )
+        yield f"{cut_warning(limit, 'prompt')}: {_listed('/prompts/', long)}"
     negative = {_first("negative_prompt", entry, job) or "" for entry in entries}
     if any(count(text) > limit for text in negative):
-        yield f"the model reads {limit} tokens of a negative prompt and cuts the rest"
+        yield cut_warning(limit, "negative prompt")
 
 
 def _without_effect(

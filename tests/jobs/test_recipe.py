@@ -166,6 +166,18 @@ def test_every_format_has_the_recipe_in_xmp(image_format: ImageFormat) -> None:
     assert xmp.MADE_BY_A_MODEL in [item.text for item in element]
 
 
+def test_warnings_are_stored_and_read_back(tmp_path: Path) -> None:
+    warnings = ["the model reads 77 tokens", "a <b> & c"]
+    recipe = recipe_in("webp")
+    warned = replace(recipe, made_with={**recipe.made_with, "warnings": warnings})
+    path = tmp_path / "picture"
+    path.write_bytes(save(Image.new("RGB", (16, 8)), warned))
+    assert read_recipe(path).facts()["warnings"] == warnings
+    root = ElementTree.fromstring(xmp.packet(warned.to_dict()))
+    [bag] = root.iter(f"{OURS}warnings")
+    assert [item.text for item in bag.iter(f"{RDF}li")] == warnings
+
+
 @pytest.mark.parametrize(
     "prompt",
     ["a <b> & \"c\" ]]> 'd'", "\x00\x1b[2J\ud800\ufffe", "&" * 10_000, "図" * 10_000],

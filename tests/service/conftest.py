@@ -63,12 +63,15 @@ class HandWorker:
         self.held += [lease.key for lease in leases]
         return leases
 
-    def finish(self, lease: Lease, data: bytes | None = None) -> bytes:
+    def finish(
+        self, lease: Lease, data: bytes | None = None, warnings: tuple[str, ...] = ()
+    ) -> bytes:
         """Deliver an image for the lease and return its bytes."""
         data = data or picture(lease.request.width, lease.request.height, lease.index)
         uri = self.images.write(lease.job_id, lease.index, lease.token, data, ".png")
         digest = hashlib.sha256(data).hexdigest()
-        self.store.commit([(lease, ImageResult(uri, digest, len(data), "image/png", 0.5))])
+        result = ImageResult(uri, digest, len(data), "image/png", 0.5, warnings)
+        self.store.commit([(lease, result)])
         self._drop(lease)
         return data
 
