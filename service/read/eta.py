@@ -43,10 +43,10 @@ def speed(workers: Iterable[WorkerInfo], model: str) -> Speed:
     """The total speed of a model's ready workers, as far as they've measured it."""
     reports = [worker.report for worker in workers]
     ready = [report for report in reports if report.model == model and report.ready]
-    known = [report for report in ready if report.pixel_steps_per_second]
+    measured = [report for report in ready if report.pixel_steps_per_second]
     return Speed(
-        rate=sum(report.pixel_steps_per_second or 0.0 for report in known),
-        slots=sum(max(1.0, report.samples_per_forward or 0.0) for report in known),
+        rate=sum(report.pixel_steps_per_second or 0.0 for report in measured),
+        slots=sum(max(1.0, report.samples_per_forward or 0.0) for report in measured),
         held=sum(report.held_pixel_steps or 0.0 for report in ready),
     )
 
