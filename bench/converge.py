@@ -17,6 +17,7 @@ from bench import serving
 from bench.report import Metrics
 from jobs.catalog import load_catalog
 from jobs.queue.store import Store
+from jobs.reports import Buckets
 from workers.pass_timer import probe
 
 CATALOG = Path("models.toml")
@@ -32,10 +33,13 @@ def run() -> Metrics:
     for name, (before, after) in rows.items():
         print(f"  {name:<10}{before}   {after}")
     quiet, busy = (after for _, after in rows.values())
-    return {f"converged_{what}": float(quiet[what] == busy[what]) for what in quiet}
+    return {
+        "converged_pinned": float(quiet.pinned == busy.pinned),
+        "converged_largest": float(quiet.largest == busy.largest),
+    }
 
 
-def _buckets(loops: int) -> tuple[dict[str, int], dict[str, int]]:
+def _buckets(loops: int) -> tuple[Buckets, Buckets]:
     """The buckets after a start next to `loops` busy loops, and after the images without them."""
     with serving.folder() as data:
         with _busy(loops), serving.workers(data, CATALOG, "demo") as store:
@@ -67,9 +71,10 @@ def _is_finished(store: Store, job_id: str) -> bool:
     return store.job(job_id, None).state.finished
 
 
-def _reported(store: Store) -> dict[str, int]:
-    def buckets() -> dict[str, int] | None:
-        return next((w.info["buckets"] for w in store.workers() if w.info["buckets"]), None)
+def _reported(store: Store) -> Buckets:
+    def buckets() -> Buckets | None:
+        reports = (worker.report for worker in store.workers())
+        return next((report.buckets for report in reports if report.buckets), None)
 
     return serving.until(buckets)
 

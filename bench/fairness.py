@@ -138,4 +138,4 @@ def _is_busy(store: Store, job_id: str) -> bool:
 
 
 def _in_flight(store: Store) -> int:
-    return sum(int(worker.info.get("in_flight", 0)) for worker in store.workers())
+    return sum(worker.report.in_flight or 0 for worker in store.workers())

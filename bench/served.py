@@ -16,7 +16,7 @@ import statistics
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from bench import serving
 from bench.models import device
@@ -25,12 +25,15 @@ from bench.report import Metrics, table
 from imagemill.client.clients import Client, Job
 from jobs.catalog import Model, load_catalog
 from jobs.job import State
+from jobs.reports import WorkerReport
 from jobs.request import ImageRequest
 from pipelines.load import load_pipeline
 from pipelines.seam import Pipeline
 from workers.pass_timer import probe
 from workers.profile import warm_up
 from workers.scheduler import Costs
+
+T = TypeVar("T")
 
 CATALOG = Path("models.toml")
 
@@ -105,14 +108,22 @@ def _served(client: Client, workload: list[ImageRequest]) -> Served:
     if job.state is not State.SUCCEEDED:
         raise RuntimeError("a benchmark's image failed")
     after = serving.until(lambda: _reported_after(client, finished))
+    busy_seconds = _known(last.busy_seconds) - _known(first.busy_seconds)
     return Served(
         images_per_second=len(workload) / (finished - started),
-        idle=1 - (last["busy_seconds"] - first["busy_seconds"]) / (last["at"] - first["at"]),
-        encoder_calls=after["prompt_cache"]["misses"] - before["prompt_cache"]["misses"],
+        idle=1 - busy_seconds / (_known(last.at) - _known(first.at)),
+        encoder_calls=_known(after.prompt_cache)["misses"] - _known(before.prompt_cache)["misses"],
     )
 
 
-def _at_progress(client: Client, job: Job, share: float) -> dict[str, Any]:
+def _known(value: T | None) -> T:
+    """A value that every ready worker reports."""
+    if value is None:
+        raise RuntimeError("the worker's report is incomplete")
+    return value
+
+
+def _at_progress(client: Client, job: Job, share: float) -> WorkerReport:
     """The worker's report once the job's progress has reached `share`."""
 
     def progress() -> float:
@@ -122,6 +133,6 @@ def _at_progress(client: Client, job: Job, share: float) -> dict[str, Any]:
     return serving.worker(client)
 
 
-def _reported_after(client: Client, moment: float) -> dict[str, Any] | None:
+def _reported_after(client: Client, moment: float) -> WorkerReport | None:
     report = serving.worker(client)
-    return report if report["at"] > moment else None
+    return report if _known(report.at) > moment else None

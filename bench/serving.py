@@ -20,6 +20,7 @@ import httpx
 from imagemill.client.clients import Client
 from imagemill.local.up_lock import running
 from jobs.queue.store import Store
+from jobs.reports import WorkerReport
 from jobs.runtime import lifeline
 from jobs.runtime.embedded_queue import EmbeddedServer
 
@@ -76,14 +77,14 @@ def up(data: Path, models: Path) -> Iterator[Client]:
     with _process(data, argv, _variables(data, models, {})) as process:
         record = until(lambda: running(data), [process])
         with Client(record.url) as client:
-            until(lambda: worker(client).get("state") == "ready", [process])
+            until(lambda: worker(client).ready, [process])
             yield client
 
 
-def worker(client: Client) -> dict[str, Any]:
-    """The only worker's latest report; empty before its first."""
+def worker(client: Client) -> WorkerReport:
+    """The only worker's latest report; an empty one before its first."""
     reports = client.get("/v1/workers")["data"]
-    return dict(reports[0]) if reports else {}
+    return WorkerReport.from_dict(reports[0]) if reports else WorkerReport()
 
 
 def until(
@@ -124,7 +125,7 @@ def _variables(data: Path, models: Path, settings: Mapping[str, str]) -> dict[st
 
 
 def _ready(store: Store) -> int:
-    return sum(worker.info.get("state") == "ready" for worker in store.workers())
+    return sum(worker.report.ready for worker in store.workers())
 
 
 def _is_ready(address: str) -> bool:

@@ -16,6 +16,7 @@ from diffusers import DiffusionPipeline
 from PIL import Image, ImageDraw
 
 from demo.score import Drawing, draw
+from jobs.sheet import Grid
 
 MARGIN: Final = 4
 LINE: Final = 11
@@ -26,13 +27,12 @@ LETTER: Final = 5.6
 
 def sheet(pictures: Sequence[Image.Image], prompts: Sequence[str], columns: int) -> Image.Image:
     """All pictures in rows; they have the same size. Few colours keep the file small."""
-    width, height = pictures[0].width + MARGIN, pictures[0].height + LINES * LINE + MARGIN
-    rows = -(-len(pictures) // columns)
-    page = Image.new("RGB", (columns * width + MARGIN, rows * height + MARGIN), "white")
+    width, height = pictures[0].size
+    grid = Grid(len(pictures), columns, width, height + LINES * LINE, MARGIN)
+    page = grid.blank()
     pen = ImageDraw.Draw(page)
     for index, (picture, prompt) in enumerate(zip(pictures, prompts, strict=True)):
-        x = index % columns * width + MARGIN
-        y = index // columns * height + MARGIN
+        x, y = grid.place(index)
         page.paste(picture, (x, y))
         pen.rectangle(
             (x - 1, y - 1, x + picture.width, y + picture.height), outline=(200, 200, 200)

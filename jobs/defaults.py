@@ -5,11 +5,10 @@ service reads them. The entry's `defaults` take precedence, field by field.
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import asdict, replace
-from typing import Any
 
 from jobs.catalog import SMALLEST_SIDE, Defaults, Limits, Model
+from jobs.reports import ModelCard
 
 
 def with_own_defaults(model: Model, own: Defaults) -> Model:
@@ -22,24 +21,23 @@ def with_own_defaults(model: Model, own: Defaults) -> Model:
     return replace(model, defaults=replace(model.defaults, **values), unset=())
 
 
-def to_publish(entry: Model, model: Model) -> dict[str, Any]:
-    """The card's fields about the defaults of `model`, which is `entry` with its own defaults.
+def to_publish(entry: Model, model: Model) -> ModelCard:
+    """A card with only the defaults of `model`, which is `entry` with its own defaults.
 
-    They hold only what the entry leaves open, and which weights it's for, so that nobody uses them
-    for different ones.
+    It holds what the entry leaves open, and which weights it's for, so that nobody uses it for
+    different ones.
     """
-    return {
-        "source": entry.source,
-        "defaults": {name: getattr(model.defaults, name) for name in entry.unset},
-    }
+    return ModelCard(
+        source=entry.source,
+        defaults={name: getattr(model.defaults, name) for name in entry.unset},
+    )
 
 
-def as_published(model: Model, card: Mapping[str, Any] | None) -> Model:
+def as_published(model: Model, card: ModelCard | None) -> Model:
     """The model, with the defaults in its card; those that the card doesn't have stay unset."""
-    if not model.unset or card is None or card.get("source") != model.source:
+    if not model.unset or card is None or card.source != model.source:
         return model
-    published = card.get("defaults", {})
-    values = {name: value for name, value in published.items() if name in model.unset}
+    values = {name: value for name, value in card.defaults.items() if name in model.unset}
     unset = tuple(name for name in model.unset if name not in values)
     return replace(model, defaults=replace(model.defaults, **values), unset=unset)
 

@@ -8,6 +8,7 @@
     ├── IdempotencyMismatch    the same Idempotency-Key with a different body
     ├── QuotaExceeded          the caller has too many unfinished images
     ├── ConfigurationError     bad settings or catalog; the process doesn't start
+    ├── NoRecipe               a file isn't an image or contains no valid recipe
     ├── StorageUnavailable     the queue or image storage is temporarily down or full
     └── PipelineError          a problem with the model or one of its images
         ├── ModelUnavailable   the model can't be loaded; names the file and the entry
@@ -69,6 +70,10 @@ class QuotaExceeded(ImagemillError):
 
 class ConfigurationError(ImagemillError):
     """The settings or the catalog are wrong; the process reports it and doesn't start."""
+
+
+class NoRecipe(ImagemillError):
+    """A file isn't an image or contains no valid recipe."""
 
 
 class StorageUnavailable(ImagemillError):

@@ -61,7 +61,7 @@ class LocalImages:
         except FileNotFoundError as error:
             raise NotFound(f"the image file {uri} is gone") from error
 
-    def beside(self, uri: str, name: str) -> str:
+    def derived(self, uri: str, name: str) -> str:
         """The uri of a file derived from an image. It's removed together with its job's files."""
         return f"{uri.partition('/')[0]}/{name}"
 
@@ -92,18 +92,6 @@ class LocalImages:
             return
         except OSError as error:
             raise _unavailable(folder, error) from error
-
-    def orphans(self, job_id: str, committed: set[str]) -> list[str]:
-        """Uris of a job's files that aren't `committed`, including partly written ones.
-
-        Only use it on a finished job: while a job runs, an image that's about to be committed looks
-        the same as one whose commit was refused.
-        """
-        folder = self.path(f"{job_id}/x").parent
-        if not folder.is_dir():
-            return []
-        uris = (f"{job_id}/{path.name}" for path in sorted(folder.iterdir()))
-        return [uri for uri in uris if uri not in committed]
 
 
 def _write_whole(path: Path, data: bytes) -> None:

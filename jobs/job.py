@@ -11,13 +11,17 @@ themselves are the Lua scripts in `jobs/queue/lua`; this module is read-only.
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
 from jobs.request import ImageRequest
 
 
 class State(StrEnum):
-    """The states of an image and of a job; `STATES` explains each one."""
+    """The states of an image and of a job.
+
+    Of an image: waiting for a worker, for the first time or again; leased by a worker; stored and
+    committed, exactly once; couldn't be made, and the error says why; stopped before it finished.
+    """
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -31,15 +35,12 @@ class State(StrEnum):
         return self in FINISHED
 
 
-FINISHED = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED})
+WebhookEvent = Literal[
+    "job.succeeded", "job.failed", "job.cancelled", "image.succeeded", "image.failed"
+]
+"""What a webhook can be notified of."""
 
-STATES = {
-    State.QUEUED: "Waiting for a worker, for the first time or again.",
-    State.RUNNING: "A worker has a lease on it and is making it.",
-    State.SUCCEEDED: "Its file is stored and its result is committed, exactly once.",
-    State.FAILED: "It couldn't be made; the error says why.",
-    State.CANCELLED: "It was stopped before it was finished.",
-}
+FINISHED = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED})
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +79,8 @@ class ImageResult:
     """A committed image's file.
 
     `uri` comes from the image store; `sha256` is the file's hash in hexadecimal, `size` is in
-    bytes; `seconds` is the time from claim to commit.
+    bytes; `seconds` is the time from claim to commit; `warnings` are what the caller may not expect
+    of this image.
     """
 
     uri: str
@@ -86,6 +88,7 @@ class ImageResult:
     size: int
     media_type: str
     seconds: float
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,12 +86,12 @@ class FakePipeline:
     def encode(self, requests: Sequence[ImageRequest]) -> list[Conditioning]:
         """One token per word; a prompt with more tokens than the card's limit is truncated."""
         limit = self.card.max_prompt_tokens or math.inf
-        return [
-            Conditioning(
-                {"prompt_embeds": _noise(r.prompt, 0, (1, 4))}, len(r.prompt.split()) > limit
-            )
-            for r in requests
-        ]
+        conditionings = []
+        for request in requests:
+            tensors = {"prompt_embeds": _noise(request.prompt, 0, (1, 4))}
+            is_cut = len(request.prompt.split()) > limit
+            conditionings.append(Conditioning(tensors, is_cut, ("prompt",) if is_cut else ()))
+        return conditionings
 
     def start(self, request: ImageRequest, conditioning: Conditioning) -> Sample:
         """Four colours from seed and prompt; the latents merely count the steps."""

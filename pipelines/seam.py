@@ -18,7 +18,10 @@ from typing import Any, Protocol
 
 import torch
 
+from jobs.reports import Card, PromptForm
 from jobs.request import ImageRequest
+
+__all__ = ["ROUND", "Card", "Conditioning", "Pipeline", "PromptForm", "Sample"]
 
 ROUND = 64
 """Most images per round; the worker holds them and their embeddings all at once."""
@@ -26,10 +29,15 @@ ROUND = 64
 
 @dataclass(frozen=True, slots=True)
 class Conditioning:
-    """The text encoders' output for one prompt: tensors by name, one row each (batch dim 1)."""
+    """The text encoders' output for one text or one request: tensors by name, one row each.
+
+    `truncated`: a text had more tokens than `Card.max_prompt_tokens`. Of a request, `cut` says
+    which: "prompt", "negative prompt". The worker puts a warning about these on the image.
+    """
 
     tensors: dict[str, torch.Tensor]
     truncated: bool = False
+    cut: tuple[str, ...] = ()
 
     @property
     def size(self) -> int:
@@ -62,57 +70,6 @@ class Sample:
     def done(self) -> bool:
         """Whether denoising is finished and `decode` may be called."""
         return self.step >= self.steps
-
-
-@dataclass(frozen=True, slots=True)
-class PromptForm:
-    """How a prompt is prepared before its tokens are counted against `Card.max_prompt_tokens`.
-
-    The tokenizer reads `before` + prompt + `after`. Occurrences of `removed` are deleted from the
-    prompt; if `lowered`, the prompt is lowercased and stripped. `dropped` tokens don't count. An
-    absent negative prompt is "".
-    """
-
-    before: str = ""
-    after: str = ""
-    lowered: bool = False
-    dropped: int = 0
-    removed: str = ""
-
-    def of(self, text: str) -> str:
-        """The text that the tokenizer reads."""
-        if self.removed:
-            text = text.replace(self.removed, "")
-        return self.before + (text.lower().strip() if self.lowered else text) + self.after
-
-
-@dataclass(frozen=True, slots=True)
-class Card:
-    """A loaded model's properties; the worker publishes them so that the service can validate.
-
-    `multiple`: widths and heights must be multiples of it, in pixels.
-    `guidance`: "embedded", "classifier-free", "fixed" (classifier-free at a scale that the pipeline
-        sets) or "none".
-    `guides_above`: classifier-free guidance runs, and negative prompts are used, if
-        `guidance_scale` is above it.
-    `joins`: whether a sample may join others between steps.
-    `max_prompt_tokens`: where the text encoder truncates; None if unknown.
-    `scheduler`: the scheduler's class name, for the recipe.
-    `prompt`: how a prompt's tokens are counted with `Pipeline.tokenizer_json`; None if they can't
-        be counted from outside.
-    `sizes`: the widths and heights that the model has been seen to make, if it changes other sizes
-        to these; None if it makes the requested size.
-    """
-
-    family: str
-    multiple: int
-    guidance: str
-    joins: bool
-    max_prompt_tokens: int | None
-    scheduler: str
-    prompt: PromptForm | None = None
-    guides_above: float = 1.0
-    sizes: tuple[tuple[int, int], ...] | None = None
 
 
 class Pipeline(Protocol):

@@ -1,22 +1,15 @@
-"""API keys: `python -m service.keys add NAME` creates one; the service only stores its hash.
-
-    python -m service.keys add alice --weight 2 --max-unfinished 5000 --rate 120/minute
-    python -m service.keys list
-    python -m service.keys revoke ID
+"""API keys: `imagemill keys` creates and revokes them; only their hashes are stored.
 
 A data folder's keys are in one file, which a running service reloads when it changes. A key has 256
 random bits, so a plain SHA-256 is as secure at rest as a slow hash. Doesn't depend on HTTP.
 """
 
-import argparse
 import fcntl
 import hashlib
-import json
 import os
 import secrets
-import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -26,7 +19,6 @@ from limits import parse
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from jobs.errors import ConfigurationError
-from service.settings import ServiceSettings
 
 log = structlog.get_logger(__name__)
 
@@ -162,46 +154,3 @@ class KeyRing:
 
 def _digest(key: str) -> str:
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns 2 for an error."""
-    flags = vars(_parser().parse_args(arguments))
-    action = flags.pop("action")
-    try:
-        ring = KeyRing(ServiceSettings.read().data / "keys.json")
-        if action == "add":
-            allowed = {name: value for name, value in flags.items() if value is not None}
-            text, key = ring.add(**allowed)
-            sys.stdout.write(f"{text}\n")
-            sys.stderr.write(f"{key.id} for tenant {key.tenant}; this key won't be shown again\n")
-        elif action == "revoke":
-            ring.revoke(flags["id"])
-        else:
-            keys = [key.model_dump(exclude={"sha256"}) for key in ring.all()]
-            sys.stdout.write(json.dumps(keys, indent=1) + "\n")
-    except ConfigurationError as error:
-        sys.stderr.write(f"imagemill keys: {error}\n")
-        return 2
-    return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m service.keys", description=__doc__)
-    actions = parser.add_subparsers(dest="action", required=True)
-    add = actions.add_parser("add", help="create a key and print it once")
-    add.add_argument("tenant", help="the tenant whose jobs the key can access")
-    add.add_argument("--weight", type=float, help="share relative to other tenants (default: 1)")
-    add.add_argument(
-        "--max-unfinished", type=int, help="maximum number of queued and running images"
-    )
-    add.add_argument("--max-priority", type=int, help="highest allowed priority, 0 to 9")
-    add.add_argument("--rate", help="rate limit of requests, such as 600/minute")
-    actions.add_parser("list", help="list all keys, without their secrets")
-    revoke = actions.add_parser("revoke", help="revoke a key")
-    revoke.add_argument("id")
-    return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -148,3 +148,8 @@ def test_the_docs_list_each_field() -> None:
         assert (field.flag if name in flags.SETTINGS else "--fast") in command
         if field.per_prompt:
             assert f"`{name}`" in command
+
+
+def test_the_page_and_the_command_cut_titles_at_the_same_length() -> None:
+    form = (ROOT / "service/web/compose.js").read_text()
+    assert f"const TITLE_LENGTH = {flags.TITLE_LENGTH};" in form

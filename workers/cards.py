@@ -5,10 +5,9 @@ written to the data folder.
 """
 
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import structlog
 
@@ -16,8 +15,8 @@ from jobs.catalog import Model
 from jobs.defaults import to_publish
 from jobs.errors import StorageUnavailable
 from jobs.queue.store import Store
+from jobs.reports import Card, Measured, ModelCard
 from pipelines.load import read_card, resolve_defaults
-from pipelines.seam import Card
 
 log = structlog.get_logger(__name__)
 
@@ -34,7 +33,7 @@ class Cards:
     ) -> None:
         self._entry, self._store, self._file = entry, store, tokenizer_file
         self._patiently = patiently
-        self._facts: dict[str, Any] = {}
+        self._own = ModelCard(source=entry.source)
 
     def introduce(self) -> Model:
         """Publish the card before the model is loaded, unless it's already published.
@@ -43,39 +42,36 @@ class Cards:
         Returns the entry with these defaults. Raises ModelUnavailable.
         """
         model = resolve_defaults(self._entry)
-        self._facts = to_publish(self._entry, model)
+        self._own = to_publish(self._entry, model)
         known = self._known()
-        if self._entry.unset:
-            self._publish(known, {})
+        card = replace(self._own, properties=known.properties, measured=known.measured)
+        if self._entry.unset and card != known:
+            self._publish(card)
         try:
-            card, tokenizer = read_card(model)
+            properties, tokenizer = read_card(model)
         except Exception as error:  # loading the model reports whether it's at fault
             log.info("couldn't read the card before loading", model=model.name, reason=str(error))
             return model
-        if not asdict(card).items() <= known.items():
-            self.publish(card, tokenizer, {})
+        if properties != known.properties:
+            self.publish(properties, tokenizer, None)
         return model
 
-    def publish(self, card: Card, tokenizer: str | None, measured: Mapping[str, Any]) -> None:
+    def publish(self, properties: Card, tokenizer: str | None, measured: Measured | None) -> None:
         """Publish the whole card, and write the tokenizer for the service."""
         if tokenizer is not None:
             self._write_tokenizer(tokenizer)
-        self._publish({}, {**asdict(card), **measured})
+        self._publish(replace(self._own, properties=properties, measured=measured))
 
-    def _publish(self, known: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
-        """Publish `known` updated with `facts`, unless that changes nothing."""
-        facts = {**facts, **self._facts}
-        if not facts.items() <= known.items():
-            card = {**known, **facts}
-            self._patiently(lambda: self._store.publish_card(self._entry.name, card))
+    def _publish(self, card: ModelCard) -> None:
+        self._patiently(lambda: self._store.publish_card(self._entry.name, card))
 
-    def _known(self) -> dict[str, Any]:
-        """The card last published, if it's of the same weights."""
+    def _known(self) -> ModelCard:
+        """The card last published, if it's of the same weights; else an empty one."""
         try:
-            known = self._store.card(self._entry.name) or {}
+            known = self._store.card(self._entry.name)
         except StorageUnavailable:
-            return {}
-        return known if known.get("source") == self._entry.source else {}
+            known = None
+        return known if known and known.source == self._entry.source else ModelCard()
 
     def _write_tokenizer(self, text: str) -> None:
         """Write the tokenizer atomically, because the service may read it at any time."""

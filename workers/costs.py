@@ -18,6 +18,7 @@ from pathlib import Path
 
 import structlog
 
+from jobs.reports import Buckets
 from workers.scheduler import BUCKETS, Costs
 
 log = structlog.get_logger(__name__)
@@ -175,10 +176,10 @@ class Learner:
                 if point.count >= ENOUGH
             ]
 
-    def describe(self) -> dict[str, int]:
+    def buckets(self) -> Buckets:
         """The buckets in use at the default size, for status pages."""
         costs, tokens = self._costs, self._usual_tokens
-        return {"pinned": costs.pinned(tokens), "largest": costs.largest(tokens)}
+        return Buckets(pinned=costs.pinned(tokens), largest=costs.largest(tokens))
 
     @property
     def _largest_measured(self) -> int:

@@ -23,10 +23,13 @@ from jobs.catalog import Model
 from jobs.errors import GroupLost, ImageFailed, OutOfMemory, StorageUnavailable
 from jobs.image_store import LocalImages
 from jobs.job import ImageResult
+from jobs.media import MEDIA_TYPES
 from jobs.queue.store import Commit, Store
+from jobs.recipe import Recipe
+from jobs.reports import cut_warning
 from jobs.runtime import tracing
 from pipelines.seam import Pipeline, Sample
-from workers import recipe
+from workers import pictures
 from workers.in_flight import InFlight, InFlightImages
 from workers.phases import Phase, Phases
 
@@ -158,7 +161,7 @@ class Delivery:
         try:
             pixels = self._pipeline.preview(sample)
             if pixels is not None:
-                data = recipe.thumbnail(pixels)
+                data = pictures.thumbnail(pixels)
                 self._images.write(flight.lease.job_id, flight.lease.index, "preview", data, ".jpg")
         except (torch.AcceleratorError, GroupLost):
             raise
@@ -191,11 +194,26 @@ class Delivery:
         if uri is not None:
             self._commit(flight, uri, data)
 
+    def _warnings(self, flight: InFlight) -> tuple[str, ...]:
+        """What the caller may not expect of this image: texts that the model didn't read whole."""
+        assert flight.sample is not None
+        limit = self._pipeline.card.max_prompt_tokens
+        if limit is None:
+            return ()
+        return tuple(cut_warning(limit, text) for text in flight.sample.conditioning.cut)
+
     def _bytes(self, flight: InFlight) -> bytes:
         assert flight.sample is not None
         [pixels] = self._pipeline.decode([flight.sample])
-        made_with = recipe.recipe(flight.sample, self._model, self._pipeline.card, flight.bucket)
-        return recipe.encode(pixels, made_with)
+        recipe = Recipe.of(
+            flight.sample.request,
+            self._model,
+            scheduler=self._pipeline.card.scheduler,
+            bucket=flight.bucket,
+            tiled=bool(flight.sample.extra.get("tiled")),
+            warnings=self._warnings(flight),
+        )
+        return pictures.encode(pixels, recipe)
 
     def _commit(self, flight: InFlight, uri: str, data: bytes) -> None:
         """Commit the image, or remove its file if the queue refuses the commit.
@@ -207,8 +225,9 @@ class Delivery:
             uri=uri,
             sha256=hashlib.sha256(data).hexdigest(),
             size=len(data),
-            media_type=recipe.MEDIA_TYPES[flight.lease.request.format],
+            media_type=MEDIA_TYPES[flight.lease.request.format],
             seconds=time.monotonic() - flight.claimed,
+            warnings=self._warnings(flight),
         )
         with tracing.under(flight.lease.trace, "commit", image=flight.lease.key):
             outcome = self._insist(flight, lambda: self._store.commit([(flight.lease, result)]))

@@ -12,12 +12,12 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
 
 import structlog
 
 from jobs.errors import StorageUnavailable
 from jobs.queue.store import Store
+from jobs.reports import WorkerReport
 from workers.in_flight import InFlightImages
 from workers.settings import WorkerSettings
 
@@ -39,8 +39,8 @@ SWEEP_SECONDS = 2.0
 class Heartbeat:
     """Beats until `stop`.
 
-    `describe` returns the state to register, and `stuck` whether to end the process. `rebalance` is
-    called at every beat, to give images back if another worker is idle.
+    `describe` returns the report to register, and `stuck` whether to end the process. `rebalance`
+    is called at every beat, to give images back if another worker is idle.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Heartbeat:
         store: Store,
         settings: WorkerSettings,
         flights: InFlightImages,
-        describe: Callable[[], dict[str, Any]],
+        describe: Callable[[], WorkerReport],
         stuck: Callable[[], bool],
         rebalance: Callable[[], None] = lambda: None,
     ) -> None:

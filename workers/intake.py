@@ -161,7 +161,6 @@ class Intake:
                     self._model,
                     self._name,
                     limit=limit,
-                    max_pixels=2**62,
                     lease_seconds=self._settings.lease_seconds,
                     prefer=self._size,
                     linger_seconds=self._settings.linger_seconds,

@@ -6,9 +6,12 @@ Histograms are cumulative, as in Prometheus: each bucket counts the values up to
 
 import threading
 import time
-from typing import Any
+from dataclasses import replace
+from itertools import accumulate
 
 import torch
+
+from jobs.reports import Histogram, WorkerReport
 
 SIZES = (1, 2, 4, 8, 16, 32)
 """Upper bounds of the forward batch's histogram, in samples."""
@@ -16,16 +19,14 @@ SIZES = (1, 2, 4, 8, 16, 32)
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 """Upper bounds of the forward pass's histogram."""
 
-
 SMOOTHING = 0.3
 """Weight of the newest beat in the moving averages."""
-
 
 CROWDED = 1.2
 """A worker that holds this many times the samples it runs at once has enough work."""
 
 
-class Measures:
+class ForwardCounts:
     """The counts of one worker; safe to call from any thread."""
 
     def __init__(self) -> None:
@@ -50,21 +51,38 @@ class Measures:
             self._sample_seconds += samples * seconds
             self._pixel_steps += pixel_steps
 
-    def describe(self, busy_seconds: float, held: int = 0) -> dict[str, Any]:
-        """The counts as JSON, and the pace since the last call.
+    def added_to(self, report: WorkerReport) -> WorkerReport:
+        """The report with the counts, and the pace since the last call.
 
-        `busy_seconds` is the total so far; `held` is how many samples the worker holds now.
+        The report has `busy_seconds`, the total so far, and `in_flight`, the samples held now.
         """
+        busy_seconds, held = report.busy_seconds or 0.0, report.in_flight or 0
         with self._lock:
             counts = busy_seconds, self._pixel_steps, self._sample_seconds
             self._pace.update(time.monotonic(), *counts, held)
-            return {
-                "pixel_steps_per_second": self._pace.rate,
-                "samples_per_forward": self._pace.samples,
-                "tokens": self._tokens,
-                "forward_samples": _histogram(SIZES, self._sizes, self._samples),
-                "forward_seconds": _histogram(SECONDS, self._seconds, self._time),
-            }
+            return replace(
+                report,
+                pixel_steps_per_second=self._pace.rate,
+                samples_per_forward=self._pace.samples,
+                tokens=self._tokens,
+                forward_samples=_histogram(SIZES, self._sizes, self._samples),
+                forward_seconds=_histogram(SECONDS, self._seconds, self._time),
+            )
+
+
+class StepRate:
+    """A moving average of denoising steps per second; doesn't change while the worker is idle."""
+
+    def __init__(self) -> None:
+        self.value: float | None = None
+        self._seen = (0.0, 0)
+
+    def update(self, busy_seconds: float, steps: int) -> None:
+        """Update with the totals so far: seconds with a pass running, and steps of all samples."""
+        elapsed, new_steps = busy_seconds - self._seen[0], steps - self._seen[1]
+        if new_steps > 0 and elapsed > 0:
+            self.value = _smoothed(self.value, new_steps / elapsed)
+            self._seen = (busy_seconds, steps)
 
 
 class Pace:
@@ -132,10 +150,6 @@ def _place(bounds: tuple[float, ...], value: float) -> int:
     return next((place for place, bound in enumerate(bounds) if value <= bound), len(bounds))
 
 
-def _histogram(bounds: tuple[float, ...], counts: list[int], total: float) -> dict[str, Any]:
-    """(bound, count of values up to it) pairs; the bound None counts all values."""
-    pairs, so_far = [], 0
-    for bound, count in zip((*bounds, None), counts, strict=True):
-        so_far += count
-        pairs.append([bound, so_far])
-    return {"buckets": pairs, "sum": total}
+def _histogram(bounds: tuple[float, ...], counts: list[int], total: float) -> Histogram:
+    cumulative = accumulate(counts)
+    return Histogram(tuple(zip((*bounds, None), cumulative, strict=True)), total)

@@ -16,9 +16,7 @@ REST_SECONDS = 1.0
 def idle_workers(workers: list[WorkerInfo], name: str, model: str) -> int:
     """Number of other workers of the model that last registered as idle."""
     return sum(
-        worker.info.get("model") == model
-        and worker.info.get("state") == "ready"
-        and worker.info.get("in_flight") == 0
+        worker.report.model == model and worker.report.ready and worker.report.in_flight == 0
         for worker in workers
         if worker.id != name
     )

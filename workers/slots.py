@@ -8,11 +8,12 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from typing import Any
+from dataclasses import replace
 
+from jobs.reports import WorkerReport
 from pipelines.seam import Pipeline, Sample
 from workers.costs import Learner, Stopwatch
-from workers.metrics import Measures, cache_counts
+from workers.metrics import ForwardCounts, cache_counts
 
 
 class Slots:
@@ -23,7 +24,7 @@ class Slots:
         self.count = count = pipeline.in_flight
         self.forwards = 0
         self.busy_seconds = 0.0
-        self.measures = Measures()
+        self._counts = ForwardCounts()
         self._pipeline = pipeline
         self._lock = threading.Lock()
         self._begun: list[float] = []
@@ -50,7 +51,7 @@ class Slots:
         self._learn(sizes, bucket, stopwatch.seconds() / passes)
         all_tokens = passes * sum(sizes)
         pixel_steps = passes * sum(sample.request.pixels for sample in samples)
-        self.measures.forward(len(samples), all_tokens, pixel_steps, time.monotonic() - began)
+        self._counts.forward(len(samples), all_tokens, pixel_steps, time.monotonic() - began)
 
     def _learn(self, tokens: Sequence[int], bucket: int, seconds: float) -> None:
         """Record the cost of a pass over samples of one size.
@@ -65,11 +66,14 @@ class Slots:
         assert self._threads is not None
         return self._threads.submit(self.run, samples, bucket)
 
-    def describe(self, held: int = 0) -> dict[str, Any]:
-        """Counts of forward passes and cached prompts; `held` is the number of samples held now."""
-        counts = self.measures.describe(self.busy_seconds, held)
-        buckets = self._learner.describe() if self._learner else None
-        return {**counts, "prompt_cache": cache_counts(self._pipeline), "buckets": buckets}
+    def added_to(self, report: WorkerReport) -> WorkerReport:
+        """The report with counts of forward passes and cached prompts; it has `in_flight`."""
+        counted = replace(report, forwards=self.forwards, busy_seconds=self.busy_seconds)
+        return replace(
+            self._counts.added_to(counted),
+            prompt_cache=cache_counts(self._pipeline),
+            buckets=self._learner.buckets() if self._learner else None,
+        )
 
     def close(self) -> None:
         """End the threads. No forward pass may be running."""

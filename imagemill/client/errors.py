@@ -6,7 +6,6 @@
     ├── ServerUnreachable   no answer, despite retries
     ├── CorruptDownload     the bytes that arrived don't match the image's checksum
     ├── CannotSave          a file can't be written
-    ├── NoRecipe            a file isn't an image or contains no recipe
     ├── InvalidInput        invalid arguments or prompt file; one problem per line; exit code 2
     ├── AlreadyRunning      another `up` holds the data folder; exit code 3
     └── StartFailed         a server on this machine couldn't be started
@@ -50,10 +49,6 @@ class CorruptDownload(ImagemillError):
 
 class CannotSave(ImagemillError):
     """A downloaded image or the contact sheet can't be written."""
-
-
-class NoRecipe(ImagemillError):
-    """A file isn't an image or contains no recipe."""
 
 
 class InvalidInput(ImagemillError):

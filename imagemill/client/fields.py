@@ -4,13 +4,10 @@ These are the fields of `POST /v1/jobs`. None means unset. The server checks ran
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Required, TypedDict
+from typing import Any, Required, TypedDict
 
+from jobs.job import WebhookEvent
 from jobs.request import ImageFormat
-
-WebhookEvent = Literal[
-    "job.succeeded", "job.failed", "job.cancelled", "image.succeeded", "image.failed"
-]
 
 
 class Webhook(TypedDict, total=False):

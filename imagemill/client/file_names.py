@@ -14,9 +14,6 @@ from pathlib import Path
 
 from imagemill.client.errors import CannotSave
 
-SUFFIXES = {"image/png": ".png", "image/jpeg": ".jpg", "image/webp": ".webp"}
-"""File suffix for each media type of an image."""
-
 SLUG_CHARACTERS = 48
 SLUG_BYTES = 150
 

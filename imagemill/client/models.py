@@ -15,7 +15,8 @@ from jobs.request import ImageFormat
 class Image:
     """One image of a job as last reported by the server; `step` is measured, not estimated.
 
-    `reproducible` and `format` are as requested.
+    `reproducible` and `format` are as requested. `warnings` are what may surprise about a finished
+    image.
     """
 
     index: int
@@ -28,6 +29,7 @@ class Image:
     error: str | None
     reproducible: bool | None = None
     format: ImageFormat | None = None
+    warnings: tuple[str, ...] = ()
 
     @classmethod
     def parse(cls, raw: Mapping[str, Any]) -> Self:
@@ -43,6 +45,7 @@ class Image:
             error=raw.get("error"),
             reproducible=raw.get("reproducible"),
             format=raw.get("format"),
+            warnings=tuple(raw.get("warnings", ())),
         )
 
 
@@ -89,13 +92,20 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class Worker:
-    """A worker as last reported; `raw` has the remaining fields."""
+    """A worker as last reported; `raw` has the remaining fields.
+
+    `started` and `at`, the time of the report, are in seconds since the epoch.
+    """
 
     id: str
     model: str | None
     state: str
     error: str | None
     device: str | None
+    host: str | None
+    pid: int | None
+    started: float | None
+    at: float | None
     in_flight: int | None
     images_done: int | None
     steps_per_second: float | None

@@ -21,9 +21,10 @@ from urllib.parse import quote
 import httpx
 
 from imagemill.client.errors import ApiError, CorruptDownload, InvalidInput, ServerUnreachable
-from imagemill.client.file_names import SUFFIXES, file_name
+from imagemill.client.file_names import file_name
 from jobs.errors import FieldProblem
 from jobs.job import State
+from jobs.media import SUFFIXES
 
 T = TypeVar("T")
 

@@ -19,7 +19,7 @@ from imagemill.client.clients import Client
 from imagemill.client.errors import ApiError
 from imagemill.client.jobs import fetch_file
 from imagemill.client.stream import Stream
-from imagemill.local.find_server import NO_WORKER, why_not_ready
+from imagemill.local.find_server import LONELY_SECONDS, NO_WORKER, why_not_ready
 from imagemill.terminal.interrupts import Interrupted, Interrupts
 from jobs.catalog import DERIVED
 from jobs.errors import ImagemillError
@@ -42,8 +42,8 @@ images are listed in full every LOOK_PER_IMAGE seconds per image, which is about
 PAUSE_PER_IMAGE = 2e-4
 """Extra seconds between polls per listed image; listing 10,000 of them takes half a second."""
 
-LONELY_SECONDS = 30.0
-"""Seconds without any worker after which the user is told where to look."""
+CANCEL_PATIENCE = 5.0
+"""Seconds to retry cancelling a job before the command ends without."""
 
 LOOK_AT_WORKERS = 1.0
 """Seconds between two checks of the workers while no image is running."""

@@ -20,7 +20,7 @@ from rich.console import Console
 from imagemill.client import protocol
 from imagemill.client.clients import Client
 from imagemill.client.errors import ApiError, InvalidInput
-from imagemill.commands.follow import Hopeless, Saved, follow, wait_for_defaults
+from imagemill.commands.follow import CANCEL_PATIENCE, Hopeless, Saved, follow, wait_for_defaults
 from imagemill.commands.options import DATA, catalog_path
 from imagemill.commands.prompts import Prompt
 from imagemill.local.find_server import resolve_server, server_for
@@ -37,10 +37,12 @@ from jobs.job import State
 INTERRUPTED = 130
 """The exit code after Ctrl-C, as in shells: 128 + SIGINT."""
 
+NOTED_IMAGES = 5
+"""A warning names this many images."""
+
 ROWS_SHOWN = 20
 """Larger jobs list only their failed images."""
 
-CANCEL_PATIENCE = 5.0
 
 FLAGS = {"reproducible": "fast"}
 """Fields whose flag has a different name."""
@@ -68,10 +70,11 @@ class Generation:
 
     def __init__(self, options: GenerateOptions, stdout: Console, stderr: Console) -> None:
         self._options = options
-        self._stdout, self._stderr = stdout, stderr
+        self._stdout = stdout
         self._console = stderr if options.as_json else stdout
         self._view = _view(self._console, options.pictures)
         self._job: dict[str, Any] | None = None
+        self._noted: list[str] = []
         self._started, self._began = time.monotonic(), time.time()
 
     def run(self) -> int:
@@ -165,6 +168,7 @@ class Generation:
         self._say(f"job {job.id}: {images} image{'' if images == 1 else 's'} of {model}")
         for warning in job.raw.get("warnings", ()):
             self._say(f"note: {warning}")
+            self._noted.append(warning)
         return job.raw
 
     def _wait_for_defaults(self, client: Client, is_private: bool, interrupts: Interrupts) -> None:
@@ -204,6 +208,7 @@ class Generation:
             images = [(r["index"], r["prompt"], saved.paths[r["index"]]) for r in rows if r["file"]]
             contact_sheet(images, sheet)
         seconds = time.monotonic() - self._started
+        self._note_warnings(job)
         if self._options.as_json:
             self._print_json(self._document(job, rows, sheet, seconds))
             return
@@ -214,6 +219,20 @@ class Generation:
         if len(rows) > ROWS_SHOWN:
             self._say(f"… and {len(rows) - ROWS_SHOWN} more failed images")
         self._say(self._summary(job, saved, sheet, seconds))
+
+    def _note_warnings(self, job: dict[str, Any]) -> None:
+        """Print the images' warnings, except those that were already printed at the start."""
+        indexes: dict[str, list[int]] = {}
+        for image in job["images"]:
+            for warning in image.get("warnings", ()):
+                indexes.setdefault(warning, []).append(image["index"])
+        for warning, images in indexes.items():
+            if not any(noted.startswith(warning) for noted in self._noted):
+                first = ", ".join(map(str, images[:NOTED_IMAGES]))
+                more = len(images) - NOTED_IMAGES
+                self._say(
+                    f"note: {warning}: image {first}" + (f" and {more} more" if more > 0 else "")
+                )
 
     def _summary(
         self, job: dict[str, Any], saved: Saved, sheet: Path | None, seconds: float
@@ -234,7 +253,11 @@ class Generation:
     def _row(self, image: dict[str, Any], saved: Saved) -> dict[str, Any]:
         path = saved.paths.get(image["index"])
         names = ("index", "prompt", "seed", "state", "sha256", "error")
-        return {**{name: image[name] for name in names}, "file": path.name if path else None}
+        return {
+            **{name: image[name] for name in names},
+            "warnings": image.get("warnings", []),
+            "file": path.name if path else None,
+        }
 
     def _document(
         self,

@@ -25,9 +25,9 @@ def inspect(
 
     The exit code is 1 if a file has no recipe or isn't an image.
     """
-    from imagemill.client.errors import NoRecipe
-    from imagemill.commands.recipe import read_recipe
     from imagemill.terminal import show
+    from jobs.errors import NoRecipe
+    from jobs.recipe import read_recipe
 
     console, stderr = Console(), Console(stderr=True, soft_wrap=True, highlight=False)
     documents: list[dict[str, Any]] = []

@@ -16,20 +16,18 @@ from rich.console import Console
 
 from imagemill.client import protocol
 from imagemill.client.clients import Client
-from imagemill.client.errors import InvalidInput, NoRecipe
+from imagemill.client.errors import InvalidInput
 from imagemill.client.file_names import write_file
-from imagemill.commands.follow import Saved, follow
+from imagemill.commands.follow import CANCEL_PATIENCE, Saved, follow
 from imagemill.commands.options import catalog_path
-from imagemill.commands.recipe import Recipe, read_recipe
 from imagemill.local.find_server import server_for
 from imagemill.terminal import show
 from imagemill.terminal.interrupts import Interrupted, Interrupts
 from imagemill.terminal.progress import Bar, Lines
-from jobs.errors import ImageFailed, ImagemillError
+from jobs.errors import ImageFailed, ImagemillError, NoRecipe
 from jobs.fields import PER_JOB
 from jobs.job import State
-
-CANCEL_PATIENCE = 5.0
+from jobs.recipe import Recipe, read_recipe
 
 
 @dataclass(frozen=True, slots=True)

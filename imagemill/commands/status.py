@@ -60,7 +60,8 @@ def status(
 
 def _detail(image: dict[str, Any]) -> str:
     if image["state"] == "succeeded":
-        return f"took {image['seconds']:.1f} s" if image["seconds"] is not None else ""
+        took = [f"took {image['seconds']:.1f} s"] if image["seconds"] is not None else []
+        return ", ".join([*took, *image.get("warnings", ())])
     if image["state"] == "queued" or not image["step"]:
         return ""
     stopped = "stopped at " if image["state"] == "cancelled" else ""
@@ -69,24 +70,26 @@ def _detail(image: dict[str, Any]) -> str:
 
 def models(server: Server = None, data: Data = DATA, as_json: AsJson = False) -> None:
     """List the models of a server."""
+    from imagemill.client.models import Model
     from imagemill.terminal import show
 
     entries = _get(server, data, "/v1/models")["data"]
     if as_json:
         _print_json(entries)
     else:
-        Console().print(show.models_table(entries))
+        Console().print(show.models_table([Model.parse(raw) for raw in entries]))
 
 
 def workers(server: Server = None, data: Data = DATA, as_json: AsJson = False) -> None:
     """List the workers of a server with their model, device and speed."""
+    from imagemill.client.models import Worker
     from imagemill.terminal import show
 
     entries = _get(server, data, "/v1/workers")["data"]
     if as_json:
         _print_json(entries)
     elif entries:
-        Console().print(show.workers_table(entries))
+        Console().print(show.workers_table([Worker.parse(raw) for raw in entries]))
     else:
         Console().print("no workers are running")
 

@@ -10,18 +10,15 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Protocol
 
 from imagemill.local.up_lock import is_held
 from jobs.errors import ImagemillError
 from jobs.runtime import lifeline
+from jobs.runtime.backoff import Backoff
 from jobs.runtime.embedded_queue import EmbeddedServer
-
-FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
-SETTLED_SECONDS = 60.0
-"""After a child has run this long, its restart pause starts over."""
 
 LARGEST_LOG = 10 * 2**20
 """Bytes above which a log is rotated at the next start."""
@@ -209,7 +206,7 @@ class ManagedChild:
     child: Child
     started: float = 0.0
     due: float | None = None
-    pause: float = FIRST_PAUSE
+    backoff: Backoff = field(default_factory=Backoff)
 
     def tend(self) -> str | None:
         """Restart the child if it's dead and due; returns a sentence if anything changed."""
@@ -217,10 +214,8 @@ class ManagedChild:
         if self.due is None:
             if self.child.alive():
                 return None
-            if now - self.started > SETTLED_SECONDS:
-                self.pause = FIRST_PAUSE
-            self.due, pause = now + self.pause, self.pause
-            self.pause = min(2 * self.pause, LONGEST_PAUSE)
+            pause = self.backoff.failed(now - self.started)
+            self.due = now + pause
             why = self.child.last_words()
             return f"the {self.child.name} died ({why}); restarting it in {pause:g} s"
         if now < self.due:
@@ -228,7 +223,7 @@ class ManagedChild:
         try:
             self.start()
         except ImagemillError as error:
-            self.due = now + self.pause
+            self.due = now + self.backoff.pause
             return f"couldn't restart the {self.child.name}: {error}"
         return f"the {self.child.name} is running again"
 

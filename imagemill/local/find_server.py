@@ -8,10 +8,9 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from imagemill.client.clients import Client
 from imagemill.client.errors import ApiError, NoServer, ServerUnreachable, StartFailed
@@ -20,6 +19,9 @@ from imagemill.local.up_lock import Record, Users, is_held, is_used, running
 from imagemill.terminal.interrupts import Interrupts
 from jobs.catalog import load_catalog
 from jobs.errors import ImagemillError
+
+LONELY_SECONDS = 30.0
+"""Seconds without any worker after which the user is told where to look."""
 
 NO_WORKER, WAITING = "waiting for a worker", "waiting for the server"
 LOOK_PAUSE = 0.1
@@ -228,20 +230,15 @@ def why_not_ready(client: Client, model: str, since: float) -> tuple[str, bool]:
     that it failed to load the model. Older failures may have been fixed since.
     """
     try:
-        workers = client.get("/v1/workers")["data"]
+        workers = client.workers()
     except ImagemillError as error:
         return str(error), False
-    mine = [worker for worker in workers if worker.get("model") == model]
-    if any(worker["state"] in ("ready", "draining") for worker in mine):
+    mine = [worker for worker in workers if worker.model == model]
+    if any(worker.state in ("ready", "draining") for worker in mine):
         return "waiting for its turn", False
-    failed = [w for w in mine if w["state"] == "failed" and _reported_at(w) >= since]
+    failed = [w for w in mine if w.state == "failed" and (w.at or w.started or 0.0) >= since]
     if failed:
-        return f"couldn't load the model: {failed[-1].get('error')}", True
-    if any(worker["state"] == "starting" for worker in mine):
+        return f"couldn't load the model: {failed[-1].error}", True
+    if any(worker.state == "starting" for worker in mine):
         return "loading the model", False
     return NO_WORKER, False
-
-
-def _reported_at(worker: Mapping[str, Any]) -> float:
-    """When a worker last reported, in seconds since the epoch."""
-    return float(worker.get("at") or worker.get("started") or 0.0)

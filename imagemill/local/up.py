@@ -20,7 +20,6 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import httpx
 
@@ -34,10 +33,12 @@ from imagemill.local.children import (
     last_line,
     module,
 )
+from imagemill.local.find_server import LONELY_SECONDS
 from imagemill.local.up_lock import Record, Users, announce, claimed, withdraw
 from jobs.catalog import Catalog, load_catalog
 from jobs.errors import StorageUnavailable
 from jobs.queue.store import Store
+from jobs.reports import WorkerReport
 from jobs.runtime import lifeline
 from jobs.runtime.settings import QueueSettings
 from service.keys import KeyRing
@@ -48,9 +49,6 @@ TICK = 0.1
 
 PROBE_PAUSE = 0.25
 """Seconds between two checks whether everything is ready."""
-
-LONELY_SECONDS = 30.0
-"""Seconds without any worker after which the user is told where to look."""
 
 DRAIN_LIMIT, STOP_LIMIT = 60.0, 15.0
 """Seconds that the workers and the service get to stop before they're killed."""
@@ -81,7 +79,7 @@ class Ready:
     url: str
     options: UpOptions
     catalog: Catalog
-    workers: list[dict[str, Any]]
+    workers: list[WorkerReport]
     keys: int
     is_exposed: bool
 
@@ -104,8 +102,8 @@ class Ready:
     @property
     def failures(self) -> list[str]:
         """A sentence for each worker that failed to start."""
-        failed = [worker for worker in self.workers if worker["state"] == "failed"]
-        return sorted({f"{worker['model']}: {worker.get('error')}" for worker in failed})
+        failed = [worker for worker in self.workers if worker.failed]
+        return sorted({f"{worker.model}: {worker.error}" for worker in failed})
 
 
 def run_up(
@@ -265,20 +263,19 @@ class Launcher:
             return
         workers = [worker for worker in listed if not self._is_stale(worker)]
         self._report_missing_workers(workers)
-        settled = {w["model"] for w in workers if w["state"] in ("ready", "failed")}
+        settled = {worker.model for worker in workers if worker.ready or worker.failed}
         models = {model.name for model in self._catalog}
         if self._options.workers == 0 or models <= settled:
             self._is_ready = True
             self._show_ready(self._ready(workers))
 
-    def _list_workers(self) -> list[dict[str, Any]]:
+    def _list_workers(self) -> list[WorkerReport]:
         """All workers, read from the queue because the service might require an API key."""
         if self._store is None:
             self._store = Store.connect(self._redis_url, pool=self._settings.pool)
-        known = self._store.workers()
-        return [{"model": None, "state": "unknown", **worker.info} for worker in known]
+        return [worker.report for worker in self._store.workers()]
 
-    def _ready(self, workers: list[dict[str, Any]]) -> Ready:
+    def _ready(self, workers: list[WorkerReport]) -> Ready:
         return Ready(
             url=self._url,
             options=self._options,
@@ -288,12 +285,12 @@ class Launcher:
             is_exposed=not ServiceSettings.read(host=self._options.host).loopback,
         )
 
-    def _is_stale(self, worker: dict[str, Any]) -> bool:
+    def _is_stale(self, worker: WorkerReport) -> bool:
         """Whether the queue still lists this worker from an earlier `up` on this machine."""
-        started = float(worker.get("started", self._began))
-        return worker.get("host") == socket.gethostname() and started < self._began
+        started = self._began if worker.started is None else worker.started
+        return worker.host == socket.gethostname() and started < self._began
 
-    def _report_missing_workers(self, workers: list[dict[str, Any]]) -> None:
+    def _report_missing_workers(self, workers: list[WorkerReport]) -> None:
         """Say once where to look if workers die before they can register."""
         if workers:
             self._lonely_since = None

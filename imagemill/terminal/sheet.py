@@ -8,31 +8,29 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import ImageDraw, ImageFont
 
 from imagemill.client.file_names import write_file
+from jobs.sheet import Grid, fitted
 
 LARGEST = 400
 TILE, GAP, CAPTION = 176, 12, 34
 """Pixels: longer side of a thumbnail, space between tiles, height of a caption."""
 
 MOST_COLUMNS = 12
-PAPER, INK, FAINT = "#ffffff", "#222222", "#8a8a8a"
+INK, FAINT = "#222222", "#8a8a8a"
 
 
 def contact_sheet(images: Sequence[tuple[int, str, Path]], target: Path) -> None:
     """Write a PNG to `target` from (index, prompt, file) triples, in their order."""
-    images_shown = images[:LARGEST]
-    columns = columns_for(len(images_shown))
-    rows = math.ceil(len(images_shown) / columns)
-    size = (GAP + columns * (TILE + GAP), GAP + rows * (TILE + CAPTION + GAP))
-    sheet = Image.new("RGB", size, PAPER)
+    count = min(len(images), LARGEST)
+    grid = Grid(count, columns_for(count), TILE, TILE + CAPTION, GAP)
+    sheet = grid.blank()
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(12)
-    for position, (index, prompt, path) in enumerate(images_shown):
-        row, column = divmod(position, columns)
-        left, top = GAP + column * (TILE + GAP), GAP + row * (TILE + CAPTION + GAP)
-        thumbnail = _thumbnail(path)
+    for position, (index, prompt, path) in enumerate(images[:LARGEST]):
+        left, top = grid.place(position)
+        thumbnail = fitted(path, TILE)
         shift = ((TILE - thumbnail.width) // 2, TILE - thumbnail.height)
         sheet.paste(thumbnail, (left + shift[0], top + shift[1]))
         _caption(draw, font, (left, top + TILE + 4), index, prompt)
@@ -44,16 +42,6 @@ def contact_sheet(images: Sequence[tuple[int, str, Path]], target: Path) -> None
 def columns_for(count: int) -> int:
     """Columns of a grid that's slightly wider than high, at most MOST_COLUMNS."""
     return max(1, min(MOST_COLUMNS, count, math.ceil(math.sqrt(count * 1.4))))
-
-
-def _thumbnail(path: Path) -> Image.Image:
-    """The image fitted to a tile; small ones are enlarged."""
-    with Image.open(path) as picture:
-        picture.draft("RGB", (TILE, TILE))
-        flat = picture.convert("RGB")
-    small = max(flat.size) < TILE
-    method = Image.Resampling.BICUBIC if small else Image.Resampling.LANCZOS
-    return ImageOps.contain(flat, (TILE, TILE), method)
 
 
 def _caption(

@@ -10,8 +10,10 @@ from rich.table import Table
 from rich.text import Text
 
 from jobs.job import State
+from jobs.reports import Measured, ModelCard
 
 if TYPE_CHECKING:
+    from imagemill.client.models import Model, Worker
     from imagemill.local.up import Ready
 
 COLOURS = {
@@ -128,7 +130,7 @@ def title_of(job: Mapping[str, Any]) -> str:
     return printable(" ".join(title.split())) if isinstance(title, str) else ""
 
 
-def models_table(models: Sequence[Mapping[str, Any]]) -> Table:
+def models_table(models: Sequence["Model"]) -> Table:
     """The models of a server."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("model", overflow="fold")
@@ -137,18 +139,17 @@ def models_table(models: Sequence[Mapping[str, Any]]) -> Table:
     for name in ("ready", "queued"):
         table.add_column(name, justify="right", no_wrap=True)
     for model in models:
-        defaults, limits = model["defaults"], model["limits"]
+        limits = model.limits
         sizes = "\n".join(limits.get("sizes") or ()) or f"{limits['max_pixels'] / 1e6:.2g} Mpixel"
-        ready = int(model["ready_workers"])
         table.add_row(
-            Text(model["id"], style="bold"),
-            model["placement"],
-            model["dtype"],
-            _defaults(defaults),
+            Text(model.id, style="bold"),
+            model.placement,
+            model.dtype,
+            _defaults(model.defaults),
             f"{sizes}\n{limits['max_steps']} steps",
-            *measured(model.get("card")),
-            Text(str(ready), style="green" if ready else "red"),
-            str(model["queued"]),
+            *measured(ModelCard.from_dict(model.card).measured if model.card else None),
+            Text(str(model.ready_workers), style="green" if model.ready_workers else "red"),
+            str(model.queued),
         )
     return table
 
@@ -161,24 +162,23 @@ def _defaults(defaults: Mapping[str, Any]) -> str:
     return f"{width}x{height}\n{steps} step{'' if steps == 1 else 's'}\nguidance {scale}"
 
 
-def measured(card: Mapping[str, Any] | None) -> tuple[str, str]:
+def measured(warm_up: Measured | None) -> tuple[str, str]:
     """The batch sizes and the time per step that a worker measured during warm-up.
 
     The batch sizes are that of `reproducible` images and the largest useful one; the time is for
-    one step of the former. The card lists costs by tokens, starting with a batch of one image.
+    one step of the former.
     """
-    if not card or not card.get("costs") or not card.get("pinned"):
+    if not warm_up or not warm_up.costs:
         return "–", "–"
-    pinned, costs = int(card["pinned"]), card["costs"]
-    one_image = costs[0][0]
-    batch = f"{pinned}, at most {card['largest']}"
-    seconds = next((cost for tokens, cost in costs if tokens == pinned * one_image), None)
+    pinned, one_image = warm_up.pinned, warm_up.costs[0][0]
+    batch = f"{pinned}, at most {warm_up.largest}"
+    seconds = next((cost for tokens, cost in warm_up.costs if tokens == pinned * one_image), None)
     if seconds is None:
         return batch, "–"
     return batch, f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1000:.0f} ms"
 
 
-def workers_table(workers: Sequence[Mapping[str, Any]]) -> Table:
+def workers_table(workers: Sequence["Worker"]) -> Table:
     """The workers of a server."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("model", "state", "device", "host", "pid", "in flight", "finished", "steps/s"):
@@ -186,17 +186,14 @@ def workers_table(workers: Sequence[Mapping[str, Any]]) -> Table:
         table.add_column(name, justify="right" if right else "left", no_wrap=True)
     table.add_column("error", style="red")
     for worker in workers:
-        rate = worker.get("steps_per_second")
+        rate = worker.steps_per_second
+        facts = (worker.device, worker.host, worker.pid, worker.in_flight, worker.images_done)
         table.add_row(
-            Text(str(worker.get("model")), style="bold"),
-            coloured(worker["state"]),
-            str(worker.get("device", "")),
-            str(worker.get("host", "")),
-            str(worker.get("pid", "")),
-            str(worker.get("in_flight", "")),
-            str(worker.get("images_done", "")),
+            Text(str(worker.model), style="bold"),
+            coloured(worker.state),
+            *("" if fact is None else str(fact) for fact in facts),
             "–" if rate is None else f"{rate:.1f}",
-            Text(worker.get("error") or ""),
+            Text(worker.error or ""),
         )
     return table
 
@@ -228,7 +225,8 @@ def recipe_table(path: Path, facts: Mapping[str, Any]) -> Table:
     table.add_column(overflow="fold")
     for name, value in facts.items():
         if value is not None:
-            table.add_row(Text(printable(name.replace("_", " "))), Text(printable(str(value))))
+            text = "; ".join(map(str, value)) if isinstance(value, list) else str(value)
+            table.add_row(Text(printable(name.replace("_", " "))), Text(printable(text)))
     return table
 
 
@@ -253,8 +251,8 @@ def ready_panel(ready: "Ready") -> Panel:
     facts = Table.grid(padding=(0, 2))
     facts.add_column(style="bold")
     facts.add_column(overflow="fold")
-    usable = [worker for worker in ready.workers if worker["state"] == "ready"]
-    where = ", ".join(f"{worker['model']} on {worker.get('device')}" for worker in usable)
+    usable = [worker for worker in ready.workers if worker.ready]
+    where = ", ".join(f"{worker.model} on {worker.device}" for worker in usable)
     facts.add_row("Page", Text(ready.url, style="cyan"))
     facts.add_row("API", Text(f"{ready.url}/docs", style="cyan"))
     facts.add_row("Models", Text(", ".join(model.name for model in ready.catalog)))

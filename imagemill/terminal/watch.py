@@ -26,6 +26,7 @@ from imagemill.commands.follow import News, Running
 from imagemill.terminal.interrupts import Interrupted
 from imagemill.terminal.progress import Bar
 from jobs.errors import ImagemillError
+from jobs.sheet import shrunk
 
 PAUSE = 1.0
 """Seconds between two rounds of preview requests; workers don't draw previews more often."""
@@ -206,17 +207,9 @@ class PreviewBar(Bar):
 
 def _picture(data: bytes, pixels: int) -> Image.Image:
     with Image.open(io.BytesIO(data)) as picture:
-        return _small(picture, pixels)
+        return shrunk(picture, pixels)
 
 
 def _thumbnail(path: Path, pixels: int) -> Image.Image:
     with Image.open(path) as picture:
-        return _small(picture, pixels)
-
-
-def _small(picture: Image.Image, pixels: int) -> Image.Image:
-    """Shrink an image to the size of a tile, because it's drawn over and over."""
-    picture.draft("RGB", (pixels, pixels))
-    flat = picture.convert("RGB")
-    flat.thumbnail((pixels, pixels))
-    return flat
+        return shrunk(picture, pixels)

@@ -42,7 +42,7 @@ SHARED = ("prelude", "order", "halt")
 """Lua files that are prepended to every script."""
 
 
-class Link:
+class Connection:
     """A connection to one server and one pool of keys. Thread-safe."""
 
     def __init__(self, url: str, pool: str, timeout: float) -> None:

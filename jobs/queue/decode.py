@@ -10,6 +10,7 @@ from enum import StrEnum
 from typing import Any
 
 from jobs.job import Counts, ImageResult, ImageView, Job, Lease, State, job_state
+from jobs.reports import WorkerReport
 from jobs.request import ImageRequest
 
 
@@ -58,7 +59,7 @@ class WorkerInfo:
     """A live worker, and the report it last registered with."""
 
     id: str
-    info: dict[str, Any]
+    report: WorkerReport
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,19 +168,21 @@ def event_view(event_id: str, fields: Mapping[str, str]) -> Event:
 
 def result_json(result: ImageResult) -> str:
     """A result as the queue stores it."""
-    return json.dumps(
-        {
-            "uri": result.uri,
-            "sha256": result.sha256,
-            "size": result.size,
-            "media_type": result.media_type,
-            "seconds": result.seconds,
-        }
-    )
+    values: dict[str, Any] = {
+        "uri": result.uri,
+        "sha256": result.sha256,
+        "size": result.size,
+        "media_type": result.media_type,
+        "seconds": result.seconds,
+    }
+    if result.warnings:
+        values["warnings"] = result.warnings
+    return json.dumps(values)
 
 
 def _result(text: str) -> ImageResult:
-    return ImageResult(**json.loads(text))
+    values = json.loads(text)
+    return ImageResult(**{**values, "warnings": tuple(values.get("warnings", ()))})
 
 
 def _seconds(milliseconds: str | None) -> float | None:

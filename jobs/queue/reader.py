@@ -10,7 +10,7 @@ from typing import Any
 
 from jobs.errors import FieldProblem, InvalidRequest, NotFound
 from jobs.job import ImageView, Job, State
-from jobs.queue.connection import LONGEST_BLOCK_SECONDS, Link
+from jobs.queue.connection import LONGEST_BLOCK_SECONDS, Connection
 from jobs.queue.decode import (
     Ahead,
     Event,
@@ -20,6 +20,7 @@ from jobs.queue.decode import (
     image_view,
     job_view,
 )
+from jobs.reports import ModelCard, WorkerReport
 
 _PAGE = 100
 """Jobs read per round trip, when listing."""
@@ -39,13 +40,13 @@ _FEW = 256
 class Reader:
     """Reads one pool. Every method raises StorageUnavailable if the server is unavailable."""
 
-    def __init__(self, link: Link) -> None:
-        self._link = link
-        self._keys = link.keys
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._keys = connection.keys
 
     def ping(self) -> None:
         """Return if the server accepts commands."""
-        self._link.ask(lambda client: client.ping())
+        self._connection.ask(lambda client: client.ping())
 
     def job(self, job_id: str, tenant: str | None) -> Job:
         """The job as of now; with `tenant` None, of any tenant. Raises NotFound."""
@@ -57,7 +58,7 @@ class Reader:
     def job_and_images(self, job_id: str, tenant: str | None) -> tuple[Job, list[ImageView]]:
         """The job and its images, from the same moment. Raises NotFound."""
         key = self._keys
-        fields, requests, records, steps = self._link.read(
+        fields, requests, records, steps = self._connection.read(
             ("HGETALL", key("job", job_id)),
             ("LRANGE", key("requests", job_id), 0, -1),
             ("HGETALL", key("images", job_id)),
@@ -68,7 +69,7 @@ class Reader:
         views = _image_views(fields.get("cut"), requests, records, steps)
         return job_view(job_id, fields, steps.values()), views
 
-    def look(
+    def snapshot(
         self, job_id: str, tenant: str | None, *, images: bool
     ) -> tuple[Job, list[ImageView], Ahead | None]:
         """The job, its images if `images`, and what goes before it, all from the same moment.
@@ -86,7 +87,9 @@ class Reader:
                 ("HGETALL", key("images", job_id)),
                 ("HGETALL", key("steps", job_id)),
             ]
-        ahead, fields, steps, *rest = self._link.run_and_read("position", (job_id,), *commands)
+        ahead, fields, steps, *rest = self._connection.run_and_read(
+            "position", (job_id,), *commands
+        )
         if not fields or tenant not in (None, fields["tenant"]):
             raise NotFound(f"job {job_id} not found")
         views = _image_views(fields.get("cut"), *rest) if images else []
@@ -94,7 +97,7 @@ class Reader:
 
     def spec(self, job_id: str) -> dict[str, Any]:
         """The `spec` that `submit` stored. Raises NotFound."""
-        text = self._link.ask(lambda client: client.hget(self._keys("job", job_id), "spec"))
+        text = self._connection.ask(lambda client: client.hget(self._keys("job", job_id), "spec"))
         if text is None:
             raise NotFound(f"job {job_id} not found")
         spec: dict[str, Any] = json.loads(text)
@@ -123,7 +126,7 @@ class Reader:
         Raises NotFound.
         """
         key = self._keys
-        fields, requests, records, steps = self._link.read(
+        fields, requests, records, steps = self._connection.read(
             ("HMGET", key("job", job_id), "total", "cut"),
             ("LRANGE", key("requests", job_id), start, stop),
             *self._touched(job_id, start, stop),
@@ -151,7 +154,7 @@ class Reader:
 
         None if none of the job's images is ready to be claimed. Exact if images cost the same.
         """
-        return ahead_view(self._link.run("position", job_id))
+        return ahead_view(self._connection.run("position", job_id))
 
     def position(self, job_id: str) -> int | None:
         """How many images go before the job's next one; None if none is ready."""
@@ -160,7 +163,7 @@ class Reader:
 
     def queue_depth(self) -> dict[str, dict[int, int]]:
         """Images that are ready to be claimed, per model and priority."""
-        counts = self._link.ask(lambda client: client.hgetall(self._keys("depth")))
+        counts = self._connection.ask(lambda client: client.hgetall(self._keys("depth")))
         depths: dict[str, dict[int, int]] = {}
         for band, count in sorted(counts.items()):
             model, _, priority = band.rpartition(":")
@@ -174,7 +177,7 @@ class Reader:
         commits that came too late. `waits` counts first claims, `waited_ms` adds up the time since
         their job was submitted, and `wait_MS` counts those that waited at most MS.
         """
-        tallies = self._link.ask(lambda client: client.hgetall(self._keys("tallies")))
+        tallies = self._connection.ask(lambda client: client.hgetall(self._keys("tallies")))
         counts: dict[str, dict[str, int]] = {}
         for name, count in sorted(tallies.items()):
             what, _, model = name.partition(":")
@@ -183,22 +186,26 @@ class Reader:
 
     def workers(self) -> list[WorkerInfo]:
         """The workers whose registration hasn't expired, sorted by id."""
-        ids = self._link.ask(lambda client: client.zrange(self._keys("workers"), 0, -1))
+        ids = self._connection.ask(lambda client: client.zrange(self._keys("workers"), 0, -1))
         if not ids:
             return []
         names = [self._keys("worker", worker) for worker in sorted(ids)]
-        reports = self._link.ask(lambda client: client.mget(names))
+        reports = self._connection.ask(lambda client: client.mget(names))
         pairs = zip(sorted(ids), reports, strict=True)
-        return [WorkerInfo(worker, json.loads(text)) for worker, text in pairs if text]
+        return [
+            WorkerInfo(worker, WorkerReport.from_dict(json.loads(text)))
+            for worker, text in pairs
+            if text
+        ]
 
-    def card(self, model: str) -> dict[str, Any] | None:
+    def card(self, model: str) -> ModelCard | None:
         """The card that a worker published for the model, if any."""
-        text = self._link.ask(lambda client: client.hget(self._keys("cards"), model))
-        return None if text is None else dict(json.loads(text))
+        text = self._connection.ask(lambda client: client.hget(self._keys("cards"), model))
+        return None if text is None else ModelCard.from_dict(json.loads(text))
 
     def last_event(self) -> str:
         """The id to pass to `events` to read what happens from now on."""
-        entries = self._link.ask(
+        entries = self._connection.ask(
             lambda client: client.xrevrange(self._keys("events"), count=1),
         )
         return str(entries[0][0]) if entries else "0-0"
@@ -210,7 +217,7 @@ class Reader:
         """
         block = round(min(block_seconds, LONGEST_BLOCK_SECONDS) * 1000)
         key = self._keys("events")
-        streams = self._link.block(
+        streams = self._connection.block(
             lambda client: client.xread({key: after}, _EVENTS_AT_ONCE, block if block > 0 else None)
         )
         return [event_view(*entry) for _, entries in streams for entry in entries]
@@ -232,7 +239,7 @@ class Reader:
                 ("HVALS", self._keys("steps", job_id)),
             )
         ]
-        answers = self._link.read(*commands)
+        answers = self._connection.read(*commands)
         return list(zip(answers[::2], answers[1::2], strict=True))
 
     def _newest_first(self, tenant: str, cursor: str | None) -> Iterator[tuple[str, Job | None]]:
@@ -243,7 +250,7 @@ class Reader:
         while True:
             top = "+inf" if cursor is None else f"({cursor}"
             command = ("ZREVRANGEBYSCORE", key, top, "-inf", "LIMIT", 0, _PAGE, "WITHSCORES")
-            [members] = self._link.read(command)
+            [members] = self._connection.read(command)
             ids, scores = members[::2], members[1::2]
             for job_id, score, (fields, steps) in zip(ids, scores, self._jobs(ids), strict=True):
                 yield score, job_view(job_id, fields, steps) if fields else None

@@ -21,7 +21,7 @@ from jobs.errors import (
     QuotaExceeded,
 )
 from jobs.job import ImageResult, Job, Lease
-from jobs.queue.connection import LONGEST_BLOCK_SECONDS, Link
+from jobs.queue.connection import LONGEST_BLOCK_SECONDS, Connection
 from jobs.queue.decode import (
     Ahead,
     Beat,
@@ -35,6 +35,7 @@ from jobs.queue.decode import (
 )
 from jobs.queue.keys import LIFETIMES_MS
 from jobs.queue.reader import Reader
+from jobs.reports import ModelCard, WorkerReport
 from jobs.request import ImageRequest
 
 __all__ = ["Ahead", "Beat", "Commit", "Event", "Store", "Submitted", "WorkerInfo"]
@@ -54,17 +55,17 @@ class Store(Reader):
 
         Raises StorageUnavailable, or ConfigurationError if the server is too old.
         """
-        link = Link(url, pool, timeout)
+        connection = Connection(url, pool, timeout)
         try:
-            link.check_server()
+            connection.check_server()
         except BaseException:
-            link.close()
+            connection.close()
             raise
-        return cls(link)
+        return cls(connection)
 
     def close(self) -> None:
         """Close the connections."""
-        self._link.close()
+        self._connection.close()
 
     # Callers' moves ---------------------------------------------------------------------------
 
@@ -95,7 +96,7 @@ class Store(Reader):
         key, body = idempotency or (secrets.token_hex(16), "")
         lifetime = LIFETIMES_MS["once" if idempotency else "once_without_key"]
         costs = [request.pixels * request.steps for request in requests]
-        outcome, detail = self._link.run(
+        outcome, detail = self._connection.run(
             "submit",
             sha256(json.dumps([tenant, key]).encode()).hexdigest(),
             body,
@@ -140,7 +141,7 @@ class Store(Reader):
         self._move("delete", job_id, tenant, secrets.token_hex(16))
 
     def _move(self, script: str, job_id: str, tenant: str | None, nonce: str) -> str:
-        outcome = self._link.run(script, job_id, tenant or "", nonce)
+        outcome = self._connection.run(script, job_id, tenant or "", nonce)
         if outcome == "missing":
             raise NotFound(f"job {job_id} not found")
         return str(outcome)
@@ -153,7 +154,6 @@ class Store(Reader):
         worker: str,
         *,
         limit: int,
-        max_pixels: int = 2**53,
         lease_seconds: float,
         prefer: tuple[int, int] | None = None,
         linger_seconds: float = 0,
@@ -161,24 +161,22 @@ class Store(Reader):
         held: Iterable[str] = (),
         joins_from: int | None = None,
     ) -> list[Lease]:
-        """Lease the next images of `model`: at most `limit`, with at most `max_pixels` in total.
+        """Lease the next images of `model`, at most `limit`.
 
         A repeated `nonce` returns the same leases, so a lost reply costs nothing. `held` are the
         keys of the images that the worker holds; other images of its previous claim go back.
         Images of the width and height `prefer` may overtake others a little. With
         `linger_seconds`, waits for `limit` images to gather, up to this long after the queue was
-        last empty. An image that killed a worker is leased alone. An image larger than `max_pixels`
-        is leased only to a worker that holds nothing. `joins_from` is for a full worker: it gets
-        only images of jobs that it holds nothing of, at this priority or higher.
+        last empty. An image that killed a worker is leased alone. `joins_from` is for a full
+        worker: it gets only images of jobs that it holds nothing of, at this priority or higher.
         """
         width, height = prefer or ("", "")
         while True:
-            outcome, *details = self._link.run(
+            outcome, *details = self._connection.run(
                 "claim",
                 model,
                 worker,
                 min(limit, LARGEST_CLAIM),
-                min(max_pixels, 2**53),
                 _milliseconds(lease_seconds),
                 width,
                 height,
@@ -196,7 +194,7 @@ class Store(Reader):
         """Block until there may be work for `model`, for at most `seconds` or 4.5 s."""
         bell = self._keys("bell", model)
         timeout = max(0.01, min(seconds, LONGEST_BLOCK_SECONDS))  # 0 would block forever
-        self._link.block(lambda client: client.blpop([bell], timeout))
+        self._connection.block(lambda client: client.blpop([bell], timeout))
 
     def beat(
         self, worker: str, leases: Mapping[tuple[str, str], int], lease_seconds: float
@@ -205,7 +203,7 @@ class Store(Reader):
         args: list[str | int] = []
         for (key, token), step in leases.items():
             args += [*_split(key), token, step]
-        answers = self._link.run("beat", _milliseconds(lease_seconds), *args) if args else []
+        answers = self._connection.run("beat", _milliseconds(lease_seconds), *args) if args else []
         keys = [key for key, _ in leases]
         pairs = list(zip(keys, answers, strict=True))
         return Beat(
@@ -216,14 +214,14 @@ class Store(Reader):
 
     def want_preview(self, job_id: str, index: int) -> None:
         """Ask an image's worker for previews for 15 seconds; an unknown image is ignored."""
-        self._link.run("wish", job_id, index)
+        self._connection.run("wish", job_id, index)
 
     def commit(self, finished: Sequence[tuple[Lease, ImageResult]]) -> list[Commit]:
         """Finish images whose files are stored. Returns one answer per image."""
         args: list[str | int] = []
         for lease, result in finished:
             args += [lease.job_id, lease.index, lease.token, result_json(result)]
-        return [Commit(answer) for answer in self._link.run("commit", *args)] if args else []
+        return [Commit(answer) for answer in self._connection.run("commit", *args)] if args else []
 
     def fail(self, lease: Lease, error: str, *, again: bool, delay_seconds: float = 0) -> bool:
         """Report a failure; returns False if the lease was no longer ours.
@@ -231,7 +229,7 @@ class Store(Reader):
         The image is queued again after the delay if `again` is set and it has attempts left.
         Otherwise it has failed.
         """
-        outcome = self._link.run(
+        outcome = self._connection.run(
             "fail",
             lease.job_id,
             lease.index,
@@ -247,7 +245,7 @@ class Store(Reader):
         args: list[str | int] = []
         for lease in leases:
             args += [lease.job_id, lease.index, lease.token]
-        return int(self._link.run("release", *args)) if args else 0
+        return int(self._connection.run("release", *args)) if args else 0
 
     # Maintenance ------------------------------------------------------------------------------
 
@@ -258,7 +256,7 @@ class Store(Reader):
         every few seconds. The first call after a pause longer than a lease gives expired leases a
         short grace, so that workers can beat after an outage before their work is taken.
         """
-        return int(self._link.run("sweep", limit))
+        return int(self._connection.run("sweep", limit))
 
     def due(self, limit: int) -> list[str]:
         """Deleted and expired jobs whose files can be removed; call `forget` on each afterwards.
@@ -266,24 +264,26 @@ class Store(Reader):
         Jobs returned here can no longer be read. A job is returned again a minute later, to any
         caller, unless it was forgotten.
         """
-        return [str(job_id) for job_id in self._link.run("due", limit)]
+        return [str(job_id) for job_id in self._connection.run("due", limit)]
 
     def forget(self, job_id: str) -> None:
         """Report that the files of a job from `due` are gone. A job that can be read is kept."""
-        self._link.run("forget", job_id)
+        self._connection.run("forget", job_id)
 
-    def register(self, worker_id: str, info: Mapping[str, Any], ttl_seconds: float) -> None:
+    def register(self, worker_id: str, report: WorkerReport, ttl_seconds: float) -> None:
         """Register a worker as alive for `ttl_seconds`, with its report."""
-        self._link.run("register", worker_id, json.dumps(info), _milliseconds(ttl_seconds))
+        text = json.dumps(report.to_dict())
+        self._connection.run("register", worker_id, text, _milliseconds(ttl_seconds))
 
     def unregister(self, worker_id: str) -> None:
         """Remove a worker's registration."""
-        self._link.ask(lambda client: client.delete(self._keys("worker", worker_id)))
-        self._link.ask(lambda client: client.zrem(self._keys("workers"), worker_id))
+        self._connection.ask(lambda client: client.delete(self._keys("worker", worker_id)))
+        self._connection.ask(lambda client: client.zrem(self._keys("workers"), worker_id))
 
-    def publish_card(self, model: str, card: Mapping[str, Any]) -> None:
+    def publish_card(self, model: str, card: ModelCard) -> None:
         """Publish a model's card."""
-        self._link.ask(lambda client: client.hset(self._keys("cards"), model, json.dumps(card)))
+        text = json.dumps(card.to_dict())
+        self._connection.ask(lambda client: client.hset(self._keys("cards"), model, text))
 
 
 def _check_submission(

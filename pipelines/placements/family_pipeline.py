@@ -153,13 +153,14 @@ class FamilyPipeline:
 
     def _encode(self, request: ImageRequest) -> Conditioning:
         tensors: dict[str, torch.Tensor] = {}
-        truncated = False
+        cut: list[str] = []
         for role, text in self.family.texts(request).items():
             encoded = self.cache.get(role, text, lambda r=role, t=text: self.family.encode(t, r))  # type: ignore[misc]
             prefix = NEGATIVE if role == "negative" else ""
             tensors.update({prefix + name: tensor for name, tensor in encoded.tensors.items()})
-            truncated = truncated or encoded.truncated
-        return Conditioning(tensors, truncated)
+            if encoded.truncated:
+                cut.append("negative prompt" if role == "negative" else "prompt")
+        return Conditioning(tensors, truncated=bool(cut), cut=tuple(cut))
 
     @reports_out_of_memory
     def _decode(self, sample: Sample) -> torch.Tensor:

@@ -6,13 +6,12 @@ that reaches us under its own name (DNS rebinding) is recognized by the Host hea
 site's requests by the Origin. Doesn't know about keys.
 """
 
-import ipaddress
 from urllib.parse import urlsplit
 
 from fastapi import Request
 
 from service.http.errors import CrossSite
-from service.settings import ServiceSettings
+from service.settings import ServiceSettings, is_loopback
 
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 
@@ -45,12 +44,7 @@ def _is_ours(host: str, settings: ServiceSettings) -> bool:
         return False
     if name in (settings.host, urlsplit(settings.public_url or "").hostname):
         return True
-    if name == "localhost" or name.endswith(".localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return False
+    return name.endswith(".localhost") or is_loopback(name)
 
 
 def _authority(url: str) -> str:

@@ -6,8 +6,7 @@ services of a pool report the same values.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from prometheus_client.core import (
     CounterMetricFamily,
@@ -21,22 +20,40 @@ from jobs.errors import StorageUnavailable
 from jobs.queue.decode import WorkerInfo
 from jobs.queue.keys import WAITS_MS
 from jobs.queue.store import Store
+from jobs.reports import Histogram, WorkerReport
 
 _TALLIES = {
     "lost": ("imagemill_leases_lost", "Images taken from a worker whose lease expired."),
     "retried": ("imagemill_images_retried", "Images queued again after a failure."),
     "refused": ("imagemill_commits_refused", "Images finished by a worker without a valid lease."),
 }
-_OF_WORKERS = {
-    "images_done": ("imagemill_worker_images", "Images delivered by a worker."),
-    "steps": ("imagemill_worker_steps", "Denoising steps, counted per sample."),
-    "tokens": ("imagemill_worker_tokens", "Image tokens denoised, counted per row and step."),
-    "busy_seconds": ("imagemill_worker_busy_seconds", "Seconds with a forward pass running."),
-}
-_HISTOGRAMS = {
-    "forward_samples": ("imagemill_forward_samples", "Samples that shared a forward pass."),
-    "forward_seconds": ("imagemill_forward_seconds", "Duration of a forward pass in seconds."),
-}
+_Read = Callable[[WorkerReport], float | None]
+_COUNTERS: tuple[tuple[str, str, _Read], ...] = (
+    ("imagemill_worker_images", "Images delivered by a worker.", lambda r: r.images_done),
+    ("imagemill_worker_steps", "Denoising steps, counted per sample.", lambda r: r.steps),
+    (
+        "imagemill_worker_tokens",
+        "Image tokens denoised, counted per row and step.",
+        lambda r: r.tokens,
+    ),
+    (
+        "imagemill_worker_busy_seconds",
+        "Seconds with a forward pass running.",
+        lambda r: r.busy_seconds,
+    ),
+)
+_HISTOGRAMS: tuple[tuple[str, str, Callable[[WorkerReport], Histogram | None]], ...] = (
+    (
+        "imagemill_forward_samples",
+        "Samples that shared a forward pass.",
+        lambda r: r.forward_samples,
+    ),
+    (
+        "imagemill_forward_seconds",
+        "Duration of a forward pass in seconds.",
+        lambda r: r.forward_seconds,
+    ),
+)
 _LABELS = ("model", "worker")
 
 
@@ -63,7 +80,7 @@ class PoolCollector(Collector):
         yield _waits(tallies)
         for tally, (name, about) in _TALLIES.items():
             yield _counter(name, about, tallies.get(tally, {}))
-        yield from _of_workers([worker for worker in workers if "model" in worker.info])
+        yield from _of_workers([worker for worker in workers if worker.report.model is not None])
 
     def describe(self) -> Iterable[Metric]:
         """Nothing, because registering must not read the store."""
@@ -82,7 +99,7 @@ def _depth(depths: Mapping[str, Mapping[int, int]]) -> Metric:
 
 def _states(workers: Sequence[WorkerInfo]) -> Metric:
     gauge = GaugeMetricFamily("imagemill_workers", "Workers by state.", labels=("model", "state"))
-    keys = ((str(worker.info.get("model")), str(worker.info.get("state"))) for worker in workers)
+    keys = ((str(worker.report.model), worker.report.state) for worker in workers)
     for key, count in Counter(keys).items():
         gauge.add_metric(key, count)
     return gauge
@@ -122,33 +139,28 @@ def _of_workers(workers: Sequence[WorkerInfo]) -> Iterator[Metric]:
     memory = GaugeMetricFamily(
         "imagemill_worker_memory_bytes", "Memory of the device.", labels=(*_LABELS, "kind")
     )
-    for worker in workers:
-        labels, info = (str(worker.info["model"]), worker.id), worker.info
-        if "in_flight" in info:
-            in_flight.add_metric(labels, info["in_flight"])
-        for result, count in _table(info, "prompt_cache").items():
+    reports = [((str(worker.report.model), worker.id), worker.report) for worker in workers]
+    for labels, report in reports:
+        if report.in_flight is not None:
+            in_flight.add_metric(labels, report.in_flight)
+        for result, count in (report.prompt_cache or {}).items():
             cache.add_metric((*labels, result), count)
-        for kind, size in _table(info, "memory").items():
+        for kind, size in (report.memory or {}).items():
             memory.add_metric((*labels, kind), size)
     yield from (in_flight, cache, memory)
-    for field, (name, about) in _OF_WORKERS.items():
+    for name, about, read in _COUNTERS:
         counter = CounterMetricFamily(name, about, labels=_LABELS)
-        for worker in workers:
-            if field in worker.info:
-                counter.add_metric((str(worker.info["model"]), worker.id), worker.info[field])
+        for labels, report in reports:
+            if (value := read(report)) is not None:
+                counter.add_metric(labels, value)
         yield counter
-    for field, (name, about) in _HISTOGRAMS.items():
+    for name, about, read_histogram in _HISTOGRAMS:
         histogram = HistogramMetricFamily(name, about, labels=_LABELS)
-        for worker in workers:
-            if table := _table(worker.info, field):
-                buckets = [(_bound(bound), float(count)) for bound, count in table["buckets"]]
-                histogram.add_metric((str(worker.info["model"]), worker.id), buckets, table["sum"])
+        for labels, report in reports:
+            if counts := read_histogram(report):
+                buckets = [(_bound(bound), float(count)) for bound, count in counts.buckets]
+                histogram.add_metric(labels, buckets, counts.sum)
         yield histogram
-
-
-def _table(info: Mapping[str, Any], field: str) -> Mapping[str, Any]:
-    table = info.get(field)
-    return table if isinstance(table, dict) else {}
 
 
 def _bound(bound: float | None) -> str:

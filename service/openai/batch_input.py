@@ -13,13 +13,14 @@ from pydantic import ValidationError
 
 from jobs.catalog import Catalog, Model
 from jobs.errors import FieldProblem, InvalidRequest, UnknownModel
+from jobs.reports import ModelCard
 from jobs.request import ImageRequest
 from service.http.body import parse
 from service.http.errors import MalformedBody, failure_of, invalid, openai_error
 from service.openai.answers import Form
 from service.openai.batch_schemas import BatchErrorView, BatchLine
 from service.submit.schemas import MAX_TEXT_BYTES
-from service.submit.submission import Card, image_requests, text_bytes
+from service.submit.submission import image_requests, text_bytes
 
 MAX_LINES = 50_000
 MAX_ERRORS = 1000
@@ -81,7 +82,7 @@ class Rules:
     """
 
     catalog: Catalog
-    card_of: Callable[[str], Card | None]
+    card_of: Callable[[str], ModelCard | None]
     priority_of: Callable[[int | None], int]
 
 

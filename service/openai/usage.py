@@ -33,9 +33,10 @@ def usage(context: ServiceContext, images: Sequence[ImageView]) -> Usage | None:
     request = images[0].request
     card = context.cards.of(request.model)
     count = context.lengths.tokens(request.model, card)
-    per_pixel = (card or {}).get("image_tokens_per_pixel")
-    if count is None or not isinstance(per_pixel, int | float):
+    measured = card.measured if card else None
+    if count is None or measured is None or measured.image_tokens_per_pixel is None:
         return None
+    per_pixel = measured.image_tokens_per_pixel
     input_tokens = count(request.prompt)
     if request.negative_prompt:
         input_tokens += count(request.negative_prompt)

@@ -6,18 +6,19 @@ Works on image views and paths; doesn't depend on the store or tenants.
 import io
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from fastapi.responses import FileResponse
-from PIL import Image, ImageOps
 from starlette.types import Receive, Scope, Send
 from zipstream import ZIP_STORED, ZipStream
 
 from jobs.fields import PER_IMAGE
 from jobs.job import ImageResult, ImageView, Job
+from jobs.media import SUFFIXES
 from jobs.recipe import recipe_of
+from jobs.sheet import Grid, fitted
 
 SHEET_IMAGES = 100
 """Maximum number of thumbnails per sheet."""
@@ -26,7 +27,6 @@ THUMBNAIL = 160
 """Longer side of a sheet's thumbnails, in pixels."""
 
 _GAP = 8
-_SUFFIXES = {"image/png": ".png", "image/jpeg": ".jpg", "image/webp": ".webp"}
 
 
 class ImageFile(FileResponse):
@@ -46,7 +46,7 @@ class ImageFile(FileResponse):
 
 def file_name(index: int, result: ImageResult) -> str:
     """An image's file name in archives and downloads."""
-    return f"{index:05d}{_SUFFIXES.get(result.media_type, '.bin')}"
+    return f"{index:05d}{SUFFIXES.get(result.media_type, '.bin')}"
 
 
 def archive(job: Job, images: Sequence[ImageView], paths: dict[int, Path]) -> ZipStream:
@@ -64,25 +64,21 @@ def archive(job: Job, images: Sequence[ImageView], paths: dict[int, Path]) -> Zi
 
 def contact_sheet(paths: Sequence[Path], columns: int | None = None) -> bytes:
     """A PNG of the files' thumbnails, row by row; at most SHEET_IMAGES of them."""
-    columns = columns or math.ceil(math.sqrt(len(paths)))
-    rows = math.ceil(len(paths) / columns)
-    cell = THUMBNAIL + _GAP
-    sheet = Image.new("RGB", (columns * cell + _GAP, rows * cell + _GAP), "white")
-    for position, thumbnail in enumerate(_thumbnails(paths)):
-        row, column = divmod(position, columns)
-        left = _GAP + column * cell + (THUMBNAIL - thumbnail.width) // 2
-        top = _GAP + row * cell + (THUMBNAIL - thumbnail.height) // 2
-        sheet.paste(thumbnail, (left, top))
+    grid = Grid(
+        count=len(paths),
+        columns=columns or math.ceil(math.sqrt(len(paths))),
+        width=THUMBNAIL,
+        height=THUMBNAIL,
+        gap=_GAP,
+    )
+    sheet = grid.blank()
+    for position, path in enumerate(paths[:SHEET_IMAGES]):
+        thumbnail, (left, top) = fitted(path, THUMBNAIL), grid.place(position)
+        shift = ((THUMBNAIL - thumbnail.width) // 2, (THUMBNAIL - thumbnail.height) // 2)
+        sheet.paste(thumbnail, (left + shift[0], top + shift[1]))
     buffer = io.BytesIO()
     sheet.save(buffer, "PNG")
     return buffer.getvalue()
-
-
-def _thumbnails(paths: Sequence[Path]) -> Iterator[Image.Image]:
-    for path in paths[:SHEET_IMAGES]:
-        with Image.open(path) as picture:
-            picture.draft("RGB", (THUMBNAIL, THUMBNAIL))
-            yield ImageOps.contain(picture.convert("RGB"), (THUMBNAIL, THUMBNAIL))
 
 
 def _manifest(job: Job, images: Sequence[ImageView], paths: dict[int, Path]) -> dict[str, Any]:
@@ -105,5 +101,6 @@ def _manifest_entry(image: ImageView, path: Path | None) -> dict[str, Any]:
         **{name: getattr(request, name) for name in PER_IMAGE},
         "sha256": result.sha256 if result else None,
         "error": image.error,
+        "warnings": list(result.warnings) if result else [],
         "recipe": recipe_of(path) if path else None,
     }

@@ -41,16 +41,13 @@ class Work:
 
 def speed(workers: Iterable[WorkerInfo], model: str) -> Speed:
     """The total speed of a model's ready workers, as far as they've measured it."""
-    ready = [
-        worker.info
-        for worker in workers
-        if worker.info.get("model") == model and worker.info.get("state") == "ready"
-    ]
-    known = [info for info in ready if _number(info.get("pixel_steps_per_second"))]
+    reports = [worker.report for worker in workers]
+    ready = [report for report in reports if report.model == model and report.ready]
+    measured = [report for report in ready if report.pixel_steps_per_second]
     return Speed(
-        rate=sum(_number(info["pixel_steps_per_second"]) for info in known),
-        slots=sum(max(1.0, _number(info.get("samples_per_forward"))) for info in known),
-        held=sum(_number(info.get("held_pixel_steps")) for info in ready),
+        rate=sum(report.pixel_steps_per_second or 0.0 for report in measured),
+        slots=sum(max(1.0, report.samples_per_forward or 0.0) for report in measured),
+        held=sum(report.held_pixel_steps or 0.0 for report in ready),
     )
 
 
@@ -112,7 +109,3 @@ def _last_end(images: Sequence[float], others: float, slots: int) -> float:
             heapreplace(busy_until, done)
             last = max(last, done)
     return last
-
-
-def _number(value: object) -> float:
-    return float(value) if isinstance(value, int | float) and value > 0 else 0.0

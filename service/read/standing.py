@@ -16,11 +16,11 @@ def standstill(
     Either all of its workers have failed to start, or no worker has been seen for `absent_seconds`,
     which is more than `patience`.
     """
-    own = [worker.info for worker in workers if worker.info.get("model") == model]
-    if any(info.get("state") != "failed" for info in own):
+    own = [worker.report for worker in workers if worker.report.model == model]
+    if any(not report.failed for report in own):
         return None
     if own:
-        reasons = {str(info.get("error")).removeprefix(f"model {model!r}: ") for info in own}
+        reasons = {str(report.error).removeprefix(f"model {model!r}: ") for report in own}
         return f"no worker of model {model!r} can start: {'; '.join(sorted(reasons))}"
     if absent_seconds > patience:
         return f"no worker of model {model!r} is running"

@@ -11,6 +11,7 @@ from PIL import Image
 from jobs.errors import NotFound
 from jobs.image_store import LocalImages
 from jobs.job import ImageResult
+from jobs.sheet import shrunk
 
 THUMBNAIL_TYPE = "image/jpeg"
 _QUALITY = 82
@@ -21,7 +22,7 @@ def thumbnail(images: LocalImages, result: ImageResult, side: int) -> bytes:
 
     Its name includes the image's digest, so a retried image gets a new thumbnail.
     """
-    uri = images.beside(result.uri, f"thumbnail-{result.sha256[:16]}-{side}.jpg")
+    uri = images.derived(result.uri, f"thumbnail-{result.sha256[:16]}-{side}.jpg")
     try:
         return images.read(uri)
     except NotFound:
@@ -32,9 +33,7 @@ def thumbnail(images: LocalImages, result: ImageResult, side: int) -> bytes:
 
 def _shrunk(data: bytes, side: int) -> bytes:
     with Image.open(io.BytesIO(data)) as picture:
-        picture.draft("RGB", (side, side))  # decodes a JPEG at a smaller size, which is faster
-        small = picture.convert("RGB")
-    small.thumbnail((side, side))
+        small = shrunk(picture, side)
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=_QUALITY)
     return buffer.getvalue()

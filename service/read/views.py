@@ -91,4 +91,5 @@ def image_item(job_id: str, image: ImageView, links: Links) -> ImageItem:
         size=result.size if result else None,
         media_type=result.media_type if result else None,
         seconds=result.seconds if result else None,
+        warnings=list(result.warnings) if result else [],
     )

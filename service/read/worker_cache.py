@@ -5,10 +5,10 @@ Reads the store. Thread-safe.
 
 import threading
 import time
-from typing import Any
 
 from jobs.queue.decode import WorkerInfo
 from jobs.queue.store import Store
+from jobs.reports import ModelCard
 
 SECONDS = 0.25
 """Maximum age of the workers' reports; workers report at most twice per second."""
@@ -39,7 +39,7 @@ class RecentWorkers:
             if not waits or self._known is None:
                 self._known = self._store.workers()
                 now = time.monotonic()
-                self._seen |= {worker.info.get("model"): now for worker in self._known}
+                self._seen |= {worker.report.model: now for worker in self._known}
                 self._until = now + SECONDS
             return self._known or []
         finally:
@@ -55,13 +55,13 @@ class RecentCards:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._known: dict[str, tuple[float, dict[str, Any]]] = {}
+        self._known: dict[str, tuple[float, ModelCard]] = {}
 
-    def of(self, model: str) -> dict[str, Any] | None:
+    def of(self, model: str) -> ModelCard | None:
         """The card that a worker published for the model, if any. Raises StorageUnavailable."""
-        until, card = self._known.get(model, (0.0, {}))
-        if time.monotonic() < until:
-            return card
+        known = self._known.get(model)
+        if known is not None and time.monotonic() < known[0]:
+            return known[1]
         latest = self._store.card(model)
         if latest is not None:
             self._known[model] = (time.monotonic() + CARD_SECONDS, latest)

@@ -28,9 +28,8 @@ def ready(context: Context) -> Readiness:
     workers = context.store.workers()
     models = {model.name: 0 for model in context.catalog}
     for worker in workers:
-        name = str(worker.info.get("model"))
-        if worker.info.get("state") == "ready" and name in models:
-            models[name] += 1
+        if worker.report.ready and worker.report.model in models:
+            models[worker.report.model] += 1
     if not any(models.values()):
         raise NotReady(_why_not(workers, context.catalog))
     return Readiness(models=models)
@@ -51,8 +50,8 @@ def metrics(request: Request) -> Response:
 
 def _why_not(workers: list[WorkerInfo], catalog: Catalog) -> str:
     reasons = [
-        f"worker {worker.id} of {worker.info.get('model')} is {worker.info.get('state')}"
-        + (f": {worker.info['error']}" if worker.info.get("error") else "")
+        f"worker {worker.id} of {worker.report.model} is {worker.report.state}"
+        + (f": {worker.report.error}" if worker.report.error else "")
         for worker in workers
     ]
     if not reasons:

@@ -19,6 +19,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from jobs.errors import Conflict, NotFound
 from jobs.job import ImageResult, ImageView, State
+from jobs.media import MEDIA_TYPES
 from jobs.recipe import recipe_of
 from service.context import Context, ServiceContext
 from service.http.auth import AnyCaller, Caller
@@ -36,7 +37,7 @@ _drawing = anyio.CapacityLimiter(2)
 """Limits how many contact sheets and thumbnails are drawn at once; each takes a core."""
 
 _IMAGE_RESPONSES = (
-    binary("image/png", "image/jpeg", "image/webp")
+    binary(*MEDIA_TYPES.values())
     | {206: {"description": "The requested range of the bytes."}}
     | NOT_MODIFIED
     | problems(404, 409, 410, 416, 422, 503)

@@ -78,7 +78,7 @@ def submit_job(
     """Queue a batch of prompts. Responds immediately; nothing is queued if any field is invalid."""
     job, notes = enqueue(context, caller, body, idempotency_key)
     response = _job_response(
-        context, *context.store.look(job.job_id, caller.tenant, images=True), 202, notes
+        context, *context.store.snapshot(job.job_id, caller.tenant, images=True), 202, notes
     )
     response.headers["Location"] = context.links.job(job.job_id)
     response.headers["Retry-After"] = "1"
@@ -128,7 +128,7 @@ def list_jobs(query: Annotated[Listing, Query()], context: Context, caller: AnyC
 def cancel_job(job_id: str, context: Context, caller: AnyCaller) -> Response:
     """Cancel unfinished images; finished ones are kept. A running image stops at its next step."""
     context.store.cancel(job_id, caller.tenant)
-    return _job_response(context, *context.store.look(job_id, caller.tenant, images=True))
+    return _job_response(context, *context.store.snapshot(job_id, caller.tenant, images=True))
 
 
 @router.post(
@@ -140,7 +140,7 @@ def cancel_job(job_id: str, context: Context, caller: AnyCaller) -> Response:
 def retry_job(job_id: str, context: Context, caller: AnyCaller) -> Response:
     """Run the failed and cancelled images again; 409 if there are none."""
     context.store.retry(job_id, caller.tenant)
-    return _job_response(context, *context.store.look(job_id, caller.tenant, images=True), 202)
+    return _job_response(context, *context.store.snapshot(job_id, caller.tenant, images=True), 202)
 
 
 @router.delete("/v1/jobs/{job_id}", status_code=204, responses=problems(404, 422, 503))
@@ -156,12 +156,12 @@ def _unless_known(
     """The job, or 304 if the caller's ETag is current; read atomically."""
     # With an ETag the response is probably a 304, so the images are only read if it isn't.
     reads_images = with_images and not known
-    job, images, ahead = context.store.look(job_id, caller.tenant, images=reads_images)
+    job, images, ahead = context.store.snapshot(job_id, caller.tenant, images=reads_images)
     tag = _tag(job, ahead, _trouble(context, job))
     if tag in known or known == ["*"]:
         return Response(status_code=304, headers={"ETag": f'W/"{tag}"'})
     if with_images and not reads_images:
-        job, images, ahead = context.store.look(job_id, caller.tenant, images=True)
+        job, images, ahead = context.store.snapshot(job_id, caller.tenant, images=True)
     return _job_response(context, job, images, ahead)
 
 

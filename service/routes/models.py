@@ -8,6 +8,7 @@ from fastapi import APIRouter
 
 from jobs.catalog import Model
 from jobs.defaults import as_published
+from jobs.queue.decode import WorkerInfo
 from service.context import Context, ServiceContext
 from service.http.openapi import problems
 from service.submit.schemas import ModelList, ModelView, WorkerList, WorkerView
@@ -32,19 +33,13 @@ def get_model(name: str, context: Context) -> ModelView:
 @router.get("/v1/workers", response_model=WorkerList, responses=problems(422, 503))
 def list_workers(context: Context) -> WorkerList:
     """Each worker's last report: its model, state, device and speed."""
-    return WorkerList(
-        data=[
-            WorkerView(
-                **{
-                    "model": None,
-                    "state": "unknown",
-                    **worker.info,
-                    "id": worker.id,
-                }
-            )
-            for worker in context.store.workers()
-        ]
-    )
+    return WorkerList(data=[_worker(worker) for worker in context.store.workers()])
+
+
+def _worker(worker: WorkerInfo) -> WorkerView:
+    report = worker.report
+    facts = {**report.to_dict(), "id": worker.id, "model": report.model, "state": report.state}
+    return WorkerView(**facts)
 
 
 def _view(
@@ -60,7 +55,7 @@ def _view(
         placement=model.placement,
         defaults={**asdict(model.defaults), **dict.fromkeys(model.unset)},
         limits=_limits(model),
-        card=card,
+        card=card.to_dict() if card else None,
         ready_workers=ready[model.name],
         queued=queued[model.name],
     )
@@ -74,7 +69,7 @@ def _limits(model: Model) -> dict[str, Any]:
 def _ready(context: ServiceContext) -> Counter[str]:
     workers = context.store.workers()
     return Counter(
-        str(worker.info.get("model")) for worker in workers if worker.info.get("state") == "ready"
+        worker.report.model for worker in workers if worker.report.ready and worker.report.model
     )
 
 

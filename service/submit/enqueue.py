@@ -16,13 +16,14 @@ from pydantic import WithJsonSchema
 from jobs.catalog import Model
 from jobs.errors import FieldProblem, InvalidRequest
 from jobs.queue.decode import Submitted
+from jobs.reports import ModelCard
 from jobs.request import ImageRequest
 from jobs.runtime import tracing
 from service.context import ServiceContext
 from service.http.auth import Caller
 from service.http.errors import MalformedHeader, NotReady
 from service.submit.schemas import SubmitJob, Webhook
-from service.submit.submission import Card, image_requests, warnings
+from service.submit.submission import image_requests, warnings
 from service.webhooks.address import is_literal_and_private
 
 log = structlog.get_logger(__name__)
@@ -70,7 +71,7 @@ def enqueue(
 
 
 def _requests(
-    context: ServiceContext, body: SubmitJob, model: Model, card: Card | None
+    context: ServiceContext, body: SubmitJob, model: Model, card: ModelCard | None
 ) -> list[ImageRequest]:
     """The job's images; an unknown default says why no worker has read the model."""
     try:

@@ -6,12 +6,13 @@ the model's token limit is certain to be cut.
 """
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import structlog
 from tokenizers import Tokenizer
+
+from jobs.reports import ModelCard
 
 log = structlog.get_logger(__name__)
 
@@ -26,23 +27,19 @@ class PromptLengths:
         self._lock = threading.Lock()
         self._loaded: dict[str, tuple[int, Tokenizer]] = {}
 
-    def counter(self, model: str, card: Mapping[str, Any] | None) -> Count:
+    def counter(self, model: str, card: ModelCard | None) -> Count:
         """A counter to compare a prompt with the card's `max_prompt_tokens`."""
         return self.tokens(model, card) or (lambda text: len(text.split()))
 
-    def tokens(self, model: str, card: Mapping[str, Any] | None) -> Count | None:
+    def tokens(self, model: str, card: ModelCard | None) -> Count | None:
         """A counter of exact tokens; None if the model's tokenizer isn't known."""
-        form = (card or {}).get("prompt")
+        form = card.properties.prompt if card and card.properties else None
         tokenizer = self._tokenizer(model) if form else None
         if tokenizer is None or not form:
             return None
 
         def count(text: str) -> int:
-            removed = form.get("removed")
-            read = text.replace(removed, "") if removed else text
-            read = read.lower().strip() if form["lowered"] else read
-            encoded = tokenizer.encode(form["before"] + read + form["after"])
-            return len(encoded.ids) - int(form["dropped"])
+            return len(tokenizer.encode(form.of(text)).ids) - form.dropped
 
         return count
 

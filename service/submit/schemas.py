@@ -20,17 +20,13 @@ from pydantic import (
 )
 
 from jobs.fields import FIELDS, PROMPT
-from jobs.job import State
+from jobs.job import State, WebhookEvent
 from jobs.request import ImageFormat
 
 MAX_METADATA_BYTES = 16 * 2**10
 
 MAX_TEXT_BYTES = 16 * 2**20
 """Limit on the prompts and negative prompts of a job, in JSON; each copy counts separately."""
-
-WebhookEvent = Literal[
-    "job.succeeded", "job.failed", "job.cancelled", "image.succeeded", "image.failed"
-]
 
 
 def _without_nul(text: str) -> str:
@@ -220,6 +216,9 @@ class ImageItem(BaseModel):
     size: Annotated[int | None, Field(description="Bytes.")]
     media_type: str | None
     seconds: Annotated[float | None, Field(description="From claim to commit.")]
+    warnings: Annotated[
+        list[str], Field(description="What may surprise about this image, once it's finished.")
+    ] = []
 
 
 class JobUrls(BaseModel):

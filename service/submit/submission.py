@@ -6,7 +6,7 @@ a worker published for it, if any.
 
 import json
 import secrets
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -14,11 +14,10 @@ from jobs.catalog import Model, problems
 from jobs.defaults import as_published
 from jobs.errors import FieldProblem, InvalidRequest
 from jobs.fields import FIELDS, FROM_MODEL, IN_REQUEST
+from jobs.reports import Card, ModelCard, cut_warning
 from jobs.request import MAX_SEED, ImageRequest
 from service.http.errors import NotReady, summary
 from service.submit.schemas import MAX_TEXT_BYTES, ImageSettings, PromptItem, SubmitJob
-
-Card = Mapping[str, Any]
 
 _ENCODE = json.JSONEncoder(ensure_ascii=False).encode
 
@@ -31,7 +30,7 @@ def draw_seed() -> int:
 def image_requests(
     job: SubmitJob,
     model: Model,
-    card: Card | None,
+    card: ModelCard | None,
     draw: Callable[[], int] = draw_seed,
 ) -> list[ImageRequest]:
     """The images of a job, in order; each prompt's copies are adjacent.
@@ -41,6 +40,7 @@ def image_requests(
     and NotReady if the job needs the model's defaults and they aren't known yet.
     """
     model = as_published(model, card)
+    properties = card.properties if card else None
     entries = [_as_item(entry) for entry in job.prompts]
     copies = [entry.n or job.n or 1 for entry in entries]
     if sum(copies) > model.limits.max_prompts:
@@ -53,7 +53,7 @@ def image_requests(
     requests: list[ImageRequest] = []
     for position, (entry, request) in enumerate(zip(entries, firsts, strict=True)):
         place = _Place(job, position)
-        for problem in [*problems(model, request, ""), *_card_problems(request, card)]:
+        for problem in [*problems(model, request, ""), *_card_problems(request, properties)]:
             refusals[place.of(problem)] = None
         seed = job.seed if entry.seed is None else entry.seed
         for copy in range(copies[position]):
@@ -74,16 +74,16 @@ def text_bytes(request: ImageRequest) -> int:
 
 
 def warnings(
-    job: SubmitJob, model: Model, card: Card | None, count: Callable[[str], int]
+    job: SubmitJob, model: Model, card: ModelCard | None, count: Callable[[str], int]
 ) -> list[str]:
     """Warnings about what the caller may not expect; `count` returns a text's tokens."""
-    if card is None:
+    if card is None or card.properties is None:
         return []
     entries = [_as_item(entry) for entry in job.prompts]
     usual = as_published(model, card).defaults
     return [
-        *_cut(job, entries, card, count),
-        *_without_effect(job, entries, card, usual.guidance_scale),
+        *_cut(job, entries, card.properties, count),
+        *_without_effect(job, entries, card.properties, usual.guidance_scale),
     ]
 
 
@@ -91,25 +91,22 @@ def _cut(
     job: SubmitJob, entries: list[PromptItem], card: Card, count: Callable[[str], int]
 ) -> Iterator[str]:
     """Warnings about texts that exceed the model's prompt length."""
-    limit = card.get("max_prompt_tokens")
-    if not isinstance(limit, int):
+    limit = card.max_prompt_tokens
+    if limit is None:
         return
     long = [place for place, entry in enumerate(entries) if count(entry.prompt) > limit]
     if long:
-        yield (
-            f"the model reads {limit} tokens of a prompt and cuts the rest: "
-            f"{_listed('/prompts/', long)}"
-        )
+        yield f"{cut_warning(limit, 'prompt')}: {_listed('/prompts/', long)}"
     negative = {_first("negative_prompt", entry, job) or "" for entry in entries}
     if any(count(text) > limit for text in negative):
-        yield f"the model reads {limit} tokens of a negative prompt and cuts the rest"
+        yield cut_warning(limit, "negative prompt")
 
 
 def _without_effect(
     job: SubmitJob, entries: list[PromptItem], card: Card, usual_scale: float
 ) -> Iterator[str]:
     """Warnings about guidance and negative prompts that have no effect on the image."""
-    guidance, above = card.get("guidance"), card.get("guides_above", 1.0)
+    guidance, above = card.guidance, card.guides_above
     if any(_gives(settings, "guidance_scale") for settings in (job, *entries)):
         if guidance == "none":
             yield "guidance_scale has no effect: the model has no guidance"
@@ -198,17 +195,13 @@ def _card_problems(request: ImageRequest, card: Card | None) -> list[FieldProble
     """Values that the loaded model doesn't support, according to its card."""
     if card is None:
         return []
-    refusals = []
-    multiple = card.get("multiple")
-    if isinstance(multiple, int) and multiple > 1:
-        refusals += [
-            FieldProblem(f"/{name}", f"{name} must be a multiple of {multiple}")
-            for name in ("width", "height")
-            if getattr(request, name) % multiple
-        ]
-    sizes = card.get("sizes")
-    if sizes and [request.width, request.height] not in [list(size) for size in sizes]:
-        known = ", ".join(f"{width}x{height}" for width, height in sizes)
+    refusals = [
+        FieldProblem(f"/{name}", f"{name} must be a multiple of {card.multiple}")
+        for name in ("width", "height")
+        if getattr(request, name) % card.multiple
+    ]
+    if card.sizes and (request.width, request.height) not in card.sizes:
+        known = ", ".join(f"{width}x{height}" for width, height in card.sizes)
         detail = f"{request.model} only supports {known}: its pipeline changes other sizes"
         refusals.append(FieldProblem("/width", detail))
     return refusals

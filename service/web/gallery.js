@@ -167,7 +167,9 @@ export class Gallery {
     say(tile.word, isMoving ? `${step} / ${steps}` : WORDS[state]);
     tile.bar.style.transform = `scaleX(${isMoving ? step / steps : 0})`;
     say(tile.prompt, image.prompt);
-    say(tile.facts, state === "failed" ? image.error ?? "" : `#${index + 1} · seed ${image.seed}`);
+    const note = image.warnings.length ? " · see warning" : "";
+    const facts = `#${index + 1} · seed ${image.seed}${note}`;
+    say(tile.facts, state === "failed" ? image.error ?? "" : facts);
     tile.button.ariaLabel = `Image ${index + 1}, ${state}: ${image.prompt}`;
   }
 

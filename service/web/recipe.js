@@ -77,6 +77,7 @@ export class Recipe {
     say($("recipe-prompt"), image.prompt);
     $("recipe-error").hidden = !image.error;
     say($("recipe-error"), image.error ?? "");
+    say($("recipe-warnings"), image.warnings.join("\n"));
     $("recipe-save").hidden = !isMade;
     // `disabled` would move the focus out of the dialog, and the arrow keys would stop working
     $("recipe-previous").ariaDisabled = String(this.gallery.neighbor(image.index, -1) === null);
@@ -161,8 +162,8 @@ function result({ seconds, attempts, sha256 }) {
   };
 }
 
-/** Pairs of name and text for all fields that are set, without the prompt, which is shown above. */
-function factsOf({ prompt, ...recipe }) {
+/** Pairs of name and text for all fields that are set, without those that are shown above. */
+function factsOf({ prompt, warnings, ...recipe }) {
   const pairs = Object.entries(recipe);
   const facts = pairs.filter(([, value]) => value !== null && value !== "");
   return facts.map(([name, value]) => [titled(name), worded(value)]);

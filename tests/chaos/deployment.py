@@ -112,7 +112,7 @@ class Deployment:
 
     def forget_scripts(self) -> None:
         """Flush the server's scripts, as a failover does."""
-        self.insist(lambda: self.store._link.ask(lambda client: client.script_flush()))
+        self.insist(lambda: self.store._connection.ask(lambda client: client.script_flush()))
         self.counts["script flushes"] += 1
 
     def move(self, name: str) -> None:
@@ -128,7 +128,9 @@ class Deployment:
 
     def store_time(self) -> float:
         """The server's clock, in seconds."""
-        seconds, micro = self.insist(lambda: self.store._link.ask(lambda client: client.time()))
+        seconds, micro = self.insist(
+            lambda: self.store._connection.ask(lambda client: client.time())
+        )
         return float(seconds + micro / 1e6)
 
     # Checks -----------------------------------------------------------------------------------

@@ -77,11 +77,11 @@ def test_a_group_that_cannot_start_reports_the_error_and_exits(
 ) -> None:
     with line(tmp_path, catalog(tmp_path, weights, "short")) as queue:
         queue.start("workers")
-        [worker] = wait_until(lambda: [w.info for w in failed(queue.store)][:1])
-        assert "max_sequence_length 1 is less than the 2 ranks" in worker["error"]
-        assert "short" in worker["error"]
+        [report] = wait_until(lambda: [w.report for w in failed(queue.store)][:1])
+        assert "max_sequence_length 1 is less than the 2 ranks" in (report.error or "")
+        assert "short" in (report.error or "")
         wait_until(lambda: "code=2" in queue.said())
-        assert worker["error"].removeprefix("rank 1: ") in queue.said()
+        assert (report.error or "").removeprefix("rank 1: ") in queue.said()
         assert queue.end(signal.SIGTERM) == 0
 
 
@@ -91,7 +91,7 @@ def test_torchrun_starts_a_group_that_ends_with_it(weights: Path, tmp_path: Path
         job = queue.finish(queue.submit("ulysses", 4))
         assert job.state is State.SUCCEEDED
         [worker] = queue.store.workers()
-        assert worker.info["ranks"] == 2
+        assert worker.report.ranks == 2
         queue.end(signal.SIGTERM)
 
 
@@ -110,7 +110,7 @@ def test_accelerate_starts_workers_that_share_the_queue(weights: Path, tmp_path:
         wait_until(lambda: len(ready(queue.store)) == 2)
         job = queue.finish(queue.submit("plain", 100))
         assert job.state is State.SUCCEEDED
-        wait_until(lambda: all(w.info["images_done"] for w in queue.store.workers()))
+        wait_until(lambda: all(w.report.images_done for w in queue.store.workers()))
         queue.end(signal.SIGINT, whole_group=True)
 
 
@@ -134,15 +134,15 @@ def test_a_split_model_is_served(weights: Path, tmp_path: Path) -> None:
         job = queue.finish(queue.submit("phased", 10))
         assert job.counts.succeeded == 10
         [worker] = queue.store.workers()
-        assert worker.info["placement"] == "split"
+        assert worker.report.placement == "split"
         assert queue.end(signal.SIGTERM) == 0
 
 
 def ready(store: Store) -> list[WorkerInfo]:
     """The workers that are ready."""
-    return [worker for worker in store.workers() if worker.info["state"] == "ready"]
+    return [worker for worker in store.workers() if worker.report.ready]
 
 
 def failed(store: Store) -> list[WorkerInfo]:
     """The workers that couldn't start."""
-    return [worker for worker in store.workers() if worker.info["state"] == "failed"]
+    return [worker for worker in store.workers() if worker.report.failed]

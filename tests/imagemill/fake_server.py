@@ -31,7 +31,8 @@ class FakeServer:
     images from finishing. `pictures` replaces the bytes of the first images. `workers` is the
     response of /v1/workers. `preview` is that of running images: without one, images finish without
     having been running; with one, they run until it was requested. `moves` advances all images by a
-    step per poll. `calls` counts requests by method and path, without ids.
+    step per poll. `notes` are a new job's warnings, and `warnings` those of finished images, by
+    prompt. `calls` counts requests by method and path, without ids.
     """
 
     def __init__(self) -> None:
@@ -47,6 +48,8 @@ class FakeServer:
         self.previewed: set[int] = set()
         self.script: list[tuple[int, dict[str, str]]] = []
         self.workers: list[dict[str, Any]] = [{"id": "w", "model": "demo", "state": "ready"}]
+        self.notes: list[str] = []
+        self.warnings: dict[str, list[str]] = {}
         self.calls: dict[str, int] = {}
         self.bodies: list[dict[str, Any]] = []
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
@@ -152,7 +155,7 @@ class FakeServer:
         job["metadata"] = body.get("metadata", {})
         self.jobs[job_id] = job
         self.keys[key] = job_id
-        return 202, self._counted(job), {}
+        return 202, {**self._counted(job), "warnings": self.notes}, {}
 
     def _image(self, index: int, prompt: str) -> dict[str, Any]:
         return {
@@ -228,7 +231,7 @@ class FakeServer:
     def _made(self, image: dict[str, Any]) -> None:
         sha256 = hashlib.sha256(self._bytes(image)).hexdigest()
         made = {"state": "succeeded", "step": 4, "sha256": sha256, "media_type": "image/png"}
-        image.update(made, seconds=0.5)
+        image.update(made, seconds=0.5, warnings=self.warnings.get(image["prompt"], []))
 
     def finished(self, job_id: str) -> list[dict[str, Any]]:
         """The images of a job that have succeeded or failed."""

@@ -53,6 +53,25 @@ def test_every_prompt_becomes_a_file_and_a_tile_of_the_sheet(
     assert "0001-a-blue-heart.png" in done.output
 
 
+def test_warnings_of_images_are_printed_unless_they_were_at_the_start(
+    server: FakeServer, tmp_path: Path
+) -> None:
+    cut, dark = "the model reads 3 tokens of a prompt and cuts the rest", "it is dark"
+    server.notes = [f"{cut}: /prompts/0"]
+    server.warnings = {"one two three four": [cut, dark], "a": [dark], "b": []}
+    done = run("generate", *server.warnings, "--out", tmp_path)
+    notes = [line for line in unwrapped(done.output) if line.startswith("note: ")]
+    assert notes == [f"note: {cut}: /prompts/0", f"note: {dark}: image 0, 1"]
+    document = json.loads(run("generate", "a", "--out", tmp_path, "--json").stdout)
+    assert document["images"][0]["warnings"] == [dark]
+    status = run("status", "job-2").output
+    assert f"took 0.5 s, {dark}" in status
+
+
+def unwrapped(text: str) -> list[str]:
+    return [line.strip() for line in text.splitlines()]
+
+
 def test_all_flags_reach_the_server(server: FakeServer, tmp_path: Path) -> None:
     given = {
         "model": "demo",

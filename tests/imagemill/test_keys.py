@@ -46,6 +46,7 @@ def test_only_the_first_key_prints_the_warning(tmp_path: Path) -> None:
     "arguments",
     [
         ("add", "no spaces allowed"),
+        ("add", "a/b"),
         ("add", "alice", "--weight", "0"),
         ("add", "alice", "--rate", "often"),
         ("revoke", "key_000000000000"),

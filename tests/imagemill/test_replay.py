@@ -6,18 +6,18 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from imagemill.commands.recipe import read_recipe
 from imagemill.commands.replay import compare
-from tests.imagemill import test_recipe
+from jobs.recipe import read_recipe
+from tests.imagemill import test_inspect
 from tests.imagemill.fake_server import FakeServer
 from tests.imagemill.test_generate import run, server
-from tests.imagemill.test_recipe import request
+from tests.imagemill.test_inspect import request
 
 __all__ = ["server"]
 
 
 def picture(path: Path, bucket: int = 8) -> Path:
-    return test_recipe.picture(path, replace(request(), width=32, height=32), bucket)
+    return test_inspect.picture(path, replace(request(), width=32, height=32), bucket)
 
 
 def dotted(path: Path) -> Path:
@@ -28,7 +28,7 @@ def dotted(path: Path) -> Path:
         other = image.copy()
     other.putpixel((3, 4), (0, 3, 0))
     file.unlink()
-    return test_recipe.png(file, imagemill=str(image.text["imagemill"]), picture=other)
+    return test_inspect.png(file, imagemill=str(image.text["imagemill"]), picture=other)
 
 
 def test_identical_images_are_bit_equal_in_any_bucket(tmp_path: Path) -> None:
@@ -47,7 +47,7 @@ def test_the_largest_difference_is_reported(tmp_path: Path) -> None:
 
 
 def test_different_sizes_are_not_equal(tmp_path: Path) -> None:
-    one, other = picture(tmp_path / "a.png"), test_recipe.picture(tmp_path / "b.png", request())
+    one, other = picture(tmp_path / "a.png"), test_inspect.picture(tmp_path / "b.png", request())
     verdict = compare(one, read_recipe(one), other, None)
     assert verdict.largest is None
     assert verdict.document()["differences"] == {"height": {"then": 32, "now": 16}}
@@ -84,7 +84,7 @@ def test_a_failed_replay_is_one_sentence(server: FakeServer, tmp_path: Path) -> 
 
 
 def test_a_file_without_a_recipe_sends_no_request(server: FakeServer, tmp_path: Path) -> None:
-    done = run("replay", test_recipe.png(tmp_path / "a.png"))
+    done = run("replay", test_inspect.png(tmp_path / "a.png"))
     assert done.exit_code == 1
     assert server.calls == {}
 

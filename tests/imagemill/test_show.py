@@ -1,28 +1,32 @@
 """The tables and the panel of `up`."""
 
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
+from imagemill.client.models import Model
 from imagemill.local.up import Ready, UpOptions
 from imagemill.terminal import show
 from jobs.catalog import load_catalog
+from jobs.reports import Measured, ModelCard, WorkerReport
 from tests.end_to_end.deployment import MODELS
 
-MODEL = {
-    "id": "demo",
-    "placement": "replica",
-    "dtype": "float32",
-    "defaults": {"width": 128, "height": 128, "steps": 8},
-    "limits": {"max_pixels": 65536, "max_steps": 100, "sizes": []},
-    "ready_workers": 1,
-    "queued": 3,
-}
+MODEL = Model(
+    id="demo",
+    placement="replica",
+    dtype="float32",
+    defaults={"width": 128, "height": 128, "steps": 8},
+    limits={"max_pixels": 65536, "max_steps": 100, "sizes": []},
+    card=None,
+    ready_workers=1,
+    queued=3,
+)
 REST = ("queued", "running", "cancelled")
-COSTS = [[256, 0.011], [512, 0.016], [1024, 0.03], [2048, 1.5]]
+COSTS = ((256, 0.011), (512, 0.016), (1024, 0.03), (2048, 1.5))
 
 
 JOB = {
@@ -79,22 +83,22 @@ def test_a_jobs_title(job: dict[str, Any], expected: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("card", "expected"),
+    ("warm_up", "expected"),
     [
         (None, ("–", "–")),
-        ({"family": "sd3"}, ("–", "–")),
-        ({"costs": COSTS, "pinned": 4, "largest": 8}, ("4, at most 8", "30 ms")),
-        ({"costs": COSTS, "pinned": 8, "largest": 8}, ("8, at most 8", "1.50 s")),
-        ({"costs": COSTS, "pinned": 3, "largest": 8}, ("3, at most 8", "–")),
+        (Measured((), 1, 1), ("–", "–")),
+        (Measured(COSTS, 4, 8), ("4, at most 8", "30 ms")),
+        (Measured(COSTS, 8, 8), ("8, at most 8", "1.50 s")),
+        (Measured(COSTS, 3, 8), ("3, at most 8", "–")),
     ],
 )
-def test_measurements_of_warm_up(card: dict[str, Any] | None, expected: tuple[str, str]) -> None:
-    assert show.measured(card) == expected
+def test_measurements_of_warm_up(warm_up: Measured | None, expected: tuple[str, str]) -> None:
+    assert show.measured(warm_up) == expected
 
 
 def test_the_models_table_has_measurements() -> None:
-    card = {"costs": COSTS, "pinned": 4, "largest": 8}
-    row = said(show.models_table([{**MODEL, "card": card}])).splitlines()[1]
+    model = replace(MODEL, card=ModelCard(measured=Measured(COSTS, 4, 8)).to_dict())
+    row = said(show.models_table([model])).splitlines()[1]
     assert "4, at most 8" in row and "30 ms" in row
 
 
@@ -111,7 +115,7 @@ def test_the_panel_says_who_has_access(
     keys: int, is_exposed: bool, expected: str, other: str
 ) -> None:
     options = UpOptions("0.0.0.0", 8000, Path("elsewhere"), MODELS)
-    worker = {"model": "demo", "state": "ready", "device": "cpu"}
+    worker = WorkerReport("demo", "ready", device="cpu")
     ready = Ready("http://h", options, load_catalog(MODELS), [worker], keys, is_exposed)
     text = said(show.ready_panel(ready))
     assert expected in text

@@ -88,14 +88,6 @@ def test_an_image_that_the_worker_still_holds_is_not_leased_to_it(bench: Bench) 
     assert bench.claim_one(worker="w2").key == old.key
 
 
-def test_pixels_are_limited_but_an_idle_worker_gets_one_image(bench: Bench) -> None:
-    bench.submit(5)
-    pixels = 128 * 128
-    assert len(bench.claim(5, max_pixels=2 * pixels + 1)) == 2
-    assert bench.claim(5, max_pixels=pixels - 1, held=["other:1"]) == []
-    assert len(bench.claim(5, max_pixels=pixels - 1, held=())) == 1
-
-
 def test_a_preferred_size_overtakes_a_little(bench: Bench) -> None:
     wide = bench.submit([request(width=256, height=64)] * 20)
     square = bench.submit([request()] * 20)

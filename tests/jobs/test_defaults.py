@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from jobs.catalog import DERIVED, Defaults, Limits, Model, problems
 from jobs.defaults import as_published, to_publish, with_own_defaults
+from jobs.reports import ModelCard
 from jobs.request import ImageRequest
 
 OWN = Defaults(512, 768, 4, 0.0)
@@ -52,13 +53,13 @@ def test_own_defaults_are_clamped_to_the_limits(own: Defaults, limits: Limits) -
 def test_a_card_has_only_what_the_entry_leaves_open() -> None:
     entry = Model("m", "/here/models/flux", local=True, unset=("width", "steps"))
     card = to_publish(entry, with_own_defaults(entry, OWN))
-    assert card == {"source": "models/flux", "defaults": {"width": 512, "steps": 4}}
+    assert card == ModelCard("models/flux", {"width": 512, "steps": 4})
     elsewhere = Model("m", "/mnt/models/flux", local=True, unset=("width", "height", "steps"))
     model = as_published(elsewhere, card)
     assert (model.defaults.width, model.defaults.steps, model.unset) == (512, 4, ("height",))
 
 
-@pytest.mark.parametrize("card", [None, {}, {"source": "x@main"}, {"family": "flux"}])
-def test_a_card_of_other_weights_is_ignored(card: dict | None) -> None:
+@pytest.mark.parametrize("card", [None, ModelCard(), ModelCard("x@main", {"steps": 4})])
+def test_a_card_of_other_weights_is_ignored(card: ModelCard | None) -> None:
     model = Model("m", "x", revision="v2", unset=DERIVED)
     assert as_published(model, card) == model

@@ -14,6 +14,7 @@ import redis
 
 from jobs.errors import StorageUnavailable
 from jobs.queue.store import Store
+from jobs.reports import WorkerReport
 from jobs.runtime.embedded_queue import EmbeddedServer
 from tests.waiting import wait_until
 
@@ -82,10 +83,10 @@ def test_one_refusal_is_enough_to_find_the_new_primary(tmp_path: Path, refused: 
         address.target = old
         store = Store.connect(f"unix://{tmp_path}/proxy.sock")
         stack.callback(store.close)
-        fill(store._link._client.connection_pool)
-        fill(store._link._blocking.connection_pool)
+        fill(store._connection._client.connection_pool)
+        fill(store._connection._blocking.connection_pool)
         calls = {
-            "a move": lambda: store.register("w1", {"model": "demo"}, 60),
+            "a move": lambda: store.register("w1", WorkerReport("demo"), 60),
             "a wait": lambda: store.wait("demo", 0.01),
         }
 

@@ -14,6 +14,12 @@ def images(tmp_path: Path) -> LocalImages:
     return LocalImages(tmp_path / "a" / "images")
 
 
+def files_of(job_id: str, images: LocalImages) -> list[str] | None:
+    """The names in a job's folder; None if there's no folder."""
+    folder = images.path(f"{job_id}/x").parent
+    return sorted(path.name for path in folder.iterdir()) if folder.exists() else None
+
+
 def test_written_images_can_be_read(images: LocalImages) -> None:
     uri = images.write("job1", 7, "3-ab", b"bytes", ".png")
     assert uri == "job1/7.3-ab.png"
@@ -42,9 +48,8 @@ def test_a_uri_that_leads_outside_is_refused(images: LocalImages, uri: str) -> N
 
 @pytest.mark.parametrize("job_id", ["..", "a/b", "", "/tmp"])
 def test_a_job_that_leads_outside_is_refused(images: LocalImages, job_id: str) -> None:
-    for method in (images.remove_job, lambda job: images.orphans(job, set())):
-        with pytest.raises(NotFound):
-            method(job_id)
+    with pytest.raises(NotFound):
+        images.remove_job(job_id)
     with pytest.raises(NotFound):
         images.write(job_id, 0, "a", b"", ".png")
 
@@ -68,18 +73,18 @@ def test_a_jobs_files_go_together(images: LocalImages) -> None:
     images.write("job1", 0, "a", b"", ".png")
     images.remove_job("job1")
     images.remove_job("job1")
-    assert images.orphans("job1", set()) == []
+    assert files_of("job1", images) is None
     assert images.read(other) == b"kept"
 
 
 def test_derived_files_are_removed_with_their_job(images: LocalImages) -> None:
     uri = images.write("job1", 0, "a", b"image", ".png")
-    small = images.beside(uri, "small.jpg")
+    small = images.derived(uri, "small.jpg")
     images.keep(small, b"small")
     assert images.read(small) == b"small"
     images.remove_job("job1")
     images.keep(small, b"small")
-    assert images.orphans("job1", set()) == []
+    assert files_of("job1", images) is None
 
 
 def test_a_full_disk_leaves_no_derived_file(
@@ -91,14 +96,8 @@ def test_a_full_disk_leaves_no_derived_file(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "replace", full)
-    images.keep(images.beside(uri, "small.jpg"), b"small")
-    assert images.orphans("job1", {uri}) == []
-
-
-def test_uncommitted_files_are_orphans(images: LocalImages) -> None:
-    late, good = (images.write("job1", 0, token, b"", ".png") for token in ("a", "b"))
-    images.path("job1/1.c.png.part").write_bytes(b"half")
-    assert images.orphans("job1", {good}) == [late, "job1/1.c.png.part"]
+    images.keep(images.derived(uri, "small.jpg"), b"small")
+    assert files_of("job1", images) == [images.path(uri).name]
 
 
 @pytest.mark.parametrize("step", ["fsync", "replace"])
@@ -114,7 +113,7 @@ def test_a_full_disk_leaves_no_partial_file(
     with pytest.raises(StorageUnavailable, match="No space left on device"):
         images.write("job1", 1, "a", b"bytes", ".png")
     monkeypatch.undo()
-    assert images.orphans("job1", set()) == ["job1/0.first.png"]
+    assert files_of("job1", images) == ["0.first.png"]
 
 
 def test_a_folder_that_cannot_be_created_is_named(tmp_path: Path) -> None:

@@ -5,13 +5,14 @@ from pathlib import Path
 
 import jobs
 from jobs.queue.keys import FOREVER, LIFETIMES_MS, NAMES, Keys
+from jobs.reports import ModelCard, WorkerReport
 from tests.jobs.bench import Bench, request
 
 
 def busy_day(bench: Bench) -> None:
     """Put jobs through every kind of move, until nothing is queued or running."""
-    bench.store.register("w1", {"model": "demo"}, 60)
-    bench.store.publish_card("demo", {})
+    bench.store.register("w1", WorkerReport("demo"), 60)
+    bench.store.publish_card("demo", ModelCard())
     jobs = [bench.submit(6, tenant=tenant, priority=priority, idempotency=(tenant, "x"))
             for tenant, priority in (("ann", 1), ("bob", 5), ("cy", 9))]  # fmt: skip
     bench.submit([request(model="other")] * 3)

@@ -58,7 +58,7 @@ def test_a_resent_cancel_spares_retried_images(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job_id = bench.submit(2)
-    run = bench.store._link.run
+    run = bench.store._connection.run
 
     def retried_in_between(*args: str | int) -> object:
         run(*args)
@@ -66,7 +66,7 @@ def test_a_resent_cancel_spares_retried_images(
         return run(*args)
 
     with monkeypatch.context() as patched:
-        patched.setattr(bench.store._link, "run", retried_in_between)
+        patched.setattr(bench.store._connection, "run", retried_in_between)
         assert bench.store.cancel(job_id, "ann").counts.queued == 2
     assert bench.store.cancel(job_id, "ann").counts.cancelled == 2
 
@@ -125,8 +125,8 @@ def test_retrying_nothing_is_a_conflict(bench: Bench) -> None:
 def test_retrying_is_safe_to_repeat(bench: Bench, monkeypatch) -> None:
     job_id = bench.submit(2)
     bench.store.cancel(job_id, "ann")
-    run = bench.store._link.run
-    monkeypatch.setattr(bench.store._link, "run", lambda *args: (run(*args), run(*args))[1])
+    run = bench.store._connection.run
+    monkeypatch.setattr(bench.store._connection, "run", lambda *args: (run(*args), run(*args))[1])
     assert bench.store.retry(job_id, "ann").counts.queued == 2
     assert bench.quota() == 2
 
@@ -178,8 +178,8 @@ def test_a_deleted_job_is_gone_at_once(bench: Bench) -> None:
 
 def test_deleting_is_safe_to_repeat(bench: Bench, monkeypatch) -> None:
     job_id = bench.submit(1)
-    run = bench.store._link.run
-    monkeypatch.setattr(bench.store._link, "run", lambda *args: (run(*args), run(*args))[1])
+    run = bench.store._connection.run
+    monkeypatch.setattr(bench.store._connection, "run", lambda *args: (run(*args), run(*args))[1])
     bench.store.delete(job_id, "ann")
     with pytest.raises(NotFound):
         bench.store.delete(job_id, "ann")

@@ -9,6 +9,7 @@ from jobs.errors import InvalidRequest, NotFound
 from jobs.job import State
 from jobs.queue import reader
 from jobs.queue.store import Store, WorkerInfo
+from jobs.reports import ModelCard, WorkerReport
 from tests.jobs.bench import Bench, request
 from tests.waiting import LONG_PATIENCE, PATIENCE, wait_until
 
@@ -101,23 +102,23 @@ def test_depth_counts_ready_images(bench: Bench) -> None:
 
 def test_workers_are_listed_while_they_register(bench: Bench) -> None:
     assert bench.store.workers() == []
-    bench.store.register("w2", {"model": "demo", "state": "ready"}, 60)
-    bench.store.register("w1", {"model": "demo", "state": "starting", "error": None}, 60)
+    bench.store.register("w2", WorkerReport("demo", "ready"), 60)
+    bench.store.register("w1", WorkerReport("demo", "starting"), 60)
     assert bench.store.workers() == [
-        WorkerInfo("w1", {"model": "demo", "state": "starting", "error": None}),
-        WorkerInfo("w2", {"model": "demo", "state": "ready"}),
+        WorkerInfo("w1", WorkerReport("demo", "starting")),
+        WorkerInfo("w2", WorkerReport("demo", "ready")),
     ]
     bench.store.unregister("w2")
-    bench.store.register("w1", {"model": "demo", "state": "ready"}, 0.05)
+    bench.store.register("w1", WorkerReport("demo", "ready"), 0.05)
     wait_until(lambda: bench.store.workers() == [])
-    bench.store.register("w3", {}, 60)
+    bench.store.register("w3", WorkerReport(), 60)
     assert bench.raw.zrange(bench.key("workers"), 0, -1) == ["w3"]
 
 
 def test_a_published_card_can_be_read(bench: Bench) -> None:
     assert bench.store.card("demo") is None
-    bench.store.publish_card("demo", {"family": "flux", "multiple": 16})
-    assert bench.store.card("demo") == {"family": "flux", "multiple": 16}
+    bench.store.publish_card("demo", ModelCard("somewhere", {"steps": 4}))
+    assert bench.store.card("demo") == ModelCard("somewhere", {"steps": 4})
 
 
 def test_a_jobs_life_in_events(bench: Bench) -> None:

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from jobs.job import FINISHED, STATES, Counts, State, job_state
+from jobs.job import FINISHED, Counts, State, job_state
 from tests.jobs.bench import Bench
 
 TABLE = [
@@ -27,11 +27,6 @@ def test_a_jobs_state_follows_from_its_counts(counts: tuple[int, ...], state: St
     result = job_state(Counts(sum(counts), *counts))
     assert result is state
     assert result.finished == (state in FINISHED)
-
-
-def test_every_state_is_explained() -> None:
-    assert set(STATES) == set(State)
-    assert all(sentence.endswith(".") for sentence in STATES.values())
 
 
 MOVES = {

@@ -57,8 +57,8 @@ def test_the_key_of_a_deleted_job_makes_a_new_one(bench: Bench) -> None:
 
 def test_a_resent_call_makes_one_job(bench: Bench, monkeypatch) -> None:
     """If a reply is lost, the client sends the same script call again."""
-    run = bench.store._link.run
-    monkeypatch.setattr(bench.store._link, "run", lambda *args: (run(*args), run(*args))[1])
+    run = bench.store._connection.run
+    monkeypatch.setattr(bench.store._connection, "run", lambda *args: (run(*args), run(*args))[1])
     bench.submit(5)
     assert bench.quota() == 5
     assert len(bench.store.jobs("ann")[0]) == 1

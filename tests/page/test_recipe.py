@@ -55,6 +55,19 @@ def test_whole_recipe_is_shown_and_copied(visitor: Visitor) -> None:
     assert json.loads(page.evaluate("navigator.clipboard.readText()")) == recipe
 
 
+def test_a_cut_prompt_is_a_warning(visitor: Visitor) -> None:
+    page = visitor.page
+    visitor.open_job(submit(visitor.url, prompts=["word " * 78, "short"], seed=5, steps=1))
+    expect(page.locator("#job-state")).to_have_text("succeeded")
+    expect(page.locator(".tile-facts").nth(0)).to_have_text("#1 · seed 5 · see warning")
+    expect(page.locator(".tile-facts").nth(1)).not_to_contain_text("warning")
+    page.locator("#gallery button").first.click()
+    warning = page.locator("#recipe-warnings")
+    expect(warning).to_have_text("the model reads 77 tokens of a prompt and cuts the rest")
+    page.get_by_role("button", name="Next").press("Enter")
+    expect(warning).to_be_hidden()
+
+
 def test_failed_recipe_is_reported_and_partly_copied(visitor: Visitor) -> None:
     page = visitor.page
 

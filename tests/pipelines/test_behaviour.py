@@ -121,6 +121,7 @@ def test_a_size_off_the_grid_fails_that_image(pipeline):
 def test_a_long_prompt_is_reported_as_truncated(pipeline):
     short, long = pipeline.encode([ask("a cat"), ask("word " * 100)])
     assert (short.truncated, long.truncated) == (False, True)
+    assert (short.cut, long.cut) == ((), ("prompt",))
     assert short.size > 0
 
 

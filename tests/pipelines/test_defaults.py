@@ -10,6 +10,8 @@ from PIL import Image
 
 from jobs.catalog import load_catalog
 from jobs.defaults import to_publish
+from jobs.recipe import Recipe
+from jobs.reports import ModelCard
 from pipelines.load import load_pipeline, resolve_defaults
 from pipelines.loading.checkpoint import find_checkpoint
 from pipelines.loading.defaults import own_defaults
@@ -18,7 +20,7 @@ from service.submit.submission import image_requests
 from tests.pipelines.published import PUBLISHED, save_published
 from tests.pipelines.serving import begin, entry
 from tests.pipelines.tiny import BUILDERS
-from workers import recipe
+from workers.pictures import encode
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
@@ -74,15 +76,18 @@ def test_a_recipe_has_the_defaults_of_an_entry_with_only_a_path(tiny_folder, tmp
     model = resolve_defaults(written)
     card = to_publish(written, model)
     job = SubmitJob.model_validate({"model": "m", "prompts": ["a red cat"]})
-    [request] = image_requests(job, written, json.loads(json.dumps(card)))
+    [request] = image_requests(
+        job, written, ModelCard.from_dict(json.loads(json.dumps(card.to_dict())))
+    )
     pipeline = load_pipeline(model, "cpu")
     sample = begin(pipeline, request)
     pixels = torch.zeros(3, request.height, request.width)
     if request.steps == 1:  # the others take minutes
         pipeline.step([sample])
         [pixels] = pipeline.decode([sample])
-    fields = recipe.recipe(sample, model, pipeline.card, 1)
-    picture = Image.open(io.BytesIO(recipe.encode(pixels, fields)))
+    scheduler = pipeline.card.scheduler
+    recipe = Recipe.of(request, model, scheduler=scheduler, bucket=1, tiled=False)
+    picture = Image.open(io.BytesIO(encode(pixels, recipe)))
     metadata = json.loads(picture.info["imagemill"])
     assert picture.size == (expected.width, expected.height)
     assert (metadata["width"], metadata["height"]) == picture.size

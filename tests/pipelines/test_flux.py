@@ -175,6 +175,7 @@ def test_a_prompt_beyond_the_text_encoders_limit_is_reported_as_truncated(bare):
     assert (fits.truncated, cut.truncated) == (False, True)
     [negative] = bare.encode([ask("short", negative_prompt="b" * 60)])
     assert negative.truncated
+    assert (fits.cut, cut.cut, negative.cut) == ((), ("prompt",), ("negative prompt",))
 
 
 @pytest.mark.parametrize("length", [0, 513])

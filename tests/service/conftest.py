@@ -6,9 +6,10 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -18,6 +19,7 @@ from jobs.catalog import Catalog, Defaults, Limits, Model
 from jobs.image_store import LocalImages
 from jobs.job import ImageResult, Lease
 from jobs.queue.store import Store
+from jobs.reports import Card, ModelCard
 from jobs.runtime.embedded_queue import EmbeddedServer
 from service.app import create_app
 from service.settings import ServiceSettings
@@ -31,6 +33,12 @@ CATALOG = Catalog(
     }
 )
 _numbers = count()
+
+
+def card(**properties: Any) -> ModelCard:
+    """A card with these properties, and otherwise those of a Flux model."""
+    plain = Card("flux", 16, "embedded", True, None, "FlowMatchEulerDiscreteScheduler")
+    return ModelCard(properties=replace(plain, **properties))
 
 
 @dataclass
@@ -47,7 +55,6 @@ class HandWorker:
             model,
             self.name,
             limit=limit,
-            max_pixels=10**9,
             lease_seconds=60,
             prefer=None,
             nonce=f"nonce-{next(_numbers)}",
@@ -56,12 +63,15 @@ class HandWorker:
         self.held += [lease.key for lease in leases]
         return leases
 
-    def finish(self, lease: Lease, data: bytes | None = None) -> bytes:
+    def finish(
+        self, lease: Lease, data: bytes | None = None, warnings: tuple[str, ...] = ()
+    ) -> bytes:
         """Deliver an image for the lease and return its bytes."""
         data = data or picture(lease.request.width, lease.request.height, lease.index)
         uri = self.images.write(lease.job_id, lease.index, lease.token, data, ".png")
         digest = hashlib.sha256(data).hexdigest()
-        self.store.commit([(lease, ImageResult(uri, digest, len(data), "image/png", 0.5))])
+        result = ImageResult(uri, digest, len(data), "image/png", 0.5, warnings)
+        self.store.commit([(lease, result)])
         self._drop(lease)
         return data
 

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from jobs.catalog import Catalog, Defaults, Model
+from jobs.reports import Card, ModelCard
 from jobs.runtime.embedded_queue import EmbeddedServer
-from tests.service.conftest import Deployment, deployed
+from tests.service.conftest import Deployment, card, deployed
 
 OWN = {"width": 64, "height": 32, "steps": 4, "guidance_scale": 0.0}
 TURBO = Model("turbo", "owner/turbo", unset=tuple(OWN))
@@ -23,9 +24,12 @@ def open_deployment(server: EmbeddedServer, tmp_path: Path) -> Iterator[Deployme
 
 
 def publish(
-    deployment: Deployment, model: str, source: str = "owner/turbo", **more: object
+    deployment: Deployment,
+    model: str,
+    source: str = "owner/turbo",
+    properties: Card | None = None,
 ) -> None:
-    deployment.store.publish_card(model, {"source": source, "defaults": OWN, **more})
+    deployment.store.publish_card(model, ModelCard(source, OWN, properties))
 
 
 def test_nothing_is_queued_while_a_required_default_is_unknown(open_deployment: Deployment) -> None:
@@ -69,13 +73,14 @@ def test_defaults_of_other_weights_are_ignored(open_deployment: Deployment) -> N
 def test_negative_prompt_warning_uses_published_guidance(
     open_deployment: Deployment,
 ) -> None:
-    publish(open_deployment, "turbo", guidance="classifier-free")
+    properties = card(guidance="classifier-free").properties
+    publish(open_deployment, "turbo", properties=properties)
     [warning] = open_deployment.submit("a", model="turbo", negative_prompt="blur")["warnings"]
     assert "no effect without a guidance_scale above 1: /prompts/0" in warning
 
 
 def test_default_off_the_grid_is_reported(open_deployment: Deployment) -> None:
-    publish(open_deployment, "turbo", multiple=64)
+    publish(open_deployment, "turbo", properties=card(multiple=64).properties)
     response = open_deployment.client.post("/v1/jobs", json={"model": "turbo", "prompts": ["a"]})
     assert response.status_code == 422
     assert response.json()["errors"][0]["detail"] == "height must be a multiple of 64"

@@ -10,6 +10,7 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
+from jobs.reports import WorkerReport
 from jobs.runtime.embedded_queue import EmbeddedServer
 from tests.service.conftest import deployed, working
 from tests.service.live import listening
@@ -23,7 +24,7 @@ def test_answers_are_as_documented(server: EmbeddedServer, tmp_path: Path) -> No
     with ExitStack() as stack:
         deployment = stack.enter_context(deployed(server.url, tmp_path / "data", start=False))
         address = stack.enter_context(listening(deployment.client.app))
-        deployment.store.register("w1", {"model": "demo", "state": "ready"}, 600)
+        deployment.store.register("w1", WorkerReport("demo", "ready"), 600)
         for model in ("demo", "distilled", "idle"):
             stack.enter_context(working(deployment, model=model))
         done = subprocess.run(

@@ -6,6 +6,7 @@ import pytest
 
 from jobs.job import Counts, ImageView, Job, State
 from jobs.queue.decode import Ahead, WorkerInfo
+from jobs.reports import WorkerReport
 from jobs.request import ImageRequest
 from service.read.eta import Speed, Work, eta_seconds, speed, work_of_counts, work_of_images
 
@@ -70,15 +71,21 @@ def test_work_of_counts(counts: Counts, progress: float, expected: Work) -> None
 
 
 def test_only_ready_workers_of_the_model_count() -> None:
-    known = {"pixel_steps_per_second": 200, "samples_per_forward": 4, "held_pixel_steps": 10}
-    infos = [
-        {"model": "demo", "state": "ready", **known},
-        {"model": "demo", "state": "ready", **known, "samples_per_forward": 0.5},
-        {"model": "demo", "state": "ready", "held_pixel_steps": 5},
-        {"model": "demo", "state": "ready", "pixel_steps_per_second": None},
-        {"model": "demo", "state": "starting", **known},
-        {"model": "other", "state": "ready", **known},
+    known = WorkerReport(
+        "demo",
+        "ready",
+        pixel_steps_per_second=200,
+        samples_per_forward=4,
+        held_pixel_steps=10,
+    )
+    reports = [
+        known,
+        replace(known, samples_per_forward=0.5),
+        WorkerReport("demo", "ready", held_pixel_steps=5),
+        WorkerReport("demo", "ready"),
+        replace(known, state="starting"),
+        replace(known, model="other"),
     ]
-    workers = [WorkerInfo(str(number), info) for number, info in enumerate(infos)]
+    workers = [WorkerInfo(str(number), report) for number, report in enumerate(reports)]
     assert speed(workers, "demo") == Speed(rate=400, slots=5, held=25)
     assert speed([], "demo") == Speed(slots=0)

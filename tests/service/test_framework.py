@@ -5,6 +5,7 @@ import json
 import pytest
 from starlette.testclient import TestClient
 
+from jobs.reports import WorkerReport
 from service.http.errors import STATUS, as_openai, as_problem, failure_of
 from tests.service.conftest import Deployment
 
@@ -37,7 +38,7 @@ def test_wrong_method_is_a_problem(
 
 
 def test_head_has_no_body(deployment: Deployment) -> None:
-    deployment.store.register("w1", {"model": "demo", "state": "ready"}, 60)
+    deployment.store.register("w1", WorkerReport("demo", "ready"), 60)
     job = deployment.submit("a")["urls"]["self"]
     for path in ("/healthz", "/readyz", "/v1/models", job, "/v1/jobs/nope"):
         get, head = deployment.client.get(path), deployment.client.head(path)

@@ -7,6 +7,7 @@ from starlette.testclient import TestClient
 
 from jobs.image_store import LocalImages
 from jobs.queue.store import Store
+from jobs.reports import WorkerReport
 from jobs.runtime.embedded_queue import EmbeddedServer
 from service.app import create_app
 from service.settings import ServiceSettings
@@ -47,21 +48,21 @@ def test_not_ready_without_a_worker(fresh: Deployment) -> None:
 
 def test_readyz_reports_why_a_worker_failed(fresh: Deployment) -> None:
     error = "models.demo: vae/diffusion_pytorch_model.safetensors is missing"
-    fresh.store.register("w1", {"model": "demo", "state": "failed", "error": error}, 60)
-    fresh.store.register("w2", {"model": "other", "state": "ready"}, 60)
+    fresh.store.register("w1", WorkerReport("demo", "failed", error), 60)
+    fresh.store.register("w2", WorkerReport("other", "ready"), 60)
     response = fresh.client.get("/readyz")
     assert (response.status_code, error in response.json()["detail"]) == (503, True)
 
 
 def test_ready_with_a_ready_worker(fresh: Deployment) -> None:
-    fresh.store.register("w1", {"model": "demo", "state": "ready"}, 60)
+    fresh.store.register("w1", WorkerReport("demo", "ready"), 60)
     response = fresh.client.get("/readyz")
     assert response.status_code == 200
     assert response.json() == {"status": "ready", "models": {"demo": 1, "distilled": 0, "idle": 0}}
 
 
 def test_metrics_of_requests_queue_workers_and_images(fresh: Deployment) -> None:
-    fresh.store.register("w1", {"model": "demo", "state": "ready"}, 60)
+    fresh.store.register("w1", WorkerReport("demo", "ready"), 60)
     fresh.submit("a", n=3, priority=7)
     first, second = fresh.worker.claim(2)
     fresh.worker.finish(first)
@@ -88,8 +89,8 @@ def test_metrics_of_waits_losses_and_each_worker(fresh: Deployment) -> None:
         "prompt_cache": {"hits": 5, "misses": 2},
         "memory": {"allocated": 100, "total": 400},
     }
-    fresh.store.register("w1", info, 60)
-    fresh.store.register("old", {"model": "demo", "state": "ready"}, 60)
+    fresh.store.register("w1", WorkerReport.from_dict(info), 60)
+    fresh.store.register("old", WorkerReport("demo", "ready"), 60)
     fresh.submit("a", "b")
     first, _ = fresh.worker.claim(2)
     fresh.store.fail(first, "no", again=True)

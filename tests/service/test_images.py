@@ -361,3 +361,16 @@ def test_archive_and_sheet_without_images_are_409(deployment: Deployment) -> Non
     job_id = deployment.submit("a")["id"]
     for name in ("images.zip", "sheet.png"):
         assert deployment.client.get(f"/v1/jobs/{job_id}/{name}").status_code == 409
+
+
+def test_warnings_of_an_image_are_in_the_job_and_the_manifest(fresh: Deployment) -> None:
+    job_id = fresh.submit("a", "b")["id"]
+    first, second = fresh.worker.claim(2)
+    fresh.worker.finish(first, warnings=("it was cut",))
+    fresh.worker.finish(second)
+    images = fresh.job(job_id)["images"]
+    assert [image["warnings"] for image in images] == [["it was cut"], []]
+    archive = fresh.client.get(f"/v1/jobs/{job_id}/images.zip").content
+    with zipfile.ZipFile(io.BytesIO(archive)) as files:
+        manifest = json.loads(files.read("manifest.json"))
+    assert [image["warnings"] for image in manifest["images"]] == [["it was cut"], []]

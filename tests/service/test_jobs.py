@@ -1,9 +1,11 @@
 """Jobs over HTTP: get, wait, list, cancel, retry, delete."""
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 
+from jobs.reports import WorkerReport
 from service.read import long_poll
 from service.read.events import Watch
 from tests.service.conftest import Deployment, pointers, working
@@ -75,9 +77,9 @@ def test_position_counts_images_ahead(fresh: Deployment) -> None:
 def test_eta_is_null_until_measured(fresh: Deployment) -> None:
     job_id = fresh.submit("a", "b")["id"]
     assert fresh.job(job_id)["eta_seconds"] is None
-    info = {"model": "demo", "state": "ready", "pixel_steps_per_second": 4 * 128 * 128}
-    fresh.store.register("w1", info, 60)
-    fresh.store.register("w2", {**info, "state": "starting"}, 60)
+    report = WorkerReport("demo", "ready", pixel_steps_per_second=4 * 128 * 128)
+    fresh.store.register("w1", report, 60)
+    fresh.store.register("w2", replace(report, state="starting"), 60)
     wait_until(lambda: fresh.job(job_id)["eta_seconds"] == 4.0)
 
 
@@ -166,8 +168,8 @@ def test_wait_with_etag_ends_at_any_change(deployment: Deployment, woken: Woken)
 
 def test_job_without_its_images(fresh: Deployment) -> None:
     job_id = fresh.submit("a", "b", steps=4)["id"]
-    info = {"model": "demo", "state": "ready", "pixel_steps_per_second": 4 * 128 * 128}
-    fresh.store.register("w1", info, 60)
+    report = WorkerReport("demo", "ready", pixel_steps_per_second=4 * 128 * 128)
+    fresh.store.register("w1", report, 60)
     wait_until(lambda: fresh.job(job_id)["eta_seconds"])
     whole = fresh.job(job_id)
     bare = fresh.client.get(f"/v1/jobs/{job_id}?images=none").json()

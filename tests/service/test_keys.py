@@ -259,29 +259,6 @@ def test_keys_are_hashed_and_private_on_disk(tmp_path: Path) -> None:
     assert KeyRing(path).find(key.sha256) is None
 
 
-def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
-    """Run the command on a folder's keys."""
-    return subprocess.run(
-        [sys.executable, "-m", "service.keys", *arguments],
-        env=os.environ | {"IMAGEMILL_DATA": str(folder)},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-
-
-def test_the_command(tmp_path: Path) -> None:
-    added = run(tmp_path, "add", "alice", "--weight", "2", "--rate", "600/minute")
-    assert added.stdout.startswith("im_") and "alice" in added.stderr
-    (listed,) = json.loads(run(tmp_path, "list").stdout)
-    assert (listed["tenant"], listed["weight"], "sha256" in listed) == ("alice", 2, False)
-    assert run(tmp_path, "revoke", listed["id"]).returncode == 0
-    assert run(tmp_path, "list").stdout == "[]\n"
-    for wrong in (["revoke", "key_x"], ["add", "a/b"], ["add", "a", "--rate", "often"]):
-        done = run(tmp_path, *wrong)
-        assert done.returncode == 2 and "Traceback" not in done.stderr
-
-
 def test_remote_service_without_keys_does_not_start(tmp_path: Path) -> None:
     (tmp_path / "models.toml").write_text('[models.demo]\npath = "./model"\n')
     env = os.environ | {

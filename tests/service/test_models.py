@@ -1,6 +1,7 @@
 """Models and workers over HTTP."""
 
-from tests.service.conftest import Deployment
+from jobs.reports import WorkerReport
+from tests.service.conftest import Deployment, card
 
 
 def test_models_are_in_catalog_order(fresh: Deployment) -> None:
@@ -15,8 +16,8 @@ def test_models_are_in_catalog_order(fresh: Deployment) -> None:
 
 
 def test_model_view_has_the_card(fresh: Deployment) -> None:
-    fresh.store.publish_card("demo", {"family": "flux", "multiple": 16})
-    fresh.store.register("w1", {"model": "demo", "state": "ready"}, 60)
+    fresh.store.publish_card("demo", card(family="flux"))
+    fresh.store.register("w1", WorkerReport("demo", "ready"), 60)
     demo = fresh.client.get("/v1/models/demo").json()
     assert (demo["card"]["family"], demo["ready_workers"]) == ("flux", 1)
 
@@ -29,7 +30,7 @@ def test_unknown_model_is_404(deployment: Deployment) -> None:
 def test_workers_as_reported(fresh: Deployment) -> None:
     assert fresh.client.get("/v1/workers").json() == {"data": []}
     info = {"model": "demo", "state": "ready", "device": "cuda:0", "steps_per_second": 3.5}
-    fresh.store.register("w1", info, 60)
+    fresh.store.register("w1", WorkerReport.from_dict(info), 60)
     (worker,) = fresh.client.get("/v1/workers").json()["data"]
     assert worker["id"] == "w1"
     assert {name: worker[name] for name in info} == info

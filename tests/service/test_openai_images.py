@@ -3,6 +3,7 @@
 import base64
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import openai
 import pytest
@@ -10,9 +11,10 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 
+from jobs.reports import Measured, PromptForm
 from jobs.runtime.embedded_queue import EmbeddedServer
 from tests import web
-from tests.service.conftest import Deployment, deployed, picture, working
+from tests.service.conftest import Deployment, card, deployed, picture, working
 from tests.service.live import leaving, listening
 from tests.waiting import PATIENCE, wait_until
 
@@ -100,9 +102,9 @@ def test_usage_needs_a_published_card(live: tuple) -> None:
     path = deployment.settings.tokenizer_file("distilled")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(words.to_str())
-    form = {"before": "", "after": "", "lowered": False, "dropped": 0}
-    card = {"prompt": form, "image_tokens_per_pixel": 1 / 64}
-    deployment.store.publish_card("distilled", card)
+    measured = Measured(costs=((64, 0.5),), pinned=1, largest=1, image_tokens_per_pixel=1 / 64)
+    counted = replace(card(prompt=PromptForm()), measured=measured)
+    deployment.store.publish_card("distilled", counted)
     with working(deployment, model="distilled"):
         wish = {"model": "distilled", "prompt": "a red circle", "size": "64x32"}
         response = client.images.generate(**wish, n=2, extra_body={"negative_prompt": "so blue"})

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from jobs.queue.decode import WorkerInfo
+from jobs.reports import WorkerReport
 from jobs.runtime.embedded_queue import EmbeddedServer
 from service.read.standing import standstill
 from tests.service.conftest import Deployment, deployed
@@ -19,7 +20,7 @@ BOTH = REASON.replace("start: ", "start: no room; ")
 def workers(*reports: tuple[str, str, str | None]) -> list[WorkerInfo]:
     """Workers by model, state and error."""
     return [
-        WorkerInfo(str(number), {"model": model, "state": state, "error": error})
+        WorkerInfo(str(number), WorkerReport(model, state, error))
         for number, (model, state, error) in enumerate(reports)
     ]
 
@@ -50,14 +51,14 @@ def test_standstill_reasons(
 def deployment(server: EmbeddedServer, tmp_path: Path) -> Iterator[Deployment]:
     """A service whose only worker can't load its model."""
     with deployed(server.url, tmp_path) as started:
-        report = {"model": "demo", "state": "failed", "error": MISSING}
+        report = WorkerReport("demo", "failed", MISSING)
         started.store.register("broken", report, 600)
         yield started
 
 
 def recover(deployment: Deployment) -> None:
     """Make the worker ready, and the service aware of it."""
-    deployment.store.register("broken", {"model": "demo", "state": "ready", "error": None}, 600)
+    deployment.store.register("broken", WorkerReport("demo", "ready"), 600)
     wait_until(lambda: deployment.client.get("/readyz").status_code == 200)
 
 

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from jobs.reports import PromptForm
 from jobs.request import MAX_SEED
 from service.read import worker_cache
-from tests.service.conftest import Deployment, pointers
+from tests.service.conftest import Deployment, card, pointers
 
 JSON = {"content-type": "application/json"}
 
@@ -267,8 +268,7 @@ def test_malformed_idempotency_key_is_400(deployment: Deployment, key: str | byt
 
 
 def test_card_of_a_loaded_model_is_enforced(fresh: Deployment) -> None:
-    card = {"multiple": 32, "guidance": "embedded", "max_prompt_tokens": 3}
-    fresh.store.publish_card("distilled", card)
+    fresh.store.publish_card("distilled", card(multiple=32, max_prompt_tokens=3))
     body = {"model": "distilled", "prompts": [{"prompt": "a", "width": 48}], "negative_prompt": "x"}
     response = fresh.client.post("/v1/jobs", json=body)
     assert response.status_code == 422
@@ -281,7 +281,7 @@ def test_card_of_a_loaded_model_is_enforced(fresh: Deployment) -> None:
 def test_unsupported_size_is_refused_with_supported_ones(
     fresh: Deployment,
 ) -> None:
-    fresh.store.publish_card("demo", {"multiple": 16, "sizes": [[128, 128], [64, 128]]})
+    fresh.store.publish_card("demo", card(sizes=((128, 128), (64, 128))))
     body = {"model": "demo", "prompts": [{"prompt": "a", "width": 64, "height": 64}]}
     response = fresh.client.post("/v1/jobs", json=body)
     assert response.status_code == 422
@@ -298,8 +298,8 @@ def uncached(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("uncached")
 def test_prompts_are_counted_by_the_published_tokenizer(fresh: Deployment) -> None:
-    form = {"before": "", "after": "", "lowered": False, "dropped": 0}
-    fresh.store.publish_card("demo", {"max_prompt_tokens": 8, "prompt": form})
+    plain = card(max_prompt_tokens=8, prompt=PromptForm())
+    fresh.store.publish_card("demo", plain)
     path = fresh.settings.tokenizer_file("demo")
     path.parent.mkdir()
     source = Path(__file__).parents[2] / "demo" / "model" / "tokenizer_2" / "tokenizer.json"
@@ -308,28 +308,27 @@ def test_prompts_are_counted_by_the_published_tokenizer(fresh: Deployment) -> No
     assert fresh.submit(fits)["warnings"] == []
     [warning] = fresh.submit(fits, unknown_words, negative_prompt="")["warnings"]
     assert warning.endswith(": /prompts/1")
-    fresh.store.publish_card(
-        "demo", {"max_prompt_tokens": 8, "prompt": form | {"removed": "[IMG]"}}
-    )
+    cleaned = card(max_prompt_tokens=8, prompt=PromptForm(removed="[IMG]"))
+    fresh.store.publish_card("demo", cleaned)
     tagged = "[IMG]a red star[IMG] on a blue"
     assert fresh.submit(tagged)["warnings"] == []
-    fresh.store.publish_card("demo", {"max_prompt_tokens": 8, "prompt": form})
+    fresh.store.publish_card("demo", plain)
     assert fresh.submit(tagged)["warnings"] != []
     path.write_text("{")
     assert fresh.submit(unknown_words)["warnings"] == []
 
 
 def test_guidance_without_effect_warns(fresh: Deployment) -> None:
-    fresh.store.publish_card("distilled", {"guidance": "none"})
+    fresh.store.publish_card("distilled", card(guidance="none"))
     assert fresh.submit(model="distilled")["warnings"] == []
     assert "no effect" in fresh.submit(model="distilled", guidance_scale=3)["warnings"][0]
-    fresh.store.publish_card("distilled", {"guidance": "fixed"})
+    fresh.store.publish_card("distilled", card(guidance="fixed"))
     assert "no effect" in fresh.submit(model="distilled", guidance_scale=3)["warnings"][0]
 
 
 @pytest.mark.parametrize("guidance", ["embedded", "none"])
 def test_negative_prompt_without_guidance_support_warns(fresh: Deployment, guidance: str) -> None:
-    fresh.store.publish_card("distilled", {"guidance": guidance})
+    fresh.store.publish_card("distilled", card(guidance=guidance))
     [warning] = fresh.submit(model="distilled", negative_prompt="blur")["warnings"]
     assert warning == "negative_prompt has no effect: the model has no classifier-free guidance"
     assert fresh.submit(model="distilled", negative_prompt="")["warnings"] == []
@@ -337,8 +336,7 @@ def test_negative_prompt_without_guidance_support_warns(fresh: Deployment, guida
 
 @pytest.mark.usefixtures("uncached")
 def test_negative_prompt_with_guidance_off_warns(fresh: Deployment) -> None:
-    card = {"guidance": "classifier-free", "guides_above": 1.0}
-    fresh.store.publish_card("idle", card)
+    fresh.store.publish_card("idle", card(guidance="classifier-free"))
     prompts = [{"prompt": "a"}, {"prompt": "b", "guidance_scale": 1.5}, {"prompt": "c"}]
     [warning] = fresh.submit(*prompts, model="idle", negative_prompt="blur")["warnings"]
     assert warning == (
@@ -349,7 +347,7 @@ def test_negative_prompt_with_guidance_off_warns(fresh: Deployment) -> None:
     assert warning.endswith("above 1: /prompts/0")
     guided = {"model": "idle", "negative_prompt": "blur", "guidance_scale": 1.5}
     assert fresh.submit("a", **guided)["warnings"] == []
-    fresh.store.publish_card("idle", {**card, "guides_above": 0.0})
+    fresh.store.publish_card("idle", card(guidance="classifier-free", guides_above=0.0))
     blurred = {"model": "idle", "negative_prompt": "blur"}
     assert fresh.submit("a", **blurred)["warnings"] == []
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from jobs.queue.decode import WorkerInfo
+from jobs.reports import WorkerReport
 from service.read import worker_cache
 from service.read.worker_cache import RecentWorkers
 from tests.waiting import PATIENCE
@@ -24,7 +25,7 @@ class Asked:
         self.times += 1
         self.asking.set()
         assert self.held.wait(PATIENCE)
-        return [WorkerInfo(f"w{self.times}", {})]
+        return [WorkerInfo(f"w{self.times}", WorkerReport())]
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from jobs.reports import Buckets
 from workers.costs import (
     ENOUGH,
     MOST_POINTS,
@@ -63,7 +64,7 @@ def test_learning_never_moves_the_pinned_bucket() -> None:
     learner = Learner(BUSY, TOKENS)
     serve(learner, 1500, seed=1)
     assert learner.costs.pinned(TOKENS) == BUSY.pinned(TOKENS) == 1
-    assert learner.describe() == {"pinned": 1, "largest": 8}
+    assert learner.buckets() == Buckets(pinned=1, largest=8)
 
 
 def test_fastest_pass_counts() -> None:

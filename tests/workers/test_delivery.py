@@ -1,6 +1,7 @@
 """What happens to files of images whose lease was lost, and what delivery does first."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from jobs.errors import StorageUnavailable
 from jobs.job import ImageResult, Lease
 from jobs.queue.store import Commit, Store
+from jobs.recipe import recipe_of
 from jobs.runtime.embedded_queue import EmbeddedServer
 from pipelines.fake import FakePipeline
 from pipelines.seam import Sample
@@ -79,6 +81,27 @@ def cancel_between_write_and_commit(
         return uri
 
     monkeypatch.setattr(line.images, "write", write_and_cancel)
+
+
+def test_a_cut_prompt_is_a_warning_in_the_result_and_the_recipe(
+    line: Line[FakePipeline], tmp_path: Path
+) -> None:
+    prompts = ("word " * 78, "word " * 77)
+    line.submit(*(replace(request(steps=1), prompt=prompt) for prompt in prompts))
+    leases = line.store.claim(
+        "fake", "w", limit=2, lease_seconds=60, nonce="one", held=line.flights.keys()
+    )
+    flights = [InFlight(lease) for lease in leases]
+    for flight in flights:
+        line.flights.add(flight)
+    deliver(line, *flights)
+    long, fits = (image.result for image in line.store.images(line.job_ids[-1]))
+    assert long and fits
+    warning = "the model reads 77 tokens of a prompt and cuts the rest"
+    assert (long.warnings, fits.warnings) == ((warning,), ())
+    recipes = [recipe_of(line.images.path(result.uri)) or {} for result in (long, fits)]
+    assert recipes[0]["warnings"] == [warning]
+    assert "warnings" not in recipes[1]
 
 
 def test_file_is_removed_if_cancelled_before_commit(

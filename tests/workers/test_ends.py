@@ -64,4 +64,4 @@ def test_any_startup_error_is_reported(
     settings = WorkerSettings(data=tmp_path / "data")
     assert Worker(model=model, place=Place("cpu"), settings=settings, store=store).run() != 0
     [worker] = store.workers()
-    assert (worker.info["state"], worker.info["error"]) == ("failed", "KeyError: 'to_q'")
+    assert (worker.report.state, worker.report.error) == ("failed", "KeyError: 'to_q'")

@@ -43,6 +43,6 @@ def test_failed_rank_registers_its_reason(
         settings = WorkerSettings(data=tmp_path / "data", redis_url=server.url)
         assert follower.run_follower(MODEL, Place("cpu", rank=1, size=2), settings) == code
         store = Store.connect(server.url)
-        states = [(worker.info["state"], worker.info["error"]) for worker in store.workers()]
+        states = [(worker.report.state, worker.report.error) for worker in store.workers()]
         store.close()
     assert states == ([] if reason is None else [("failed", reason)])

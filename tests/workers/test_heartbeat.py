@@ -4,7 +4,6 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 import redis
@@ -12,6 +11,7 @@ import redis
 from jobs.errors import StorageUnavailable
 from jobs.job import Lease, State
 from jobs.queue.store import Beat, Store
+from jobs.reports import WorkerReport
 from jobs.runtime.embedded_queue import EmbeddedServer
 from pipelines.fake import FakePipeline
 from tests.jobs.bench import Bench
@@ -46,9 +46,9 @@ class Held:
             rebalance=self._rebalance,
         )
 
-    def _describe(self) -> dict[str, Any]:
+    def _describe(self) -> WorkerReport:
         self.beats += 1
-        return {"model": "fake", "beats": self.beats}
+        return WorkerReport("fake", steps=self.beats)
 
     def _rebalance(self) -> None:
         self.rebalances += 1
@@ -194,8 +194,7 @@ def test_worker_stays_registered_while_it_beats(bench: Bench) -> None:
         wait_until(lambda: len(bench.store.workers()) == 1)
         [worker] = bench.store.workers()
         assert worker.id == "w1"
-        beats = worker.info["beats"]
-        wait_until(lambda: bench.store.workers()[0].info["beats"] > beats)
+        wait_until(lambda: bench.store.workers()[0].report != worker.report)
     left = bench.raw.pttl(bench.key("worker", "w1"))
     assert 0 < left <= heartbeat.REGISTERED_SECONDS * 1000
 

@@ -2,23 +2,25 @@
 
 import pytest
 
+from jobs.reports import WorkerReport
 from pipelines.cache import EmbeddingCache
 from pipelines.seam import Conditioning
 from tests.workers.conftest import request
 from tests.workers.test_engine import MakeBench
-from workers.metrics import Measures, Pace, cache_counts, device_memory
+from workers.metrics import ForwardCounts, Pace, StepRate, cache_counts, device_memory
 
 
 def test_histogram_is_cumulative() -> None:
-    measures = Measures()
+    measures = ForwardCounts()
     for samples, seconds in ((1, 0.001), (3, 0.2), (40, 60.0)):
         measures.forward(samples, 100, 5, seconds)
-    counts = measures.describe(1.0)
-    assert counts["tokens"] == 300
-    sizes = dict(map(tuple, counts["forward_samples"]["buckets"]))
+    report = measures.added_to(WorkerReport(busy_seconds=1.0))
+    assert report.tokens == 300
+    assert report.forward_samples and report.forward_seconds
+    sizes = dict(report.forward_samples.buckets)
     assert (sizes[1], sizes[2], sizes[4], sizes[32], sizes[None]) == (1, 1, 2, 2, 3)
-    assert counts["forward_samples"]["sum"] == 44
-    times = dict(map(tuple, counts["forward_seconds"]["buckets"]))
+    assert report.forward_samples.sum == 44
+    times = dict(report.forward_seconds.buckets)
     assert (times[0.005], times[0.25], times[30], times[None]) == (1, 2, 2, 3)
 
 
@@ -26,11 +28,23 @@ def test_every_forward_pass_is_counted(bench: MakeBench) -> None:
     engine = bench()
     engine.enqueue(*[request(seed=seed) for seed in range(3)])
     engine.run()
-    counts = engine.engine.slots.describe()
-    sizes = dict(map(tuple, counts["forward_samples"]["buckets"]))
-    assert sizes[None] == engine.engine.slots.forwards
-    assert counts["forward_samples"]["sum"] == engine.engine.steps == 3 * 4
-    assert counts["tokens"] == 3 * 4 * 2 * 16
+    report = engine.engine.slots.added_to(WorkerReport())
+    assert report.forward_samples
+    assert dict(report.forward_samples.buckets)[None] == engine.engine.slots.forwards
+    assert report.forwards == engine.engine.slots.forwards
+    assert report.forward_samples.sum == engine.engine.steps == 3 * 4
+    assert report.tokens == 3 * 4 * 2 * 16
+
+
+def test_step_rate_is_smoothed_and_stays_while_idle() -> None:
+    rate = StepRate()
+    rate.update(0.0, 0)
+    assert rate.value is None
+    rate.update(2.0, 40)
+    rate.update(2.0, 40)
+    assert rate.value == 20
+    rate.update(3.0, 50)
+    assert rate.value == 20 + 0.3 * (10 - 20)
 
 
 def test_pace_follows_work_and_stays_while_idle() -> None:

@@ -1,5 +1,6 @@
 """Which workers count as idle, and how many images are given back for them."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -7,12 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs.queue.store import WorkerInfo
+from jobs.reports import WorkerReport
 from workers.rebalance import idle_workers, surplus
 
 
 def worker(name: str, **changes: Any) -> WorkerInfo:
     """An idle worker of the model `demo`, with these changes."""
-    return WorkerInfo(name, {"model": "demo", "state": "ready", "in_flight": 0, **changes})
+    return WorkerInfo(name, replace(WorkerReport("demo", "ready", in_flight=0), **changes))
 
 
 @pytest.mark.parametrize(

@@ -183,17 +183,17 @@ def failed(store: Store, folder: Path, tmp_path: Path, local: bool = True) -> Wo
 
 def test_workers_reason_stays_registered(store: Store, notices: Notices, tmp_path: Path) -> None:
     own = failed(store, tmp_path, tmp_path)
-    store.register(own.id, own.info, 5)
+    store.register(own.id, own.report, 5)
     with capture_logs() as logs:
         notices.put("m.0", [os.getpid()], "m", "cpu", 66)
-        wait_until(lambda: store.workers()[0].info["at"] > own.info["at"])
+        wait_until(lambda: store.workers()[0].report.at != own.report.at)
         notices.put("m.1", [1], "m", "cpu", 66)
         wait_until(lambda: len(store.workers()) == 2)
     [refused] = [worker for worker in store.workers() if worker.id == own.id]
-    assert refused.info["error"] == own.info["error"]
-    assert refused.info["state"] == "failed"
+    assert refused.report.error == own.report.error
+    assert refused.report.failed
     reasons = [line["reason"] for line in logs if line["event"].startswith("model can't be served")]
-    assert reasons.count(own.info["error"]) == 1
+    assert reasons.count(own.report.error) == 1
     notices.drop("m.0")
     notices.drop("m.1")
     wait_until(lambda: not store.workers())
@@ -203,10 +203,10 @@ def test_worker_without_a_reason_gets_a_default(store: Store, notices: Notices) 
     notices.put("m.0", [1], "m", "cuda:0", 2)
     [worker] = wait_until(store.workers)
     assert (
-        worker.info["error"] == "its worker exited with code 2; see the workers' log for the reason"
+        worker.report.error == "its worker exited with code 2; see the workers' log for the reason"
     )
-    assert (worker.info["model"], worker.info["device"]) == ("m", "cuda:0")
-    assert worker.info["host"] == socket.gethostname()
+    assert (worker.report.model, worker.report.device) == ("m", "cuda:0")
+    assert worker.report.host == socket.gethostname()
     notices.end(120)
     assert store.workers() == []
 

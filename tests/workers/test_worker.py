@@ -10,6 +10,7 @@ from jobs.catalog import Model
 from jobs.errors import ModelUnavailable
 from jobs.image_store import LocalImages
 from jobs.queue.store import Store
+from jobs.reports import Measured, ModelCard
 from pipelines.fake import FakePipeline
 from tests.waiting import PATIENCE, wait_until
 from tests.workers.conftest import BATCHES_PAY
@@ -17,7 +18,7 @@ from workers.process.launch import Place
 from workers.process.worker import Worker
 from workers.settings import WorkerSettings
 
-FACTS = {"family": "fake", "multiple": 16}
+MEASURED = Measured(costs=((64, 0.5),), pinned=4, largest=8)
 
 
 def loading(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, store: Store, model: Model) -> None:
@@ -37,9 +38,7 @@ def test_card_is_published_before_loading(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, store: Store, model: Model
 ) -> None:
     loading(monkeypatch, tmp_path, store, model)
-    card = store.card(model.name)
-    assert card is not None
-    assert FACTS.items() <= card.items()
+    assert store.card(model.name) == ModelCard(model.source, {}, FakePipeline().card)
 
 
 def test_defaults_are_published_first(
@@ -51,28 +50,29 @@ def test_defaults_are_published_first(
     entry = replace(model, unset=("steps", "width"))
     monkeypatch.setattr("workers.cards.read_card", fail)
     loading(monkeypatch, tmp_path, store, entry)
-    published = {"source": entry.source, "defaults": {"steps": 28, "width": 1024}}
+    published = ModelCard(entry.source, {"steps": 28, "width": 1024})
     assert store.card(model.name) == published
     monkeypatch.undo()
-    store.publish_card(model.name, {**published, **FACTS, "source": "other", "pinned": 4})
+    read = replace(published, properties=FakePipeline().card)
+    store.publish_card(model.name, replace(read, source="other", measured=MEASURED))
     loading(monkeypatch, tmp_path, store, entry)
-    card = store.card(model.name) or {}
-    assert card.items() >= {**published, **FACTS}.items()
-    assert "pinned" not in card  # measured with other weights
+    assert store.card(model.name) == read  # the measurements were of other weights
 
 
 def test_measurements_are_kept_for_the_same_model(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, store: Store, model: Model
 ) -> None:
     loading(monkeypatch, tmp_path, store, model)
-    measured = {**(store.card(model.name) or {}), "pinned": 4}
+    read = store.card(model.name)
+    assert read and read.properties
+    measured = replace(read, measured=MEASURED)
     store.publish_card(model.name, measured)
     loading(monkeypatch, tmp_path, store, model)
     assert store.card(model.name) == measured
-    store.publish_card(model.name, {**measured, "multiple": 64})
+    changed = replace(measured, properties=replace(read.properties, multiple=64))
+    store.publish_card(model.name, changed)
     loading(monkeypatch, tmp_path, store, model)
-    assert (store.card(model.name) or {})["multiple"] == FACTS["multiple"]
-    assert "pinned" not in (store.card(model.name) or {})
+    assert store.card(model.name) == read
 
 
 def test_unreadable_model_is_left_to_loading(
@@ -103,7 +103,7 @@ def test_slow_file_removal_blocks_neither_leases_nor_exit(
     try:
         assert at_work.wait(PATIENCE)
         [seen] = wait_until(store.workers)
-        wait_until(lambda: any(worker.info["at"] > seen.info["at"] for worker in store.workers()))
+        wait_until(lambda: any(worker.report.at != seen.report.at for worker in store.workers()))
         assert worker._intake and worker._engine
         worker._intake.stopping.set()
         worker._engine.stopping.set()

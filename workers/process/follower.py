@@ -16,6 +16,7 @@ import structlog
 from jobs.catalog import Model
 from jobs.errors import ConfigurationError, GroupLost, ImagemillError
 from jobs.queue.store import Store
+from jobs.reports import WorkerReport
 from jobs.runtime.embedded_queue import redis_url
 from pipelines.load import load_follower
 from workers.heartbeat import worker_name
@@ -62,21 +63,21 @@ def _report(model: Model, place: Place, settings: WorkerSettings, error: Excepti
     log.error("rank can't start", model=model.name, reason=reason)
     if isinstance(error, ConfigurationError):
         sys.stderr.write(f"{error}\n")
-    info = {
-        "model": model.name,
-        "state": "failed",
-        "error": reason,
-        "pid": os.getpid(),
-        "host": socket.gethostname(),
-        "device": place.device,
-        "placement": model.placement,
-        "ranks": model.ranks,
-        "started": time.time(),
-    }
+    report = WorkerReport(
+        model=model.name,
+        state="failed",
+        error=reason,
+        pid=os.getpid(),
+        host=socket.gethostname(),
+        device=place.device,
+        placement=model.placement,
+        ranks=model.ranks,
+        started=time.time(),
+    )
     try:
         with redis_url(settings) as url:
             store = Store.connect(url, pool=settings.pool)
-            store.register(worker_name(model.name, place.index), info, FAILED_SECONDS)
+            store.register(worker_name(model.name, place.index), report, FAILED_SECONDS)
             store.close()
     except ImagemillError as unavailable:
         log.warning("queue unavailable", reason=str(unavailable))

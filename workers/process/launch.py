@@ -10,10 +10,10 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from jobs.catalog import Model
 from jobs.errors import ConfigurationError, GroupLost, ModelUnavailable
+from jobs.reports import RankProcess
 from jobs.runtime import lifeline
 from workers.process.devices import accelerators
 from workers.settings import WorkerSettings
@@ -63,12 +63,12 @@ class Place:
     is_launched: bool = False
 
     @property
-    def group(self) -> list[dict[str, Any]]:
-        """Rank, pid and device of each rank of this leader's group; empty if not known."""
+    def group(self) -> tuple[RankProcess, ...]:
+        """Each rank of this leader's group; empty if not known."""
         pairs = [pair.partition("=") for pair in os.environ.get(GROUP, "").split(",") if pair]
         ranks = [(os.getpid(), self.device), *((int(pid), device) for pid, _, device in pairs)]
-        known = [{"rank": i, "pid": pid, "device": d} for i, (pid, d) in enumerate(ranks)]
-        return known if self.size > 1 and not self.is_launched else []
+        known = tuple(RankProcess(i, pid, device) for i, (pid, device) in enumerate(ranks))
+        return known if self.size > 1 and not self.is_launched else ()
 
     def drain_seconds(self, settings: WorkerSettings) -> float:
         """How long running images may take to finish."""

@@ -9,15 +9,15 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import structlog
 
 from jobs.catalog import Model, load_catalog
 from jobs.errors import ImagemillError
 from jobs.queue.store import Store
+from jobs.reports import WorkerReport
 from workers.process.launch import EXIT_CONFIGURATION, EXIT_UNLOADABLE
 
 log = structlog.get_logger(__name__)
@@ -77,10 +77,10 @@ def _stamp(path: Path) -> tuple[int, int] | None:
 
 @dataclass(slots=True)
 class _Notice:
-    """The info registered for one refused worker; `name` is its registration's name, once known."""
+    """The report of one refused worker; `name` is its registration's name, once known."""
 
     pids: frozenset[int]
-    info: dict[str, Any]
+    report: WorkerReport
     name: str | None = None
 
 
@@ -94,24 +94,24 @@ class Notices:
         self._connect = connect
         self._notices: dict[str, _Notice] = {}
         self._gone: set[str] = set()
-        self._logged: set[tuple[str, str]] = set()
+        self._logged: set[tuple[str | None, str | None]] = set()
         self._news, self._ended = threading.Event(), threading.Event()
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="notices", daemon=True)
 
     def put(self, key: str, pids: Sequence[int], model: str, device: str, code: int) -> None:
         """Keep the reason registered by one of these processes, or a default if there's none."""
-        info = {
-            "model": model,
-            "state": "failed",
-            "error": f"its worker exited with code {code}; see the workers' log for the reason",
-            "pid": pids[0],
-            "host": socket.gethostname(),
-            "device": device,
-            "started": time.time(),
-        }
+        report = WorkerReport(
+            model=model,
+            state="failed",
+            error=f"its worker exited with code {code}; see the workers' log for the reason",
+            pid=pids[0],
+            host=socket.gethostname(),
+            device=device,
+            started=time.time(),
+        )
         with self._lock:
-            self._notices[key] = _Notice(frozenset(pids), info)
+            self._notices[key] = _Notice(frozenset(pids), report)
         if not self._thread.is_alive() and not self._ended.is_set():
             self._thread.start()
         self._news.set()
@@ -124,7 +124,7 @@ class Notices:
                 return
             if notice.name is not None:
                 self._gone.add(notice.name)
-            self._logged.discard((notice.info["model"], notice.info["error"]))
+            self._logged.discard((notice.report.model, notice.report.error))
         self._news.set()
 
     def end(self, seconds: float = 5.0) -> None:
@@ -155,7 +155,7 @@ class Notices:
             store.close()
 
     def _renew(self, store: Store) -> None:
-        known = {worker.id: worker.info for worker in store.workers()}
+        known = {worker.id: worker.report for worker in store.workers()}
         with self._lock:
             for key, notice in self._notices.items():
                 if notice.name is None:
@@ -163,20 +163,20 @@ class Notices:
             notices, gone = list(self._notices.values()), set(self._gone)
         for notice in notices:
             assert notice.name is not None
-            store.register(notice.name, {**notice.info, "at": time.time()}, NOTICE_SECONDS)
+            store.register(notice.name, replace(notice.report, at=time.time()), NOTICE_SECONDS)
         for name in gone:
             store.unregister(name)
         with self._lock:
             self._gone -= gone
 
-    def _take_over(self, key: str, notice: _Notice, known: Mapping[str, Mapping[str, Any]]) -> None:
+    def _take_over(self, key: str, notice: _Notice, known: Mapping[str, WorkerReport]) -> None:
         """Continue the worker's own registration, if any; log its error once per model."""
-        notice.name = f"{notice.info['host']}.{key}.refused"
-        for name, info in known.items():
-            is_same = info.get("host") == notice.info["host"] and info.get("pid") in notice.pids
-            if is_same and info.get("state") == "failed":
-                notice.name, notice.info = name, dict(info)
-        model, reason = notice.info["model"], notice.info["error"]
+        notice.name = f"{notice.report.host}.{key}.refused"
+        for name, report in known.items():
+            is_same = report.host == notice.report.host and report.pid in notice.pids
+            if is_same and report.failed:
+                notice.name, notice.report = name, report
+        model, reason = notice.report.model, notice.report.error
         if (model, reason) not in self._logged:
             self._logged.add((model, reason))
             log.error(

@@ -26,18 +26,13 @@ import structlog
 from jobs.catalog import Catalog
 from jobs.errors import ConfigurationError
 from jobs.runtime import lifeline
+from jobs.runtime.backoff import Backoff
 from workers.process.devices import is_slice
 from workers.process.launch import GROUP
 from workers.process.refusals import FINAL, LOOK_SECONDS, Ground, Notices, ground_of
 from workers.settings import WorkerSettings
 
 log = structlog.get_logger(__name__)
-
-FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
-"""Seconds before a restart: doubles from the first to the longest while a worker keeps failing."""
-
-SETTLED_SECONDS = 60.0
-"""A worker that ran this long is assumed to fail for a new reason, so the pause is reset."""
 
 GRACE_SECONDS = 10.0
 """How much longer than its drain time a worker may take before it's killed."""
@@ -76,7 +71,7 @@ class _Group:
     lost: int | None = None
     patience: float = 0.0
     started: float = 0.0
-    pause: float = FIRST_PAUSE
+    backoff: Backoff = field(default_factory=Backoff)
     due: float = field(default_factory=time.monotonic)
     ground: Ground | None = None
     is_refused: bool = False
@@ -206,7 +201,8 @@ class Supervisor:
             model=group.post.model,
             index=group.post.index,
         )
-        group.is_refused, group.pause = False, FIRST_PAUSE
+        group.is_refused = False
+        group.backoff.reset()
         self._notices.drop(group.key)
         return True
 
@@ -252,17 +248,16 @@ class Supervisor:
 
     def _pause(self, group: _Group, now: float) -> None:
         lived = now - group.started
-        group.pause = FIRST_PAUSE if lived > SETTLED_SECONDS else group.pause
-        group.due = now + group.pause
+        pause = group.backoff.failed(lived)
+        group.due = now + pause
         log.warning(
             "worker exited; restarting",
             model=group.post.model,
             index=group.post.index,
             code=group.lost,
             lived=round(lived, 1),
-            pause=group.pause,
+            pause=pause,
         )
-        group.pause = min(2 * group.pause, LONGEST_PAUSE)
 
     def _start(self, group: _Group) -> None:
         """Start all ranks, the leader last because it gets the others' process ids."""

@@ -21,7 +21,6 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
 
 import structlog
 
@@ -29,6 +28,7 @@ from jobs.catalog import Model
 from jobs.errors import ConfigurationError, GroupLost, ImagemillError, StorageUnavailable
 from jobs.image_store import LocalImages
 from jobs.queue.store import Store
+from jobs.reports import Measured, WorkerReport
 from pipelines.load import dismiss, load_pipeline
 from pipelines.seam import Pipeline
 from workers import memory, metrics, profile
@@ -58,9 +58,6 @@ EXIT_SECONDS = 2.0
 """How long an exiting worker waits for a thread that may be slow: delivery after a lost group,
 and the collector, which may be removing a large job's files."""
 
-RATE_SMOOTHING = 0.3
-"""Weight of the newest beat in the moving average of steps per second."""
-
 
 class Worker:
     """A worker of one model on one device, or the leader of a group of ranks."""
@@ -76,8 +73,7 @@ class Worker:
         self._state = "starting"
         self._error: str | None = None
         self._started = time.time()
-        self._rate: float | None = None
-        self._seen = (0.0, 0)
+        self._rate = metrics.StepRate()
         self._engine: Engine | None = None
         self._delivery: Delivery | None = None
         self._intake: Intake | None = None
@@ -160,12 +156,12 @@ class Worker:
     def _publish(self, pipeline: Pipeline, costs: Costs) -> None:
         """Publish the model's card for the service."""
         tokens, usual = profile.usual_tokens(pipeline, self._model), probe(self._model)
-        measured = {
-            "costs": costs.points,
-            "pinned": costs.pinned(tokens),
-            "largest": costs.largest(tokens),
-            "image_tokens_per_pixel": pipeline.tokens(usual) / usual.pixels,
-        }
+        measured = Measured(
+            costs=costs.points,
+            pinned=costs.pinned(tokens),
+            largest=costs.largest(tokens),
+            image_tokens_per_pixel=pipeline.tokens(usual) / usual.pixels,
+        )
         self._cards.publish(pipeline.card, pipeline.tokenizer_json(), measured)
 
     def _serve(self, pipeline: Pipeline, costs: Costs) -> None:
@@ -318,45 +314,33 @@ class Worker:
             intake.rest(REST_SECONDS)
             engine.surplus = count
 
-    def _describe(self) -> dict[str, Any]:
-        """This worker's state, for status pages and the ETA; rates are per second."""
+    def _describe(self) -> WorkerReport:
+        """This worker's state, for status pages and the ETA."""
         engine, delivery = self._engine, self._delivery
-        self._measure()
-        return {
-            "model": self._model.name,
-            "state": self._state,
-            "error": self._error or (delivery.trouble if delivery else None),
-            "pid": os.getpid(),
-            "host": socket.gethostname(),
-            "device": self._device,
-            "placement": self._model.placement,
-            "ranks": self._model.ranks,
-            "group": self._place.group,
-            "started": self._started,
-            "in_flight": len(self._flights),
-            "images_done": delivery.delivered if delivery else 0,
-            "steps_per_second": self._rate,
-            "forwards": engine.slots.forwards if engine else 0,
-            "steps": engine.steps if engine else 0,
-            "at": time.time(),
-            "busy_seconds": engine.slots.busy_seconds if engine else 0.0,
-            "held_pixel_steps": self._flights.pixel_steps(),
-            "memory": metrics.device_memory(self._device),
-            **(engine.slots.describe(len(self._flights)) if engine else {}),
-        }
-
-    def _measure(self) -> None:
-        """Update the moving average of steps per second of denoising; unchanged while idle."""
-        if not self._engine:
-            return
-        busy, steps = self._engine.slots.busy_seconds, self._engine.steps
-        elapsed, new_steps = busy - self._seen[0], steps - self._seen[1]
-        if new_steps <= 0 or elapsed <= 0:
-            return
-        rate = new_steps / elapsed
-        old = self._rate
-        self._rate = rate if old is None else old + RATE_SMOOTHING * (rate - old)
-        self._seen = (busy, steps)
+        if engine:
+            self._rate.update(engine.slots.busy_seconds, engine.steps)
+        report = WorkerReport(
+            model=self._model.name,
+            state=self._state,
+            error=self._error or (delivery.trouble if delivery else None),
+            pid=os.getpid(),
+            host=socket.gethostname(),
+            device=self._device,
+            placement=self._model.placement,
+            ranks=self._model.ranks,
+            group=self._place.group,
+            started=self._started,
+            in_flight=len(self._flights),
+            images_done=delivery.delivered if delivery else 0,
+            steps_per_second=self._rate.value,
+            forwards=0,
+            steps=engine.steps if engine else 0,
+            at=time.time(),
+            busy_seconds=0.0,
+            held_pixel_steps=self._flights.pixel_steps(),
+            memory=metrics.device_memory(self._device),
+        )
+        return engine.slots.added_to(report) if engine else report
 
 
 def _thread(name: str, run: Callable[[], None]) -> threading.Thread:

@@ -1,9 +1,9 @@
 -- Lease the next images of a model to a worker, in the order of order.lua.
 --
--- ARGV: 1 model   2 worker   3 limit in images   4 limit in pixels, all images together
---       5 lease in ms   6, 7 preferred width and height, or ''   8 linger in ms   9 nonce
---       10 random part of tokens   11 '', or the lowest priority of which jobs may be joined
---       12... job:index of each image that the worker holds now
+-- ARGV: 1 model   2 worker   3 limit in images   4 lease in ms
+--       5, 6 preferred width and height, or ''   7 linger in ms   8 nonce
+--       9 random part of tokens   10 '', or the lowest priority of which jobs may be joined
+--       11... job:index of each image that the worker holds now
 -- Returns {'leases', {job, index, token, attempt, stalls, priority, request, trace, age in ms}...},
 -- or {'linger', ms to wait}.
 --
@@ -30,16 +30,15 @@ local PROMOTED = 64        -- delayed jobs looked at
 local SEARCHED_TO_JOIN = 8 -- tenants, and jobs of each, searched for a job to join
 
 local model, worker, limit = ARGV[1], ARGV[2], tonumber(ARGV[3])
-local pixels_left, lease_ms = tonumber(ARGV[4]), tonumber(ARGV[5])
-local width, height = tonumber(ARGV[6]), tonumber(ARGV[7])
-local joins_from = tonumber(ARGV[11])
-local held_images, holds_any, held_jobs = {}, #ARGV > 11, {}
-for i = 12, #ARGV do
+local lease_ms, width, height = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
+local joins_from = tonumber(ARGV[10])
+local held_images, held_jobs = {}, {}
+for i = 11, #ARGV do
   held_images[ARGV[i]] = true
   held_jobs[split(ARGV[i])] = true
 end
 
-local leases, claimed = {}, {ARGV[9]}
+local leases, claimed = {}, {ARGV[8]}
 
 local function add_lease(job, index, record, body)
   redis.call('ZADD', key('leases'), NOW + lease_ms, image_key(job, index))
@@ -56,7 +55,7 @@ local function settle_last_claim()
     local id, index = split(last[i])
     local job, record = held_image(id, index, last[i + 1])
     local request = job and request_of(job, index)
-    if request and last[1] == ARGV[9] then
+    if request and last[1] == ARGV[8] then
       add_lease(job, index, record, request.body)
     elseif job and not held_images[last[i]] then
       record.attempt = record.attempt - 1
@@ -159,7 +158,7 @@ local function lease_image(image, record)
     tally_wait(job.model, math.max(0, NOW - job.created))
   end
   record.state, record.worker = 'running', worker
-  record.token = string.format('%d-%s', redis.call('INCR', key('fence')), ARGV[10])
+  record.token = string.format('%d-%s', redis.call('INCR', key('fence')), ARGV[9])
   record.attempt = record.attempt + 1
   put_record(job, index, record)
   redis.call('HSET', key('steps', job.id), index, 0)
@@ -176,7 +175,7 @@ local function lease_image(image, record)
   add_lease(job, index, record, image.request.body)
 end
 
--- Lease images in the fair order, up to the limits. The loop ends at the first image that can't be
+-- Lease images in the fair order, up to the limit. The loop ends at the first image that can't be
 -- leased and doesn't look behind it: skipping it would let others overtake it forever.
 local function fill()
   while #leases < limit do
@@ -188,19 +187,13 @@ local function fill()
       recount(model, priority)
     else
       local record = record_of(image.job, image.index)
-      local pixels = image.request.width * image.request.height
-      local is_first = #leases == 0
-      -- An idle worker gets its first image whatever its size. An image larger than the limit
-      -- would otherwise never be made.
-      local is_too_large = pixels > pixels_left and not (is_first and not holds_any)
       -- An image that has stalled before may be what killed its worker, so it's leased alone.
       local is_solo = record.stalls > 0
-      if is_too_large or (is_solo and not is_first) then return end
+      if is_solo and #leases > 0 then return end
       -- The image was cancelled and retried, and this worker hasn't noticed yet. It can't have two
       -- leases on one image, so it has to drop the old one at its next beat first.
       if held_images[image_key(image.job, image.index)] then return end
       lease_image(image, record)
-      pixels_left = pixels_left - pixels
       if is_solo then return end
     end
   end
@@ -223,7 +216,7 @@ if #leases == 0 and joins_from then
 elseif #leases == 0 then
   local _, depth = depths(model)
   local since = tonumber(redis.call('HGET', key('times'), model) or NOW)
-  local linger = since + tonumber(ARGV[8]) - NOW
+  local linger = since + tonumber(ARGV[7]) - NOW
   if depth > 0 and depth < limit and linger > 0 then
     save_jobs()
     return {'linger', linger}

@@ -10,7 +10,7 @@ import redis
 from structlog.testing import capture_logs
 
 from jobs.errors import ConfigurationError, StorageUnavailable
-from jobs.queue.connection import Link
+from jobs.queue.connection import Connection
 from jobs.queue.store import Store
 from jobs.runtime.embedded_queue import EmbeddedServer
 from tests.jobs.bench import Bench
@@ -74,7 +74,7 @@ def test_a_refusal_is_storage_unavailable(
     def refuse(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(store._link._client, "evalsha", refuse)
+    monkeypatch.setattr(store._connection._client, "evalsha", refuse)
     with pytest.raises(StorageUnavailable, match=sentence):
         store.sweep()
 
@@ -145,24 +145,26 @@ def test_forgotten_scripts_are_loaded_again(bench: Bench) -> None:
 def test_settings_that_can_lose_jobs_are_logged(
     server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch, info: dict, warning: str | None
 ) -> None:
-    link = Link(server.url, "p", 5)
-    monkeypatch.setattr(link, "ask", lambda _: {"redis_version": "7.0.0", **info})
+    connection = Connection(server.url, "p", 5)
+    monkeypatch.setattr(connection, "ask", lambda _: {"redis_version": "7.0.0", **info})
     with capture_logs() as logs:
-        link.check_server()
+        connection.check_server()
     assert [warning in log["event"] for log in logs] == ([True] if warning else [])
-    link.close()
+    connection.close()
 
 
 def test_an_old_server_is_refused(server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    link = Link(server.url, "p", 5)
-    monkeypatch.setattr(link, "ask", lambda _: {"redis_version": "6.2.14"})
+    connection = Connection(server.url, "p", 5)
+    monkeypatch.setattr(connection, "ask", lambda _: {"redis_version": "6.2.14"})
     with pytest.raises(ConfigurationError, match=r"version 6\.2\.14; 7\.0 or later"):
-        link.check_server()
-    link.close()
+        connection.check_server()
+    connection.close()
 
 
 def test_long_waits_are_cut_short(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     timeouts = []
-    monkeypatch.setattr(store._link._blocking, "blpop", lambda _, seconds: timeouts.append(seconds))
+    monkeypatch.setattr(
+        store._connection._blocking, "blpop", lambda _, seconds: timeouts.append(seconds)
+    )
     store.wait("demo", 60)
     assert timeouts[0] < 5

@@ -56,6 +56,9 @@ def _property(name: str, value: Any) -> str:
     if isinstance(value, Mapping):
         inside = "".join(_property(key, item) for key, item in value.items())
         return f'<{tag} rdf:parseType="Resource">{inside}</{tag}>'
+    if isinstance(value, list):
+        items = "".join(f"<rdf:li>{_text(str(item))}</rdf:li>" for item in value)
+        return f"<{tag}><rdf:Bag>{items}</rdf:Bag></{tag}>"
     text = (
         str(value) if not isinstance(value, bool) else str(value).capitalize()
     )  # as XMP spells it
