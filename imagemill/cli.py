@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from typer.core import TyperGroup
 
-from imagemill.commands import flags, jobs, keys, pictures, processes, status
+from imagemill.commands import flags, jobs, keys, pictures, processes, setup, status
 from imagemill.commands.options import (
     DATA,
     HOST,
@@ -207,6 +207,7 @@ jobs.register(app)
 processes.register(app)
 pictures.register(app)
 keys.register(app)
+setup.register(app)
 
 
 def main() -> None:

@@ -17,6 +17,12 @@ from jobs.options import CONTEXT_PARALLEL, PIPELINED, PLACEMENTS, RULES, refusal
 from jobs.request import MAX_PROMPT_CHARACTERS, MAX_SEED, ImageRequest
 from jobs.toml_table import Entry
 
+BUILT_IN = Path(__file__).with_name("models.toml")
+"""The catalog for folders without one; also what `imagemill init` writes."""
+
+BUNDLED = {"bundled:demo": Path(__file__).resolve().parents[1] / "demo" / "model"}
+"""Paths that name a model of ours, wherever it's installed."""
+
 SMALLEST_SIDE = 16
 """Shortest width or height in pixels."""
 
@@ -159,7 +165,8 @@ def load_catalog(path: Path) -> Catalog:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigurationError(
-            f"no catalog at {path}; set IMAGEMILL_MODELS to its path"
+            f"no catalog at {path}; set IMAGEMILL_MODELS to its path, or write one with "
+            "`imagemill init`"
         ) from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigurationError(f"{path}: {error}") from error
@@ -280,6 +287,8 @@ def _components(entry: Entry, folder: Path) -> dict[str, str | None]:
 
 def _place(entry: Entry, field_name: str, text: str, folder: Path) -> str:
     """The absolute path of `text`, which is relative to `folder`, or `text` if it's a hub id."""
+    if text in BUNDLED:
+        return str(BUNDLED[text])
     if text.startswith(("/", "./", "../")) or (folder / text).exists():
         return str((folder / text).resolve())
     is_file = Path(text).suffix.lower() in _WEIGHT_FILES

@@ -13,7 +13,9 @@ Data = Annotated[
 ]
 Models = Annotated[
     Path | None,
-    typer.Option(envvar="IMAGEMILL_MODELS", help="The catalog. Default: ./models.toml."),
+    typer.Option(
+        envvar="IMAGEMILL_MODELS", help="The catalog. Default: ./models.toml, or the built-in one."
+    ),
 ]
 Server = Annotated[
     str | None,
@@ -35,7 +37,8 @@ HOST, PORT = "127.0.0.1", 8000
 
 
 def catalog_path(path: Path | None) -> Path:
-    """The given catalog, or ./models.toml, or the one next to our packages."""
+    """The given catalog, or ./models.toml, or the built-in one."""
+    from jobs.catalog import BUILT_IN
+
     here = Path("models.toml")
-    ours = Path(__file__).resolve().parents[2] / "models.toml"
-    return path or (ours if ours.exists() and not here.exists() else here)
+    return path or (here if here.exists() else BUILT_IN)

@@ -10,6 +10,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from jobs.catalog import BUILT_IN
 from jobs.errors import ConfigurationError
 
 MOST_SECONDS = 10**9
@@ -46,13 +47,19 @@ class QueueSettings(BaseSettings):
 
     @classmethod
     def read(cls, **flags: Any) -> Self:
-        """The environment's values, overridden by `flags`. Raises ConfigurationError."""
+        """The environment's values, overridden by `flags`. Raises ConfigurationError.
+
+        If nothing names a catalog and there is no `models.toml` here, it's the built-in one.
+        """
         try:
-            return cls(**flags)
+            settings = cls(**flags)
         except ValidationError as error:
             first = error.errors()[0]
             name = "IMAGEMILL_" + "_".join(str(part) for part in first["loc"]).upper()
             raise ConfigurationError(f"{name}: {first['msg']}") from error
+        if "models" in settings.model_fields_set or settings.models.exists():
+            return settings
+        return settings.model_copy(update={"models": BUILT_IN})
 
     def make_folder(self) -> None:
         """Create the data folder if it's missing. Raises ConfigurationError."""
