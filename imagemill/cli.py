@@ -129,6 +129,8 @@ def generate(
     ctx: typer.Context,
     prompts: flags.Prompts = None,
     file: flags.File = None,
+    expand: flags.Expand = False,
+    wildcards: flags.Wildcards = None,
     out: flags.Out = Path("out"),
     model: flags.Model = None,
     width: flags.Width = None,
@@ -158,7 +160,8 @@ def generate(
     from imagemill.commands.generate import GenerateOptions, Generation
 
     flags.check(ctx.params)
-    all_prompts = flags.all_prompts(prompts or [], file, resume)
+    given = flags.all_prompts(prompts or [], file, resume)
+    all_prompts, news = flags.expanded(given, expand, wildcards)
     options = GenerateOptions(
         prompts=all_prompts,
         fields=flags.job_fields(ctx.params, all_prompts),
@@ -171,6 +174,7 @@ def generate(
         key=idempotency_key,
         as_json=as_json,
         pictures=pictures or (Pictures.AUTO if watch else None),
+        news=news,
     )
     generation = Generation(options, Console(), Console(stderr=True))
     raise typer.Exit(generation.detach() if detach else generation.run())

@@ -45,7 +45,7 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _candidates(path: Path) -> Iterator[Path]:
+def candidates(path: Path) -> Iterator[Path]:
     """The name itself, then `name-2`, `name-3`, ..."""
     yield path
     number = 2
@@ -60,7 +60,7 @@ def place_for(path: Path, sha256: str) -> tuple[Path, bool]:
     A file with different bytes is never overwritten, because it's another job's image; the next
     free name is used instead.
     """
-    for candidate in _candidates(path):
+    for candidate in candidates(path):
         if not candidate.exists():
             return candidate, False
         if sha256_of(candidate) == sha256:

@@ -22,7 +22,23 @@ Prompts = Annotated[
 File = Annotated[
     str | None,
     typer.Option(
-        "--file", "-f", help=".txt (one prompt per line), .json, .jsonl, .csv, or - for stdin."
+        "--file",
+        "-f",
+        metavar="FILE",
+        help=".txt (one prompt per line), .json, .jsonl, .csv, .tsv, or - for stdin.",
+    ),
+]
+Expand = Annotated[
+    bool,
+    typer.Option(
+        "--expand", help="Make a prompt of every choice in {red|blue} star and of __wildcards__."
+    ),
+]
+Wildcards = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FOLDER",
+        help="Folder of the wildcards' .txt files (implies --expand). Default: wildcards.",
     ),
 ]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the images.")]
@@ -81,6 +97,8 @@ Resume = Annotated[
 ]
 
 
+WILDCARDS = Path("wildcards")
+
 TITLE_LENGTH = 80
 """Characters of a default title; the page uses the same number."""
 
@@ -109,6 +127,19 @@ def all_prompts(texts: Sequence[str], file: str | None, resume: str | None) -> "
     if resume is None and not prompts:
         raise InvalidInput("no prompts: pass some in quotes, or a file with --file")
     return prompts
+
+
+def expanded(
+    prompts: "list[Prompt]", is_wanted: bool, folder: Path | None
+) -> "tuple[list[Prompt], str]":
+    """The prompts with their choices expanded if that's wanted, and a sentence about it."""
+    if not prompts or not (is_wanted or folder is not None):
+        return prompts, ""
+    from imagemill.commands.expand import expand
+
+    every = expand(prompts, folder or WILDCARDS)
+    given = f"{len(prompts)} prompt{'' if len(prompts) == 1 else 's'}"
+    return every, f"--expand: {given} became {len(every)}"
 
 
 def job_fields(flags: Mapping[str, Any], prompts: "Sequence[Prompt]") -> dict[str, Any]:

@@ -28,7 +28,7 @@ from imagemill.terminal import show
 from imagemill.terminal.detect import Pictures, screen
 from imagemill.terminal.interrupts import Interrupted, Interrupts
 from imagemill.terminal.progress import Bar, Lines
-from imagemill.terminal.sheet import LARGEST, contact_sheet
+from imagemill.terminal.sheet import LARGEST, contact_sheet, sheet_place
 from imagemill.terminal.watch import PreviewBar
 from imagemill.terminal.watch_graphics import GraphicsPreviewBar
 from jobs.errors import ImagemillError
@@ -50,7 +50,10 @@ FLAGS = {"reproducible": "fast"}
 
 @dataclass(frozen=True, slots=True)
 class GenerateOptions:
-    """The options of `generate`; `fields` are the job's own fields and the prompts' defaults."""
+    """The options of `generate`; `fields` are the job's own fields and the prompts' defaults.
+
+    `news` is shown before the prompts are sent.
+    """
 
     prompts: Sequence[Prompt]
     fields: Mapping[str, Any]
@@ -63,6 +66,7 @@ class GenerateOptions:
     key: str | None = None
     as_json: bool = False
     pictures: Pictures | None = None
+    news: str = ""
 
 
 class Generation:
@@ -159,6 +163,8 @@ class Generation:
             return job.raw
         key = options.key or str(uuid.uuid4())
         bodies = [prompt.body() for prompt in options.prompts]
+        if options.news:
+            self._say(options.news)
         try:
             model = options.model or self._only_model(client)
             job = client.submit(model, bodies, idempotency_key=key, **options.fields)
@@ -203,7 +209,7 @@ class Generation:
 
     def _report(self, job: dict[str, Any], saved: Saved) -> None:
         rows = [self._row(image, saved) for image in job["images"]]
-        sheet = self._options.out / "sheet.png" if saved.paths else None
+        sheet = sheet_place(self._options.out) if saved.paths else None
         if sheet is not None:
             images = [(r["index"], r["prompt"], saved.paths[r["index"]]) for r in rows if r["file"]]
             contact_sheet(images, sheet)

@@ -3,14 +3,16 @@
 Shows at most LARGEST images, about as many as fit a screen.
 """
 
+import hashlib
 import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
-from imagemill.client.file_names import write_file
+from imagemill.client.file_names import candidates, write_file
 from jobs.sheet import Grid, fitted
 
 LARGEST = 400
@@ -19,6 +21,34 @@ TILE, GAP, CAPTION = 176, 12, 34
 
 MOST_COLUMNS = 12
 INK, FAINT = "#222222", "#8a8a8a"
+
+MARK = "imagemill-sheet"
+"""The PNG text that marks a sheet as ours: the SHA-256 of its pixels, to spot edits."""
+
+
+def sheet_place(folder: Path) -> Path:
+    """`sheet.png`, or `sheet-2.png`, ...: the first that's free, or that `contact_sheet` wrote."""
+    paths = candidates(folder / "sheet.png")
+    return next(path for path in paths if not _exists(path) or _is_ours(path))
+
+
+def _exists(path: Path) -> bool:
+    return path.exists() or path.is_symlink()
+
+
+def _is_ours(path: Path) -> bool:
+    if path.is_symlink() or not path.is_file():
+        return False
+    try:
+        with Image.open(path) as picture:
+            mark = picture.info.get(MARK)
+            return mark is not None and mark == _fingerprint(picture)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return False
+
+
+def _fingerprint(picture: Image.Image) -> str:
+    return hashlib.sha256(picture.tobytes()).hexdigest()
 
 
 def contact_sheet(images: Sequence[tuple[int, str, Path]], target: Path) -> None:
@@ -35,7 +65,9 @@ def contact_sheet(images: Sequence[tuple[int, str, Path]], target: Path) -> None
         sheet.paste(thumbnail, (left + shift[0], top + shift[1]))
         _caption(draw, font, (left, top + TILE + 4), index, prompt)
     data = io.BytesIO()
-    sheet.save(data, "PNG")
+    text = PngInfo()
+    text.add_text(MARK, _fingerprint(sheet))
+    sheet.save(data, "PNG", pnginfo=text)
     write_file(target, data.getvalue())
 
 

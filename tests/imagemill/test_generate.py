@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from typer.testing import CliRunner
 
 from imagemill.cli import app
@@ -18,6 +19,7 @@ from imagemill.client.clients import Client
 from imagemill.client.file_names import sha256_of
 from imagemill.commands import follow
 from imagemill.local.find_server import why_not_ready
+from imagemill.terminal.sheet import MARK
 from tests.imagemill.fake_server import FakeServer
 
 
@@ -171,6 +173,31 @@ def test_images_of_another_job_are_not_overwritten(server: FakeServer, tmp_path:
     assert run("generate", "--resume", "job-1", "--out", tmp_path).exit_code == 0
     assert sha256_of(tmp_path / "0000-a.png") == kept
     assert (tmp_path / "0000-a-2.png").exists()
+
+
+def test_only_our_own_contact_sheet_is_overwritten(server: FakeServer, tmp_path: Path) -> None:
+    mine = tmp_path / "sheet.png"
+    Image.new("RGB", (8, 8)).save(mine)
+    kept = mine.read_bytes()
+    (tmp_path / "sheet-2.png").write_text("not a picture")
+    (tmp_path / "sheet-3.png").symlink_to("nowhere")
+    (tmp_path / "sheet-4.png").mkdir()
+    done = run("generate", "a", "--out", tmp_path)
+    assert done.exit_code == 0, done.output
+    assert "overview in" in done.output and "sheet-5.png" in done.output
+    assert mine.read_bytes() == kept
+    document = json.loads(run("generate", "--resume", "job-1", "--out", tmp_path, "--json").stdout)
+    assert document["sheet"] == str(tmp_path / "sheet-5.png")
+    with Image.open(document["sheet"]) as sheet:
+        sheet.load()
+        text = PngInfo()
+        text.add_text(MARK, sheet.text[MARK])
+        sheet.putpixel((0, 0), (1, 2, 3))
+        sheet.save(document["sheet"], pnginfo=text)
+    edited = Path(document["sheet"]).read_bytes()
+    document = json.loads(run("generate", "--resume", "job-1", "--out", tmp_path, "--json").stdout)
+    assert document["sheet"] == str(tmp_path / "sheet-6.png")
+    assert (tmp_path / "sheet-5.png").read_bytes() == edited
 
 
 def test_a_write_error_is_one_sentence(

@@ -2,11 +2,14 @@
 
 import io
 import sys
+import tracemalloc
 from pathlib import Path
 
 import pytest
 
 from imagemill.client.errors import InvalidInput
+from imagemill.commands import prompt_bytes
+from imagemill.commands import prompts as prompts_module
 from imagemill.commands.prompts import Prompt, read_prompts
 
 
@@ -22,8 +25,9 @@ def problems_of(path: str) -> list[str]:
     return [problem.removeprefix(path) for problem in caught.value.problems]
 
 
-def test_text_is_one_prompt_per_line_without_comments(tmp_path: Path) -> None:
-    path = write(tmp_path, "p.txt", "\ufeffa red circle  \r\n\n  \n# hash\nüber \u2028 Berge\n")
+def test_text_is_one_prompt_per_line_except_comments(tmp_path: Path) -> None:
+    text = "\ufeffa red circle  \r\n\n # for later\n\\# hash\nüber \u2028 Berge\n"
+    path = write(tmp_path, "p.txt", text)
     prompts = read_prompts(path)
     assert [p.text for p in prompts] == ["a red circle", "# hash", "über \u2028 Berge"]
     assert [p.source for p in prompts] == [f"{path} line {n}" for n in (1, 4, 5)]
@@ -101,7 +105,7 @@ def test_invalid_csv(tmp_path: Path, text: str, said: str) -> None:
 def test_files_without_prompts(tmp_path: Path) -> None:
     assert problems_of(write(tmp_path, "p.txt", "\n \n")) == [": contains no prompts"]
     assert problems_of(str(tmp_path / "none.txt")) == [": No such file or directory"]
-    assert problems_of(write(tmp_path, "q.txt", b"good\n\xff\n")) == [" line 2: invalid UTF-8"]
+    assert problems_of(write(tmp_path, "q.txt", "# nothing\n")) == [": contains no prompts"]
 
 
 @pytest.mark.parametrize(
@@ -160,3 +164,127 @@ def test_json_reports_which_prompt_is_invalid(tmp_path: Path) -> None:
         " line 2: invalid JSON: Expecting value"
     ]
     assert "must be a list" in problems_of(write(tmp_path, "r.json", '{"model": "demo"}'))[0]
+
+
+TABLE = "Prompt{0}Negative Prompt{0}STEPS{0}Seed\n# a comment\na star{0}fog{0}8.0{0}5\n"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("p.csv", TABLE.format(",")),
+        ("p.csv", TABLE.format(";")),
+        ("p.csv", "sep=;\n" + TABLE.format(";")),
+        ("p.tsv", TABLE.format("\t")),
+        ("p.csv", TABLE.format("\t")),
+        ("P.CSV", "# first\n" + TABLE.format(",")),
+    ],
+)
+def test_tables_of_every_program(tmp_path: Path, name: str, text: str, encoding: str) -> None:
+    (prompt,) = read_prompts(write(tmp_path, name, text.encode(encoding)))
+    fields = {"negative_prompt": "fog", "steps": 8, "seed": 5}
+    assert prompt.body() == {"prompt": "a star", **fields}
+    assert isinstance(prompt.fields["steps"], int)
+    assert prompt.source.endswith(f" line {text.count(chr(10))}")
+
+
+def test_the_decimal_comma_of_a_semicolon_table(tmp_path: Path) -> None:
+    text = "prompt;guidance_scale;n\na, b;2,5;2,0\n"
+    (prompt,) = read_prompts(write(tmp_path, "p.csv", text))
+    assert prompt.body() == {"prompt": "a, b", "guidance_scale": 2.5, "n": 2}
+    found = problems_of(write(tmp_path, "q.csv", "prompt;n\na;b;2\n"))
+    assert found == [" line 2: 3 cells for 2 columns (quote cells that contain semicolons)"]
+
+
+def test_comments_in_tables_and_jsonl(tmp_path: Path) -> None:
+    table = read_prompts(write(tmp_path, "p.csv", "prompt,n\n# a,1\n\\#1 dog,\n"))
+    assert [prompt.text for prompt in table] == ["#1 dog"]
+    lines = read_prompts(write(tmp_path, "p.jsonl", '# a\n"b"\n'))
+    assert [(prompt.text, prompt.source[-6:]) for prompt in lines] == [("b", "line 2")]
+
+
+@pytest.mark.parametrize(
+    ("cell", "value"), [("8", 8), ("8.0", 8), ("8,0", None), ("1.5E+3", 1500), ("8.5", None)]
+)
+def test_integers_as_spreadsheets_write_them(tmp_path: Path, cell: str, value: int | None) -> None:
+    path = write(tmp_path, "p.csv", f'prompt,steps\na,"{cell}"\n')
+    if value is None:
+        assert problems_of(path) == [f" line 2: `steps` must be an integer, not {cell!r}"]
+    else:
+        assert read_prompts(path)[0].fields == {"steps": value}
+
+
+@pytest.mark.parametrize("cell", ["nan", "inf", "1e999999999", "9" * 5000])
+def test_integers_that_never_end(tmp_path: Path, cell: str) -> None:
+    (problem,) = problems_of(write(tmp_path, "p.csv", f"prompt,seed\na,{cell}\n"))
+    assert "`seed` must be an integer" in problem
+
+
+def test_json_integers_may_have_a_point(tmp_path: Path) -> None:
+    path = write(tmp_path, "p.json", '[{"prompt": "a", "steps": 8.0}]')
+    assert repr(read_prompts(path)[0].fields) == "{'steps': 8}"
+    path = write(tmp_path, "q.json", '[{"prompt": "a", "steps": 8.5}]')
+    assert problems_of(path) == [" prompt 1: `steps` must be an integer, not 8.5"]
+
+
+@pytest.mark.parametrize("name", ["p.json", "p.jsonl"])
+@pytest.mark.parametrize("text", ["[" * 200_000, '{"prompt": "a", "seed": ' + "9" * 5000 + "}"])
+def test_json_that_python_refuses_to_parse(tmp_path: Path, name: str, text: str) -> None:
+    (problem,) = problems_of(write(tmp_path, name, text))
+    assert "invalid JSON" in problem
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ("good\nschön\n".encode("cp1252"), " line 2: invalid UTF-8; the file is probably in Windo"),
+        (b"good\n\x81\xff\n", " line 2: invalid UTF-8; save the file as UTF-8"),
+        (b"good\n\xff\x00\n", " line 2: invalid UTF-8; the file is probably binary"),
+        (
+            "a\nb".encode("utf-16-le"),
+            " line 1: contains NUL characters; it's either binary, or UTF",
+        ),
+        ("a".encode("utf-16") + b"x", " line 1: invalid UTF-16"),
+        (b"PK\x03\x04...", ": not text but a ZIP archive or a spreadsheet"),
+        (b"\x89PNG\r\n", ": not text but a picture"),
+    ],
+)
+def test_other_files_are_refused_with_the_likely_cause(
+    tmp_path: Path, data: bytes, said: str
+) -> None:
+    (problem,) = problems_of(write(tmp_path, "p.txt", data))
+    assert problem.startswith(said)
+    if "Windows" in problem:
+        assert "this byte is 'ö'" in problem and "iconv -f WINDOWS-1252 -t UTF-8" in problem
+
+
+def test_a_huge_file_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    """The file is sparse; only as much as the limit is read."""
+    path = tmp_path / "p.txt"
+    with path.open("wb") as file:
+        file.truncate(2**40)
+    (problem,) = problems_of(str(path))
+    assert problem.startswith(": larger than 32 MiB, which is more than one job takes; split it")
+
+
+def test_too_many_prompts_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prompts_module, "MOST_PROMPTS", 3)
+    assert len(read_prompts(write(tmp_path, "p.txt", "a\n" * 3))) == 3
+    (problem,) = problems_of(write(tmp_path, "p.txt", "a\n" * 4))
+    assert problem.startswith(": more than 3 prompts, which is more than one job takes; split it")
+
+
+def test_the_lines_of_a_file_are_not_kept_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file of comments and blank lines needs no more than a few copies of its text."""
+    text = "#\n\n" * 200_000
+    monkeypatch.setattr(prompt_bytes, "LARGEST_FILE", len(text))
+    path = write(tmp_path, "p.txt", text)
+    tracemalloc.start()
+    try:
+        assert problems_of(path) == [": contains no prompts"]
+        assert tracemalloc.get_traced_memory()[1] < 10 * len(text)
+    finally:
+        tracemalloc.stop()
