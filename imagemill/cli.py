@@ -29,6 +29,7 @@ from imagemill.commands.options import (
     catalog_path,
 )
 from imagemill.terminal.detect import Pictures
+from imagemill.terminal.output import PatientConsole, tolerate_encodings
 from jobs.errors import ConfigurationError, ImagemillError
 
 BAD_INPUT, ALREADY_RUNNING = 2, 3
@@ -133,6 +134,7 @@ def generate(
     wildcards: flags.Wildcards = None,
     out: flags.Out = Path("out"),
     model: flags.Model = None,
+    size: flags.Size = None,
     width: flags.Width = None,
     height: flags.Height = None,
     steps: flags.Steps = None,
@@ -176,7 +178,7 @@ def generate(
         pictures=pictures or (Pictures.AUTO if watch else None),
         news=news,
     )
-    generation = Generation(options, Console(), Console(stderr=True))
+    generation = Generation(options, PatientConsole(), PatientConsole(stderr=True))
     raise typer.Exit(generation.detach() if detach else generation.run())
 
 
@@ -216,6 +218,7 @@ setup.register(app)
 
 def main() -> None:
     """Entry point of the `imagemill` script."""
+    tolerate_encodings()
     try:
         app()
     except KeyboardInterrupt:

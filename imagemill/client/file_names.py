@@ -36,7 +36,12 @@ def slug(prompt: str) -> str:
 def file_name(index: int, prompt: str, suffix: str, total: int = 0) -> str:
     """Such as `0007-a-red-circle.png`; the number has the width of the last of `total`, min. 4."""
     width = max(4, len(str(max(total - 1, 0))))
-    return f"{index:0{width}d}-{slug(prompt)}{suffix}"
+    words = slug(prompt)
+    try:
+        os.fsencode(words)
+    except UnicodeEncodeError:  # in a locale whose file names can't have these letters
+        words = slug(words.encode("ascii", "ignore").decode())
+    return f"{index:0{width}d}-{words}{suffix}"
 
 
 def sha256_of(path: Path) -> str:

@@ -3,6 +3,7 @@
 Imports nothing heavy, because `--help` runs through here. The server checks ranges.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -53,6 +54,9 @@ def _option(name: str, *short: str) -> Any:
     return typer.Option(FIELDS[name].flag, *short, help=FIELDS[name].help)
 
 
+Size = Annotated[
+    str | None, typer.Option(metavar="WxH", help="Width and height in pixels, such as 1024x768.")
+]
 Width = Annotated[int | None, _option("width")]
 Height = Annotated[int | None, _option("height")]
 Steps = Annotated[int | None, _option("steps")]
@@ -105,7 +109,7 @@ TITLE_LENGTH = 80
 SETTINGS = tuple(name for name, field in FIELDS.items() if field.kind is not bool)
 """Flags named after their field. `--fast` isn't: it turns `reproducible` off."""
 
-OWN = (*SETTINGS, "fast", "webhook", "metadata", "model", "title", "idempotency_key")
+OWN = (*SETTINGS, "size", "fast", "webhook", "metadata", "model", "title", "idempotency_key")
 """Flags that `--resume` refuses, because the job already has these values."""
 
 
@@ -145,6 +149,8 @@ def expanded(
 def job_fields(flags: Mapping[str, Any], prompts: "Sequence[Prompt]") -> dict[str, Any]:
     """The fields of `POST /v1/jobs` for the flags of `generate`, which are given by name."""
     fields = {name: flags[name] for name in SETTINGS if flags[name] is not None}
+    if flags["size"] is not None:
+        fields["width"], fields["height"] = _sides(flags["size"])
     if flags["fast"]:
         fields["reproducible"] = False
     if flags["webhook"] is not None:
@@ -154,6 +160,15 @@ def job_fields(flags: Mapping[str, Any], prompts: "Sequence[Prompt]") -> dict[st
     if title:
         metadata["title"] = title
     return {**fields, "metadata": metadata} if metadata else fields
+
+
+def _sides(size: str) -> tuple[int, int]:
+    from imagemill.client.errors import InvalidInput
+
+    match = re.fullmatch(r"([0-9]{1,9})\s*[xX×*]\s*([0-9]{1,9})", size.strip())
+    if match is None:
+        raise InvalidInput(f"--size {size!r}: expected WIDTHxHEIGHT, such as 1024x768")
+    return int(match[1]), int(match[2])
 
 
 def _metadata(pairs: Sequence[str]) -> dict[str, str]:
@@ -199,6 +214,8 @@ def check(flags: Mapping[str, Any]) -> None:
             raise InvalidInput(
                 "--detach doesn't work with --resume; use `imagemill retry JOB` to not wait"
             )
+    if flags["size"] is not None and (flags["width"], flags["height"]) != (None, None):
+        raise InvalidInput("use either --size or --width and --height, not both")
     if flags["detach"] and (flags["watch"] or flags["pictures"] is not None):
         raise InvalidInput(
             "--detach doesn't work with --watch or --pictures, because it doesn't wait for images"

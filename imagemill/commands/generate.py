@@ -5,7 +5,6 @@ unfinished images and keeps the rest; the command to resume is always printed. D
 `imagemill.terminal`.
 """
 
-import json
 import shlex
 import time
 import uuid
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 
 from imagemill.client import protocol
 from imagemill.client.clients import Client
@@ -27,6 +27,7 @@ from imagemill.local.find_server import resolve_server, server_for
 from imagemill.terminal import show
 from imagemill.terminal.detect import Pictures, screen
 from imagemill.terminal.interrupts import Interrupted, Interrupts
+from imagemill.terminal.output import PatientConsole, print_json
 from imagemill.terminal.progress import Bar, Lines
 from imagemill.terminal.sheet import LARGEST, contact_sheet, sheet_place
 from imagemill.terminal.watch import PreviewBar
@@ -72,9 +73,11 @@ class GenerateOptions:
 class Generation:
     """One run of the command; `run` returns the exit code."""
 
-    def __init__(self, options: GenerateOptions, stdout: Console, stderr: Console) -> None:
+    def __init__(self, options: GenerateOptions, stdout: PatientConsole, stderr: Console) -> None:
         self._options = options
-        self._stdout = stdout
+        self._stdout, self._stderr = stdout, stderr
+        stdout.on_cut = self._say_cut
+        self._summed_up = ""
         self._console = stderr if options.as_json else stdout
         self._view = _view(self._console, options.pictures)
         self._job: dict[str, Any] | None = None
@@ -88,6 +91,14 @@ class Generation:
             options.out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InvalidInput(f"--out {options.out}: {error.strerror}") from error
+        try:
+            return self._run()
+        finally:
+            if self._stdout.is_cut:
+                self._report_cut()
+
+    def _run(self) -> int:
+        options = self._options
         models = catalog_path(options.models)
         with Interrupts() as interrupts:
             try:
@@ -111,7 +122,7 @@ class Generation:
         if options.as_json:
             names = ("model", "state", "counts")
             document = {"job": job["id"], **{name: job[name] for name in names}, "resume": command}
-            self._print_json(document)
+            print_json(document)
         else:
             self._say(f"to download its images: {command}")
         return 0
@@ -216,7 +227,7 @@ class Generation:
         seconds = time.monotonic() - self._started
         self._note_warnings(job)
         if self._options.as_json:
-            self._print_json(self._document(job, rows, sheet, seconds))
+            print_json(self._document(job, rows, sheet, seconds))
             return
         if len(rows) > ROWS_SHOWN:
             rows = [row for row in rows if row["state"] == State.FAILED]
@@ -224,7 +235,8 @@ class Generation:
             self._console.print(show.results_table(rows[:ROWS_SHOWN]))
         if len(rows) > ROWS_SHOWN:
             self._say(f"… and {len(rows) - ROWS_SHOWN} more failed images")
-        self._say(self._summary(job, saved, sheet, seconds))
+        self._summed_up = self._summary(job, saved, sheet, seconds)
+        self._say(self._summed_up)
 
     def _note_warnings(self, job: dict[str, Any]) -> None:
         """Print the images' warnings, except those that were already printed at the start."""
@@ -303,8 +315,22 @@ class Generation:
         self._say("stopped" if self._job else "stopped before anything was submitted")
         self._print_resume()
 
-    def _print_json(self, document: Mapping[str, Any]) -> None:
-        self._stdout.file.write(json.dumps(document, ensure_ascii=False, indent=2) + "\n")
+    def _say_cut(self) -> None:
+        """The reader of standard output is gone, such as `head`; the images are what matters."""
+        out = self._options.out
+        self._print_error(f"the output's reader is gone; images are still saved in {out}")
+        if self._job is not None:
+            command = self._resume_command(self._job["id"])
+            self._print_error(f"Ctrl-C stops; to resume: {command}")
+
+    def _report_cut(self) -> None:
+        if self._summed_up:
+            self._print_error(self._summed_up)
+        if self._job is not None and self._job["state"] != State.SUCCEEDED:
+            self._print_error(f"to resume: {self._resume_command(self._job['id'])}")
+
+    def _print_error(self, message: str) -> None:
+        self._stderr.print(escape(show.printable(message)), highlight=False, soft_wrap=True)
 
     def _say(self, message: str) -> None:
         self._view.say(message)

@@ -3,7 +3,6 @@
 They never start a server; without one they fail with a sentence.
 """
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +12,7 @@ from rich.console import Console
 
 from imagemill.commands import complete
 from imagemill.commands.options import DATA, AsJson, Data, Server
+from imagemill.terminal.output import print_json
 
 if TYPE_CHECKING:
     from imagemill.client.jobs import Job
@@ -86,4 +86,4 @@ def _for_each(
             if not as_json:
                 console.print(f"{job.id}: {outcome}")
     if as_json:
-        typer.echo(json.dumps(documents, ensure_ascii=False, indent=2))
+        print_json(documents)

@@ -4,7 +4,6 @@ The format and storage of keys are up to `service/keys.py`. A running server not
 within a second.
 """
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from imagemill.commands.options import DATA, AsJson, Data
+from imagemill.terminal.output import print_json
 
 if TYPE_CHECKING:
     from service.keys import KeyRing
@@ -62,7 +62,7 @@ def add(
         tenant, **{name: value for name, value in options.items() if value is not None}
     )
     if as_json:
-        typer.echo(json.dumps({"key": secret, **key.model_dump(exclude={"sha256"})}, indent=2))
+        print_json({"key": secret, **key.model_dump(exclude={"sha256"})})
     else:
         typer.echo(secret)
     _note(f"created {key.id} for tenant {key.tenant}; the key won't be shown again")
@@ -78,7 +78,7 @@ def list_keys(data: Data = DATA, as_json: AsJson = False) -> None:
 
     entries = [key.model_dump(exclude={"sha256"}) for key in _ring(data).all()]
     if as_json:
-        typer.echo(json.dumps(entries, indent=2))
+        print_json(entries)
     elif entries:
         Console().print(show.keys_table(entries))
     else:

@@ -1,6 +1,5 @@
 """Commands for finished images: `inspect` reads a recipe, `replay` runs it again."""
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,6 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from imagemill.commands.options import DATA, AsJson, Data, Models, Server
+from imagemill.terminal.output import print_json
 
 
 def register(app: typer.Typer) -> None:
@@ -45,7 +45,7 @@ def inspect(
         if not as_json:
             console.print(show.recipe_table(path, facts))
     if as_json:
-        typer.echo(json.dumps(documents, ensure_ascii=False, indent=2))
+        print_json(documents)
     raise typer.Exit(1 if failed else 0)
 
 
@@ -70,7 +70,7 @@ def replay(
     if verdict is None:
         raise typer.Exit(130)
     if as_json:
-        typer.echo(json.dumps(verdict.document(), ensure_ascii=False, indent=2))
+        print_json(verdict.document())
     else:
         for sentence in verdict.sentences():
             console.print(escape(sentence), highlight=False, soft_wrap=True)

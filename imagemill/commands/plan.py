@@ -3,18 +3,17 @@
 Resolves the model and the devices; `pipelines.planner.survey` does the arithmetic.
 """
 
-import json
 import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from imagemill.client.errors import InvalidInput
+from imagemill.terminal.output import print_json
 from jobs.catalog import DERIVED, Model, load_catalog
 from jobs.errors import ConfigurationError, ModelUnavailable, UnknownModel
 
@@ -42,7 +41,7 @@ def run_plan(
     except ModelUnavailable as error:
         raise ConfigurationError(str(error)) from error
     if as_json:
-        typer.echo(json.dumps(asdict(result), ensure_ascii=False, indent=2))
+        print_json(asdict(result))
     else:
         show(result, console)
 

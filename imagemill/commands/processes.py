@@ -66,17 +66,17 @@ def doctor(
     as_json: AsJson = False,
 ) -> None:
     """Check whether this machine can generate images. Exits with 1 if something essential fails."""
-    import json
     from dataclasses import asdict
 
     from rich.table import Table
     from rich.text import Text
 
     from imagemill.commands.doctor import findings
+    from imagemill.terminal.output import print_json
 
     results = list(findings(data, catalog_path(models), host, port))
     if as_json:
-        typer.echo(json.dumps([asdict(result) for result in results], indent=2))
+        print_json([asdict(result) for result in results])
     else:
         styles = {"ok": "green", "warning": "yellow", "bad": "bold red"}
         table = Table(box=None, pad_edge=False, show_header=False)

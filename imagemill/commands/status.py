@@ -3,7 +3,6 @@
 They never start a server; without one they fail with a sentence.
 """
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +11,7 @@ from rich.console import Console
 
 from imagemill.commands import complete
 from imagemill.commands.options import DATA, AsJson, Data, Server
+from imagemill.terminal.output import print_json
 
 ROWS_SHOWN = 50
 
@@ -40,7 +40,7 @@ def status(
     if job is None:
         jobs = _get(server, data, "/v1/jobs", limit=limit)["data"]
         if as_json:
-            _print_json(jobs)
+            print_json(jobs)
         elif jobs:
             console.print(show.jobs_table(jobs))
         else:
@@ -48,7 +48,7 @@ def status(
         return
     document = _get(server, data, protocol.job_path(job))
     if as_json:
-        _print_json(document)
+        print_json(document)
         return
     console.print(show.job_facts(document))
     rows = [{**image, "file": _detail(image)} for image in document["images"][:ROWS_SHOWN]]
@@ -75,7 +75,7 @@ def models(server: Server = None, data: Data = DATA, as_json: AsJson = False) ->
 
     entries = _get(server, data, "/v1/models")["data"]
     if as_json:
-        _print_json(entries)
+        print_json(entries)
     else:
         Console().print(show.models_table([Model.parse(raw) for raw in entries]))
 
@@ -87,7 +87,7 @@ def workers(server: Server = None, data: Data = DATA, as_json: AsJson = False) -
 
     entries = _get(server, data, "/v1/workers")["data"]
     if as_json:
-        _print_json(entries)
+        print_json(entries)
     elif entries:
         Console().print(show.workers_table([Worker.parse(raw) for raw in entries]))
     else:
@@ -100,7 +100,3 @@ def _get(server: str | None, data: Path, path: str, **params: Any) -> dict[str, 
 
     with Client(resolve_server(server, data), patience=5) as client:
         return client.get(path, **params)
-
-
-def _print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, ensure_ascii=False, indent=2))

@@ -16,7 +16,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +35,7 @@ from imagemill.local.children import (
 )
 from imagemill.local.find_server import LONELY_SECONDS
 from imagemill.local.up_lock import Record, Users, announce, claimed, withdraw
-from jobs.catalog import Catalog, load_catalog
+from jobs.catalog import BUILT_IN, Catalog, load_catalog
 from jobs.errors import StorageUnavailable
 from jobs.queue.store import Store
 from jobs.reports import WorkerReport
@@ -149,6 +149,20 @@ def reachable(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
+def loads(catalog: Catalog, options: UpOptions) -> Iterator[str]:
+    """What will be loaded, and which catalog says so."""
+    if options.models == BUILT_IN:
+        yield "serving the bundled model, as no models.toml is here; `imagemill init` writes one"
+    else:
+        yield f"serving {len(catalog)} model{'' if len(catalog) == 1 else 's'} of {options.models}"
+    for model in catalog:
+        count = model.workers if options.workers is None else options.workers
+        workers = "as many workers as the devices hold" if count is None else f"{count} workers"
+        workers = "1 worker" if count == 1 else workers
+        kind = ", ".join(filter(None, [model.dtype, model.quantization_text, model.placement]))
+        yield f"loading {model.name} from {model.source} ({kind}; {workers})"
+
+
 class Launcher:
     """Starts, watches and stops the children."""
 
@@ -202,6 +216,8 @@ class Launcher:
 
     def _start(self) -> None:
         self._say(f"starting imagemill on {self._options.data} at {self._url}")
+        for sentence in loads(self._catalog, self._options):
+            self._say(sentence)
         data = self._options.data.absolute()
         redis_url = self._settings.redis_url
         if redis_url is None:

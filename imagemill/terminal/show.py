@@ -9,6 +9,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from imagemill.terminal.fitting import Block, Fitting
 from jobs.job import State
 from jobs.reports import Measured, ModelCard
 
@@ -26,6 +27,9 @@ COLOURS = {
     "starting": "yellow",
     "draining": "magenta",
 }
+
+TITLE_WIDTH, ERROR_WIDTH = 4, 20
+"""Characters that a job's title and a worker's error need in a table; more if there's room."""
 
 
 def coloured(state: str) -> Text:
@@ -62,7 +66,7 @@ def results_table(rows: Sequence[Mapping[str, Any]], last: str = "file") -> Tabl
     table.add_column("state", no_wrap=True)
     table.add_column("seed", justify="right", style="cyan", no_wrap=True)
     table.add_column("prompt", ratio=2, no_wrap=True, overflow="ellipsis")
-    table.add_column(last, ratio=3, no_wrap=True, overflow="ellipsis")
+    table.add_column(last, ratio=3, overflow="fold")
     for row in rows:
         error = printable(row["error"] or "")
         outcome = Text(error, style="red") if error else Text(row["file"] or "")
@@ -76,8 +80,9 @@ def results_table(rows: Sequence[Mapping[str, Any]], last: str = "file") -> Tabl
     return table
 
 
-def jobs_table(jobs: Sequence[Mapping[str, Any]]) -> Table:
-    """A list of jobs, one per line."""
+def jobs_table(jobs: Sequence[Mapping[str, Any]]) -> Fitting:
+    """A list of jobs, one per line, or a block each in a narrow terminal."""
+    blocks = []
     table = Table(box=None, pad_edge=False, header_style="bold", expand=True)
     for name in ("job", "state"):
         table.add_column(name, no_wrap=True)
@@ -93,8 +98,12 @@ def jobs_table(jobs: Sequence[Mapping[str, Any]]) -> Table:
         if counts["failed"]:
             images.append(f", {counts['failed']} failed", style="red")
         created = moment(job["created"]).split(" ")[0]
-        table.add_row(job["id"], state, Text(title_of(job)), Text(job["model"]), images, created)
-    return table
+        title, model = Text(title_of(job)), Text(job["model"])
+        table.add_row(job["id"], state, title, model, images, created)
+        head = Text.assemble(job["id"], "  ", state)
+        line = Text.assemble("images ", images, f"; model {model}; submitted {created}")
+        blocks.append(Block(head, [line, title]))
+    return Fitting(table, blocks, {"title": TITLE_WIDTH})
 
 
 def job_facts(job: Mapping[str, Any]) -> Table:
@@ -130,8 +139,9 @@ def title_of(job: Mapping[str, Any]) -> str:
     return printable(" ".join(title.split())) if isinstance(title, str) else ""
 
 
-def models_table(models: Sequence["Model"]) -> Table:
-    """The models of a server."""
+def models_table(models: Sequence["Model"]) -> Fitting:
+    """The models of a server; a block each in a narrow terminal."""
+    blocks = []
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("model", overflow="fold")
     for name in ("placement", "dtype", "default", "limits", "batch", "step"):
@@ -141,17 +151,29 @@ def models_table(models: Sequence["Model"]) -> Table:
     for model in models:
         limits = model.limits
         sizes = "\n".join(limits.get("sizes") or ()) or f"{limits['max_pixels'] / 1e6:.2g} Mpixel"
+        defaults = _defaults(model.defaults)
+        ready = Text(str(model.ready_workers), style="green" if model.ready_workers else "red")
+        batch, step = measured(ModelCard.from_dict(model.card).measured if model.card else None)
+        counts = Text.assemble("  ", ready, f" ready, {model.queued} queued")
+        facts = [
+            f"{model.placement}, {model.dtype}",
+            f"default {defaults}".replace("\n", ", "),
+            f"limits {sizes}, {limits['max_steps']} steps".replace("\n", ", "),
+            "" if batch == "–" else f"batch {batch}, {step} a step",
+        ]
+        blocks.append(Block(Text(model.id, style="bold").append_text(counts), facts))
         table.add_row(
             Text(model.id, style="bold"),
             model.placement,
             model.dtype,
-            _defaults(model.defaults),
+            defaults,
             f"{sizes}\n{limits['max_steps']} steps",
-            *measured(ModelCard.from_dict(model.card).measured if model.card else None),
-            Text(str(model.ready_workers), style="green" if model.ready_workers else "red"),
+            batch,
+            step,
+            ready,
             str(model.queued),
         )
-    return table
+    return Fitting(table, blocks)
 
 
 def _defaults(defaults: Mapping[str, Any]) -> str:
@@ -178,8 +200,9 @@ def measured(warm_up: Measured | None) -> tuple[str, str]:
     return batch, f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1000:.0f} ms"
 
 
-def workers_table(workers: Sequence["Worker"]) -> Table:
-    """The workers of a server."""
+def workers_table(workers: Sequence["Worker"]) -> Fitting:
+    """The workers of a server; a block each in a narrow terminal."""
+    blocks = []
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("model", "state", "device", "host", "pid", "in flight", "finished", "steps/s"):
         right = name in ("pid", "in flight", "finished", "steps/s")
@@ -195,16 +218,34 @@ def workers_table(workers: Sequence["Worker"]) -> Table:
             "–" if rate is None else f"{rate:.1f}",
             Text(worker.error or ""),
         )
-    return table
+        named = zip(("on", "of", "pid"), facts, strict=False)
+        finished = "" if worker.images_done is None else f"{worker.images_done} finished"
+        flying = "" if worker.in_flight is None else f"{worker.in_flight} in flight"
+        speeds = "" if rate is None else f"{rate:.1f} steps/s"
+        head = Text.assemble((str(worker.model), "bold"), "  ", coloured(worker.state))
+        where = Text(" ".join(f"{word} {fact}" for word, fact in named if fact is not None))
+        pace = Text(", ".join(filter(None, [flying, finished, speeds])))
+        error = Text(printable(worker.error or ""), style="red")
+        blocks.append(Block(head, [where, pace, error]))
+    return Fitting(table, blocks, {"error": ERROR_WIDTH})
 
 
-def keys_table(keys: Sequence[Mapping[str, Any]]) -> Table:
-    """API keys and their limits."""
+def keys_table(keys: Sequence[Mapping[str, Any]]) -> Fitting:
+    """API keys and their limits; a block each in a narrow terminal."""
+    blocks = []
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("key", "tenant", "created", "weight", "unfinished images", "priority", "rate"):
         table.add_column(name, no_wrap=True)
     for key in keys:
         quota, rate = key["max_unfinished"], key["rate"]
+        facts = [
+            f"created {moment(key['created'])}, weight {key['weight']:g}",
+            f"priority 0 to {key['max_priority']}",
+            "" if quota is None else f"up to {quota} unfinished images",
+            f"at most {rate}" if rate else "",
+        ]
+        head = Text.assemble(key["id"], "  ", (key["tenant"], "bold"))
+        blocks.append(Block(head, [Text(", ".join(filter(None, facts)))]))
         table.add_row(
             key["id"],
             Text(key["tenant"], style="bold"),
@@ -214,7 +255,7 @@ def keys_table(keys: Sequence[Mapping[str, Any]]) -> Table:
             f"0 to {key['max_priority']}",
             rate or "–",
         )
-    return table
+    return Fitting(table, blocks)
 
 
 def recipe_table(path: Path, facts: Mapping[str, Any]) -> Table:

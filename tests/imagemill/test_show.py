@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from imagemill.client.models import Model
+from imagemill.client.models import Model, Worker
 from imagemill.local.up import Ready, UpOptions
 from imagemill.terminal import show
 from jobs.catalog import load_catalog
@@ -121,3 +121,58 @@ def test_the_panel_says_who_has_access(
     assert expected in text
     assert other not in text
     assert ("imagemill keys add NAME --data elsewhere" in text) == is_exposed
+
+
+LONG = "a-model-name-of-as-many-characters-as-are-likely-to-occur-v2"
+ENTRY = replace(MODEL, card=ModelCard(measured=Measured(COSTS, 4, 8)).to_dict())
+WORKER = Worker.parse(
+    {"id": "w", "model": LONG, "state": "failed", "device": "cuda:0", "host": "node-17", "pid": 12}
+    | {"in_flight": 3, "images_done": 1200, "steps_per_second": 12.3, "error": "no file " * 9}
+)
+KEY = {
+    "id": "key-660ce0703dbfb38aa06",
+    "tenant": LONG,
+    "created": 1.75e9,
+    "weight": 1.0,
+    "max_unfinished": 1000,
+    "max_priority": 9,
+    "rate": "600/minute",
+}
+IMAGE = {
+    "index": 0,
+    "state": "succeeded",
+    "seed": 2**53 - 1,
+    "prompt": "a red circle",
+    "error": None,
+    "file": "0000-a-large-red-circle-on-a-blue-background.png",
+}
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, 200])
+@pytest.mark.parametrize(
+    ("table", "names"),
+    [
+        (show.models_table([ENTRY, replace(MODEL, id=LONG)]), ["demo", LONG, "4, at most 8"]),
+        (show.jobs_table([JOB]), [JOB["id"], "running 37%", "60/180, 2 failed", "demo"]),
+        (show.jobs_table([{**JOB, "model": LONG}]), [JOB["id"], LONG]),
+        (show.workers_table([WORKER]), [LONG, "cuda:0", "node-17", "12.3", "no file"]),
+        (show.keys_table([KEY]), [KEY["id"], LONG, "600/minute", "1000"]),
+        (show.results_table([IMAGE]), [str(2**53 - 1), IMAGE["file"]]),
+    ],
+    ids=["models", "jobs", "jobs of a long model", "workers", "keys", "images"],
+)
+def test_no_name_is_cut_at_any_width(width: int, table: Any, names: list[str]) -> None:
+    """Names may wrap where one is as wide as the terminal, but all of their letters are there."""
+    lines = said(table, width).splitlines()
+    assert max(map(len, lines)) <= width
+    text = " ".join(lines)
+    letters = "".join(text.split())
+    for name in names:
+        assert name in text or "".join(name.split()) in letters, (name, text)
+    assert "model-na…" not in text
+
+
+def test_a_file_name_that_wraps_is_complete() -> None:
+    lines = said(show.results_table([IMAGE]), 60).splitlines()[1:]
+    column = lines[0].index("0000-a")
+    assert "".join(line[column:].strip() for line in lines) == IMAGE["file"]
