@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from typer.core import TyperGroup
 
-from imagemill.commands import flags, jobs, keys, pictures, processes, setup, status
+from imagemill.commands import flags, jobs, keys, local, pictures, processes, setup, status
 from imagemill.commands.options import (
     DATA,
     HOST,
@@ -211,6 +211,7 @@ def plan(
 status.register(app)
 jobs.register(app)
 processes.register(app)
+local.register(app)
 pictures.register(app)
 keys.register(app)
 setup.register(app)

@@ -1,4 +1,4 @@
-"""Commands that change jobs: cancel, retry, delete.
+"""Commands for jobs: download, cancel, retry, delete.
 
 They never start a server; without one they fail with a sentence.
 """
@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
-from imagemill.commands import complete
+from imagemill.commands import complete, flags
 from imagemill.commands.options import DATA, AsJson, Data, Server
 from imagemill.terminal.output import print_json
 
 if TYPE_CHECKING:
     from imagemill.client.jobs import Job
+    from jobs.job import Counts
 
 Jobs = Annotated[
     list[str],
@@ -27,8 +29,48 @@ Jobs = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the application."""
-    for command in (cancel, retry, delete):
+    for command in (download, cancel, retry, delete):
         app.command()(command)
+
+
+def download(
+    job: Annotated[
+        str, typer.Argument(metavar="JOB", help="A job id.", autocompletion=complete.jobs)
+    ],
+    out: flags.Out = Path("out"),
+    server: Server = None,
+    data: Data = DATA,
+    as_json: AsJson = False,
+) -> None:
+    """Download a job's finished images that aren't in the folder yet. Doesn't wait for others."""
+    from imagemill.client.clients import Client
+    from imagemill.commands.follow import Saved
+    from imagemill.local.find_server import resolve_server
+
+    with Client(resolve_server(server, data)) as client:
+        found = client.job(job)
+        out.mkdir(parents=True, exist_ok=True)
+        saved = Saved(out)
+        saved.save(client, found.raw)
+    counts = found.counts
+    if as_json:
+        files = [{"index": i, "file": path.name} for i, path in sorted(saved.paths.items())]
+        print_json({**_summary(found), "out": str(out), "images": files})
+        return
+    parts = [f"{len(saved.paths)} of {counts.total} images in {out}"]
+    if len(saved.paths) > saved.downloaded:
+        parts.append(f"{len(saved.paths) - saved.downloaded} already downloaded")
+    parts += [f"{n} {what}" for n, what in _missing(counts) if n]
+    Console(highlight=False, soft_wrap=True).print(escape(", ".join(parts)))
+
+
+def _missing(counts: "Counts") -> list[tuple[int, str]]:
+    waiting = counts.queued + counts.running
+    return [
+        (waiting, "not finished yet"),
+        (counts.failed, "failed"),
+        (counts.cancelled, "cancelled"),
+    ]
 
 
 def cancel(jobs: Jobs, server: Server = None, data: Data = DATA, as_json: AsJson = False) -> None:

@@ -4,8 +4,10 @@ The first SIGINT or SIGTERM only sets the flag, so that jobs can be cancelled an
 The second raises KeyboardInterrupt.
 """
 
+import os
+import select
 import signal
-import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -19,31 +21,45 @@ class Interrupted(Exception):
 
 
 class Interrupts:
-    """A context manager that watches for Ctrl-C. Only for the main thread."""
+    """A context manager that watches for Ctrl-C. Only for the main thread.
+
+    The handler takes no lock, because it may interrupt the code that holds it: an Event that's set
+    there can block for good. It writes to a pipe instead, which ends every wait.
+    """
 
     def __init__(self) -> None:
-        self._asked = threading.Event()
+        self._is_asked = False
+        self._pipe: tuple[int, int] | None = None
         self._before: dict[int, Any] = {}
 
     def asked(self) -> bool:
         """Whether the user wants to stop."""
-        return self._asked.is_set()
+        return self._is_asked
 
     def pause(self, seconds: float) -> None:
         """Sleep, but raise Interrupted as soon as the user wants to stop."""
-        if self._asked.wait(seconds):
+        self.rest(seconds)
+        if self._is_asked:
             raise Interrupted
 
     def rest(self, seconds: float) -> None:
         """Sleep, but return early if the user wants to stop."""
-        self._asked.wait(seconds)
+        if self._pipe is None:
+            time.sleep(seconds)
+            return
+        wait = select.poll()
+        wait.register(self._pipe[0], select.POLLIN)
+        wait.poll(seconds * 1000)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self._asked.is_set():
+        if self._is_asked:
             raise KeyboardInterrupt
-        self._asked.set()
+        self._is_asked = True
+        if self._pipe is not None:
+            os.write(self._pipe[1], b"!")
 
     def __enter__(self) -> Self:
+        self._pipe = os.pipe()
         for number in STOPPING:
             self._before[number] = signal.signal(number, self._on_signal)
         return self
@@ -51,6 +67,10 @@ class Interrupts:
     def __exit__(self, *_: object) -> None:
         for number, before in self._before.items():
             signal.signal(number, before)
+        if self._pipe is not None:
+            for end in self._pipe:
+                os.close(end)
+            self._pipe = None
 
 
 @contextmanager
