@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from bench.latency import print_summaries, summary
-from bench.models import LARGE, SMALL, STEPS, Regime, loaded, requests
+from bench.models import LARGE, SMALL, STEPS, Regime, loaded, measured, requests
 from bench.policies import (
     Arrival,
     Policy,
@@ -31,8 +31,6 @@ from bench.report import Metrics, table
 from bench.search import highest
 from jobs.request import ImageRequest
 from pipelines.seam import Pipeline
-from workers.pass_timer import probe
-from workers.profile import measure
 from workers.scheduler import Costs
 
 IN_TIME = 4.0
@@ -129,7 +127,7 @@ def compare(regime: Regime, seeds: Sequence[int]) -> dict[str, list[float]]:
     Also prints the latencies at a few loads, for the first seed.
     """
     pipeline, model = loaded(regime)
-    costs = measure(pipeline, probe(model))
+    costs = measured(pipeline, model)
 
     def solo() -> dict[int, float]:
         return {steps: solo_seconds(pipeline, requests(model, 1, 0, [steps])[0]) for steps in STEPS}
