@@ -210,21 +210,27 @@ def choose(
         # Always the pinned bucket, even if nearly empty: another size could change the bits.
         bucket = min(costs.pinned(head.tokens), ceiling)
         return Forward(tuple(c.key for c in group[:bucket]), bucket)
-    if any_up_to and any(c.reproducible for c in group):
-        ceiling = min(ceiling, any_up_to)
-    flexible = [c for c in group if any_up_to or not c.reproducible]
-    busy_alike = sum(c.group == head.group and (any_up_to or not c.reproducible) for c in busy)
-    share = _share(flexible, busy_alike, candidates, busy, slots, slots - running)
     # A late head has already missed its target, so throughput is all that's left to gain. For an
     # on-time one, a smaller bucket keeps the latency of every step down.
     worth = WORTHWHILE if is_late(head, costs) else WORTH_WAITING
     knee = costs.largest(head.tokens, worth)
-    # Trials need samples of one size, because a mixed pass doesn't give the cost of either size.
-    alike = [c.key for c in flexible if c.tokens == head.tokens][: min(ceiling, share)]
-    if len(alike) > knee and (tried := trial(head.tokens, knee, len(alike))):
-        return Forward(tuple(alike[:tried]), tried)
-    # The knee was measured for the head's size, so samples of other sizes count by their tokens.
     largest = min(knee, ceiling)
+    if head.reproducible or sum(not c.reproducible for c in group) <= any_up_to:
+        largest = min(largest, any_up_to)
+
+    def takes(c: Candidate, bucket: int) -> bool:
+        return c.group == head.group and (bucket <= any_up_to or not c.reproducible)
+
+    flexible = [c for c in group if takes(c, largest)]
+    busy_alike = sum(takes(c, largest) for c in busy)
+    share = _share(flexible, busy_alike, candidates, busy, slots, slots - running)
+    if takes(head, 2 * knee):
+        # Trials need samples of one size, because a mixed pass doesn't give the cost of either.
+        alike = [c.key for c in group if takes(c, 2 * knee) and c.tokens == head.tokens]
+        most = min(len(alike), ceiling, share)
+        if most > knee and (tried := trial(head.tokens, knee, most)):
+            return Forward(tuple(alike[:tried]), tried)
+    # The knee was measured for the head's size, so samples of other sizes count by their tokens.
     members = _within(flexible[: min(largest, share)], knee * head.tokens)
     bucket = _bucket(len(members), head.tokens, costs, largest)
     return Forward(tuple(c.key for c in members[:bucket]), bucket)
