@@ -10,7 +10,7 @@
 -- and what `withdraw` in order.lua writes.
 
 -- Images that were never claimed have no record; the job's `cut` says that they are cancelled.
--- A job of 10,000 images is so cancelled without writing 10,000 records.
+-- So a job of 10,000 images is cancelled without writing 10,000 records.
 local function cut_untouched(job)
   if job.next == job.total then return end
   job.cut, job.next = job.next, job.total
