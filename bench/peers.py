@@ -314,6 +314,7 @@ def _contenders(model: Model) -> Iterator[tuple[list[Contender], Client, psutil.
             serving.until(lambda contender=contender: _is_healthy(contender))  # type: ignore[misc]
             rate, _ = asyncio.run(_drain(contender, model, [model.defaults.steps] * 8))
             _print_figure(contender, "ready", rate)
+        # All child processes exist only now. Those that aren't LitServe's are imagemill's.
         for contender in plain:
             contender.processes += contender.processes[0].children(recursive=True)
         theirs = {process.pid for contender in plain for process in contender.processes}

@@ -285,6 +285,7 @@ def _location(entry: Entry, field_name: str, text: str, folder: Path) -> str:
     """The absolute path of `text`, which is relative to `folder`, or `text` if it's a hub id."""
     if text.startswith(("/", "./", "../")) or (folder / text).exists():
         return str((folder / text).resolve())
+    # A file on the hub is OWNER/REPOSITORY/PATH; a component may also be such a folder.
     is_file = Path(text).suffix.lower() in _WEIGHT_FILES
     in_folder = _HUB_FOLDER if field_name.startswith("components") else _HUB_ID
     pattern = _HUB_FILE if is_file else in_folder

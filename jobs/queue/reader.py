@@ -112,6 +112,8 @@ class Reader:
         limited number of jobs. Raises InvalidRequest for an invalid cursor.
         """
         page: list[Job] = []
+        # The cursor is that of the last job read, not of the last one returned: with a `state`, the
+        # next call continues where this one stopped reading.
         for count, (score, job) in enumerate(self._newest_first(tenant, cursor)):
             if len(page) == limit or count == _MOST_READ:
                 return page, cursor

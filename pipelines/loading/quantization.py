@@ -221,6 +221,8 @@ def tensor_bytes(
         return None
     if source.is_file:
         header = read_header(source.weights)
+        # Only linear weights stay quantized in memory; all other tensors are cast to the model's
+        # dtype, so `dense` has their size. The file's scales come in addition.
         tensors = converted(name, type(module), source, header)
         linear = {key for key, _ in linear_weights(module)}
         return (

@@ -279,7 +279,7 @@ class Supervisor:
                 followers = zip(group.ranks, group.post.devices[1:], strict=True)
                 own[GROUP] = ",".join(f"{process.pid}={device}" for process, device in followers)
             group.ranks.append(self._spawn(group.post, rank, {**together, **own}))
-        group.ranks.insert(0, group.ranks.pop())
+        group.ranks.insert(0, group.ranks.pop())  # the leader, which was started last
 
     def _spawn(self, post: Post, rank: int, place: dict[str, str]) -> subprocess.Popen[Any]:
         env = {**os.environ, "OMP_NUM_THREADS": str(self._settings.threads), **place}
