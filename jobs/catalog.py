@@ -123,9 +123,9 @@ class Model:
     def options(self) -> frozenset[str]:
         """The options with rules (`jobs.options`) that the entry sets."""
         # `fields` doesn't show the default of `max_memory`, because it's made by a factory.
-        unchanged = {item.name: item.default for item in fields(Model)} | {"max_memory": {}}
+        default_of = {item.name: item.default for item in fields(Model)} | {"max_memory": {}}
         named = {rule.option for rule in RULES}
-        return frozenset(name for name in named if getattr(self, name) != unchanged[name])
+        return frozenset(name for name in named if getattr(self, name) != default_of[name])
 
     @property
     def ranks(self) -> int:

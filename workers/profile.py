@@ -1,12 +1,16 @@
 """What a forward pass costs on this device: measured at the first start, then kept on disk.
 
 Warm-up takes the same path as requests (encode, start, step, decode). It measures growing buckets
-at the model's default size until larger ones no longer pay, and single samples at smaller sizes.
+at the model's default size until larger ones make no more images per second, and single samples at
+smaller sizes. On the CPU, time taken by other programs isn't counted, so a busy machine gets the
+same result as an idle one.
+
 The result decides the pinned bucket of reproducible images, and with it their bits. So it's kept on
-disk, and measured again only if two starts in a row find that the bucket is clearly wrong. On the
-CPU, time taken by other programs isn't counted, so a busy machine gets the same result as an idle
-one. Every start also runs the sizes and buckets that requests will use once, because the first
-run of each is slow. Costs learned from real work (`workers/costs.py`) are kept next to the profile.
+disk, and measured again only if two starts in a row find that the bucket is clearly wrong. Costs
+that are measured during real work (`workers/costs.py`) are stored next to it.
+
+Every start also runs each size and bucket that requests will use once, because the first run of
+each is slow.
 """
 
 import hashlib
@@ -170,7 +174,7 @@ def measure(
     trials: Trials | None = None,
     on_cpu: bool | None = None,
 ) -> Costs:
-    """Time a forward pass for growing buckets of `request`, until a larger one no longer pays.
+    """Time a forward pass for growing buckets of `request`, until images per second stop rising.
 
     Also times one sample of each of the `smaller` requests. `device` defaults to torch's current
     one. `on_cpu` says whether passes compute on this thread; by default if the device is the CPU.
