@@ -21,6 +21,7 @@ from service.context import ServiceContext
 from service.documents import Documents
 from service.http import exception_handlers
 from service.http.auth import Gate, caller, caller_by_password
+from service.http.for_generators import operation_id
 from service.http.openapi import complete_document, openai_errors, problems
 from service.http.request_id import NameRequests
 from service.keys import KeyRing
@@ -68,6 +69,7 @@ def create_app(
         redirect_slashes=False,
         docs_url=None,
         redoc_url=None,
+        generate_unique_id_function=operation_id,
     )
     parts = ServiceContext(
         settings=settings,

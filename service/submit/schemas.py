@@ -147,21 +147,6 @@ class Webhook(Input):
 class SubmitJob(ImageSettings):
     """A batch of prompts for one model."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "model": "demo",
-                    "prompts": [
-                        "a large red circle on a white background",
-                        {"prompt": "a blue heart on a red background", "n": 2, "seed": 7},
-                    ],
-                    "steps": 8,
-                }
-            ]
-        }
-    )
-
     model: Annotated[str, Field(min_length=1, max_length=100)]
     prompts: Annotated[
         list[PromptEntry],
