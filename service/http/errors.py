@@ -38,10 +38,10 @@ class UnsupportedBody(ImagemillError):
 
 
 class Unsatisfiable(ImagemillError):
-    """The requested range is outside the image, which has `size` bytes."""
+    """The requested range is outside the file, which has `size` bytes."""
 
     def __init__(self, size: int) -> None:
-        super().__init__(f"the requested range is outside the image's {size} bytes")
+        super().__init__(f"the requested range is outside the file's {size} bytes")
         self.size = size
 
 

@@ -25,7 +25,7 @@ _MEANINGS = {
     410: "It has been removed.",
     413: "The body is too large.",
     415: "The route doesn't support the body's media type.",
-    416: "The range is outside the image.",
+    416: "The range is outside the file.",
     422: "Invalid fields; each one is listed.",
     429: "The caller has too much unfinished work, or exceeded its rate limit.",
     502: "A worker couldn't generate the images.",

@@ -23,10 +23,11 @@ from jobs.media import MEDIA_TYPES
 from jobs.recipe import recipe_of
 from service.context import Context, ServiceContext
 from service.http.auth import AnyCaller, Caller
-from service.http.conditional import matches, usable_range
+from service.http.conditional import matches, single_range, usable_range
 from service.http.errors import Gone, NoPreview
 from service.http.openapi import NOT_MODIFIED, Responses, binary, problems
-from service.read.downloads import SHEET_IMAGES, ImageFile, archive, contact_sheet, file_name
+from service.read.archive import archive
+from service.read.downloads import SHEET_IMAGES, ImageFile, contact_sheet, file_name
 from service.read.results import preview
 from service.read.thumbnails import THUMBNAIL_TYPE, thumbnail
 
@@ -42,6 +43,15 @@ _IMAGE_RESPONSES = (
     | NOT_MODIFIED
     | problems(404, 409, 410, 416, 422, 503)
 )
+
+_ARCHIVE_RESPONSES = (
+    binary("application/zip")
+    | {206: {"description": "The requested range of the bytes."}}
+    | NOT_MODIFIED
+    | problems(404, 409, 416, 422, 503)
+)
+_SHOWN_AGAIN = ("ETag", "Cache-Control")
+"""Headers of the archive that a 304 repeats."""
 
 
 def _canonical(text: object) -> object:
@@ -195,22 +205,39 @@ def get_preview(job_id: str, index: Index, context: Context, caller: AnyCaller) 
     return Response(data, media_type="image/jpeg", headers=headers)
 
 
-@router.get(
+@router.get("/v1/jobs/{job_id}/images.zip", response_class=Response, responses=_ARCHIVE_RESPONSES)
+@router.head(
     "/v1/jobs/{job_id}/images.zip",
     response_class=Response,
-    responses=binary("application/zip") | problems(404, 409, 422, 503),
+    responses=_ARCHIVE_RESPONSES,
+    include_in_schema=False,
 )
-def get_archive(job_id: str, context: Context, caller: AnyCaller) -> Response:
-    """All finished images, with their recipes in `manifest.json`; 409 if there are none yet."""
-    job = context.store.job(job_id, caller.tenant)
-    images = context.store.images(job_id)
-    stream = archive(job, images, _finished_paths(context, images))
+def get_archive(job_id: str, request: Request, context: Context, caller: AnyCaller) -> Response:
+    """All finished images, with their recipes in `manifest.json`; 409 if there are none yet.
+
+    Its bytes only change when another image finishes, so a download can be resumed.
+    """
+    job, images = context.store.job_and_images(job_id, caller.tenant)
+    files = archive(job, images, _finished_paths(context, images))
     headers = {
-        "Content-Length": str(len(stream)),
-        "Content-Disposition": f'attachment; filename="{job.id}.zip"',
+        "ETag": f'"{files.tag}"',
         "Cache-Control": "no-cache",
+        "Accept-Ranges": "bytes",
+        "Content-Length": str(files.size),
+        "Content-Disposition": f'attachment; filename="{job.id}.zip"',
     }
-    return StreamingResponse(stream, media_type="application/zip", headers=headers)
+    if matches(request.headers.get("if-none-match"), files.tag):
+        return Response(status_code=304, headers={name: headers[name] for name in _SHOWN_AGAIN})
+    if request.method == "HEAD":
+        return Response(media_type="application/zip", headers=headers)
+    requested, if_range = request.headers.get("range"), request.headers.get("if-range")
+    part, status = single_range(requested, if_range, files.tag, files.size), 200
+    if part is not None:
+        status = 206
+        headers["Content-Length"] = str(len(part))
+        headers["Content-Range"] = f"bytes {part.start}-{part.stop - 1}/{files.size}"
+    chunks = files.chunks(part.start, part.stop) if part else files.chunks(0, files.size)
+    return StreamingResponse(chunks, status, headers=headers, media_type="application/zip")
 
 
 @router.get(
