@@ -21,6 +21,7 @@ from service.context import ServiceContext
 from service.documents import Documents
 from service.http import exception_handlers
 from service.http.auth import Gate, caller, caller_by_password
+from service.http.compression import CompressText
 from service.http.for_generators import operation_id
 from service.http.openapi import complete_document, openai_errors, problems
 from service.http.request_id import NameRequests
@@ -93,6 +94,7 @@ def create_app(
 def _assemble(app: FastAPI, parts: ServiceContext) -> None:
     app.state.context = parts
     app.state.metrics = Metrics(parts.store, parts.hub)
+    app.add_middleware(CompressText)
     if parts.settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
