@@ -61,6 +61,10 @@ class CrossSite(ImagemillError):
     """A browser sent the request on behalf of another site's page."""
 
 
+class InvalidSignature(ImagemillError):
+    """The URL's signature isn't valid for its path, or has expired."""
+
+
 class RateLimited(ImagemillError):
     """The key has exceeded its rate limit; retry after `seconds`."""
 
@@ -90,6 +94,7 @@ STATUS: dict[type[ImagemillError], tuple[int, str]] = {
     MalformedHeader: (400, "malformed-header"),
     Unauthenticated: (401, "unauthenticated"),
     CrossSite: (403, "cross-site"),
+    InvalidSignature: (403, "invalid-signature"),
     errors.UnknownModel: (404, "unknown-model"),
     errors.NotFound: (404, "not-found"),
     NoPreview: (404, "no-preview"),

@@ -18,7 +18,7 @@ from service.submit.schemas import Problem, SubmitJob
 _MEANINGS = {
     400: "The body or a header is malformed.",
     401: "The API key is missing or unknown.",
-    403: "A browser sent this on behalf of another site.",
+    403: "A browser sent this on behalf of another site, or the URL's signature is invalid.",
     404: "Not found.",
     408: "The caller disconnected.",
     409: "It conflicts with the current state.",

@@ -3,8 +3,8 @@
 Depends on the response schemas and the routes' paths; doesn't read the store.
 """
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 
 from jobs.fields import IN_REQUEST
 from jobs.job import ImageView, Job, State
@@ -13,9 +13,17 @@ from service.submit.schemas import CountsView, ImageItem, JobSummary, JobUrls, J
 
 @dataclass(frozen=True, slots=True)
 class Links:
-    """URLs of a deployment: absolute paths, or full URLs if `base` is set."""
+    """URLs of a deployment: absolute paths, or full URLs if `base` is set.
+
+    `sign` adds a signature to the paths of results, if that's needed to read them without a key.
+    """
 
     base: str = ""
+    sign: Callable[[str], str] = str
+
+    def at(self, base: str) -> "Links":
+        """The same at another base."""
+        return replace(self, base=base)
 
     def job(self, job_id: str) -> str:
         """The job itself."""
@@ -23,7 +31,7 @@ class Links:
 
     def image(self, job_id: str, index: int) -> str:
         """The bytes of one image."""
-        return f"{self.job(job_id)}/images/{index}"
+        return self._result(job_id, f"images/{index}")
 
     def of_job(self, job_id: str) -> JobUrls:
         """All URLs of a job."""
@@ -33,9 +41,12 @@ class Links:
             events=f"{job}/events",
             cancel=f"{job}/cancel",
             retry=f"{job}/retry",
-            zip=f"{job}/images.zip",
-            sheet=f"{job}/sheet.png",
+            zip=self._result(job_id, "images.zip"),
+            sheet=self._result(job_id, "sheet.png"),
         )
+
+    def _result(self, job_id: str, name: str) -> str:
+        return self.base + self.sign(f"/v1/jobs/{job_id}/{name}")
 
 
 def job_summary(job: Job, links: Links) -> JobSummary:

@@ -17,11 +17,12 @@ from structlog.testing import capture_logs
 from jobs.queue.keys import Keys
 from jobs.runtime.embedded_queue import EmbeddedServer
 from service import keys as service_keys
+from service.kept_secret import kept_secret
 from service.keys import KeyRing
 from service.settings import ServiceSettings
 from service.webhooks import sender
 from service.webhooks.address import Refused, is_public, target_of
-from service.webhooks.outbox import Outbox, kept_secret
+from service.webhooks.outbox import Outbox
 from tests.service.conftest import Deployment, deployed, pointers
 from tests.waiting import PATIENCE, wait_until
 
