@@ -108,9 +108,10 @@ class ImageView:
 class Job:
     """A job's own record, without its images. Times are seconds since the epoch, server clock.
 
-    `progress` is the share of all denoising steps that are done, 0..1; finished images count in
-    full. `version` changes with every visible change to the job and is used as its ETag. `steps`
-    is the total over all images, `cost` the mean image's cost in pixel-steps.
+    `progress` is the share of all denoising steps that are done, 0..1; succeeded and failed images
+    count in full, cancelled ones as far as they came. `version` changes with every visible change
+    to the job and is used as its ETag. `steps` is the total over all images, `cost` the mean
+    image's cost in pixel-steps.
     """
 
     id: str
