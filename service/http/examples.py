@@ -137,6 +137,7 @@ BY_SCHEMA: dict[str, Any] = {
         "queue_position": None,
         "eta_seconds": 0.0,
         "warnings": [],
+        "webhook": None,
         "images": [_IMAGE],
     },
     "JobPage": {"data": [_SUMMARY], "next": None},

@@ -8,7 +8,15 @@ from dataclasses import asdict, dataclass, replace
 
 from jobs.fields import IN_REQUEST
 from jobs.job import ImageView, Job, State
-from service.submit.schemas import CountsView, ImageItem, JobSummary, JobUrls, JobView
+from service.submit.schemas import (
+    CountsView,
+    ImageItem,
+    JobSummary,
+    JobUrls,
+    JobView,
+    UndeliveredView,
+    WebhookView,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +90,16 @@ def job_view(
         queue_position=position,
         eta_seconds=eta,
         warnings=list(warnings),
+        webhook=_webhook(job),
         images=[image_item(job.id, image, links) for image in images],
     )
+
+
+def _webhook(job: Job) -> WebhookView | None:
+    if job.webhook is None:
+        return None
+    undelivered = [UndeliveredView(**asdict(message)) for message in job.undelivered]
+    return WebhookView(**job.webhook, undelivered=undelivered)
 
 
 def image_item(job_id: str, image: ImageView, links: Links) -> ImageItem:

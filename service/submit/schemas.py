@@ -217,6 +217,25 @@ class JobUrls(BaseModel):
     sheet: str
 
 
+class UndeliveredView(BaseModel):
+    """A message that the webhook's receiver hasn't accepted."""
+
+    id: Annotated[str, Field(description="As in the header webhook-id.")]
+    event: str
+    attempts: int
+    last_attempt: float
+    reason: Annotated[str, Field(description="Why the last attempt failed.")]
+    next_attempt: Annotated[float | None, Field(description="Null if it was given up.")]
+
+
+class WebhookView(BaseModel):
+    """A job's webhook, and its newest messages that weren't delivered."""
+
+    url: str
+    events: list[WebhookEvent]
+    undelivered: list[UndeliveredView]
+
+
 class JobSummary(BaseModel):
     """A job without its images. Times are seconds since the epoch."""
 
@@ -247,6 +266,7 @@ class JobView(JobSummary):
     warnings: Annotated[
         list[str], Field(description="What was accepted but may not do what you expect.")
     ] = []
+    webhook: WebhookView | None
     images: list[ImageItem]
 
 

@@ -20,7 +20,8 @@ _PENDING, _STATE, _CURSOR = "pending", "state", "msg_cursor"
 class Message:
     """A message to a URL; `attempt` counts from 0, `due` is in seconds since the epoch.
 
-    `tenant` is "" in messages that were written by versions without tenants.
+    `job` and `event` say what it's about. `tenant`, `job` and `event` are "" in messages that were
+    written by versions without them.
     """
 
     id: str
@@ -30,6 +31,8 @@ class Message:
     attempt: int
     due: float
     tenant: str = ""
+    job: str = ""
+    event: str = ""
 
 
 class Outbox:

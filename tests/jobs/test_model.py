@@ -19,7 +19,7 @@ from hypothesis.stateful import (
 )
 
 from jobs.errors import Conflict, QuotaExceeded
-from jobs.job import Counts, ImageView, Lease, job_state
+from jobs.job import Counts, ImageView, Lease, Undelivered, job_state
 from jobs.queue.store import Commit
 from tests.jobs.bench import Bench
 
@@ -200,6 +200,19 @@ class StoreMachine(RuleBasedStateMachine):
         job_id = data.draw(st.sampled_from(sorted(self.jobs)))
         self.bench.store.delete(job_id, None)
         del self.jobs[job_id]
+
+    @precondition(lambda self: self.jobs)
+    @rule(data=st.data(), is_delivered=st.booleans())
+    def attempt_webhook(self, data: st.DataObject, is_delivered: bool) -> None:
+        """Changes nothing but what the job shows of its messages."""
+        job_id = data.draw(st.sampled_from(sorted(self.jobs)))
+        message = Undelivered("msg_1", "job.failed", 1, 2.5, "no", None)
+        if is_delivered:
+            self.bench.store.delivered(job_id, message.id)
+        else:
+            self.bench.store.undelivered(job_id, message)
+        shown = () if is_delivered else (message,)
+        assert self.bench.store.job(job_id, None).undelivered == shown
 
     @rule()
     def flush_scripts(self) -> None:

@@ -3,6 +3,7 @@
 import pytest
 
 from jobs.errors import Conflict, NotFound
+from jobs.job import Undelivered
 from jobs.queue.store import Commit
 from tests.jobs.bench import Bench, request
 
@@ -91,6 +92,18 @@ def test_a_cancelled_job_keeps_the_progress_that_was_made(bench: Bench) -> None:
     assert bench.store.retry(job_id, "ann").progress == pytest.approx(4 / 40)
     bench.make_all()
     assert bench.store.job(job_id, None).progress == 1
+
+
+def test_only_the_newest_undelivered_messages_are_shown(bench: Bench) -> None:
+    job_id = bench.submit(1)
+    for number in range(10, 35):
+        message = Undelivered(f"msg_{number}", "image.failed", 1, 1.25, "no", 2.5)
+        bench.store.undelivered(job_id, message)
+    shown = bench.store.job(job_id, None).undelivered
+    assert [message.id for message in shown] == [f"msg_{number}" for number in range(15, 35)]
+    assert shown[-1] == message
+    bench.store.undelivered("gone", message)
+    assert not bench.raw.exists(bench.key("job", "gone"))
 
 
 def test_retrying_queues_failed_and_cancelled_images(bench: Bench) -> None:
