@@ -19,9 +19,9 @@ from hypothesis.stateful import (
 )
 
 from jobs.errors import Conflict, QuotaExceeded
-from jobs.job import Counts, ImageView, Lease, Undelivered, job_state
+from jobs.job import Counts, Lease, Undelivered, job_state
 from jobs.queue.store import Commit
-from tests.jobs.bench import Bench
+from tests.jobs.bench import Bench, progress_made
 
 QUOTA = 25
 MAX_ATTEMPTS = 2
@@ -41,16 +41,6 @@ class Image:
 class ModelJob:
     tenant: str
     images: list[Image] = field(default_factory=list)
-
-
-def progress_made(images: list[ImageView]) -> float:
-    """The progress of a finished job: cancelled images count as far as they came."""
-    total = sum(image.request.steps for image in images)
-    made = sum(
-        min(image.step, image.request.steps) if image.state == "cancelled" else image.request.steps
-        for image in images
-    )
-    return made / total
 
 
 class StoreMachine(RuleBasedStateMachine):
