@@ -21,7 +21,7 @@ from jobs.errors import (
     NotFound,
     QuotaExceeded,
 )
-from jobs.job import ImageResult, Job, Lease
+from jobs.job import ImageResult, Job, Lease, Undelivered
 from jobs.queue.connection import LONGEST_BLOCK_SECONDS, Connection
 from jobs.queue.decode import (
     Ahead,
@@ -33,6 +33,7 @@ from jobs.queue.decode import (
     lease_view,
     packed,
     result_json,
+    undelivered_json,
 )
 from jobs.queue.keys import LIFETIMES_MS
 from jobs.queue.reader import Reader
@@ -146,6 +147,16 @@ class Store(Reader):
         if outcome == "missing":
             raise NotFound(f"job {job_id} not found")
         return str(outcome)
+
+    # Webhooks ---------------------------------------------------------------------------------
+
+    def undelivered(self, job_id: str, message: Undelivered) -> None:
+        """Show in the job that a message wasn't delivered; a job that's gone is ignored."""
+        self._connection.run("undelivered", job_id, message.id, undelivered_json(message))
+
+    def delivered(self, job_id: str, message_id: str) -> None:
+        """No longer show a message as undelivered."""
+        self._connection.run("undelivered", job_id, message_id, "")
 
     # Workers' moves ---------------------------------------------------------------------------
 

@@ -18,8 +18,9 @@ end
 
 local function cancel_image(job, index)
   local record = record_of(job, index)
-  if record.state == 'running' then record.step = end_lease(job, index) end
+  record.step = record.state == 'running' and end_lease(job, index) or 0
   record.state = 'cancelled'
+  if record.step > 0 then job.steps_done = job.steps_done + steps_made(job, index, record) end
   put_record(job, index, record)
 end
 

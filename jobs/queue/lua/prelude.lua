@@ -139,7 +139,9 @@ end
 local KEPT = {'job', 'requests', 'images'}
 
 local function begin_to_expire(job)
-  job.steps_done = job.steps_total
+  -- All count, also those of images whose requests are gone. Cancelled images count as far as they
+  -- came.
+  if job.cancelled == 0 then job.steps_done = job.steps_total end
   job.finished = NOW
   job.expires = NOW + job.keep
   redis.call('ZADD', key('gc'), job.expires, job.id)
@@ -245,6 +247,13 @@ local function end_lease(job, index)
   redis.call('HDEL', key('steps', job.id), index)
   redis.call('ZREM', key('leases'), image_key(job, index))
   return step
+end
+
+-- The steps of a cancelled image that were done, as far as its request has that many. Some
+-- schedulers run more. None if an evicting server has dropped the request.
+local function steps_made(job, index, record)
+  local request = request_of(job, index)
+  return request and math.min(record.step or 0, request.steps) or 0
 end
 
 -- Move a running image to its final state. All its steps count as done. If an evicting server has
