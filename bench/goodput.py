@@ -1,10 +1,10 @@
 """Goodput on a Poisson trace with mixed steps: how much load each policy can serve on time.
 
 Goodput is the highest load at which 90 % of the requests finish within 4 times their solo time. A
-load of 1 is the arrival rate that one-at-a-time serving can just keep up with. It's found by
-bisection over the load. All traces last equally long, because with a fixed number of requests a
-fast policy would only see a short burst and could postpone it. Solo times are measured before and
-after each trace; if the machine became faster or slower during a trace, it's run again.
+load of 1 is the arrival rate that one-at-a-time serving can just keep up with. The goodput is found
+by bisection over the load. All traces last equally long. With a fixed number of requests, a fast
+policy would only get a short burst and could work it off afterwards. Solo times are measured before
+and after each trace; if the machine became faster or slower during a trace, it's run again.
 
 The baseline is a server that runs one request at a time, with decoding within the call or on its
 own thread, whichever has more goodput.
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from bench.latency import print_summaries, summary
-from bench.models import LARGE, SMALL, STEPS, Regime, loaded, requests
+from bench.models import LARGE, SMALL, STEPS, Regime, loaded, measured, requests
 from bench.policies import (
     Arrival,
     Policy,
@@ -31,8 +31,6 @@ from bench.report import Metrics, table
 from bench.search import highest
 from jobs.request import ImageRequest
 from pipelines.seam import Pipeline
-from workers.pass_timer import probe
-from workers.profile import measure
 from workers.scheduler import Costs
 
 IN_TIME = 4.0
@@ -42,15 +40,16 @@ SHARE = 0.9
 """The share of requests that must be on time."""
 
 PRECISION, STRIDE = 1.08, 1.4
-"""Bisection ends when the load is known to the first factor; it starts in strides of the second."""
+"""Bisection ends when the load is known up to the factor PRECISION. Before that, the load is
+multiplied or divided by STRIDE until it's bracketed."""
 
 STEADY, TRIES = 1.15, 3
 """A trace counts if the machine's speed before and after it differs by at most this factor. After
 this many tries, the last trace counts anyway."""
 
 TRACE = 60.0
-"""A trace lasts as long as this many requests alone, one after the other. In a much shorter one, a
-policy could survive a load that it can't sustain."""
+"""A trace lasts as long as this many requests take alone, one after the other. In a much shorter
+trace, a policy could be on time at a load that it can't sustain."""
 
 FEWEST = 20
 """A trace has at least this many requests, however long it gets."""
@@ -129,7 +128,7 @@ def compare(regime: Regime, seeds: Sequence[int]) -> dict[str, list[float]]:
     Also prints the latencies at a few loads, for the first seed.
     """
     pipeline, model = loaded(regime)
-    costs = measure(pipeline, probe(model))
+    costs = measured(pipeline, model)
 
     def solo() -> dict[int, float]:
         return {steps: solo_seconds(pipeline, requests(model, 1, 0, [steps])[0]) for steps in STEPS}
@@ -160,9 +159,10 @@ def ratio(results: dict[str, list[float]], ours: str, other: str) -> float:
 
 
 def ratios(regime: Regime, results: dict[str, list[float]]) -> Metrics:
-    """Both of our classes divided by one at a time (its better form per seed) and by whole calls.
+    """The goodput of both our classes over that of one at a time and over that of whole calls.
 
-    A decoding thread helps if there's a core for it, and costs if there isn't.
+    One at a time has two forms, and the better one counts for each seed, because a decoding thread
+    helps only if there's a core for it.
     """
     suffix = "" if regime is SMALL else "_large"
     alone = [max(pair) for pair in zip(results[FIFO], results[FIFO_ASIDE], strict=True)]

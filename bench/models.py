@@ -7,7 +7,7 @@ the processor, and a batch of n costs n times as much (like 1024x1024 on one dev
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import diffusers
@@ -27,6 +27,10 @@ from jobs.catalog import Model, load_catalog
 from jobs.request import ImageRequest
 from pipelines.load import load_pipeline
 from pipelines.seam import Pipeline
+from workers.pass_timer import PassTimer, probe
+from workers.profile import computes_here, measure
+from workers.rehearsal import rehearse
+from workers.scheduler import Costs
 
 STEPS = (8, 20, 28)
 """Steps of the mixed trace: for a distilled model, a good scheduler, a cautious user."""
@@ -88,6 +92,13 @@ def loaded(regime: Regime) -> tuple[Pipeline, Model]:
     with folder() as place:
         model = build(regime, place)
         return load_pipeline(model, device()), model
+
+
+def measured(pipeline: Pipeline, model: Model) -> Costs:
+    """What a worker's warm-up finds out about a model in an empty data folder."""
+    costs = measure(pipeline, probe(model))
+    timer = PassTimer(pipeline, device(), None, computes_here(model, device()))
+    return replace(costs, same_bits=rehearse(model, costs, timer))
 
 
 def device() -> str:

@@ -5,7 +5,7 @@ dynamic batches of 8, and imagemill in both classes. All run on this machine, in
 prompts, seeds and number of torch threads. There are three loads: all requests at once with equal
 steps, all at once with mixed steps, and Poisson arrivals at 0.8 of LitServe's rate with equal
 steps. imagemill also makes the same images as one job. LitServe without batches only runs in the
-first round, to show what batching gains it.
+first round, to show how much LitServe gains from batching.
 
 Every contender has THREADS torch threads. With one thread, a small machine has a core left for the
 rest: HTTP, and for imagemill also decoding, encoding and files.
@@ -87,9 +87,9 @@ class Contender:
     def body(self, prompt: str, seed: int, steps: int, model: Model) -> bytes:
         """A request for one image at the model's default size."""
         size = f"{model.defaults.width}x{model.defaults.height}"
-        asked = {"prompt": prompt, "seed": seed, "steps": steps, "size": size}
-        ours = {} if self.reproducible is None else {"reproducible": self.reproducible}
-        return json.dumps({**asked, **ours}).encode()
+        fields = {"prompt": prompt, "seed": seed, "steps": steps, "size": size}
+        own = {} if self.reproducible is None else {"reproducible": self.reproducible}
+        return json.dumps({**fields, **own}).encode()
 
 
 def run(size: Size = FULL) -> Metrics:
@@ -105,7 +105,7 @@ def run(size: Size = FULL) -> Metrics:
 
 
 def quick() -> Metrics:
-    """Run one round with a quarter of the requests, to see that it works, not to compare."""
+    """Run one short round to check that the benchmark works. Its figures aren't meaningful."""
     return run(QUICK)
 
 
@@ -133,7 +133,7 @@ def _round(
         steps = [MIXED[place % len(MIXED)] for place in range(size.mixed)]
         contender.mixed.append(asyncio.run(_drain(contender, model, steps))[0])
         _print_figure(contender, "mixed steps", contender.mixed[-1])
-    rate = LOAD * _of(contenders, LIT_8).equal[-1]
+    rate = LOAD * _named(contenders, LIT_8).equal[-1]
     due = _poisson(rate, size.arrivals, seed=number)
     for contender in (contender for contender in taking_part if contender.name != LIT_1):
         contender.latencies += asyncio.run(_arrive(contender, model, due))
@@ -210,7 +210,7 @@ def _check_equal(contenders: Sequence[Contender], model: Model) -> None:
 
 def _report(contenders: Sequence[Contender], solo: float, service_ms: list[float]) -> Metrics:
     """Print the tables; return the figures with targets, and some without."""
-    lit = _of(contenders, LIT_8)
+    lit = _named(contenders, LIT_8)
     for title, rates in (("equal steps", "equal"), ("mixed steps", "mixed")):
         base = statistics.median(getattr(lit, rates))
         rows = [(c.name, getattr(c, rates)) for c in contenders]
@@ -239,7 +239,7 @@ def _report(contenders: Sequence[Contender], solo: float, service_ms: list[float
     print(f"\nservice CPU: {statistics.median(service_ms):.2f} ms per request")
     metrics = {"service_cpu_ms": statistics.median(service_ms)}
     for key, name in (("fast", FAST), ("reproducible", REPRODUCIBLE)):
-        contender = _of(contenders, name)
+        contender = _named(contenders, name)
         metrics |= {
             f"{key}_vs_litserve_equal": _ratio(contender.equal, lit.equal),
             f"{key}_vs_litserve_mixed": _ratio(contender.mixed, lit.mixed),
@@ -273,7 +273,7 @@ def _attainment(contender: Contender, solo: float) -> float:
     )
 
 
-def _of(contenders: Sequence[Contender], name: str) -> Contender:
+def _named(contenders: Sequence[Contender], name: str) -> Contender:
     return next(contender for contender in contenders if contender.name == name)
 
 
@@ -314,6 +314,7 @@ def _contenders(model: Model) -> Iterator[tuple[list[Contender], Client, psutil.
             serving.until(lambda contender=contender: _is_healthy(contender))  # type: ignore[misc]
             rate, _ = asyncio.run(_drain(contender, model, [model.defaults.steps] * 8))
             _print_figure(contender, "ready", rate)
+        # All child processes exist only now. Those that aren't LitServe's are imagemill's.
         for contender in plain:
             contender.processes += contender.processes[0].children(recursive=True)
         theirs = {process.pid for contender in plain for process in contender.processes}

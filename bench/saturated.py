@@ -12,13 +12,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from bench.models import LARGE, SMALL, Regime, device, loaded, requests
+from bench.models import LARGE, SMALL, Regime, device, loaded, measured, requests
 from bench.policies import Arrival, one_at_a_time, stepwise
 from bench.report import Metrics, table
 from jobs.request import ImageRequest
 from pipelines.seam import Pipeline
-from workers.pass_timer import probe
-from workers.profile import measure
 from workers.scheduler import Costs
 
 STEPS = (20,)
@@ -83,7 +81,7 @@ def matrix_peak(dtype: torch.dtype) -> float:
 def compare(regime: Regime, rounds: int, count: int) -> Metrics:
     """Run interleaved rounds of both contenders, and of the reproducible class."""
     pipeline, model = loaded(regime)
-    costs = measure(pipeline, probe(model))
+    costs = measured(pipeline, model)
     rates: dict[str, list[float]] = {}
     for seed in range(rounds):
         fast = requests(model, count, seed, STEPS)

@@ -1,7 +1,7 @@
 """Text training: both encoders first learn to read a scene's attributes from its caption.
 
-If the transformer's training had to teach them too, it would need several times the
-steps.
+Without this, the transformer's training would also have to train them, and would need several times
+as many steps.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ from demo.vocabulary import COLORS, PLACES, RELATIONS, SHAPES, SIZE_WORDS
 STEPS: Final = 2000
 BATCH: Final = 64
 CLIP_SHARE: Final = 0.4
-"""The share of steps that also train CLIP. T5 needs them all, because it must tell roles apart."""
+"""The share of steps that also train CLIP. T5 needs all steps, because it has to learn which words
+belong to which of two things."""
 
 NOTHING: Final = "nothing"
 _THING_COLORS: Final = (*COLORS, NOTHING)
@@ -62,7 +63,7 @@ def attributes(scene: Scene) -> list[int]:
 
 
 class Readers(nn.Module):
-    """A linear layer on each encoder that answers all questions at once."""
+    """A linear layer on each encoder, which predicts all attributes at once."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -74,7 +75,7 @@ class Readers(nn.Module):
         return answers
 
     def read_t5(self, text: TextEncoders, tokens: Tokens) -> Tensor:
-        """From the mean over a sentence's words."""
+        """Read the attributes from the mean over a sentence's words, without padding."""
         longest = int((tokens.t5 != T5_PAD).sum(1).max())
         unpadded = tokens.t5[:, :longest]
         real = (unpadded != T5_PAD).float()[..., None]
@@ -102,23 +103,23 @@ def _batch(rng: random.Random, text: TextEncoders, scenes: list[Scene]) -> tuple
 
 def _optimiser(text: TextEncoders, readers: Readers) -> Muon:
     matrices, rest = list[Tensor](), list[Tensor](readers.parameters())
-    distances = list[Tensor]()  # T5's bias for how far apart two words stand
+    relative_biases = list[Tensor]()  # T5's bias by the distance between two words
     for encoder in (text.text_encoder, text.text_encoder_2):
         some, others = matrices_and_rest(encoder, apart="embed|shared|relative")
         matrices += some.values()
         for name, parameter in others.items():
-            (distances if "relative" in name else rest).append(parameter)
+            (relative_biases if "relative" in name else rest).append(parameter)
     return Muon(
         [
             {"params": matrices, "orthogonal": True, "weight_decay": 0.01, "pace": 1.0},
             {"params": rest, "pace": 1.0},
-            {"params": distances, "pace": 15.0},
+            {"params": relative_biases, "pace": 15.0},
         ]
     )
 
 
 def train(work: Path, log: Log, steps: int = STEPS) -> TextEncoders:
-    """Trained encoders; resumes from `work/text.pt`."""
+    """Train the encoders and return them; resumes from `work/text.pt`."""
     torch.manual_seed(0)
     text, readers = build_text_encoders(), Readers()
     optimiser = _optimiser(text, readers)
@@ -131,8 +132,8 @@ def train(work: Path, log: Log, steps: int = STEPS) -> TextEncoders:
     trained = [p for group in optimiser.param_groups[:2] for p in group["params"]]
     for step in remaining_steps(steps, work / "text.pt", parts, seed=2):
         for group in optimiser.param_groups:
-            fall = warm_flat_cosine(step, steps, warm=30, flat=0.0)
-            group["lr"] = group["pace"] * (3e-3 * fall + 5e-5)
+            decay = warm_flat_cosine(step, steps, warm=30, flat=0.0)
+            group["lr"] = group["pace"] * (3e-3 * decay + 5e-5)
         rng = random.Random(f"text {step}")
         scenes = [
             random_scene(rng, wants="two" if rng.random() < 0.6 else "one") for _ in range(BATCH)

@@ -1,7 +1,8 @@
 """Reads `models.toml` into frozen models, and checks requests against them.
 
-Every mistake in the file is a ConfigurationError that names the entry and the field. This module
-imports no torch and loads no weights; workers find out whether a hub id or checkpoint is usable.
+Every mistake in the file is a ConfigurationError that names the entry and the field. Bounds of a
+request that hold for every model are in `jobs/fields.py`. This module imports no torch and loads no
+weights, so only workers can tell whether a hub id or checkpoint is usable.
 """
 
 import re
@@ -29,9 +30,10 @@ SMALLEST_SIDE = 16
 DTYPES = ("float32", "bfloat16", "float16")
 QUANTIZATIONS = ("fp8", "int8")
 CACHES = ("taylorseer",)
-"""The only diffusers feature cache that works with batches. It's lossy. A worker refuses it if the
-model can't use it. `first_block` decides by the mean over all rows, so an image would depend on the
-others in its batch; the other caches need numbers that only a model's authors have."""
+"""The only one of diffusers' feature caches that works with batches. It's lossy, and a worker
+refuses it if the model can't use it. `first_block` decides by the mean over all rows, so an image
+would depend on the others in its batch. The other caches need numbers that only a model's authors
+have."""
 _MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -126,9 +128,10 @@ class Model:
     @property
     def options(self) -> frozenset[str]:
         """The options with rules (`jobs.options`) that the entry sets."""
-        plain = {item.name: item.default for item in fields(Model)} | {"max_memory": {}}
+        # `fields` doesn't show the default of `max_memory`, because it's made by a factory.
+        default_of = {item.name: item.default for item in fields(Model)} | {"max_memory": {}}
         named = {rule.option for rule in RULES}
-        return frozenset(name for name in named if getattr(self, name) != plain[name])
+        return frozenset(name for name in named if getattr(self, name) != default_of[name])
 
     @property
     def ranks(self) -> int:
@@ -189,9 +192,9 @@ def problems(model: Model, request: ImageRequest, pointer: str) -> list[FieldPro
         wrong.append(("guidance_scale", f"must be between 0 and {limits.max_guidance_scale:g}"))
     if not 0 <= request.seed <= MAX_SEED:
         wrong.append(("seed", f"must be between 0 and {MAX_SEED}"))
-    for name, known in FIELDS.items():
-        if known.choices and not known.accepts(getattr(request, name)):
-            wrong.append((name, f"must be one of {', '.join(known.choices)}"))
+    for name, request_field in FIELDS.items():
+        if request_field.choices and not request_field.accepts(getattr(request, name)):
+            wrong.append((name, f"must be one of {', '.join(request_field.choices)}"))
     return [FieldProblem(f"{pointer}/{name}", f"{name} {detail}") for name, detail in wrong]
 
 
@@ -251,7 +254,7 @@ def _model(name: str, entry: Entry, folder: Path) -> Model:
         **{part: entry.whole(part, 1) for part in _GROUP_FIELDS},
     )
     entry.finish()
-    model = _chosen_degree(entry, model)
+    model = _with_default_degree(entry, model)
     _check_placement(entry, model)
     _check_defaults(entry, model)
     return model
@@ -267,30 +270,31 @@ def _weights(entry: Entry, folder: Path) -> tuple[str, bool]:
         raise entry.wrong(
             "path", "is missing; expected a diffusers folder, a weight file or a hub id"
         )
-    place = _place(entry, "path", text, folder)
-    return place, Path(place).is_absolute()
+    location = _location(entry, "path", text, folder)
+    return location, Path(location).is_absolute()
 
 
 def _config(entry: Entry, path: str, folder: Path) -> str | None:
     text = entry.text("config")
     if text is not None and Path(path).suffix.lower() not in _WEIGHT_FILES:
         raise entry.wrong("config", "is only allowed if path is a single file")
-    return None if text is None else _place(entry, "config", text, folder)
+    return None if text is None else _location(entry, "config", text, folder)
 
 
 def _components(entry: Entry, folder: Path) -> dict[str, str | None]:
-    places = entry.places("components").items()
+    texts = entry.places("components").items()
     return {
-        name: text and _place(entry, f"components.{name}", text, folder) for name, text in places
+        name: text and _location(entry, f"components.{name}", text, folder) for name, text in texts
     }
 
 
-def _place(entry: Entry, field_name: str, text: str, folder: Path) -> str:
+def _location(entry: Entry, field_name: str, text: str, folder: Path) -> str:
     """The absolute path of `text`, which is relative to `folder`, or `text` if it's a hub id."""
     if text in BUNDLED:
         return str(BUNDLED[text])
     if text.startswith(("/", "./", "../")) or (folder / text).exists():
         return str((folder / text).resolve())
+    # A file on the hub is OWNER/REPOSITORY/PATH; a component may also be such a folder.
     is_file = Path(text).suffix.lower() in _WEIGHT_FILES
     in_folder = _HUB_FOLDER if field_name.startswith("components") else _HUB_ID
     pattern = _HUB_FILE if is_file else in_folder
@@ -331,13 +335,13 @@ def _limits(entry: Entry) -> Limits:
     return limits
 
 
-def _chosen_degree(entry: Entry, model: Model) -> Model:
+def _with_default_degree(entry: Entry, model: Model) -> Model:
     """The model, with Ulysses over all listed devices if a context-parallel entry sets no degree.
 
     Ulysses moves less data than a ring, and handles heads and sizes that don't divide evenly.
     """
-    is_unset = model.ring == model.ulysses == model.tensor == 1
-    if model.placement != "context_parallel" or not is_unset or len(model.devices) < 2:
+    has_no_degree = model.ring == model.ulysses == model.tensor == 1
+    if model.placement != "context_parallel" or not has_no_degree or len(model.devices) < 2:
         return model
     degree, remainder = divmod(len(model.devices), model.cfg)
     if remainder:
@@ -357,7 +361,9 @@ def _check_placement(entry: Entry, model: Model) -> None:
 
 
 def _check_defaults(entry: Entry, model: Model) -> None:
-    """Refuse defaults in the entry that its limits don't allow; the model's own are made to fit."""
+    """Refuse defaults that the entry sets and its limits don't allow."""
+    # The model's own defaults are clamped to the limits later (`jobs.defaults`). Until its width
+    # and height are known, the size can't be checked, only each side that the entry sets.
     if {"width", "height"} & set(model.unset):
         model = replace(model, limits=replace(model.limits, max_pixels=sys.maxsize, sizes=()))
     values = {item.name: getattr(model.defaults, item.name) for item in fields(Defaults)}

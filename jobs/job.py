@@ -105,12 +105,30 @@ class ImageView:
 
 
 @dataclass(frozen=True, slots=True)
+class Undelivered:
+    """A webhook message that a job's receiver hasn't accepted. Times are seconds since the epoch.
+
+    `event` is what it's about, `reason` why the last of its `attempts` failed. `next_attempt` is
+    None if it was given up.
+    """
+
+    id: str
+    event: str
+    attempts: int
+    last_attempt: float
+    reason: str
+    next_attempt: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
     """A job's own record, without its images. Times are seconds since the epoch, server clock.
 
-    `progress` is the share of all denoising steps that are done, 0..1; finished images count in
-    full. `version` changes with every visible change to the job and is used as its ETag. `steps`
-    is the total over all images, `cost` the mean image's cost in pixel-steps.
+    `progress` is the share of all denoising steps that are done, 0..1; succeeded and failed images
+    count in full, cancelled ones as far as they came. `version` changes with every visible change
+    to the job and is used as its ETag. `steps` is the total over all images, `cost` the mean
+    image's cost in pixel-steps. `webhook` is what its caller sent, `undelivered` its newest
+    messages that weren't accepted, oldest first.
     """
 
     id: str
@@ -128,6 +146,8 @@ class Job:
     metadata: dict[str, Any] = field(default_factory=dict)
     steps: int = 0
     cost: float = 0.0
+    webhook: dict[str, Any] | None = None
+    undelivered: tuple[Undelivered, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

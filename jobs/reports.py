@@ -28,7 +28,10 @@ class Histogram:
 
 @dataclass(frozen=True, slots=True)
 class Buckets:
-    """The batch sizes in use at the default size: of reproducible images, and the largest."""
+    """Batch sizes at the default image size.
+
+    Reproducible images get the bits of a batch of `pinned`; `largest` is the largest in use.
+    """
 
     pinned: int
     largest: int

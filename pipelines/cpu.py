@@ -8,6 +8,7 @@ Modules are found by their class, so this works for every family. Other devices 
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,7 +22,8 @@ def tune(pipe: Any, denoiser: Any, device: torch.device) -> None:
     """Tune a loaded pipeline for the CPU; `denoiser` is the module that runs the denoising steps.
 
     The autoencoder's convolutions get channels-last weights, which halves oneDNN's time if there
-    are few channels. GELU's tanh form is replaced with `gelu_tanh`, linear layers with `linear`.
+    are few channels. GELU's tanh form is replaced with `gelu_tanh`, and linear layers go through
+    `by_row`.
     """
     if device.type != "cpu":
         return
@@ -33,8 +35,8 @@ def tune(pipe: Any, denoiser: Any, device: torch.device) -> None:
     if not isinstance(denoiser, torch.nn.Module):
         return
     for module in denoiser.modules():
-        if type(module) is torch.nn.Linear:
-            module.forward = functools.partial(linear, module)  # type: ignore[method-assign]
+        if isinstance(module, torch.nn.Linear):
+            module.forward = functools.partial(by_row, module.forward)  # type: ignore[method-assign]
         if isinstance(module, GELU) and module.approximate == "tanh":
             module.gelu = gelu_tanh
         elif type(module) is torch.nn.GELU and module.approximate == "tanh":
@@ -53,14 +55,13 @@ def gelu_tanh(x: torch.Tensor) -> torch.Tensor:
     return inner.mul_(x).sigmoid_().mul_(x)
 
 
-def linear(module: torch.nn.Linear, x: torch.Tensor) -> torch.Tensor:
-    """The layer's output; one vector per sample (timesteps, pooled prompts) is one product each.
+def by_row(forward: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+    """A linear layer's output; one vector per sample (a timestep, a pooled prompt) goes alone.
 
     Reading the weights once per sample costs little, because the other layers multiply hundreds or
     thousands of rows per sample.
     """
     if x.shape[0] == 1 or x.numel() != x.shape[0] * x.shape[-1]:
-        return torch.nn.functional.linear(x, module.weight, module.bias)
+        return forward(x)
     # Each row is copied, because kernels may also choose by how their input is aligned in memory.
-    rows = [row.clone() for row in torch.split(x, 1)]
-    return torch.cat([torch.nn.functional.linear(row, module.weight, module.bias) for row in rows])
+    return torch.cat([forward(row.clone()) for row in torch.split(x, 1)])

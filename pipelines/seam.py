@@ -5,7 +5,7 @@ make a `Pipeline`. The worker mostly calls these four methods:
 
     encode(requests)  -> conditionings    text encoders
     start(request, conditioning) -> Sample    seeded latents and a schedule of its own
-    step(samples, bucket) -> None         ONE forward pass over samples at different steps
+    step(samples, bucket) -> None         one forward pass over samples at different steps
     decode(samples)   -> pixels           VAE
 
 Nothing here depends on Redis or HTTP. The worker calls `encode`, `step` and `decode` each from its
@@ -24,15 +24,15 @@ from jobs.request import ImageRequest
 __all__ = ["ROUND", "Card", "Conditioning", "Pipeline", "PromptForm", "Sample"]
 
 ROUND = 64
-"""Most images per round; the worker holds them and their embeddings all at once."""
+"""Most images per round of a phased pipeline; their embeddings are all held at the same time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Conditioning:
     """The text encoders' output for one text or one request: tensors by name, one row each.
 
-    `truncated`: a text had more tokens than `Card.max_prompt_tokens`. Of a request, `cut` says
-    which: "prompt", "negative prompt". The worker puts a warning about these on the image.
+    `truncated`: a text had more tokens than `Card.max_prompt_tokens`. For a request, `cut` names
+    these texts ("prompt", "negative prompt"). The worker adds a warning about them to the image.
     """
 
     tensors: dict[str, torch.Tensor]
@@ -104,7 +104,7 @@ class Pipeline(Protocol):
     def check(self) -> None:
         """Raise GroupLost if the pipeline's group of ranks is lost.
 
-        Called often, also while idle. A pipeline of one process has no group to lose.
+        Called often, even while idle. Does nothing for a pipeline of one process.
         """
 
     def batch_key(self, request: ImageRequest) -> Hashable:

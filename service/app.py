@@ -8,7 +8,10 @@ Doesn't read the environment or start a server; `__main__` does that.
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
+from types import ModuleType
+from typing import Any
 
 import anyio.to_thread
 from fastapi import Depends, FastAPI
@@ -21,8 +24,12 @@ from service.context import ServiceContext
 from service.documents import Documents
 from service.http import exception_handlers
 from service.http.auth import Gate, caller, caller_by_password
+from service.http.compression import CompressText
+from service.http.for_generators import operation_id
 from service.http.openapi import complete_document, openai_errors, problems
 from service.http.request_id import NameRequests
+from service.http.signed_urls import UrlSigner, viewer
+from service.kept_secret import kept_secret
 from service.keys import KeyRing
 from service.metrics.requests import CountRequests, Metrics
 from service.openai import batch_routes, file_routes, image_routes
@@ -35,7 +42,7 @@ from service.sdapi import routes
 from service.settings import ServiceSettings
 from service.submit.prompt_length import PromptLengths
 from service.webhooks.notices import Notices
-from service.webhooks.outbox import Outbox, kept_secret
+from service.webhooks.outbox import Outbox
 from service.webhooks.sender import WebhookSender
 
 _ROUTES = (
@@ -53,6 +60,9 @@ _ROUTES = (
 _EXPOSED = ("ETag", "Location", "Retry-After", "X-Request-ID", "Content-Range")
 """Response headers that pages of allowed other sites can read."""
 
+_GUARDS: dict[ModuleType, Callable[..., Any]] = {routes: caller_by_password, images: viewer}
+"""Who may call a module's routes, if it isn't `caller`."""
+
 _OPENAI_ROUTES = (image_routes, file_routes, batch_routes)
 
 
@@ -68,7 +78,10 @@ def create_app(
         redirect_slashes=False,
         docs_url=None,
         redoc_url=None,
+        generate_unique_id_function=operation_id,
     )
+    gate = Gate(KeyRing(settings.data / "keys.json"), may_be_open=settings.may_be_open)
+    signer = UrlSigner(gate, partial(_url_secret, settings), settings.url_seconds)
     parts = ServiceContext(
         settings=settings,
         store=store,
@@ -77,11 +90,12 @@ def create_app(
         hub=EventHub(store),
         files=FileStore(settings.data / "files"),
         batches=Documents(settings.data / "batches", "batch_"),
-        links=Links(settings.public_url or ""),
+        links=Links(settings.public_url or "", signer.sign),
         lengths=PromptLengths(settings.tokenizer_file),
         workers=RecentWorkers(store),
         cards=RecentCards(store),
-        gate=Gate(KeyRing(settings.data / "keys.json"), may_be_open=settings.may_be_open),
+        gate=gate,
+        signer=signer,
         started=int(time.time()),
     )
     _assemble(app, parts)
@@ -91,6 +105,7 @@ def create_app(
 def _assemble(app: FastAPI, parts: ServiceContext) -> None:
     app.state.context = parts
     app.state.metrics = Metrics(parts.store, parts.hub)
+    app.add_middleware(CompressText)
     if parts.settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -106,12 +121,17 @@ def _assemble(app: FastAPI, parts: ServiceContext) -> None:
         failures = problems(401, 403, 429)
         if module in _OPENAI_ROUTES:
             failures = openai_errors(401, 403, 429)
-        guard = caller_by_password if module is routes else caller
-        app.include_router(module.router, dependencies=[Depends(guard)], responses=failures)
+        guard = Depends(_GUARDS.get(module, caller))
+        app.include_router(module.router, dependencies=[guard], responses=failures)
     app.include_router(health.router)
     app.include_router(docs.router)
     app.include_router(page.router)
     _set_openapi(app, lambda: complete_document(app))
+
+
+def _url_secret(settings: ServiceSettings) -> str:
+    secret = settings.url_secret
+    return secret.get_secret_value() if secret else kept_secret(settings.data / "urls", "")
 
 
 def _set_openapi(app: FastAPI, make: Callable[[], dict[str, object]]) -> None:

@@ -10,6 +10,7 @@ from jobs.image_store import LocalImages
 from jobs.queue.store import Store
 from service.documents import Documents
 from service.http.auth import Gate
+from service.http.signed_urls import UrlSigner
 from service.openai.files import FileStore
 from service.read.events import EventHub
 from service.read.standing import standstill
@@ -35,6 +36,7 @@ class ServiceContext:
     workers: RecentWorkers
     cards: RecentCards
     gate: Gate
+    signer: UrlSigner
     started: int
     """When the service started, in seconds since the epoch."""
 

@@ -27,6 +27,9 @@ class ServiceSettings(QueueSettings):
       in the data folder
     - `webhook_private`: allow webhooks to private addresses; if unset, they're only allowed while
       only this machine can reach the service and there are no API keys
+    - `url_secret`: signs the URLs of results; if unset, one is generated and stored in the data
+      folder
+    - `url_seconds`: how long a signed URL is valid, at least; 0: URLs aren't signed
     - `cors_origins`: the sites whose pages may call the service from a browser
     """
 
@@ -40,6 +43,8 @@ class ServiceSettings(QueueSettings):
     absent_seconds: float = Field(default=30, ge=0)
     webhook_secret: SecretStr | None = None
     webhook_private: bool | None = None
+    url_secret: Annotated[SecretStr, Field(min_length=32)] | None = None
+    url_seconds: int = Field(default=86_400, ge=0)
     cors_origins: Annotated[tuple[_Origin, ...] | None, NoDecode] = None
 
     @field_validator("cors_origins", mode="before")

@@ -1,7 +1,7 @@
 """Waiting for what another thread or process does, without guessing how long it takes.
 
-No test judges by the clock. The limits here only end a test whose condition can't come true any
-more, so they are far beyond what the slowest machine needs; tests/house.py refuses shorter ones.
+No test judges by the clock. The limits here only end a test whose condition can't become true any
+more, so they're much longer than the slowest machine needs. tests/house.py refuses shorter ones.
 """
 
 import time
@@ -26,4 +26,6 @@ def wait_until(condition: Callable[[], T]) -> T:
             return value
         now = time.monotonic()
         assert now < deadline, f"{condition} did not come true in {PATIENCE} s"
-        time.sleep(max(0.005, now - began))  # a costly look leaves the others half of the time
+        # At least as long as the check took, so that an expensive check leaves half of the
+        # processor to what's being waited for.
+        time.sleep(max(0.005, now - began))

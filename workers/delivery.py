@@ -1,10 +1,10 @@
 """Turns finished latents into committed images, off the denoising thread.
 
-Decode, quantise, encode with the recipe, write and fsync, then commit with the fencing token. So an
-image can be downloaded only after its bytes are safe. If the queue refuses a late commit, the file
-is removed. This thread also reports failures, makes previews and gives images back, so the engine
-never waits for the queue or the disk. With a phased pipeline, finished samples wait for the
-decoding phase.
+An image is decoded, quantised and encoded with its recipe. The file is written and fsynced, and
+only then committed with the fencing token, so an image can be downloaded only after its bytes are
+safe. If the queue refuses a late commit, the file is removed. This thread also reports failures,
+makes previews and gives images back, so the engine never waits for the queue or the disk. With a
+phased pipeline, finished samples wait for the decoding phase.
 """
 
 import hashlib
@@ -40,8 +40,8 @@ log = structlog.get_logger(__name__)
 RETRY_SECONDS = 1.0
 """Pause before a failed write is retried."""
 
-AGAIN_SECONDS = 2.0
-"""A failed image is retried after this times two to the power of its attempts."""
+BACKOFF_SECONDS = 2.0
+"""A failed image is retried after this times 2**attempt, with attempts counted from 1."""
 
 BACKLOG = 16
 """Most finished samples to queue for decoding before the engine has to wait."""
@@ -136,7 +136,7 @@ class Delivery:
     def _release_returned(self) -> None:
         while not self._returned.empty():
             flight = self._returned.get()
-            self._insist(flight, partial(self._store.release, [flight.lease]))
+            self._until_stored(flight, partial(self._store.release, [flight.lease]))
             self._flights.remove(flight)
 
     def _deliver_undecoded(self) -> None:
@@ -185,7 +185,7 @@ class Delivery:
         if flight.dropped:
             return
         lease = flight.lease
-        uri = self._insist(
+        uri = self._until_stored(
             flight,
             lambda: self._images.write(
                 lease.job_id, lease.index, lease.token, data, f".{lease.request.format}"
@@ -195,7 +195,7 @@ class Delivery:
             self._commit(flight, uri, data)
 
     def _warnings(self, flight: InFlight) -> tuple[str, ...]:
-        """What the caller may not expect of this image: texts that the model didn't read whole."""
+        """A warning for each of the image's texts that the model has cut."""
         assert flight.sample is not None
         limit = self._pipeline.card.max_prompt_tokens
         if limit is None:
@@ -218,8 +218,8 @@ class Delivery:
     def _commit(self, flight: InFlight, uri: str, data: bytes) -> None:
         """Commit the image, or remove its file if the queue refuses the commit.
 
-        Dropped images are committed too, because only the queue knows whether a commit whose reply
-        got lost has taken effect. In that case the file must stay.
+        Images that were dropped meanwhile are committed too. If the reply to a first try was lost,
+        it may have taken effect, and then the file must stay. Only the queue knows that.
         """
         result = ImageResult(
             uri=uri,
@@ -230,7 +230,9 @@ class Delivery:
             warnings=self._warnings(flight),
         )
         with tracing.under(flight.lease.trace, "commit", image=flight.lease.key):
-            outcome = self._insist(flight, lambda: self._store.commit([(flight.lease, result)]))
+            outcome = self._until_stored(
+                flight, lambda: self._store.commit([(flight.lease, result)])
+            )
         if outcome == [Commit.STALE]:
             log.info("commit refused: lease lost or image cancelled", image=flight.lease.key)
             with suppress(OSError):  # it's removed with the job's other files later
@@ -243,13 +245,13 @@ class Delivery:
         final = isinstance(error, ImageFailed)
         message = str(error) if final else f"{type(error).__name__}: {error}"
         log.warning("image failed", image=flight.lease.key, error=message, final=final)
-        delay = 0.0 if final else AGAIN_SECONDS * 2**flight.lease.attempt
-        self._insist(
+        delay = 0.0 if final else BACKOFF_SECONDS * 2**flight.lease.attempt
+        self._until_stored(
             flight,
             lambda: self._store.fail(flight.lease, message, again=not final, delay_seconds=delay),
         )
 
-    def _insist(self, flight: InFlight, write: Callable[[], T]) -> T | None:
+    def _until_stored(self, flight: InFlight, write: Callable[[], T]) -> T | None:
         """Retry `write` while storage is unavailable; None if the image was dropped meanwhile."""
         while True:
             try:

@@ -8,8 +8,8 @@ files.
 Two paths cross modules. Cancelling: cancel.lua marks the job's images, beat.lua's reply reports
 them to the heartbeat, which calls `InFlight.drop`, and `_drop_cancelled` removes the sample at the
 next step boundary. Out of memory: when a pass raises OutOfMemory, `_shrink` halves the group's
-batch limit, and a lone sample is retried with no other pass running before it fails. Decoding
-retries with VAE tiling first; `Delivery` then fails the image only if the worker holds no other.
+batch limit; a lone sample fails only after a try with no other pass running. Decoding is retried
+in tiles; if that fails too, `Delivery` fails the image only if the worker holds no other.
 """
 
 import queue
@@ -110,7 +110,7 @@ class Engine:
         self._running: dict[str, InFlight] = {}
         self._ceilings: dict[Hashable, int] = {}
         self._passes: dict[Future[None], _Pass] = {}
-        self._cramped: str | None = None
+        self._alone_next: str | None = None
 
     def capacity(self) -> int:
         """How many images this worker should hold, given the sizes it runs now."""
@@ -165,10 +165,10 @@ class Engine:
 
         A sample that ran out of memory next to other passes runs once they have all ended.
         """
-        if self._cramped is None:
+        if self._alone_next is None:
             self._fill()
         elif not self._passes:
-            flight, self._cramped = self._running.get(self._cramped), None
+            flight, self._alone_next = self._running.get(self._alone_next), None
             if flight is not None:
                 self._advance([flight], Forward((flight.lease.key,), self._lone_bucket(flight)))
         is_full = len(self._passes) == self.slots.count
@@ -371,7 +371,7 @@ class Engine:
         elif not failed.alone:
             # The other passes held memory as well, so this says nothing about the sample itself.
             # `_advance_many` retries it once they have ended.
-            self._cramped = batch[0].lease.key
+            self._alone_next = batch[0].lease.key
         else:
             del self._running[batch[0].lease.key]
             self._give_up(batch[0], ImageFailed(f"doesn't fit in the device's memory: {error}"))

@@ -1,12 +1,16 @@
 """What a forward pass costs on this device: measured at the first start, then kept on disk.
 
 Warm-up takes the same path as requests (encode, start, step, decode). It measures growing buckets
-at the model's default size until a larger one no longer pays, and single samples at smaller sizes.
-The result decides the pinned bucket of reproducible images, so it's kept: the same deployment keeps
-making the same bits. It's measured again only if two starts in a row find the bucket clearly wrong.
-On the CPU, time taken by other programs isn't counted, so a busy machine gets the same result as an
-idle one. Every start also runs the sizes and buckets that requests will use once, because the first
-run of each is slow. Costs learned from real work (`workers/costs.py`) are kept next to the profile.
+at the model's default size until larger ones make no more images per second, and single samples at
+smaller sizes. On the CPU, time taken by other programs isn't counted, so a busy machine gets the
+same result as an idle one.
+
+The result decides the pinned bucket of reproducible images, and with it their bits. So it's kept on
+disk, and measured again only if two starts in a row find that the bucket is clearly wrong. Costs
+that are measured during real work (`workers/costs.py`) are stored next to it.
+
+Every start also runs each size and bucket that requests will use once, because the first run of
+each is slow.
 """
 
 import hashlib
@@ -39,15 +43,15 @@ LONGEST_SECONDS = 5.0
 SMALLER = (4, 2)
 """If any size is allowed, sizes with the default's sides divided by these are measured too."""
 
-CONVINCING = 2
-"""How many buckets in a row must pay less than a smaller one before measuring stops, so that one
-busy moment doesn't end it."""
+POORER_IN_A_ROW = 2
+"""Measuring stops after this many buckets in a row with fewer images per second than a smaller one.
+With 1, a single busy moment could stop it."""
 
 TURNS, TURNS_SECONDS = 4, 5.0
 """Extra rounds over all buckets in turn, and the seconds after which none is started."""
 
-CLEARLY, DOUBTS = 1.25, 2
-"""A start doubts the pinned bucket if it's off its limit by the factor `CLEARLY`. After `DOUBTS`
+TOLERANCE, DOUBTS = 1.25, 2
+"""A start doubts the pinned bucket if it's off its limit by the factor `TOLERANCE`. After `DOUBTS`
 such starts in a row, it's measured again."""
 
 _DEGREES = ("ring", "ulysses", "cfg", "tensor", "stages", "chunks")
@@ -85,7 +89,8 @@ def warm_up(pipeline: Pipeline, model: Model, device: str, data: Path) -> Costs:
         smaller = _smaller(pipeline, model)
         costs = measure(pipeline, request, smaller, device, trials, timer.on_cpu)
         _keep(path, model, device, costs)
-    # Read back even what was just measured: another worker's profile may have been first.
+    # Read even what was just measured, because another worker's profile may have been written
+    # first.
     costs = replace(_read(path), exact=read_learned(_learned_file(path)))
     return replace(costs, same_bits=rehearse(model, costs, timer))
 
@@ -129,8 +134,9 @@ def _check_pinned(
 
     The pinned bucket decides the bits of reproducible images, so one busy moment must not move it.
     """
-    # Three buckets suffice: the pinned one costs at most PINNED_SLOWDOWN times a lone sample, and
-    # the next one more than that. Timed in turn, a busy spell doesn't change their ratios.
+    # Three buckets are enough: the pinned one should cost at most PINNED_SLOWDOWN times a lone
+    # sample, and the next one more than that. They're timed in turn, so that a busy moment affects
+    # all of them and doesn't change their ratios.
     before = _read(path)
     tokens = tokens_of(timer.pipeline, request)
     pinned = before.pinned(tokens)
@@ -152,12 +158,12 @@ def _check_pinned(
 
 def is_contradicted(pinned: int, seconds: Mapping[int, float]) -> bool:
     """Whether these seconds by bucket clearly contradict the pinned bucket."""
-    # CLEARLY widens the limit in both directions, or a bucket near it would flip between starts.
+    # TOLERANCE widens the limit in both directions, or a bucket near it would flip between starts.
     alone, own, double = (seconds.get(bucket) for bucket in (1, pinned, 2 * pinned))
     if alone is None or own is None:
         return False
-    is_too_large = own > CLEARLY * PINNED_SLOWDOWN * alone
-    return is_too_large or (double is not None and double * CLEARLY < PINNED_SLOWDOWN * alone)
+    is_too_large = own > TOLERANCE * PINNED_SLOWDOWN * alone
+    return is_too_large or (double is not None and double * TOLERANCE < PINNED_SLOWDOWN * alone)
 
 
 def measure(
@@ -168,7 +174,7 @@ def measure(
     trials: Trials | None = None,
     on_cpu: bool | None = None,
 ) -> Costs:
-    """Time a forward pass for growing buckets of `request`, until a larger one no longer pays.
+    """Time a forward pass for growing buckets of `request`, until images per second stop rising.
 
     Also times one sample of each of the `smaller` requests. `device` defaults to torch's current
     one. `on_cpu` says whether passes compute on this thread; by default if the device is the CPU.
@@ -190,10 +196,10 @@ def measure(
         buckets.append(bucket)
         points[bucket * tokens] = seconds
         poorer = poorer + 1 if seconds * WORTHWHILE * best_rate > bucket else 0
-        if poorer == CONVINCING or seconds > LONGEST_SECONDS:
+        if poorer == POORER_IN_A_ROW or seconds > LONGEST_SECONDS:
             break
         best_rate = max(best_rate, bucket / seconds)
-    # A busy spell may have hit only some of the buckets above, so time them again in turn.
+    # A busy moment may have affected only some of the buckets above, so time them again in turn.
     for bucket, seconds in timer.in_turn(request, buckets, TURNS, TURNS_SECONDS).items():
         points[bucket * tokens] = min(points[bucket * tokens], seconds)
     return Costs(_without_bumps(sorted(points.items())))
@@ -229,7 +235,7 @@ def _once(pipeline: Pipeline, request: ImageRequest) -> None:
 
 def _fingerprint(pipeline: Pipeline, model: Model, device: str) -> str:
     """Identifies the measurement: model, device, precision, and the shape measured."""
-    # Unset options are left out, so adding one to imagemill doesn't invalidate existing profiles.
+    # Options that aren't set are left out, so a new option doesn't invalidate existing profiles.
     request = probe(model)
     parts = (
         model.path,
@@ -255,8 +261,8 @@ def _described(model: Model, device: str, costs: Costs) -> dict[str, Any]:
 
 
 def _keep(path: Path, model: Model, device: str, costs: Costs) -> None:
-    """Write the profile, unless a worker that measured at the same time was first."""
-    # Unlike a rename, a link fails if the file exists: another worker may use that one already.
+    """Write the profile, unless another worker has written one in the meantime."""
+    # Unlike a rename, a link fails if the file exists. Another worker may already use that file.
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = _partial(path, _described(model, device, costs))
     with suppress(FileExistsError):

@@ -21,6 +21,9 @@ from workers.scheduler import BUCKETS, WORTH_WAITING, Costs
 
 log = structlog.get_logger(__name__)
 
+COMPARISON_SECONDS = 2.0
+"""Most seconds per size to spend on comparing buckets that requests don't use yet."""
+
 
 def rehearse(model: Model, costs: Costs, timer: PassTimer) -> dict[str, int]:
     """Run the default and every listed size once in each bucket that requests will use.
@@ -40,11 +43,27 @@ def rehearse(model: Model, costs: Costs, timer: PassTimer) -> dict[str, int]:
             if timer.seconds(request, bucket, rounds=1) is not None
         ]
         if pipeline.card.joins and model.cache is None and ran:
-            largest = largest_with_same_bits(pipeline, request, ran[-1])
+            to_compare = _worth_comparing(costs, tokens, ran[-1])
+            largest = largest_with_same_bits(pipeline, request, to_compare)
             if largest >= costs.pinned(tokens):
                 same_bits[repr(pipeline.batch_key(request))] = largest
     log.info("warm-up: largest batch with the bits of a lone sample", by_size=same_bits)
     return same_bits
+
+
+def _worth_comparing(costs: Costs, tokens: int, least: int) -> int:
+    """The largest bucket to compare: `least`, or a larger one that warm-up has measured.
+
+    Larger ones matter because costs learned from real work may favour them later.
+    """
+
+    def seconds(largest: int) -> float:
+        together = (costs.of(tokens, bucket) for bucket in BUCKETS if 1 < bucket <= largest)
+        return largest * costs.of(tokens, 1) + sum(together)
+
+    measured = costs.points[-1][0] // tokens
+    affordable = [b for b in BUCKETS if b <= measured and seconds(b) <= COMPARISON_SECONDS]
+    return max([least, *affordable])
 
 
 def largest_with_same_bits(pipeline: Pipeline, request: ImageRequest, largest: int) -> int:

@@ -1,19 +1,19 @@
 """Which samples share the next forward pass: pure functions over values.
 
-Uses no GPU, Redis, clock or model: the engine describes what's in flight, and `choose` returns the
-next pass. Samples of one group (one batch key) can share a forward pass. Passes are padded to a
-bucket, and the cost of each bucket has been measured (`Costs`).
+This module uses no GPU, Redis, clock or model. The engine describes what's in flight, and `choose`
+returns the next pass. Samples of one group (one batch key) can share a forward pass. Passes are
+padded to a bucket, and the cost of each bucket has been measured (`Costs`).
 
 Order: priority first, raised by waiting. Within a priority, one sample of each job, then a second
 of each, and so on, so a large job doesn't hold up a small one. Among those, the job with the least
 work in flight goes first (shortest remaining processing time). A late sample's work counts several
-times, because it has little left to lose while on-time samples can still be finished in time. Equal
-work goes by age.
+times, because it has already missed its target, while on-time samples can still meet theirs. Jobs
+with equal work go by age.
 
 That alone would starve late samples while newer ones keep coming. So each sample counts the time
 that newer ones ran while it waited (`overtaken`). Once that exceeds a fixed share of a late
 sample's age, the sample is overdue. Overdue samples go first within their round, oldest first.
-Which images are claimed in the first place is the queue's decision, by caller and priority.
+Fairness between callers isn't decided here, but by the queue when images are claimed.
 
 A reproducible sample's bits never depend on how many samples ran with it. If warm-up found that
 they'd be the same in any bucket up to some size, it runs in any of those. Otherwise it always runs
@@ -68,9 +68,9 @@ class Costs:
     """Measured seconds of one forward pass.
 
     `points` are (image tokens, seconds) pairs in ascending order of tokens. `exact` overrides them
-    for pairs of one sample's tokens and a bucket. `pinning` holds points too and alone decides the
-    pinned bucket, so that it doesn't move as the other costs change. If empty, `points` decide.
-    `same_bits` maps `repr` of a group to the bucket up to which a sample's bits are those it has
+    for pairs of one sample's tokens and a bucket. `pinning` are the points that decide the pinned
+    bucket, so that it doesn't change when the other costs do; if empty, `points` decide it.
+    `same_bits` maps `repr` of a group to the bucket up to which a sample has the same bits as
     alone; a group that isn't in it has no such bucket.
     """
 
@@ -210,21 +210,27 @@ def choose(
         # Always the pinned bucket, even if nearly empty: another size could change the bits.
         bucket = min(costs.pinned(head.tokens), ceiling)
         return Forward(tuple(c.key for c in group[:bucket]), bucket)
-    if any_up_to and any(c.reproducible for c in group):
-        ceiling = min(ceiling, any_up_to)
-    flexible = [c for c in group if any_up_to or not c.reproducible]
-    busy_alike = sum(c.group == head.group and (any_up_to or not c.reproducible) for c in busy)
-    share = _share(flexible, busy_alike, candidates, busy, slots, slots - running)
     # A late head has already missed its target, so throughput is all that's left to gain. For an
     # on-time one, a smaller bucket keeps the latency of every step down.
     worth = WORTHWHILE if is_late(head, costs) else WORTH_WAITING
     knee = costs.largest(head.tokens, worth)
-    # Trials need samples of one size, because a mixed pass doesn't give the cost of either size.
-    alike = [c.key for c in flexible if c.tokens == head.tokens][: min(ceiling, share)]
-    if len(alike) > knee and (tried := trial(head.tokens, knee, len(alike))):
-        return Forward(tuple(alike[:tried]), tried)
-    # The knee was measured for the head's size, so samples of other sizes count by their tokens.
     largest = min(knee, ceiling)
+    if head.reproducible or sum(not c.reproducible for c in group) <= any_up_to:
+        largest = min(largest, any_up_to)
+
+    def takes(c: Candidate, bucket: int) -> bool:
+        return c.group == head.group and (bucket <= any_up_to or not c.reproducible)
+
+    flexible = [c for c in group if takes(c, largest)]
+    busy_alike = sum(takes(c, largest) for c in busy)
+    share = _share(flexible, busy_alike, candidates, busy, slots, slots - running)
+    if takes(head, 2 * knee):
+        # Trials need samples of one size, because a mixed pass doesn't give the cost of either.
+        alike = [c.key for c in group if takes(c, 2 * knee) and c.tokens == head.tokens]
+        most = min(len(alike), ceiling, share)
+        if most > knee and (tried := trial(head.tokens, knee, most)):
+            return Forward(tuple(alike[:tried]), tried)
+    # The knee was measured for the head's size, so samples of other sizes count by their tokens.
     members = _within(flexible[: min(largest, share)], knee * head.tokens)
     bucket = _bucket(len(members), head.tokens, costs, largest)
     return Forward(tuple(c.key for c in members[:bucket]), bucket)
@@ -256,9 +262,9 @@ def _share(
     free: int,
 ) -> int:
     """How many of the group's waiting `flexible` samples, which can run in any bucket, the next
-    slot gets. `busy_alike` of them are running.
+    slot gets. `busy_alike` is how many of the group's flexible samples are running.
 
-    Every free slot should get some, and no slot more than its even part of those in flight. Every
+    Every free slot should get some, and no slot more than an even part of those in flight. Every
     other group gets a slot of its own, as long as one is left for this group.
     """
     # Two limits, because either alone leaves a slot idle or a batch lopsided. `even` divides all
@@ -286,26 +292,25 @@ def in_order(
     def urgency(c: Candidate) -> tuple[float, float]:
         return (-1.0, -c.age) if c.key in overdue else (work[c.key], -c.age)
 
-    # Turns are dealt within each job by urgency: every job's most urgent sample is in round 0, the
-    # next one in round 1, and so on. Hundreds of samples of one job then can't crowd out another
-    # job's only one, however short they are.
+    # Each job's most urgent sample is in round 0, its next one in round 1, and so on. So hundreds
+    # of samples of one job can't delay another job's only one, however short they are.
     of_job: Counter[str] = Counter()
-    turns: dict[str, int] = {}
+    round_of: dict[str, int] = {}
     ranked = sorted(candidates, key=lambda c: (*urgency(c), c.key))
     for c in ranked:
-        turns[c.key] = of_job[c.job]
+        round_of[c.key] = of_job[c.job]
         of_job[c.job] += 1
     # Jobs rank by their total work, not per sample, because a caller waits for the whole job.
     in_flight: dict[str, float] = {}
     for c in [*candidates, *busy]:
         in_flight[c.job] = in_flight.get(c.job, 0.0) + work[c.key]
 
-    # The turn comes before overdue: a large job whose samples are all overdue would otherwise run
-    # them all before anyone else's first. Overdue samples ignore their job's size and go by age,
-    # so the oldest can't be overtaken again.
+    # The round counts more than being overdue. Otherwise a large job whose samples are all overdue
+    # would run them all before any other job's first. Overdue samples ignore their job's size and
+    # go by age, so the oldest can't be overtaken again.
     def place(c: Candidate) -> tuple[float, ...]:
         of_its_job = 0.0 if c.key in overdue else in_flight[c.job]
-        return (-_promoted(c), turns[c.key], c.key not in overdue, of_its_job, -c.age)
+        return (-_promoted(c), round_of[c.key], c.key not in overdue, of_its_job, -c.age)
 
     return sorted(ranked, key=place)
 

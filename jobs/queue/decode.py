@@ -5,11 +5,11 @@ All functions are pure and talk to no server. They know the fields that the Lua 
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from jobs.job import Counts, ImageResult, ImageView, Job, Lease, State, job_state
+from jobs.job import Counts, ImageResult, ImageView, Job, Lease, State, Undelivered, job_state
 from jobs.reports import WorkerReport
 from jobs.request import ImageRequest
 
@@ -110,6 +110,8 @@ def job_view(job_id: str, fields: Mapping[str, str], steps: Iterable[str]) -> Jo
         metadata=json.loads(fields["metadata"]),
         steps=int(fields["steps_total"]),
         cost=float(fields["cost"]),
+        webhook=json.loads(fields["spec"]).get("webhook"),
+        undelivered=_undelivered(fields.get("undelivered")),
     )
 
 
@@ -183,6 +185,16 @@ def result_json(result: ImageResult) -> str:
 def _result(text: str) -> ImageResult:
     values = json.loads(text)
     return ImageResult(**{**values, "warnings": tuple(values.get("warnings", ()))})
+
+
+def undelivered_json(message: Undelivered) -> str:
+    """An undelivered message as the queue stores it."""
+    return json.dumps(asdict(message))
+
+
+def _undelivered(text: str | None) -> tuple[Undelivered, ...]:
+    messages = json.loads(text) if text else {}
+    return tuple(Undelivered(**json.loads(messages[name])) for name in sorted(messages))
 
 
 def _seconds(milliseconds: str | None) -> float | None:

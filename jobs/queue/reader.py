@@ -72,7 +72,7 @@ class Reader:
     def snapshot(
         self, job_id: str, tenant: str | None, *, images: bool
     ) -> tuple[Job, list[ImageView], Ahead | None]:
-        """The job, its images if `images`, and what goes before it, all from the same moment.
+        """The job, its images if `images`, and the work ahead of it, all from the same moment.
 
         Raises NotFound.
         """
@@ -112,6 +112,8 @@ class Reader:
         limited number of jobs. Raises InvalidRequest for an invalid cursor.
         """
         page: list[Job] = []
+        # The cursor is that of the last job read, not of the last one returned: with a `state`, the
+        # next call continues where this one stopped reading.
         for count, (score, job) in enumerate(self._newest_first(tenant, cursor)):
             if len(page) == limit or count == _MOST_READ:
                 return page, cursor
@@ -129,7 +131,7 @@ class Reader:
         fields, requests, records, steps = self._connection.read(
             ("HMGET", key("job", job_id), "total", "cut"),
             ("LRANGE", key("requests", job_id), start, stop),
-            *self._touched(job_id, start, stop),
+            *self._record_commands(job_id, start, stop),
         )
         if fields[0] is None:
             raise NotFound(f"job {job_id} not found")
@@ -150,7 +152,7 @@ class Reader:
         return images[0]
 
     def ahead(self, job_id: str) -> Ahead | None:
-        """How many images go before the job's next and its last one, if no other job joins.
+        """How many images go before the job's next one and its last one, if no other job joins.
 
         None if none of the job's images is ready to be claimed. Exact if images cost the same.
         """
@@ -213,7 +215,7 @@ class Reader:
     def events(self, after: str, block_seconds: float) -> list[Event]:
         """Events after the id `after`, oldest first; waits up to 4.5 s for one, or not at all if 0.
 
-        Get the first id from `last_event`: two calls with "$" would miss what happens in between.
+        Get the first id from `last_event`, because two calls with "$" would miss events in between.
         """
         block = round(min(block_seconds, LONGEST_BLOCK_SECONDS) * 1000)
         key = self._keys("events")
@@ -222,7 +224,7 @@ class Reader:
         )
         return [event_view(*entry) for _, entries in streams for entry in entries]
 
-    def _touched(self, job_id: str, start: int, stop: int) -> list[tuple[str | int, ...]]:
+    def _record_commands(self, job_id: str, start: int, stop: int) -> list[tuple[str | int, ...]]:
         """Commands for the records and steps of these images, or of all if there are many."""
         names = [self._keys("images", job_id), self._keys("steps", job_id)]
         if 0 <= start <= stop < start + _FEW:

@@ -1,9 +1,10 @@
 """The queue: its atomic moves and what each one guarantees.
 
-Every method that changes something runs one script of `jobs/queue/lua`, whole or not at all. A
-worker's moves carry a token, which the script checks. A script may be repeated if its reply was
-lost. All times are the server's. Reads are in `jobs/queue/reader.py`, key names in
-`jobs/queue/keys.py`. This module is independent of models, files and HTTP.
+Every method that changes a job runs one script of `jobs/queue/lua`, which takes effect completely
+or not at all. A worker's moves include its lease's token, which the script checks. Every script can
+be repeated, for example if its reply was lost. All times are the server's. Reads are in
+`jobs/queue/reader.py`, and key names in `jobs/queue/keys.py`. This module is independent of models,
+files and HTTP.
 """
 
 import json
@@ -20,7 +21,7 @@ from jobs.errors import (
     NotFound,
     QuotaExceeded,
 )
-from jobs.job import ImageResult, Job, Lease
+from jobs.job import ImageResult, Job, Lease, Undelivered
 from jobs.queue.connection import LONGEST_BLOCK_SECONDS, Connection
 from jobs.queue.decode import (
     Ahead,
@@ -32,6 +33,7 @@ from jobs.queue.decode import (
     lease_view,
     packed,
     result_json,
+    undelivered_json,
 )
 from jobs.queue.keys import LIFETIMES_MS
 from jobs.queue.reader import Reader
@@ -43,7 +45,7 @@ __all__ = ["Ahead", "Beat", "Commit", "Event", "Store", "Submitted", "WorkerInfo
 LARGEST_CLAIM = 1000
 """Most images in one claim."""
 
-_LINGER_NAP_SECONDS = 0.02
+_LINGER_POLL_SECONDS = 0.02
 
 
 class Store(Reader):
@@ -85,7 +87,7 @@ class Store(Reader):
         max_stalls: int = 3,
         trace: str = "",
     ) -> Submitted:
-        """Queue a job, whole or not at all. All requests must be for the same model.
+        """Queue a job, with all of its images or none. All requests must be for the same model.
 
         `idempotency` is the caller's key and a hash of the request body: within 24 hours the same
         pair returns the same job, unless it was deleted. `quota` is how many unfinished images the
@@ -137,7 +139,7 @@ class Store(Reader):
         return self.job(job_id, tenant)
 
     def delete(self, job_id: str, tenant: str | None) -> None:
-        """Remove the job at once; `due` returns it once its files can go. Raises NotFound."""
+        """Remove the job at once; `due` returns it when its files can go. Raises NotFound."""
         self._move("delete", job_id, tenant, secrets.token_hex(16))
 
     def _move(self, script: str, job_id: str, tenant: str | None, nonce: str) -> str:
@@ -145,6 +147,16 @@ class Store(Reader):
         if outcome == "missing":
             raise NotFound(f"job {job_id} not found")
         return str(outcome)
+
+    # Webhooks ---------------------------------------------------------------------------------
+
+    def undelivered(self, job_id: str, message: Undelivered) -> None:
+        """Show in the job that a message wasn't delivered; a job that's gone is ignored."""
+        self._connection.run("undelivered", job_id, message.id, undelivered_json(message))
+
+    def delivered(self, job_id: str, message_id: str) -> None:
+        """No longer show a message as undelivered."""
+        self._connection.run("undelivered", job_id, message_id, "")
 
     # Workers' moves ---------------------------------------------------------------------------
 
@@ -163,12 +175,12 @@ class Store(Reader):
     ) -> list[Lease]:
         """Lease the next images of `model`, at most `limit`.
 
-        A repeated `nonce` returns the same leases, so a lost reply costs nothing. `held` are the
-        keys of the images that the worker holds; other images of its previous claim go back.
-        Images of the width and height `prefer` may overtake others a little. With
-        `linger_seconds`, waits for `limit` images to gather, up to this long after the queue was
-        last empty. An image that killed a worker is leased alone. `joins_from` is for a full
-        worker: it gets only images of jobs that it holds nothing of, at this priority or higher.
+        A repeated `nonce` returns the same leases, so a call whose reply was lost can be repeated.
+        `held` are the keys of the images that the worker holds; other images of its previous claim
+        go back to the queue. Images of the width and height `prefer` may overtake a few others.
+        `linger_seconds` is how long, after the queue was last empty, to wait for `limit` images. An
+        image whose worker died is leased alone. `joins_from` is for a full worker: it gets only
+        images of jobs that it holds nothing of, at this priority or higher.
         """
         width, height = prefer or ("", "")
         while True:
@@ -188,7 +200,7 @@ class Store(Reader):
             )
             if outcome == "leases":
                 return [lease_view(lease) for lease in details]
-            time.sleep(min(_LINGER_NAP_SECONDS, int(details[0]) / 1000))
+            time.sleep(min(_LINGER_POLL_SECONDS, int(details[0]) / 1000))
 
     def wait(self, model: str, seconds: float) -> None:
         """Block until there may be work for `model`, for at most `seconds` or 4.5 s."""
@@ -199,7 +211,10 @@ class Store(Reader):
     def beat(
         self, worker: str, leases: Mapping[tuple[str, str], int], lease_seconds: float
     ) -> Beat:
-        """Extend leases, given as (key, token) -> last step; returns which ones have ended."""
+        """Extend leases, given as (key, token) -> last step.
+
+        Returns which leases have ended, and which images someone wants to preview.
+        """
         args: list[str | int] = []
         for (key, token), step in leases.items():
             args += [*_split(key), token, step]
@@ -224,10 +239,10 @@ class Store(Reader):
         return [Commit(answer) for answer in self._connection.run("commit", *args)] if args else []
 
     def fail(self, lease: Lease, error: str, *, again: bool, delay_seconds: float = 0) -> bool:
-        """Report a failure; returns False if the lease was no longer ours.
+        """Report a failure; returns False if the worker no longer held the lease.
 
         The image is queued again after the delay if `again` is set and it has attempts left.
-        Otherwise it has failed.
+        Otherwise its state becomes failed.
         """
         outcome = self._connection.run(
             "fail",
@@ -241,7 +256,7 @@ class Store(Reader):
         return bool(outcome != "stale")
 
     def release(self, leases: Iterable[Lease]) -> int:
-        """Give images back; it doesn't count as an attempt. Returns how many were still ours."""
+        """Give images back, which doesn't count as an attempt. Returns how many were still held."""
         args: list[str | int] = []
         for lease in leases:
             args += [lease.job_id, lease.index, lease.token]
@@ -253,8 +268,8 @@ class Store(Reader):
         """Take images from workers whose leases expired, and wake delayed images that are due.
 
         Returns how many moved. Any process may call it at any time, and some process must call it
-        every few seconds. The first call after a pause longer than a lease gives expired leases a
-        short grace, so that workers can beat after an outage before their work is taken.
+        every few seconds. The first call after a pause longer than a lease extends expired leases
+        for a short time, so that after an outage workers can beat before they lose their images.
         """
         return int(self._connection.run("sweep", limit))
 
@@ -267,7 +282,7 @@ class Store(Reader):
         return [str(job_id) for job_id in self._connection.run("due", limit)]
 
     def forget(self, job_id: str) -> None:
-        """Report that the files of a job from `due` are gone. A job that can be read is kept."""
+        """Report that a job's files are removed. Does nothing for a job that can still be read."""
         self._connection.run("forget", job_id)
 
     def register(self, worker_id: str, report: WorkerReport, ttl_seconds: float) -> None:

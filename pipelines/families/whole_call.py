@@ -7,7 +7,7 @@ its own call. Progress and cancellation use the pipeline's step callback.
 
 Equals the pipeline's own call with its defaults, except that sizes are exact (no resolution
 binning) and that video classes make a single frame. Passes only arguments that the pipeline's
-`__call__` takes, and knows nothing of what happens inside. The image is the one that the class
+`__call__` takes, and doesn't depend on what happens inside. The image is the one that the class
 itself returns as PIL images, with its own conversion to 0..1, watermark and safety checker.
 """
 

@@ -3,7 +3,7 @@
 Many pipelines pad the prompts of a call to the longest one, some without a mask, so an image then
 depends on the lengths of the other prompts. That can't be seen from outside. So prompts share a
 call only if each of the pipeline's tokenizers splits them into the same number of tokens, because
-then no prompt is padded for another. Knows tokenizers, but no pipeline by name.
+then no prompt is padded for another. Has code for tokenizers, but not for single pipelines.
 """
 
 import inspect

@@ -2,7 +2,8 @@
 
 With `quantization` in an entry, torchao quantizes components while they load. A component may also
 be stored quantized: a GGUF, a file with scales, or a folder whose config.json names the method.
-This module checks what both need and counts their bytes, for workers and for `imagemill plan`.
+For both, this module checks the required packages and devices and counts the bytes in memory, for
+workers and for `imagemill plan`.
 """
 
 import json
@@ -52,10 +53,10 @@ SCALE_BYTES = {"int8": 5, "fp8": 4}
 int8 a zero point. Counted from torchao 0.18's tensors."""
 
 _STORED_BYTES = {"bitsandbytes_4bit": 0.53, "nunchaku_lite": 0.58, "modelopt": 0.57}
-"""Bytes per value of a linear layer's weight in a folder whose files aren't here; 1.0 for others.
+"""Bytes per value of a linear layer's weight, for a folder of which only the configs are present.
 
-Half a byte plus scales per 64 values (nf4) or per 16 (NVFP4; SVDQuant, which also has a low-rank
-part)."""
+That's half a byte, plus scales per 64 values (nf4) or per 16 (NVFP4, SVDQuant), plus SVDQuant's
+low-rank part. Other methods take 1 byte."""
 
 log = structlog.get_logger(__name__)
 
@@ -220,6 +221,8 @@ def tensor_bytes(
         return None
     if source.is_file:
         header = read_header(source.weights)
+        # Only linear weights stay quantized in memory; all other tensors are cast to the model's
+        # dtype, so `dense` has their size. The file's scales come in addition.
         tensors = converted(name, type(module), source, header)
         linear = {key for key, _ in linear_weights(module)}
         return (
@@ -254,8 +257,8 @@ def _of_folder(folder: Path, module: nn.Module, dense: Mapping[str, int]) -> dic
 
 
 def _quantized_bytes(module: nn.Module, scheme: str) -> Iterator[tuple[str, int]]:
-    """The weights that torchao quantizes, with their bytes."""
-    # diffusers doesn't quantize the modules that it keeps in float32; transformers does.
+    """The names of the weights that torchao quantizes, with their bytes in memory."""
+    # diffusers doesn't quantize modules that it keeps in float32, but transformers does.
     is_diffusers = hasattr(module, "load_config")
     in_float32 = (getattr(module, "_keep_in_fp32_modules", None) or ()) if is_diffusers else ()
     for key, weight in linear_weights(module):

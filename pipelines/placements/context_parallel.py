@@ -179,7 +179,7 @@ class ContextParallelFollower:
 def sharded(
     model: Model, checkpoint: Checkpoint, transformer: Any, group: Group, backend: str | None
 ) -> "Share":
-    """This rank's share of the transformer, whose slices are read here if it's split; collective.
+    """This rank's share of the transformer. With tensor parallelism, its slices are loaded here.
 
     Every rank must call it, because the mesh and the slices are made by collectives.
     """
@@ -194,10 +194,10 @@ def sharded(
 
 
 class Share:
-    """This rank's part of every forward pass, around its part of the transformer.
+    """This rank's part of the transformer, as a callable that runs the whole group's forward pass.
 
-    Every rank calls it with the same arguments, the transformer's, and gets the whole output, as
-    the tuple that `return_dict=False` returns.
+    Every rank calls it with the same arguments, those of the transformer, and gets the whole
+    output, as the tuple that `return_dict=False` returns.
     """
 
     def __init__(self, model: Model, transformer: Any, mesh: DeviceMesh) -> None:
@@ -240,7 +240,7 @@ class Share:
         return [min(row, rows - 1) for row in range(start, start + per_rank)]
 
     def _configured(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        """Pad the text to divide evenly if it has a mask; pick diffusers' attention variant.
+        """Pad text that has a mask to divide evenly, and choose diffusers' attention variant.
 
         The config is read by diffusers' hooks during the forward, so it must be set for each call:
         whether tokens divide depends on the image's size and on the prompts of the batch.
@@ -292,7 +292,7 @@ class Share:
 
 @contextmanager
 def _plain_tensors() -> Iterator[None]:
-    """No gradients, but no inference mode, where DTensor plans each linear layer from scratch."""
+    """No gradients, but no inference mode, in which DTensor would plan every call again."""
     with torch.inference_mode(False), torch.no_grad():
         yield
 

@@ -1,7 +1,7 @@
 """The seam's Pipeline around a family, whose components a placement has put on devices.
 
 Runs a family's verbs without gradients, caches embeddings of repeated prompts, and raises
-OutOfMemory when a device is full. Knows neither a model's mathematics nor where its weights are.
+OutOfMemory when a device is full. Independent of the kind of model and of where its weights are.
 """
 
 from collections.abc import Callable, Hashable, Sequence

@@ -1,13 +1,13 @@
-"""A group of ranks, one process each, that together form one worker: join, give orders, dismiss.
+"""A group of ranks, one process each, that form one worker: joining, orders, losing a rank.
 
 Rank 0 leads and is an ordinary worker; the others follow. The leader sends orders to each follower
-over a socket, and tensors by collectives of torch.distributed. The sockets make the group safe.
-Without work, ranks wait on a socket and not in a collective, so idle time never counts as a
-timeout. And a rank that dies closes its sockets, which the connected ranks notice at once. The
+over a socket, and tensors by collectives of torch.distributed. Sockets have two advantages over
+collectives. Without work, ranks wait on a socket and not in a collective, so idle time never counts
+as a timeout. And a rank that dies closes its sockets, which the connected ranks notice at once. The
 leader is connected to all; followers are connected only to the leader and end with it.
 
-If anything raises within a forward pass, the group is lost for good, because other ranks may be
-inside a collective: all processes end and are restarted. Knows no model.
+If anything raises within a forward pass, the group can't be used any more, because other ranks may
+be inside a collective. All processes then end and are restarted. Has no code for particular models.
 """
 
 import os
@@ -33,7 +33,7 @@ from pipelines.placements.rendezvous import Conn, connect
 from pipelines.placements.tensor_pickle import Payload, empty, pack, unpack
 
 GROUP_SECONDS = 60.0
-"""How late a rank may be for a collective once the group is steady."""
+"""How late a rank may be for a collective once the group serves (see `Group.steady`)."""
 
 START_SECONDS = 1800.0
 """The same while the group starts, because ranks load weights at different speeds."""
@@ -260,7 +260,7 @@ class Group:
         self.leave()
 
     def leave(self) -> None:
-        """Leave the process group, once; nothing may be sent afterwards."""
+        """Leave the process group; nothing may be sent afterwards. Does nothing the second time."""
         with self._losing:
             if self._over:
                 return

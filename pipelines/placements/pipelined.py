@@ -1,15 +1,15 @@
 """Pipelined: the transformer's blocks over several ranks, several forward batches in flight.
 
-Each rank has a stage of the blocks. A forward pass goes from rank to rank while the leader starts
-the next one in the first stage, so with `chunks` threads in the leader's `step` no rank waits. All
-ranks get the transformer's arguments, because embeddings, positions and time are cheap enough to
-compute everywhere. Only the blocks' state goes from stage to stage, and the output from the last
-rank back to the leader.
+Each rank has a stage, which is a part of the blocks. A forward pass goes from rank to rank.
+Meanwhile the leader starts the next one in the first stage: it calls `step` from `chunks` threads.
+All ranks get the transformer's arguments, because embeddings, positions and timesteps are cheap
+enough to compute on every rank. Only the blocks' state goes from stage to stage, and the output
+goes from the last rank back to the leader.
 
-Messages carry no numbers, so a receiver can only tell forward passes apart by their order. Every
-rank therefore handles them in one order, the order in which they enter the leader's first stage.
+Messages have no numbers, so a receiver can tell forward passes apart only by their order. Every
+rank therefore handles them in the order in which they enter the leader's first stage.
 
-Knows no mathematics: a stage's forward is diffusers' own (see `stages`).
+A stage's forward is diffusers' own (see `stages`), so there's no code for particular models here.
 """
 
 import queue
@@ -51,7 +51,7 @@ BACKEND, STEADY = "backend", "steady"
 """Orders: use an attention backend; apply the short timeout to messages from now on."""
 
 STOP, REFUSE, LOST = "stop", "refuse", "lost"
-"""What ends a follower: two orders, and LOST, which stands for no more orders."""
+"""What ends a follower: two orders, and LOST, which means that no order can arrive any more."""
 
 log = structlog.get_logger(__name__)
 
@@ -209,7 +209,7 @@ class StreamedTransformer(ModuleProxy):
 
 
 class Pipelined(GroupPipeline):
-    """A family over the ranks' stages; `in_flight` threads keep all stages busy."""
+    """A family over the ranks' stages; with `in_flight` threads, all stages can be busy at once."""
 
     def __init__(self, family: Family, group: Group, head: Head, chunks: int) -> None:
         super().__init__(family, group)
@@ -272,7 +272,7 @@ def follow_pipelined(model: Model, checkpoint: Checkpoint, device: str) -> Stage
 
 
 def _plan(model: Model, checkpoint: Checkpoint, device: str) -> StagePlan:
-    """Check and plan before loading or joining, with the same verdict on every rank."""
+    """Check and plan before loading or joining, so that every rank refuses the same entries."""
     check_plain(checkpoint, model.placement)
     if model.attention_backend is not None:
         check_backend(model.attention_backend)

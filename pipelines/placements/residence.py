@@ -2,7 +2,7 @@
 
 `Residence.load` builds the component anew on every call, from the checkpoint or from a copy kept
 on the CPU. Dropping the returned module frees the memory. Hooks move inputs to the device of the
-module that takes them, and load blocks that wait elsewhere just for the time they run. Knows no
+module that takes them, and load blocks that are kept elsewhere only while they run. Has no code for
 stages and makes no decisions.
 """
 

@@ -1,9 +1,10 @@
-"""Split: a model over several devices, or its stages in turn on one that's too small for all.
+"""Split: a model over several devices, or its stages in turn on a device that's too small for all.
 
-The plan (`pipelines.planner.memory`) says where each component goes. With `unload` the stages take
-turns: text encoders, denoiser and VAE are loaded when first needed, the next one in the background
-if both fit, and unloaded when another needs the room. If a backlog is served phase by phase, each
-stage is loaded once for all of it. Knows no model's mathematics.
+The plan (`pipelines.planner.memory`) says where each component goes. With `unload`, the stages
+(text encoders, denoiser, VAE) take turns. Each is loaded when it's first needed, or in the
+background if it fits next to the running one, and unloaded when another needs the memory. If a
+backlog is served phase by phase, each stage is loaded once for all of it. Has no code for
+particular models.
 """
 
 from collections.abc import Callable
@@ -105,10 +106,10 @@ class Split(FamilyPipeline):
 
 
 class _InTurn:
-    """A family that loads a stage's weights before each verb that needs them.
+    """A family that loads a stage's weights before each method that needs them.
 
-    Forwards everything but the three computing verbs to the family. If a verb runs out of memory
-    next to another stage's weights, those are unloaded and it's tried again.
+    Everything except `encode`, `step` and `decode` is forwarded to the family. If one of these runs
+    out of memory while another stage's weights are loaded, those are unloaded and it's tried again.
     """
 
     def __init__(self, family: Family, loader: StageLoader, phased: bool) -> None:
@@ -126,14 +127,14 @@ class _InTurn:
     def decode(self, sample: Sample) -> torch.Tensor:
         return self._run(DECODE, lambda: self._family.decode(sample))
 
-    def _run(self, stage: str, verb: Callable[[], T]) -> T:
+    def _run(self, stage: str, method: Callable[[], T]) -> T:
         self._loader.enter(stage)
         try:
-            return verb()
+            return method()
         except (RuntimeError, MemoryError) as error:
             if not (self._phased and is_out_of_memory(error) and self._loader.clear_for(stage)):
                 raise
-        return verb()  # outside the handler, because the error keeps the failed call's tensors
+        return method()  # outside the handler, because the error keeps the failed call's tensors
 
 
 def devices_of(model: Model, device: str) -> list[str]:
@@ -215,7 +216,8 @@ def _accelerate(split: Split, model: Model) -> None:
         return
     before = loader.loads.copy()
     choose_attention(skeleton, model.attention_backend, torch.device(spread.main), reloaded)
-    if loader.loads != before:  # what's loaded has the last kernel tried, maybe not the chosen one
+    # A stage that was loaded for the trials has the last kernel tried, which may not be the choice.
+    if loader.loads != before:
         loader.unload(DENOISE)
         if not model.unload:
             loader.load_all()

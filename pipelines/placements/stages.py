@@ -3,7 +3,7 @@
 A stage is the model's own class with the other stages' blocks removed from its lists, so its
 forward is diffusers' own and runs over the remaining blocks. `Stage.enter` is where a forward pass
 takes over the previous stage's state, `Stage.leave` where it hands its state to the next stage.
-Knows no other process or device.
+Has no code for processes or devices.
 """
 
 import functools

@@ -6,7 +6,7 @@ weights, a lost mask or shards in the wrong order show up here, before any image
 
 Only rounding may differ, because shards are summed in another order. How much rounding changes
 depends on dtype, depth and the weights, so it's measured: the whole transformer runs a second time
-with every layer's output rounded once more, at random. Knows no ranks and no families.
+with every layer's output rounded once more, at random. Has no code for ranks or families.
 """
 
 from collections.abc import Iterator

@@ -29,7 +29,7 @@ from service.settings import ServiceSettings
 
 LOCAL = "local"
 
-_bearer = HTTPBearer(
+bearer = HTTPBearer(
     auto_error=False, scheme_name="key", description="An API key, if the service has any."
 )
 _basic = HTTPBasic(
@@ -96,7 +96,7 @@ def check_reach(settings: ServiceSettings, ring: KeyRing) -> None:
 
 async def caller(
     request: Request,
-    credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
+    credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)],
 ) -> Caller:
     """The caller of this request. Raises Unauthenticated, RateLimited, CrossSite."""
     return _admit(request, credentials.credentials if credentials else None)
@@ -104,7 +104,7 @@ async def caller(
 
 async def caller_by_password(
     request: Request,
-    credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
+    credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)],
     basic: Annotated[HTTPBasicCredentials | None, Depends(_basic)],
 ) -> Caller:
     """Like `caller`, but the key may also be the password of Basic authentication."""

@@ -43,6 +43,20 @@ def usable_range(header: str | None, if_range: str | None, tag: str, size: int) 
     return "bytes=" + ",".join(f"{first}-{last}" for first, last in satisfiable)
 
 
+def single_range(header: str | None, if_range: str | None, tag: str, size: int) -> range | None:
+    """The one range of bytes to serve; None to serve all of them, also if several are requested.
+
+    Raises Unsatisfiable.
+    """
+    usable = usable_range(header, if_range, tag, size)
+    if usable is None or "," in usable:
+        return None
+    first, last = usable.removeprefix("bytes=").split("-")
+    if not first:
+        return range(max(0, size - int(last)), size)
+    return range(int(first), min(size, int(last) + 1) if last else size)
+
+
 def _malformed(first: str, last: str) -> bool:
     return not (first or last) or bool(first and last and int(last) < int(first))
 

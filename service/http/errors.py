@@ -38,10 +38,10 @@ class UnsupportedBody(ImagemillError):
 
 
 class Unsatisfiable(ImagemillError):
-    """The requested range is outside the image, which has `size` bytes."""
+    """The requested range is outside the file, which has `size` bytes."""
 
     def __init__(self, size: int) -> None:
-        super().__init__(f"the requested range is outside the image's {size} bytes")
+        super().__init__(f"the requested range is outside the file's {size} bytes")
         self.size = size
 
 
@@ -59,6 +59,10 @@ class Unauthenticated(ImagemillError):
 
 class CrossSite(ImagemillError):
     """A browser sent the request on behalf of another site's page."""
+
+
+class InvalidSignature(ImagemillError):
+    """The URL's signature isn't valid for its path, or has expired."""
 
 
 class RateLimited(ImagemillError):
@@ -90,6 +94,7 @@ STATUS: dict[type[ImagemillError], tuple[int, str]] = {
     MalformedHeader: (400, "malformed-header"),
     Unauthenticated: (401, "unauthenticated"),
     CrossSite: (403, "cross-site"),
+    InvalidSignature: (403, "invalid-signature"),
     errors.UnknownModel: (404, "unknown-model"),
     errors.NotFound: (404, "not-found"),
     NoPreview: (404, "no-preview"),

@@ -9,6 +9,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
+from service.http.for_generators import prepare
 from service.openai.batch_schemas import CreateBatch
 from service.openai.schemas import GenerateImages, OpenAIError
 from service.sdapi.schemas import PngToRead, TextToImage
@@ -17,14 +18,14 @@ from service.submit.schemas import Problem, SubmitJob
 _MEANINGS = {
     400: "The body or a header is malformed.",
     401: "The API key is missing or unknown.",
-    403: "A browser sent this on behalf of another site.",
+    403: "A browser sent this on behalf of another site, or the URL's signature is invalid.",
     404: "Not found.",
     408: "The caller disconnected.",
     409: "It conflicts with the current state.",
     410: "It has been removed.",
     413: "The body is too large.",
     415: "The route doesn't support the body's media type.",
-    416: "The range is outside the image.",
+    416: "The range is outside the file.",
     422: "Invalid fields; each one is listed.",
     429: "The caller has too much unfinished work, or exceeded its rate limit.",
     502: "A worker couldn't generate the images.",
@@ -55,9 +56,26 @@ def openai_errors(*statuses: int) -> Responses:
 
 
 def binary(*media_types: str) -> Responses:
-    """`responses` of a route that succeeds with bytes."""
-    schema = {"schema": {"type": "string", "format": "binary"}}
-    return {200: {"description": "The bytes.", "content": dict.fromkeys(media_types, schema)}}
+    """`responses` of a route that succeeds with bytes.
+
+    `application/octet-stream` is listed too, because some generators know only that as bytes.
+    OpenAPI 3.1 has `contentMediaType` for them; most generators still look for `format`.
+    """
+    return {
+        200: {
+            "description": "The bytes.",
+            "content": {
+                media_type: {
+                    "schema": {
+                        "type": "string",
+                        "format": "binary",
+                        "contentMediaType": media_type,
+                    }
+                }
+                for media_type in dict.fromkeys((*media_types, "application/octet-stream"))
+            },
+        }
+    }
 
 
 def event_stream(*events: str) -> dict[str, Any]:
@@ -92,6 +110,7 @@ def complete_document(app: FastAPI) -> dict[str, Any]:
         schemas = document.setdefault("components", {}).setdefault("schemas", {})
         schemas.update(ours["$defs"])
         _make_keys_optional(document)
+        prepare(document)
         app.openapi_schema = document
     return app.openapi_schema
 

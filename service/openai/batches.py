@@ -23,7 +23,6 @@ from service.http.auth import Caller
 from service.openai.batch_input import BatchPlan, PlannedLine, RefusedLine, Rules, plan
 from service.openai.batch_output import images_of, is_complete, write_outcome
 from service.openai.batch_schemas import ENDPOINT, BatchView, CreateBatch
-from service.read.views import Links
 from service.submit.enqueue import priority_of, submit
 
 log = structlog.get_logger(__name__)
@@ -199,7 +198,7 @@ def _finish(
         document["jobs"],
         lines,
         _refused(context, caller, document),
-        Links(document["base"]),
+        context.links.at(document["base"]),
         document["stopped"],
     )
     document.update(asdict(outcome))

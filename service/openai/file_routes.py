@@ -37,7 +37,12 @@ _UPLOAD = {
                         "file": {"type": "string", "format": "binary"},
                         "purpose": {"type": "string", "enum": ["batch"]},
                     },
-                }
+                },
+                "example": {
+                    "file": '{"custom_id": "a", "method": "POST", "url": "/v1/images/generations", '
+                    '"body": {"prompt": "a gray ring"}}',
+                    "purpose": "batch",
+                },
             }
         },
     }

@@ -65,7 +65,7 @@ async def generate_images(
         frames = image_events(context, caller, job.job_id, body, keep=keep)
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
         return StreamingResponse(frames, media_type="text/event-stream", headers=headers)
-    links = Links(context.links.base or str(request.base_url).rstrip("/"))
+    links = context.links.at(context.links.base or str(request.base_url).rstrip("/"))
     images_json = await enqueue_and_finish(
         context,
         caller,

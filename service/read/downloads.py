@@ -1,10 +1,9 @@
-"""Downloads of finished images: single files, ZIP archives, contact sheets.
+"""Downloads of finished images: single files and contact sheets.
 
-Works on image views and paths; doesn't depend on the store or tenants.
+Works on results and paths; doesn't depend on the store or tenants.
 """
 
 import io
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,12 +11,9 @@ from typing import Any
 
 from fastapi.responses import FileResponse
 from starlette.types import Receive, Scope, Send
-from zipstream import ZIP_STORED, ZipStream
 
-from jobs.fields import PER_IMAGE
-from jobs.job import ImageResult, ImageView, Job
+from jobs.job import ImageResult
 from jobs.media import SUFFIXES
-from jobs.recipe import recipe_of
 from jobs.sheet import Grid, fitted
 
 SHEET_IMAGES = 100
@@ -49,19 +45,6 @@ def file_name(index: int, result: ImageResult) -> str:
     return f"{index:05d}{SUFFIXES.get(result.media_type, '.bin')}"
 
 
-def archive(job: Job, images: Sequence[ImageView], paths: dict[int, Path]) -> ZipStream:
-    """A ZIP of the images in `paths`, and a `manifest.json` of all images.
-
-    Its length is known in advance; files are read as it's iterated.
-    """
-    stream = ZipStream(compress_type=ZIP_STORED, sized=True)
-    stream.add(json.dumps(_manifest(job, images, paths), indent=1), "manifest.json")
-    for image in images:
-        if image.index in paths and image.result:
-            stream.add_path(str(paths[image.index]), file_name(image.index, image.result))
-    return stream
-
-
 def contact_sheet(paths: Sequence[Path], columns: int | None = None) -> bytes:
     """A PNG of the files' thumbnails, row by row; at most SHEET_IMAGES of them."""
     grid = Grid(
@@ -79,28 +62,3 @@ def contact_sheet(paths: Sequence[Path], columns: int | None = None) -> bytes:
     buffer = io.BytesIO()
     sheet.save(buffer, "PNG")
     return buffer.getvalue()
-
-
-def _manifest(job: Job, images: Sequence[ImageView], paths: dict[int, Path]) -> dict[str, Any]:
-    return {
-        "job": job.id,
-        "model": job.model,
-        "state": job.state,
-        "created": job.created,
-        "metadata": job.metadata,
-        "images": [_manifest_entry(image, paths.get(image.index)) for image in images],
-    }
-
-
-def _manifest_entry(image: ImageView, path: Path | None) -> dict[str, Any]:
-    request, result = image.request, image.result
-    return {
-        "index": image.index,
-        "file": file_name(image.index, result) if path and result else None,
-        "state": image.state,
-        **{name: getattr(request, name) for name in PER_IMAGE},
-        "sha256": result.sha256 if result else None,
-        "error": image.error,
-        "warnings": list(result.warnings) if result else [],
-        "recipe": recipe_of(path) if path else None,
-    }

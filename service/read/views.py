@@ -3,19 +3,35 @@
 Depends on the response schemas and the routes' paths; doesn't read the store.
 """
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 
 from jobs.fields import IN_REQUEST
 from jobs.job import ImageView, Job, State
-from service.submit.schemas import CountsView, ImageItem, JobSummary, JobUrls, JobView
+from service.submit.schemas import (
+    CountsView,
+    ImageItem,
+    JobSummary,
+    JobUrls,
+    JobView,
+    UndeliveredView,
+    WebhookView,
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Links:
-    """URLs of a deployment: absolute paths, or full URLs if `base` is set."""
+    """URLs of a deployment: absolute paths, or full URLs if `base` is set.
+
+    `sign` adds a signature to the paths of results, if that's needed to read them without a key.
+    """
 
     base: str = ""
+    sign: Callable[[str], str] = str
+
+    def at(self, base: str) -> "Links":
+        """The same at another base."""
+        return replace(self, base=base)
 
     def job(self, job_id: str) -> str:
         """The job itself."""
@@ -23,7 +39,7 @@ class Links:
 
     def image(self, job_id: str, index: int) -> str:
         """The bytes of one image."""
-        return f"{self.job(job_id)}/images/{index}"
+        return self._result(job_id, f"images/{index}")
 
     def of_job(self, job_id: str) -> JobUrls:
         """All URLs of a job."""
@@ -33,9 +49,12 @@ class Links:
             events=f"{job}/events",
             cancel=f"{job}/cancel",
             retry=f"{job}/retry",
-            zip=f"{job}/images.zip",
-            sheet=f"{job}/sheet.png",
+            zip=self._result(job_id, "images.zip"),
+            sheet=self._result(job_id, "sheet.png"),
         )
+
+    def _result(self, job_id: str, name: str) -> str:
+        return self.base + self.sign(f"/v1/jobs/{job_id}/{name}")
 
 
 def job_summary(job: Job, links: Links) -> JobSummary:
@@ -71,8 +90,16 @@ def job_view(
         queue_position=position,
         eta_seconds=eta,
         warnings=list(warnings),
+        webhook=_webhook(job),
         images=[image_item(job.id, image, links) for image in images],
     )
+
+
+def _webhook(job: Job) -> WebhookView | None:
+    if job.webhook is None:
+        return None
+    undelivered = [UndeliveredView(**asdict(message)) for message in job.undelivered]
+    return WebhookView(**job.webhook, undelivered=undelivered)
 
 
 def image_item(job_id: str, image: ImageView, links: Links) -> ImageItem:

@@ -15,14 +15,14 @@ router = APIRouter(tags=["health"])
 
 @router.get("/healthz", response_model=Health)
 @router.head("/healthz", include_in_schema=False)
-async def alive() -> Health:
+async def check_health() -> Health:
     """The process is alive, whatever the state of the queue and the workers."""
     return Health()
 
 
 @router.get("/readyz", response_model=Readiness, responses=problems(422, 503))
 @router.head("/readyz", include_in_schema=False)
-def ready(context: Context) -> Readiness:
+def check_readiness(context: Context) -> Readiness:
     """The queue is reachable and at least one model has a ready worker; otherwise 503 and why."""
     context.store.ping()
     workers = context.store.workers()
@@ -40,7 +40,7 @@ def ready(context: Context) -> Readiness:
     response_class=Response,
     responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
 )
-def metrics(request: Request) -> Response:
+def get_metrics(request: Request) -> Response:
     """Metrics in Prometheus' text format."""
     return Response(
         generate_latest(request.app.state.metrics.registry),

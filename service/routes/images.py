@@ -15,18 +15,19 @@ import anyio.to_thread
 from fastapi import APIRouter, Query, Request, Response
 from fastapi import Path as PathParameter
 from fastapi.responses import JSONResponse, RedirectResponse, StreamingResponse
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, Field
 
 from jobs.errors import Conflict, NotFound
 from jobs.job import ImageResult, ImageView, State
 from jobs.media import MEDIA_TYPES
 from jobs.recipe import recipe_of
 from service.context import Context, ServiceContext
-from service.http.auth import AnyCaller, Caller
-from service.http.conditional import matches, usable_range
+from service.http.conditional import matches, single_range, usable_range
 from service.http.errors import Gone, NoPreview
 from service.http.openapi import NOT_MODIFIED, Responses, binary, problems
-from service.read.downloads import SHEET_IMAGES, ImageFile, archive, contact_sheet, file_name
+from service.http.signed_urls import Signed, Viewer
+from service.read.archive import archive
+from service.read.downloads import SHEET_IMAGES, ImageFile, contact_sheet, file_name
 from service.read.results import preview
 from service.read.thumbnails import THUMBNAIL_TYPE, thumbnail
 
@@ -42,6 +43,15 @@ _IMAGE_RESPONSES = (
     | NOT_MODIFIED
     | problems(404, 409, 410, 416, 422, 503)
 )
+
+_ARCHIVE_RESPONSES = (
+    binary("application/zip")
+    | {206: {"description": "The requested range of the bytes."}}
+    | NOT_MODIFIED
+    | problems(404, 409, 416, 422, 503)
+)
+_SHOWN_AGAIN = ("ETag", "Cache-Control")
+"""Headers of the archive that a 304 repeats."""
 
 
 def _canonical(text: object) -> object:
@@ -61,10 +71,8 @@ _RECIPE: Responses = {
 Index = Annotated[int, BeforeValidator(_canonical), PathParameter(description="From 0.")]
 
 
-class SheetLayout(BaseModel):
+class SheetLayout(Signed):
     """Which thumbnails the sheet shows, and its layout."""
-
-    model_config = ConfigDict(extra="forbid")
 
     page: Annotated[
         int, Field(ge=0, le=1_000_000, description=f"Which {SHEET_IMAGES} images, from 0.")
@@ -72,10 +80,8 @@ class SheetLayout(BaseModel):
     columns: Annotated[int | None, Field(ge=1, le=20, description="Default: a square.")] = None
 
 
-class ThumbnailSize(BaseModel):
+class ThumbnailSize(Signed):
     """The thumbnail's size; there are only a few, to limit the number of stored files."""
-
-    model_config = ConfigDict(extra="forbid")
 
     side: Annotated[
         Literal["64", "128", "256", "512"],
@@ -91,10 +97,10 @@ class ThumbnailSize(BaseModel):
     include_in_schema=False,
 )
 def get_image(
-    job_id: str, index: Index, request: Request, context: Context, caller: AnyCaller
+    job_id: str, index: Index, request: Request, context: Context, tenant: Viewer
 ) -> Response:
     """The bytes of one image. They never change: the ETag is their sha256."""
-    result = _result(_image(context, caller, job_id, index))
+    result = _result(_image(context, tenant, job_id, index))
     headers = {
         "ETag": f'"{result.sha256}"',
         "Cache-Control": _FOREVER,
@@ -129,10 +135,10 @@ async def get_thumbnail(
     query: Annotated[ThumbnailSize, Query()],
     request: Request,
     context: Context,
-    caller: AnyCaller,
+    tenant: Viewer,
 ) -> Response:
     """A thumbnail. It never changes: the ETag is the image's sha256 and the side."""
-    image = await anyio.to_thread.run_sync(_image, context, caller, job_id, index)
+    image = await anyio.to_thread.run_sync(_image, context, tenant, job_id, index)
     result, side = _result(image), int(query.side)
     tag = f"{result.sha256}-{side}"
     headers = {
@@ -153,10 +159,10 @@ async def get_thumbnail(
     responses=_RECIPE | NOT_MODIFIED | problems(404, 409, 410, 422, 503),
 )
 def get_recipe(
-    job_id: str, index: Index, request: Request, context: Context, caller: AnyCaller
+    job_id: str, index: Index, request: Request, context: Context, tenant: Viewer
 ) -> Response:
     """The recipe in the image's file: everything it takes to reproduce it. It never changes."""
-    result = _result(_image(context, caller, job_id, index))
+    result = _result(_image(context, tenant, job_id, index))
     tag = f"{result.sha256}-recipe"
     headers = {"ETag": f'"{tag}"', "Cache-Control": _FOREVER}
     if matches(request.headers.get("if-none-match"), tag):
@@ -178,12 +184,12 @@ def get_recipe(
     }
     | problems(404, 422, 503),
 )
-def get_preview(job_id: str, index: Index, context: Context, caller: AnyCaller) -> Response:
+def get_preview(job_id: str, index: Index, context: Context, tenant: Viewer) -> Response:
     """The latest preview of a running image; 204 until there's one; 303 to a finished image.
 
     404 if the image isn't running: it's queued, failed or cancelled.
     """
-    image = _image(context, caller, job_id, index)
+    image = _image(context, tenant, job_id, index)
     headers = {"Cache-Control": "no-store"}
     if image.result is not None:
         return RedirectResponse(context.links.image(job_id, index), 303, headers)
@@ -195,22 +201,39 @@ def get_preview(job_id: str, index: Index, context: Context, caller: AnyCaller) 
     return Response(data, media_type="image/jpeg", headers=headers)
 
 
-@router.get(
+@router.get("/v1/jobs/{job_id}/images.zip", response_class=Response, responses=_ARCHIVE_RESPONSES)
+@router.head(
     "/v1/jobs/{job_id}/images.zip",
     response_class=Response,
-    responses=binary("application/zip") | problems(404, 409, 422, 503),
+    responses=_ARCHIVE_RESPONSES,
+    include_in_schema=False,
 )
-def get_archive(job_id: str, context: Context, caller: AnyCaller) -> Response:
-    """All finished images, with their recipes in `manifest.json`; 409 if there are none yet."""
-    job = context.store.job(job_id, caller.tenant)
-    images = context.store.images(job_id)
-    stream = archive(job, images, _finished_paths(context, images))
+def get_archive(job_id: str, request: Request, context: Context, tenant: Viewer) -> Response:
+    """All finished images, with their recipes in `manifest.json`; 409 if there are none yet.
+
+    Its bytes only change when another image finishes, so a download can be resumed.
+    """
+    job, images = context.store.job_and_images(job_id, tenant)
+    files = archive(job, images, _finished_paths(context, images))
     headers = {
-        "Content-Length": str(len(stream)),
-        "Content-Disposition": f'attachment; filename="{job.id}.zip"',
+        "ETag": f'"{files.tag}"',
         "Cache-Control": "no-cache",
+        "Accept-Ranges": "bytes",
+        "Content-Length": str(files.size),
+        "Content-Disposition": f'attachment; filename="{job.id}.zip"',
     }
-    return StreamingResponse(stream, media_type="application/zip", headers=headers)
+    if matches(request.headers.get("if-none-match"), files.tag):
+        return Response(status_code=304, headers={name: headers[name] for name in _SHOWN_AGAIN})
+    if request.method == "HEAD":
+        return Response(media_type="application/zip", headers=headers)
+    requested, if_range = request.headers.get("range"), request.headers.get("if-range")
+    part, status = single_range(requested, if_range, files.tag, files.size), 200
+    if part is not None:
+        status = 206
+        headers["Content-Length"] = str(len(part))
+        headers["Content-Range"] = f"bytes {part.start}-{part.stop - 1}/{files.size}"
+    chunks = files.chunks(part.start, part.stop) if part else files.chunks(0, files.size)
+    return StreamingResponse(chunks, status, headers=headers, media_type="application/zip")
 
 
 @router.get(
@@ -223,13 +246,13 @@ async def get_sheet(
     query: Annotated[SheetLayout, Query()],
     request: Request,
     context: Context,
-    caller: AnyCaller,
+    tenant: Viewer,
 ) -> Response:
     """Thumbnails of finished images, in order; 409 if there are none yet."""
 
     def files_on_sheet() -> list[tuple[str, Path]]:
         """The files on the sheet, each with its sha256."""
-        context.store.job(job_id, caller.tenant)
+        context.store.job(job_id, tenant)
         images = context.store.images(job_id)
         paths = _finished_paths(context, images)
         first = query.page * SHEET_IMAGES
@@ -249,9 +272,9 @@ async def get_sheet(
     return Response(data, media_type="image/png", headers=headers)
 
 
-def _image(context: ServiceContext, caller: Caller, job_id: str, index: int) -> ImageView:
+def _image(context: ServiceContext, tenant: str | None, job_id: str, index: int) -> ImageView:
     """One of the caller's images. Raises NotFound."""
-    job = context.store.job(job_id, caller.tenant)
+    job = context.store.job(job_id, tenant)
     if not 0 <= index < job.counts.total:
         raise NotFound(f"the job has no image {index}")
     return context.store.image(job_id, index)

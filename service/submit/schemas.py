@@ -147,21 +147,6 @@ class Webhook(Input):
 class SubmitJob(ImageSettings):
     """A batch of prompts for one model."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "model": "demo",
-                    "prompts": [
-                        "a large red circle on a white background",
-                        {"prompt": "a blue heart on a red background", "n": 2, "seed": 7},
-                    ],
-                    "steps": 8,
-                }
-            ]
-        }
-    )
-
     model: Annotated[str, Field(min_length=1, max_length=100)]
     prompts: Annotated[
         list[PromptEntry],
@@ -232,6 +217,25 @@ class JobUrls(BaseModel):
     sheet: str
 
 
+class UndeliveredView(BaseModel):
+    """A message that the webhook's receiver hasn't accepted."""
+
+    id: Annotated[str, Field(description="As in the header webhook-id.")]
+    event: str
+    attempts: int
+    last_attempt: float
+    reason: Annotated[str, Field(description="Why the last attempt failed.")]
+    next_attempt: Annotated[float | None, Field(description="Null if it was given up.")]
+
+
+class WebhookView(BaseModel):
+    """A job's webhook, and its newest messages that weren't delivered."""
+
+    url: str
+    events: list[WebhookEvent]
+    undelivered: list[UndeliveredView]
+
+
 class JobSummary(BaseModel):
     """A job without its images. Times are seconds since the epoch."""
 
@@ -262,6 +266,7 @@ class JobView(JobSummary):
     warnings: Annotated[
         list[str], Field(description="What was accepted but may not do what you expect.")
     ] = []
+    webhook: WebhookView | None
     images: list[ImageItem]
 
 

@@ -47,7 +47,9 @@ class Notices:
         when = int(event.id.partition("-")[0]) / 1000
         stamp = datetime.fromtimestamp(when, UTC).isoformat()
         body = json.dumps({"type": name, "timestamp": stamp, "data": data})
-        return Message(f"msg_{event.id}", hook["url"], body, when, 0, when, job.tenant)
+        return Message(
+            f"msg_{event.id}", hook["url"], body, when, 0, when, job.tenant, job.id, name
+        )
 
     def _data(self, event: Event, job: Job) -> dict[str, Any]:
         if event.index is None:

@@ -4,10 +4,8 @@ A message is written before the position, so after a crash in between it's creat
 same id. No HTTP and no store here.
 """
 
-import base64
 import fcntl
 import os
-import secrets
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,7 +20,8 @@ _PENDING, _STATE, _CURSOR = "pending", "state", "msg_cursor"
 class Message:
     """A message to a URL; `attempt` counts from 0, `due` is in seconds since the epoch.
 
-    `tenant` is "" in messages that were written by versions without tenants.
+    `job` and `event` say what it's about. `tenant`, `job` and `event` are "" in messages that were
+    written by versions without them.
     """
 
     id: str
@@ -32,6 +31,8 @@ class Message:
     attempt: int
     due: float
     tenant: str = ""
+    job: str = ""
+    event: str = ""
 
 
 class Outbox:
@@ -86,23 +87,3 @@ class Outbox:
     def move_cursor(self, after: str) -> None:
         """Store the position up to which the stream was read. Raises StorageUnavailable."""
         self._documents.put(_STATE, _CURSOR, {"after": after, "at": time.time()})
-
-
-def kept_secret(root: Path) -> str:
-    """The data folder's signing secret, generated on first use, readable only by its owner."""
-    path = root / "secret"
-    root.mkdir(parents=True, exist_ok=True, mode=0o700)
-    secret = "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode("ascii")
-    partial = path.with_name(f".secret.{secrets.token_hex(4)}")
-    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(secret)
-        file.flush()
-        os.fsync(descriptor)
-    try:
-        os.link(partial, path)
-    except FileExistsError:
-        return path.read_text().strip()
-    finally:
-        partial.unlink()
-    return secret

@@ -19,6 +19,7 @@ import structlog
 from standardwebhooks import Webhook
 
 from jobs.errors import StorageUnavailable
+from jobs.job import Undelivered
 from jobs.queue.decode import Event
 from jobs.queue.store import Store
 from service.read.events import place
@@ -44,6 +45,7 @@ CURSOR_SECONDS = 60.0
 
 _TIMEOUT = httpx.Timeout(10.0, connect=5.0)
 _GONE = 410
+_LONGEST_REASON = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +195,7 @@ class WebhookSender:
         """Remove a delivered or hopeless message; otherwise, store and return its next attempt."""
         attempt = message.attempt + 1
         if trouble is None or trouble.final or attempt >= len(RETRY_SECONDS):
+            self._show(message, trouble, None)
             self._count("heard" if trouble is None else "given_up")
             if trouble is not None:
                 about = {"id": message.id, "url": message.url, "reason": trouble.reason}
@@ -203,8 +206,30 @@ class WebhookSender:
         self._count("again")
         log.info("webhook failed", id=message.id, reason=trouble.reason, again_in=round(pause))
         again = replace(message, attempt=attempt, due=time.time() + pause)
+        self._show(message, trouble, again.due)
         self._outbox.put(again)
         return again
+
+    def _show(self, message: Message, trouble: _Trouble | None, next_attempt: float | None) -> None:
+        """Show a failed attempt in the job, or no longer show it.
+
+        An unreachable queue only costs that display, because delivery doesn't depend on it.
+        """
+        try:
+            if trouble is not None:
+                failed = Undelivered(
+                    id=message.id,
+                    event=message.event,
+                    attempts=message.attempt + 1,
+                    last_attempt=time.time(),
+                    reason=trouble.reason[:_LONGEST_REASON],
+                    next_attempt=next_attempt,
+                )
+                self._store.undelivered(message.job, failed)
+            elif message.attempt:
+                self._store.delivered(message.job, message.id)
+        except StorageUnavailable as error:
+            log.warning("couldn't show a webhook in its job", id=message.id, error=str(error))
 
     def _post(self, message: Message) -> _Trouble | None:
         """Post once; None on success, otherwise the reason of the failure."""
@@ -233,4 +258,5 @@ class WebhookSender:
             return _Trouble(str(error) or type(error).__name__)
         if response.is_success:
             return None
-        return _Trouble(str(response.status_code), final=response.status_code == _GONE)
+        reason = f"the receiver answered {response.status_code}"
+        return _Trouble(reason, final=response.status_code == _GONE)

@@ -23,6 +23,7 @@ from jobs.queue.store import Event, Store
 from jobs.request import ImageRequest
 from jobs.runtime import lifeline
 from jobs.runtime.embedded_queue import EmbeddedServer
+from tests.jobs.bench import progress_made
 from tests.waiting import PATIENCE, wait_until
 
 T = TypeVar("T")
@@ -175,7 +176,7 @@ class Deployment:
             counted = Counter(str(image.state) for image in images)
             for state in ("queued", "running", "succeeded", "failed", "cancelled"):
                 assert getattr(job.counts, state) == counted[state], (job, counted)
-            assert job.progress == 1
+            assert job.progress == progress_made(images)
             for image in images:
                 is_made = image.state == "succeeded"
                 assert commits[job.id, image.index] == is_made

@@ -229,7 +229,7 @@ def test_a_job_without_its_requests_is_cancelled_and_frees_its_quota(bench: Benc
     bench.raw.delete(bench.key("requests", lost))
     assert bench.claim(2, worker="w2") == []
     job = bench.store.job(lost, "ann")
-    assert (job.state, job.progress, job.counts.cancelled) == ("cancelled", 1.0, 4)
+    assert (job.state, job.progress, job.counts.cancelled) == ("cancelled", 0.0, 4)
     assert bench.quota() == 0
     assert bench.commit(running) == [Commit.STALE]
     assert bench.raw.pttl(bench.key("job", lost)) > 0

@@ -19,9 +19,9 @@ from hypothesis.stateful import (
 )
 
 from jobs.errors import Conflict, QuotaExceeded
-from jobs.job import Counts, Lease, job_state
+from jobs.job import Counts, Lease, Undelivered, job_state
 from jobs.queue.store import Commit
-from tests.jobs.bench import Bench
+from tests.jobs.bench import Bench, progress_made
 
 QUOTA = 25
 MAX_ATTEMPTS = 2
@@ -191,6 +191,19 @@ class StoreMachine(RuleBasedStateMachine):
         self.bench.store.delete(job_id, None)
         del self.jobs[job_id]
 
+    @precondition(lambda self: self.jobs)
+    @rule(data=st.data(), is_delivered=st.booleans())
+    def attempt_webhook(self, data: st.DataObject, is_delivered: bool) -> None:
+        """Changes nothing but what the job shows of its messages."""
+        job_id = data.draw(st.sampled_from(sorted(self.jobs)))
+        message = Undelivered("msg_1", "job.failed", 1, 2.5, "no", None)
+        if is_delivered:
+            self.bench.store.delivered(job_id, message.id)
+        else:
+            self.bench.store.undelivered(job_id, message)
+        shown = () if is_delivered else (message,)
+        assert self.bench.store.job(job_id, None).undelivered == shown
+
     @rule()
     def flush_scripts(self) -> None:
         self.bench.raw.script_flush()
@@ -204,7 +217,8 @@ class StoreMachine(RuleBasedStateMachine):
             job, images = self.bench.store.job(job_id, None), self.bench.store.images(job_id)
             assert (job.counts, job.state) == (expected, job_state(expected))
             assert 0 <= job.progress <= 1
-            assert job.progress == 1 or not job.state.finished
+            if job.state.finished:
+                assert job.progress == progress_made(images)
             assert (job.expires is not None) == job.state.finished
             assert [(i.state, i.attempts) for i in images] == [
                 (i.state, i.attempts) for i in model.images

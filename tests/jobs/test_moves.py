@@ -3,6 +3,7 @@
 import pytest
 
 from jobs.errors import Conflict, NotFound
+from jobs.job import Undelivered
 from jobs.queue.store import Commit
 from tests.jobs.bench import Bench, request
 
@@ -22,7 +23,8 @@ def test_cancelling_stops_all_unfinished_images(bench: Bench) -> None:
     job_id = mixed(bench)
     job = bench.store.cancel(job_id, "ann")
     assert bench.states(job_id) == ["succeeded", "failed", *["cancelled"] * 5]
-    assert (job.state, job.progress, job.counts.cancelled) == ("failed", 1.0, 5)
+    assert (job.state, job.counts.cancelled) == ("failed", 5)
+    assert job.progress == pytest.approx(2 / 7)  # of those that ended by themselves
     assert job.expires is not None
     assert bench.quota() == 0
     assert bench.store.queue_depth() == {}
@@ -77,6 +79,31 @@ def test_a_cancelled_image_keeps_its_last_step(bench: Bench) -> None:
     bench.store.beat("w1", {(lease.key, lease.token): 3}, 60)
     bench.store.cancel(job_id, "ann")
     assert bench.store.image(job_id, 0).step == 3
+
+
+def test_a_cancelled_job_keeps_the_progress_that_was_made(bench: Bench) -> None:
+    job_id = bench.submit([request(steps=steps) for steps in (4, 4, 8, 24)])
+    finished, running, over = bench.claim(3)
+    bench.commit(finished)
+    # Some schedulers run more steps than the request says.
+    bench.store.beat("w1", {(running.key, running.token): 1, (over.key, over.token): 9}, 60)
+    assert bench.store.job(job_id, None).progress == pytest.approx(14 / 40)
+    assert bench.store.cancel(job_id, "ann").progress == pytest.approx(13 / 40)
+    assert bench.store.retry(job_id, "ann").progress == pytest.approx(4 / 40)
+    bench.make_all()
+    assert bench.store.job(job_id, None).progress == 1
+
+
+def test_only_the_newest_undelivered_messages_are_shown(bench: Bench) -> None:
+    job_id = bench.submit(1)
+    for number in range(10, 35):
+        message = Undelivered(f"msg_{number}", "image.failed", 1, 1.25, "no", 2.5)
+        bench.store.undelivered(job_id, message)
+    shown = bench.store.job(job_id, None).undelivered
+    assert [message.id for message in shown] == [f"msg_{number}" for number in range(15, 35)]
+    assert shown[-1] == message
+    bench.store.undelivered("gone", message)
+    assert not bench.raw.exists(bench.key("job", "gone"))
 
 
 def test_retrying_queues_failed_and_cancelled_images(bench: Bench) -> None:

@@ -1,10 +1,10 @@
 """Decide whether a served picture equals diffusers' own: it may only differ by rounding.
 
-Kernels add in a different order on other processors and for other numbers of rows, so equal
-arithmetic gives slightly different pictures. The difference depends on the processor, the dtype,
-the scheduler and the weights, so no fixed tolerance is right. Instead it's measured where the test
-runs: diffusers draws the same picture `DRAWS` more times, as one batch, while every linear and
-convolution layer randomly rounds its input and output once more.
+Kernels add in a different order on other processors and for other numbers of rows, so the same
+arithmetic gives slightly different pictures. How different depends on the processor, the dtype, the
+scheduler and the weights, so no fixed tolerance is right. Instead the tolerance is measured on the
+machine that runs the test: diffusers draws the same picture `DRAWS` more times, as one batch, while
+every linear and convolution layer randomly rounds its input and output once more.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -64,7 +64,7 @@ class Reference:
 def served_alone(pipeline: Pipeline, request: ImageRequest, bucket: int = 0) -> Reference:
     """The picture that our own pipeline makes if the request is served alone.
 
-    For pictures without a counterpart in diffusers. The prompt's embeddings are cached at the first
+    This is for pictures that diffusers can't make. The prompt's embeddings are cached at the first
     draw, so the extra rounding starts after the text encoders.
     """
     family: Any = getattr(pipeline, "family", None)

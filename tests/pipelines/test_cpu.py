@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.cpu import gelu_tanh, linear, tune
+from pipelines.cpu import by_row, gelu_tanh, tune
 from pipelines.load import load_pipeline
 from tests.pipelines.serving import entry
 
@@ -79,7 +79,7 @@ def test_one_vector_per_sample_has_the_bits_it_has_alone(shape: tuple[int, ...])
     layer = torch.nn.Linear(shape[-1], 70)
     x = torch.randn(shape)
     with torch.inference_mode():
-        together = linear(layer, x)
+        together = by_row(layer.forward, x)
         alone = [layer(x[i : i + 1].clone()) for i in range(shape[0])]
     assert together.shape == (*shape[:-1], 70)
     assert torch.equal(together, torch.cat(alone))
@@ -94,6 +94,7 @@ def test_many_rows_per_sample_are_one_product(monkeypatch: pytest.MonkeyPatch) -
         return multiply(x, *args)
 
     monkeypatch.setattr(torch.nn.functional, "linear", counted)
-    linear(torch.nn.Linear(4, 4), torch.randn(2, 9, 4))
-    linear(torch.nn.Linear(4, 4), torch.randn(1, 4))
+    layer = torch.nn.Linear(4, 4)
+    by_row(layer.forward, torch.randn(2, 9, 4))
+    by_row(layer.forward, torch.randn(1, 4))
     assert products == [(2, 9, 4), (1, 4)]

@@ -36,7 +36,7 @@ def test_docs_show_every_route_without_other_hosts(server: EmbeddedServer, tmp_p
         page.locator(".opblock").first.wait_for()
         operations = sum(map(len, service.client.app.openapi()["paths"].values()))
         assert page.locator(".opblock").count() == operations
-        submit = page.locator("#operations-jobs-submit_job_v1_jobs_post")
+        submit = page.locator("#operations-jobs-submitJob")
         submit.locator(".opblock-summary-control").click()
         submit.locator(".try-out__btn").click()
         submit.locator(".execute").click()

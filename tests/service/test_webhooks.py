@@ -17,12 +17,12 @@ from structlog.testing import capture_logs
 from jobs.queue.keys import Keys
 from jobs.runtime.embedded_queue import EmbeddedServer
 from service import keys as service_keys
+from service.kept_secret import kept_secret
 from service.keys import KeyRing
 from service.settings import ServiceSettings
 from service.webhooks import sender
-from service.webhooks.address import Refused, is_public, target_of
-from service.webhooks.outbox import Outbox, kept_secret
-from tests.service.conftest import Deployment, deployed, pointers
+from service.webhooks.outbox import Outbox
+from tests.service.conftest import Deployment, deployed
 from tests.waiting import PATIENCE, wait_until
 
 SECRET = "whsec_c2VjcmV0IHNlY3JldCBzZWNyZXQ="
@@ -158,6 +158,46 @@ def test_delivery_is_eventually_given_up(
     assert len(receiver.got) == attempts
 
 
+def webhook_of(deployment: Deployment, job: dict) -> dict:
+    """The job's webhook as the job shows it."""
+    return deployment.job(job["id"])["webhook"]
+
+
+def test_failed_attempts_are_shown_in_the_job_until_delivery(
+    hooked: Deployment, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sender, "RETRY_SECONDS", (0.02,) * 10_000)
+    receiver.statuses = [503] * 10_000
+    job = hooked.submit("a", webhook={"url": receiver.url})
+    assert job["webhook"] == {
+        "url": receiver.url,
+        "events": ["job.succeeded", "job.failed", "job.cancelled"],
+        "undelivered": [],
+    }
+    receiver.block = threading.Event()
+    hooked.worker.finish_all()
+    before = hooked.client.get(job["urls"]["self"]).headers["etag"]
+    receiver.block.set()
+    wait_until(lambda: webhook_of(hooked, job)["undelivered"])
+    (shown,) = webhook_of(hooked, job)["undelivered"]
+    assert (shown["event"], shown["attempts"] > 0) == ("job.succeeded", True)
+    assert shown["reason"] == "the receiver answered 503"
+    assert shown["last_attempt"] and shown["next_attempt"]
+    assert shown["id"] == receiver.got[0][0]["webhook-id"]
+    assert hooked.client.get(job["urls"]["self"]).headers["etag"] != before
+    receiver.statuses.clear()
+    wait_until(lambda: not webhook_of(hooked, job)["undelivered"])
+
+
+def test_given_up_messages_stay_in_the_job(hooked: Deployment, receiver: Receiver) -> None:
+    receiver.statuses = [500, 500, 500, 500]
+    job = hooked.submit("a", webhook={"url": receiver.url})
+    hooked.worker.finish_all()
+    wait_until(lambda: receiver.got and not pending(hooked))
+    (shown,) = webhook_of(hooked, job)["undelivered"]
+    assert (shown["attempts"], shown["next_attempt"]) == (4, None)
+
+
 def test_slow_receiver_does_not_block_others(hooked: Deployment, receiver: Receiver) -> None:
     receiver.block = threading.Event()
     for _ in range(12):
@@ -245,52 +285,6 @@ def test_only_one_process_delivers(tmp_path: Path) -> None:
     first.leave()
     assert second.take()
     second.leave()
-
-
-PRIVATE = [
-    "http://127.0.0.1:1/",
-    "http://localhost/",
-    "http://x.localhost/",
-    "http://10.0.0.1/",
-    "http://192.168.1.1/",
-    "http://169.254.169.254/latest/meta-data",
-    "http://[::1]/",
-    "http://[fd00::1]/",
-    "http://[::ffff:127.0.0.1]/",
-    "http://[64:ff9b::7f00:1]/",
-    "http://[2002:7f00:1::]/",
-    "http://0.0.0.0/",
-    "http://224.0.0.1/",
-    "http://100.64.0.1/",
-]
-
-
-def test_remote_service_refuses_private_addresses(server: EmbeddedServer, tmp_path: Path) -> None:
-    with deployed(server.url, tmp_path, webhook_private=False) as guarded:
-        for url in PRIVATE:
-            body = {"model": "demo", "prompts": ["a"], "webhook": {"url": url}}
-            response = guarded.client.post("/v1/jobs", json=body)
-            assert (response.status_code, pointers(response)) == (422, ["/webhook/url"]), url
-        guarded.submit("a", webhook={"url": "http://8.8.8.8/"})
-
-
-def test_resolved_addresses_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
-    def resolve(name: str, port: int, **_: object) -> list:
-        addresses = {"open.test": ["93.184.215.14"], "mixed.test": ["93.184.215.14", "10.0.0.1"]}
-        return [(2, 1, 6, "", (address, port)) for address in addresses[name]]
-
-    monkeypatch.setattr("socket.getaddrinfo", resolve)
-    target = target_of("https://open.test/hook?x=1", private=False)
-    assert (target.url, target.host) == ("https://93.184.215.14:443/hook?x=1", "open.test")
-    assert target.server_name == "open.test"
-    with pytest.raises(Refused, match=r"10\.0\.0\.1"):
-        target_of("https://mixed.test/", private=False)
-    assert target_of("https://mixed.test/", private=True).server_name == "mixed.test"
-
-
-def test_is_public() -> None:
-    assert is_public("8.8.8.8") and is_public("2606:4700::1111")
-    assert not is_public("fe80::1%eth0")
 
 
 def test_secret_is_created_once_and_private(tmp_path: Path) -> None:

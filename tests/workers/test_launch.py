@@ -85,9 +85,6 @@ def test_invalid_launch_is_an_error(
 def test_leader_reads_its_followers_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(launch.GROUP, "12=cuda:1")
     place = supervised_place(GROUP, "cuda:0", 0, {"RANK": "0", "WORLD_SIZE": "2"})
-    assert [(rank["rank"], rank["device"]) for rank in place.group] == [
-        (0, "cuda:0"),
-        (1, "cuda:1"),
-    ]
-    assert place.group[1]["pid"] == 12
-    assert supervised_place(PLAIN, "cuda:0", 0, environ(1, 2, 1)).group == []
+    assert [(rank.rank, rank.device) for rank in place.group] == [(0, "cuda:0"), (1, "cuda:1")]
+    assert place.group[1].pid == 12
+    assert supervised_place(PLAIN, "cuda:0", 0, environ(1, 2, 1)).group == ()

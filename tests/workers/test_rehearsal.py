@@ -12,8 +12,9 @@ from jobs.errors import GroupLost
 from pipelines.fake import FakePipeline
 from pipelines.seam import Sample
 from workers import profile
-from workers.pass_timer import probe
-from workers.rehearsal import largest_with_same_bits
+from workers.pass_timer import PassTimer, probe
+from workers.rehearsal import largest_with_same_bits, rehearse
+from workers.scheduler import Costs
 
 MODEL = Model("fake", "/nowhere", defaults=Defaults(width=64, height=64, steps=4))
 
@@ -76,3 +77,10 @@ def test_batches_below_the_pinned_bucket_do_not_count(tmp_path: Path) -> None:
 def test_nothing_is_compared_with_a_feature_cache(tmp_path: Path) -> None:
     model = replace(MODEL, cache="first_block")
     assert profile.warm_up(Rounding(99), model, "cpu", tmp_path).same_bits == {}
+
+
+def test_measured_batches_that_do_not_pay_yet_are_compared_too() -> None:
+    costs = Costs(((32, 0.01), (64, 0.02), (128, 0.04), (256, 0.08), (512, 1.0), (1024, 9.0)))
+    timer = PassTimer(Rounding(99), "cpu", None, on_cpu=True)
+    assert costs.largest(32) == 1
+    assert rehearse(MODEL, costs, timer) == {"(64, 64, 2)": 16}

@@ -2,11 +2,11 @@
 
 A worker is one process, or a group of processes if its model has several ranks. Each model gets one
 worker per device or group of devices, or as many as its entry's `workers`. A worker that exits is
-restarted after a pause, which doubles while it keeps failing. One that reports that it can't start
-is restarted when its folder or its catalog entry changes. When one rank of a group exits, the
+restarted after a pause, which doubles while it keeps failing. A worker that reports that it can't
+start is restarted when its folder or its catalog entry changes. When one rank of a group exits, the
 others are ended too. SIGTERM is passed on, and the supervisor waits for the workers to drain. If
-the supervisor itself is killed, workers notice through their lifeline and drain. Never imports
-torch.
+the supervisor itself is killed, workers notice through their lifeline and drain. This module never
+imports torch.
 """
 
 import os
@@ -59,20 +59,20 @@ class Post:
 class _Group:
     """The processes at a post. `ranks` has the leader first; it's empty between two starts.
 
-    `lost` is the exit code of the first rank that ended, and `patience` the time at which the rest
-    are killed. `ground` is what the last start depended on, and `is_refused` is set if that has to
-    change before the next one. `port` is held while the group runs, so that no other process gets
-    its number.
+    `exit_code` is that of the first rank that ended, and `kill_at` when the others are killed.
+    `start_at` is when the next start is due. Both are monotonic times. `ground` is what the last
+    start depended on, and `is_refused` is set if that has to change before the next one. `port` is
+    held while the group runs, so that no other process gets its number.
     """
 
     post: Post
     ranks: list[subprocess.Popen[Any]] = field(default_factory=list)
     port: socket.socket | None = None
-    lost: int | None = None
-    patience: float = 0.0
+    exit_code: int | None = None
+    kill_at: float = 0.0
     started: float = 0.0
     backoff: Backoff = field(default_factory=Backoff)
-    due: float = field(default_factory=time.monotonic)
+    start_at: float = field(default_factory=time.monotonic)
     ground: Ground | None = None
     is_refused: bool = False
 
@@ -96,7 +96,7 @@ class _Group:
 def posts(
     catalog: Catalog, devices: list[str], *, only: str | None = None, count: int | None = None
 ) -> list[Post]:
-    """List the workers to start, on the devices that have the fewest.
+    """List the workers to start, each on the devices with the fewest workers so far.
 
     Each model gets `count` workers, or its entry's `workers`, or one per device or group of
     devices. `only` limits them to one model. Raises UnknownModel if it isn't in the catalog, and
@@ -167,7 +167,7 @@ class Supervisor:
         lifeline.watch(self.stop)
         while not self._stop.is_set():
             for group in self._groups:
-                self._tend(group)
+                self._check(group)
             self._stop.wait(TICK_SECONDS)
         self._end()
         self._notices.end()
@@ -177,7 +177,7 @@ class Supervisor:
         """Make `run` end all workers and return."""
         self._stop.set()
 
-    def _tend(self, group: _Group) -> None:
+    def _check(self, group: _Group) -> None:
         now = time.monotonic()
         if group.ranks:
             alive = group.alive
@@ -186,14 +186,14 @@ class Supervisor:
             if alive:
                 return
             self._note_end(group, now)
-        if now >= group.due and self._may_start(group, now):
+        if now >= group.start_at and self._may_start(group, now):
             self._start(group)
 
     def _may_start(self, group: _Group, now: float) -> bool:
         """Whether to try again: after a refusal, only once the entry or the folder has changed."""
         if not group.is_refused:
             return True
-        group.due = now + LOOK_SECONDS
+        group.start_at = now + LOOK_SECONDS
         if ground_of(self._settings.models, group.post.model) == group.ground:
             return False
         log.info(
@@ -213,15 +213,15 @@ class Supervisor:
         otherwise they're killed, because they have nothing to save.
         """
         leader, *followers = group.ranks
-        if group.lost is None:
+        if group.exit_code is None:
             codes = [process.returncode for process in group.ranks]
-            group.lost = next(code for code in codes if code is not None)
-            group.patience = now + GROUP_GRACE_SECONDS
+            group.exit_code = next(code for code in codes if code is not None)
+            group.kill_at = now + GROUP_GRACE_SECONDS
             leader.terminate()
-            if group.lost != 0:
+            if group.exit_code != 0:
                 for process in followers:
                     process.kill()
-        elif now > group.patience:
+        elif now > group.kill_at:
             for process in group.ranks:
                 process.kill()
 
@@ -231,7 +231,7 @@ class Supervisor:
             self._refuse(group, min(codes & FINAL))
         else:
             self._pause(group, now)
-        group.ranks, group.lost = [], None
+        group.ranks, group.exit_code = [], None
         group.release_port()
 
     def _refuse(self, group: _Group, code: int) -> None:
@@ -249,12 +249,12 @@ class Supervisor:
     def _pause(self, group: _Group, now: float) -> None:
         lived = now - group.started
         pause = group.backoff.failed(lived)
-        group.due = now + pause
+        group.start_at = now + pause
         log.warning(
             "worker exited; restarting",
             model=group.post.model,
             index=group.post.index,
-            code=group.lost,
+            code=group.exit_code,
             lived=round(lived, 1),
             pause=pause,
         )
@@ -279,7 +279,7 @@ class Supervisor:
                 followers = zip(group.ranks, group.post.devices[1:], strict=True)
                 own[GROUP] = ",".join(f"{process.pid}={device}" for process, device in followers)
             group.ranks.append(self._spawn(group.post, rank, {**together, **own}))
-        group.ranks.insert(0, group.ranks.pop())
+        group.ranks.insert(0, group.ranks.pop())  # the leader, which was started last
 
     def _spawn(self, post: Post, rank: int, place: dict[str, str]) -> subprocess.Popen[Any]:
         env = {**os.environ, "OMP_NUM_THREADS": str(self._settings.threads), **place}

@@ -20,7 +20,7 @@ for i = 2, #ARGV, 4 do
   if job then
     redis.call('ZADD', key('leases'), NOW + ARGV[1], image_key(job, index))
     local steps = key('steps', job.id)
-    -- A beat without news must not raise the version: clients poll with it as an ETag.
+    -- Without a new step the version must not rise, because clients poll with it as an ETag.
     if tonumber(redis.call('HGET', steps, index) or -1) ~= step then
       redis.call('HSET', steps, index, step)
       job.changed = true

@@ -2,13 +2,14 @@
 --
 -- ARGV: 1 model   2 worker   3 limit in images   4 lease in ms
 --       5, 6 preferred width and height, or ''   7 linger in ms   8 nonce
---       9 random part of tokens   10 '', or the lowest priority of which jobs may be joined
+--       9 random part of tokens   10 '' or, for a full worker, the lowest priority to take from
 --       11... job:index of each image that the worker holds now
 -- Returns {'leases', {job, index, token, attempt, stalls, priority, request, trace, age in ms}...},
 -- or {'linger', ms to wait}.
 --
 -- It's safe to repeat. The same nonce returns the same leases, if they are still valid. A different
--- nonce gives back those of the last claim that the worker doesn't hold: it never got that reply.
+-- nonce gives back those leases of the last claim that the worker doesn't hold, because it never
+-- got that reply.
 --
 -- Writes                what                                          expires
 --   leases              zset: each image, by its deadline             removed when the lease ends
@@ -78,9 +79,9 @@ local function next_priority()
   return best
 end
 
--- The job's next image, or nil if it turns out to have none. A job whose requests are gone, as from
--- an evicting server, is cancelled: its images can never be made, and would hold its tenant's quota
--- forever.
+-- The job's next image, or nil if it turns out to have none. A job whose requests are gone, for
+-- example from an evicting server, is cancelled, because its images can never be made and would
+-- count towards its tenant's quota forever.
 local function peek(id)
   local job = job_of(id)
   if not job then return nil end
@@ -101,9 +102,9 @@ end
 --
 -- Normally that's the first image of the fair order. But a worker prefers the size of its last
 -- image, because images of one size can share a forward pass. So with a preferred size the first
--- few tenants and jobs are searched, and the first match wins. To keep shares fair, a match may
--- overtake by the cost of SLACK images at most: taking an image raises its tags, so a job that
--- keeps overtaking is soon too far ahead to go on.
+-- few tenants and jobs are searched, and the first match is leased. To keep shares fair, a match
+-- may overtake by the cost of SLACK images at most. Leasing an image raises its tags, so a job that
+-- keeps overtaking is soon too far ahead to overtake again.
 local function choose(priority)
   local ready, head = key('ready', model, priority), nil
   local last = width and SEARCHED - 1 or 0
@@ -124,7 +125,7 @@ local function choose(priority)
       if not width or (is_preferred and is_near) then return image end
     end
   end
-  -- Nothing near has the preferred size: fairness wins, and the worker gets another size.
+  -- Nothing near has the preferred size, so the worker gets the first image of the fair order.
   return head
 end
 
@@ -176,7 +177,7 @@ local function lease_image(image, record)
 end
 
 -- Lease images in the fair order, up to the limit. The loop ends at the first image that can't be
--- leased and doesn't look behind it: skipping it would let others overtake it forever.
+-- leased and doesn't skip it, because others could then overtake it forever.
 local function fill()
   while #leases < limit do
     local priority = next_priority()

@@ -1,6 +1,6 @@
--- Remove a job at once, whatever its state; its workers lose their leases. Its files go later,
--- through due.lua. If any image ever ran, they go after a grace period, because a worker may still
--- be writing one, even of an image that was cancelled before.
+-- Remove a job at once, whatever its state; its workers lose their leases. Its files are removed
+-- later, through due.lua. If any image ever ran, they're kept for a grace period, because a worker
+-- may still be writing one, even of an image that was cancelled before.
 --
 -- ARGV: 1 job   2 tenant, or '' for any   3 nonce: repeating a call with it returns 'ok'
 -- Returns 'ok' or 'missing'.

@@ -1,9 +1,9 @@
--- Find jobs whose files can go: deleted ones, and expired ones. Expired jobs become unreadable in
--- this same step, so that no job is ever readable without its files.
+-- Find jobs whose files can be removed: deleted ones, and expired ones. Expired jobs become
+-- unreadable in this same step, so that no job is ever readable without its files.
 --
 -- ARGV: 1 largest number of jobs to return
--- Returns their ids. Until forget.lua is called for a job, it comes again, but only after a minute:
--- a job whose files can't be removed must not hold up the others.
+-- Returns their ids. Until forget.lua is called for a job, it's returned again, but only after a
+-- minute, so that a job whose files can't be removed doesn't block the others.
 --
 -- Writes                what                                          expires
 --   gc                  zset: the jobs returned, due again in a minute   removed by forget.lua

@@ -10,7 +10,7 @@
 -- and what `withdraw` in order.lua writes.
 
 -- Images that were never claimed have no record; the job's `cut` says that they are cancelled.
--- A job of 10,000 images is so cancelled without writing 10,000 records.
+-- So a job of 10,000 images is cancelled without writing 10,000 records.
 local function cut_untouched(job)
   if job.next == job.total then return end
   job.cut, job.next = job.next, job.total
@@ -18,8 +18,9 @@ end
 
 local function cancel_image(job, index)
   local record = record_of(job, index)
-  if record.state == 'running' then record.step = end_lease(job, index) end
+  record.step = record.state == 'running' and end_lease(job, index) or 0
   record.state = 'cancelled'
+  if record.step > 0 then job.steps_done = job.steps_done + steps_made(job, index, record) end
   put_record(job, index, record)
 end
 

@@ -1,10 +1,11 @@
 -- Prepended to every script, after prelude.lua: the fair order, and how images enter and leave it.
 --
 -- It's start-time fair queueing in two levels. Each model and priority is a band: a zset of its
--- tenants by tag, and a zset of each tenant's jobs by tag. The job with the lowest tag, of the
--- tenant with the lowest tag, goes first; its images go by index. Both tags then rise by the
--- image's cost (pixel-steps / weight). So tenants get equal shares whatever they queue, and so do
--- the jobs of one tenant. Equal tags are ordered by name; job ids begin with their creation time.
+-- tenants by tag, and a zset of each tenant's jobs by tag. The tenant with the lowest tag goes
+-- first, with its job that has the lowest tag, and that job's images go by index. Both tags then
+-- rise by the image's cost (pixel-steps / weight). So tenants get equal shares however much they
+-- queue, and so do the jobs of one tenant. Equal tags are ordered by name; job ids begin with their
+-- creation time.
 --
 -- A tenant who joins starts at the lowest tag present, or at its own last tag if that is higher
 -- (`idle`, kept only while the band isn't empty). A job joins at its tenant's lowest tag.
@@ -81,7 +82,7 @@ local function change_load(job, by)
 end
 
 -- Take a tenant with nothing ready out of the band. Its tag stays in `idle` while it's above the
--- lowest one present: otherwise the tenant could leave and come back to go first again.
+-- lowest one present. Otherwise the tenant could leave and come back, and would go first again.
 local function leave_band(model, priority, tenant)
   local ready, idle = key('ready', model, priority), key('idle', model, priority)
   local load = key('load', model, priority)
@@ -102,7 +103,7 @@ local function offer(job, count)
   if count == 0 then return end
   local ready, idle = key('ready', job.model, job.priority), key('idle', job.model, job.priority)
   local fair = key('fair', job.model, job.priority, job.tenant)
-  -- Starting at the lowest tag present gives neither credit for having been away nor debt.
+  -- At the lowest tag present, a newcomer has neither an advantage nor a disadvantage.
   if job.waiting == 0 then redis.call('ZADD', fair, lowest_tag(fair) or 0, job.id) end
   if not redis.call('ZSCORE', ready, job.tenant) then
     local own = tonumber(redis.call('ZSCORE', idle, job.tenant) or 0)

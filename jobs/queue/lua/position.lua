@@ -53,7 +53,7 @@ local function read_lowest(zset, own_id, describe)
   local members = {own_id = own_id, own_tag = tonumber(redis.call('ZSCORE', zset, own_id) or 0),
     count = 0, cost = 0, work = 0, unread_before = rank and math.max(0, rank - LOOK) or 0,
     unread = redis.call('ZCARD', zset) - #lowest / 2}
-  -- We are never one of the others, so don't count ourselves beyond LOOK either.
+  -- Our own member isn't one of the others, so don't count it among the unread ones either.
   if rank and rank >= LOOK then members.unread = members.unread - 1 end
   for i = 1, #lowest, 2 do
     local count, cost, weight = 0, 0, 1
@@ -107,7 +107,7 @@ local jobs = read_lowest(fair, own_job.id, function(id)
 end)
 local own_images, own_load = load_of(load, own_tenant)
 if jobs.unread > 0 then
-  -- The tenant's totals are known exactly; what the jobs read don't account for is the rest's.
+  -- The tenant's totals are known exactly, so the unread jobs have what the read ones don't.
   local cost = own_images > 0 and own_load / own_images or own_cost
   set_average(jobs, own_images - own_job.waiting - jobs.count, cost, own_job.weight)
 end

@@ -2,7 +2,7 @@
 --
 -- KEYS[1] is the pool's prefix. All other names are made from it, so they are in one hash slot.
 -- A script changes a job through the table that `job_of` returns, and ends with `save_jobs()`.
--- Let redis.call turn numbers into text: it keeps 17 digits, `..` only 14.
+-- Numbers are passed to redis.call as numbers, because it keeps 17 digits and `..` only 14.
 --
 -- `save_jobs` writes    what                                          expires
 --   job:<id>            hash: the job's changed fields                keep_ms + 1 day after its end
@@ -139,7 +139,9 @@ end
 local KEPT = {'job', 'requests', 'images'}
 
 local function begin_to_expire(job)
-  job.steps_done = job.steps_total
+  -- All count, also those of images whose requests are gone. Cancelled images count as far as they
+  -- came.
+  if job.cancelled == 0 then job.steps_done = job.steps_total end
   job.finished = NOW
   job.expires = NOW + job.keep
   redis.call('ZADD', key('gc'), job.expires, job.id)
@@ -219,8 +221,9 @@ local function put_record(job, index, record)
   redis.call('HSET', key('images', job.id), index, cjson.encode(record))
 end
 
--- The job and the record if `token` is that of the image's current lease, else nil. Then the third
--- value is the image's state if `token` was its last lease, else 'stale'.
+-- The job and the record if `token` is that of the image's current lease, else nil. In that case
+-- the third value is the image's state if `token` was that of its last lease, else 'stale'. Every
+-- claim writes a new token (claim.lua), so a worker whose image was claimed again gets 'stale'.
 local function held_image(id, index, token)
   local job = job_of(id)
   if not job then return nil, nil, 'stale' end
@@ -246,8 +249,15 @@ local function end_lease(job, index)
   return step
 end
 
--- Finish a running image for good. All its steps count as done; they are unknown, so none count, if
--- an evicting server has dropped the job's requests.
+-- The steps of a cancelled image that were done, as far as its request has that many. Some
+-- schedulers run more. None if an evicting server has dropped the request.
+local function steps_made(job, index, record)
+  local request = request_of(job, index)
+  return request and math.min(record.step or 0, request.steps) or 0
+end
+
+-- Move a running image to its final state. All its steps count as done. If an evicting server has
+-- dropped the job's requests, their number is unknown and none count.
 local function finish_image(job, index, record, state)
   local request = request_of(job, index)
   record.state = state

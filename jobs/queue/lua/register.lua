@@ -1,4 +1,4 @@
--- Register a worker as alive for a while, and drop registrations that have run out.
+-- Register a worker as alive for a while, and remove expired registrations.
 --
 -- ARGV: 1 worker   2 its report, JSON   3 lifetime in ms
 -- Returns nothing.

@@ -13,7 +13,6 @@
 --   events              stream: the job's new state                   trimmed to 100,000
 -- and what `offer` in order.lua writes.
 
-local CHUNK = 1000
 local job = job_owned_by(ARGV[2], ARGV[1])
 if not job then return 'missing' end
 if redis.call('HGET', key('job', job.id), 'retried') == ARGV[3] then return 'ok' end
@@ -26,21 +25,15 @@ local records = redis.call('HGETALL', key('images', job.id))
 for i = 1, #records, 2 do
   local index, record = records[i], cjson.decode(records[i + 1])
   if record.state == 'failed' or record.state == 'cancelled' then
+    local counted = record.state == 'failed' and request_of(job, index).steps
+      or steps_made(job, index, record)
+    job.steps_done = job.steps_done - counted
     put_record(job, index, {state = 'queued', token = '', attempt = 0, stalls = 0})
     redis.call('ZADD', key('again', job.id), index, index)
-    job.steps_done = job.steps_done - request_of(job, index).steps
   end
 end
 -- Images that a cancel cut off have no record; they become untouched again.
-if job.cut then
-  for first = job.cut, job.total - 1, CHUNK do
-    local last = math.min(first + CHUNK, job.total) - 1
-    for _, text in ipairs(redis.call('LRANGE', key('requests', job.id), first, last)) do
-      job.steps_done = job.steps_done - string.match(text, '^%d+ %d+ (%d+)\n')
-    end
-  end
-  job.next, job.cut = job.cut, nil
-end
+if job.cut then job.next, job.cut = job.cut, nil end
 redis.call('HSET', key('job', job.id), 'retried', ARGV[3])
 move(job, 'failed', 'queued', failed)
 move(job, 'cancelled', 'queued', cancelled)

@@ -1,7 +1,8 @@
--- Take images from workers whose leases have expired, and wake delayed images that are due.
+-- Take images from workers whose leases have expired, and wake delayed images that are due. The
+-- heartbeat of every worker runs this every two seconds (workers/heartbeat.py).
 --
--- A lost lease is a stall, not an attempt. The image is queued again, to run alone in case it's
--- what kills its workers, and fails after too many stalls.
+-- An expired lease counts as a stall, not as an attempt. The image is queued again. It will run
+-- alone, because it may be the cause, and it fails after too many stalls.
 --
 -- ARGV: 1 largest number of images to look at
 -- Returns how many images moved.
@@ -20,8 +21,8 @@ local PAUSE_MS = 6000     -- three sweeps of one worker; no pause is shorter, ev
 
 local limit = tonumber(ARGV[1])
 
--- Whether nobody has swept for longer than a lease. Workers sweep all the time, so then either the
--- queue was away or every worker was (an outage, a sleeping laptop).
+-- Whether the last sweep is longer ago than a lease. Workers sweep all the time, so in between
+-- either the queue server or every worker was stopped (an outage, a suspended laptop).
 local function was_paused()
   local swept = redis.call('HMGET', key('swept'), 'at', 'lease')
   local lease = tonumber(swept[2])
@@ -38,14 +39,15 @@ local function take_back(image)
   local id, index = split(image)
   local job = job_of(id)
   local record = job and record_of(job, index)
-  -- The job is gone, as from a server that lost the end of its log: only the lease is left.
+  -- The job is gone and only the lease remains, for example after the server lost the end of its
+  -- log.
   if not record or record.state ~= 'running' then
     redis.call('ZREM', key('leases'), image)
     return 0
   end
   record.stalls = record.stalls + 1
   tally('lost', job.model, 1)
-  -- Claiming counted an attempt. A worker's death isn't the image's failure, so it's undone.
+  -- The claim counted an attempt. Undo that, because it was the worker that failed, not the image.
   record.attempt = record.attempt - 1
   if record.stalls <= job.max_stalls then
     requeue(job, index, record, 0)
@@ -59,8 +61,9 @@ end
 
 local moved = promote(limit)
 local is_after_pause, lease = was_paused()
--- After a pause every lease has expired, those of living workers too. They get a short grace, once,
--- to beat in: without it the first worker back would take the work of all the others.
+-- After a pause every lease has expired, even those of live workers. They're extended once, for a
+-- short time in which workers can beat. Without it, the first worker to come back would take the
+-- images of all others.
 if is_after_pause then extend_expired(math.floor(math.min(GRACE_MS, lease * GRACE_SHARE))) end
 local expired = redis.call('ZRANGEBYSCORE', key('leases'), '-inf', NOW, 'LIMIT', 0, limit)
 for _, image in ipairs(expired) do

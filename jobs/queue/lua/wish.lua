@@ -1,7 +1,7 @@
 -- Record that someone wants a preview of an image. Its worker learns of it at its next beat.
 --
 -- ARGV: 1 job   2 index
--- Returns 'ok'. A wish ends by itself; repeat the call to keep getting previews.
+-- Returns 'ok'. A wish expires; repeat the call to keep getting previews.
 --
 -- Writes                what                                          expires
 --   wishes              zset: the image, by the wish's end            15 s after the last wish
