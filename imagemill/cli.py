@@ -13,9 +13,9 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.markup import escape
-from typer.core import TyperGroup
 
 from imagemill.commands import flags, jobs, keys, local, pictures, processes, setup, status
+from imagemill.commands.help import Command, CommandGroup
 from imagemill.commands.options import (
     DATA,
     HOST,
@@ -40,7 +40,7 @@ EXIT_CODES = (
 )
 
 
-class Commands(TyperGroup):
+class Commands(CommandGroup):
     """Prints our errors as a sentence on stderr and turns them into exit codes."""
 
     def invoke(self, ctx: Any) -> Any:
@@ -101,7 +101,7 @@ def top(
     """Turn batches of prompts into images with a queue and a pool of diffusion workers."""
 
 
-@app.command()
+@app.command(cls=Command)
 def up(
     host: Host = HOST,
     port: Port = PORT,
@@ -125,7 +125,7 @@ def up(
     )
 
 
-@app.command()
+@app.command(cls=Command)
 def generate(
     ctx: typer.Context,
     prompts: flags.Prompts = None,
@@ -182,7 +182,7 @@ def generate(
     raise typer.Exit(generation.detach() if detach else generation.run())
 
 
-@app.command()
+@app.command(cls=Command)
 def plan(
     model: Annotated[
         str,

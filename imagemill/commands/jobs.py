@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from imagemill.commands import complete, flags
+from imagemill.commands.help import Command
 from imagemill.commands.options import DATA, AsJson, Data, Server
 from imagemill.terminal.output import print_json
 
@@ -30,7 +31,7 @@ Jobs = Annotated[
 def register(app: typer.Typer) -> None:
     """Add the commands to the application."""
     for command in (download, cancel, retry, delete):
-        app.command()(command)
+        app.command(cls=Command)(command)
 
 
 def download(

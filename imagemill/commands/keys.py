@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from imagemill.commands.help import Command, CommandGroup
 from imagemill.commands.options import DATA, AsJson, Data
 from imagemill.terminal.output import print_json
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from service.keys import KeyRing
 
 keys = typer.Typer(
+    cls=CommandGroup,
     no_args_is_help=True,
     help="Create, list and revoke the API keys of a data folder.",
     rich_markup_mode="rich",
@@ -29,7 +31,7 @@ def register(app: typer.Typer) -> None:
     app.add_typer(keys, name="keys")
 
 
-@keys.command()
+@keys.command(cls=Command)
 def add(
     tenant: Annotated[
         str, typer.Argument(help="Whose jobs the key can see. A tenant may have several keys.")
@@ -71,7 +73,7 @@ def add(
         _note(f"this is the first key: from now on, the server on {data} requires one")
 
 
-@keys.command("list")
+@keys.command("list", cls=Command)
 def list_keys(data: Data = DATA, as_json: AsJson = False) -> None:
     """List all keys, without their secrets."""
     from imagemill.terminal import show
@@ -85,7 +87,7 @@ def list_keys(data: Data = DATA, as_json: AsJson = False) -> None:
         Console().print(f"no keys in {escape(str(data))}; none is required", soft_wrap=True)
 
 
-@keys.command()
+@keys.command(cls=Command)
 def revoke(
     ids: Annotated[
         list[str], typer.Argument(metavar="ID...", help="Key ids, as printed by `keys list`.")

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from imagemill.commands.help import Command
 from imagemill.commands.options import DATA, Data
 
 TAIL_BYTES = 256 * 2**10
@@ -28,7 +29,7 @@ class Part(StrEnum):
 def register(app: typer.Typer) -> None:
     """Add the commands to the application."""
     for command in (down, logs):
-        app.command()(command)
+        app.command(cls=Command)(command)
 
 
 def down(

@@ -7,6 +7,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from imagemill.commands.help import Command
 from imagemill.commands.options import DATA, AsJson, Data, Models, Server
 from imagemill.terminal.output import print_json
 
@@ -14,7 +15,7 @@ from imagemill.terminal.output import print_json
 def register(app: typer.Typer) -> None:
     """Add the commands to the application."""
     for command in (inspect, replay):
-        app.command()(command)
+        app.command(cls=Command)(command)
 
 
 def inspect(

@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from imagemill.commands import complete
+from imagemill.commands.help import Command
 from imagemill.commands.options import (
     DATA,
     HOST,
@@ -27,7 +28,7 @@ from imagemill.commands.options import (
 def register(app: typer.Typer) -> None:
     """Add the commands to the application."""
     for command in (worker, serve, doctor):
-        app.command()(command)
+        app.command(cls=Command)(command)
 
 
 def worker(

@@ -5,10 +5,12 @@ from typing import Annotated
 
 import typer
 
+from imagemill.commands.help import Command
+
 
 def register(app: typer.Typer) -> None:
     """Add the command to the application."""
-    app.command()(init)
+    app.command(cls=Command)(init)
 
 
 def init(

@@ -12,6 +12,7 @@ import typer
 from rich.console import Console, Group, RenderableType
 
 from imagemill.commands import complete
+from imagemill.commands.help import Command
 from imagemill.commands.options import DATA, AsJson, Data, Server
 from imagemill.terminal.output import print_json
 
@@ -24,7 +25,7 @@ WATCH_PAUSE = 1.0
 def register(app: typer.Typer) -> None:
     """Add the commands to the application."""
     for command in (status, models, workers):
-        app.command()(command)
+        app.command(cls=Command)(command)
 
 
 def status(
