@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass
 from typing import Annotated
 
-from fastapi import Depends, Request
+from fastapi import Depends, HTTPException, Request
 from fastapi.security import (
     HTTPAuthorizationCredentials,
     HTTPBasic,
@@ -20,6 +20,7 @@ from fastapi.security import (
 from limits import parse
 from limits.storage import MemoryStorage
 from limits.strategies import MovingWindowRateLimiter
+from starlette.requests import HTTPConnection
 
 from jobs.errors import ConfigurationError
 from service.http.cross_site import check_site
@@ -29,22 +30,42 @@ from service.settings import ServiceSettings
 
 LOCAL = "local"
 
+
+class _Basic(HTTPBasic):
+    """FastAPI's, except that a header that it can't read is no credential instead of a 401.
+
+    Some clients send `Basic` with nothing after it if their user has set no password.
+    """
+
+    async def __call__(  # type: ignore[override]
+        self, request: HTTPConnection
+    ) -> HTTPBasicCredentials | None:
+        try:
+            return await super().__call__(request)
+        except HTTPException:
+            return None
+
+
 bearer = HTTPBearer(
     auto_error=False, scheme_name="key", description="An API key, if the service has any."
 )
-_basic = HTTPBasic(
+_basic = _Basic(
     auto_error=False, scheme_name="basic", description="Any name, and an API key as the password."
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """The caller of a request. `max_unfinished` None means the service's own quota."""
+    """The caller of a request. `max_unfinished` None means the service's own quota.
+
+    `key` is the id of its API key, None on a service without keys.
+    """
 
     tenant: str
     weight: float = 1.0
     max_unfinished: int | None = None
     max_priority: int = 9
+    key: str | None = None
 
 
 class Gate:
@@ -68,7 +89,7 @@ class Gate:
         if key is None:
             raise Unauthenticated("unknown API key")
         self._count(key)
-        return Caller(key.tenant, key.weight, key.max_unfinished, key.max_priority)
+        return Caller(key.tenant, key.weight, key.max_unfinished, key.max_priority, key.id)
 
     @property
     def is_open(self) -> bool:

@@ -72,6 +72,28 @@ def test_unknown_key_is_401(guarded: tuple, header: str) -> None:
     assert (response.status_code, response.json()["status"]) == (401, 401)
 
 
+MALFORMED = ["Basic", "Basic ", "Basic !", "Basic YQ==", "Basic w7w=", "Bearer", "Bearer ", "", "x"]
+"""Headers without a credential: the third isn't base64, the fourth has no colon, the fifth isn't
+ASCII."""
+
+
+@pytest.mark.parametrize("header", MALFORMED)
+def test_malformed_header_is_no_credential(
+    guarded: tuple, deployment: Deployment, header: str
+) -> None:
+    headers = {"Authorization": header}
+    for path in ("/sdapi/v1/sd-models", "/v1/jobs", "/v1/batches"):
+        assert deployment.client.get(path, headers=headers).status_code == 200, path
+        refused = guarded[0].client.get(path, headers=headers)
+        assert (refused.status_code, refused.headers["www-authenticate"]) == (401, "Bearer")
+        document = refused.json()
+        if path == "/v1/batches":
+            assert document["error"]["code"] == "unauthenticated"
+        else:
+            assert document["type"] == "urn:imagemill:problem:unauthenticated"
+            assert "API key" in document["detail"]
+
+
 def test_tenants_cannot_see_each_others_jobs(guarded: tuple) -> None:
     deployment, headers = guarded
     job = deployment.client.post("/v1/jobs", json=body(), headers=headers["alice"]).json()
