@@ -199,8 +199,6 @@ def problems(model: Model, request: ImageRequest, pointer: str) -> list[FieldPro
 
 
 def _prompt_problems(request: ImageRequest) -> Iterator[tuple[str, str]]:
-    if not request.prompt.strip():
-        yield "prompt", "must not be blank"
     for name in ("prompt", "negative_prompt"):
         text = getattr(request, name) or ""
         if len(text) > MAX_PROMPT_CHARACTERS:

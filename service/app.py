@@ -38,7 +38,8 @@ from service.read.events import EventHub
 from service.read.views import Links
 from service.read.worker_cache import RecentCards, RecentWorkers
 from service.routes import docs, events, health, images, jobs, models, page
-from service.sdapi import routes
+from service.sdapi import list_routes, option_routes, progress_routes, routes
+from service.sdapi.sessions import Sessions
 from service.settings import ServiceSettings
 from service.submit.prompt_length import PromptLengths
 from service.webhooks.notices import Notices
@@ -51,16 +52,24 @@ _ROUTES = (
     events,
     images,
     routes,
+    progress_routes,
+    option_routes,
     models,
     file_routes,
     batch_routes,
+    list_routes,
 )
 """In the order in which a request's path is matched, so the busiest come first."""
 
 _EXPOSED = ("ETag", "Location", "Retry-After", "X-Request-ID", "Content-Range")
 """Response headers that pages of allowed other sites can read."""
 
-_GUARDS: dict[ModuleType, Callable[..., Any]] = {routes: caller_by_password, images: viewer}
+_A1111_ROUTES = (routes, progress_routes, option_routes, list_routes)
+
+_GUARDS: dict[ModuleType, Callable[..., Any]] = {
+    images: viewer,
+    **dict.fromkeys(_A1111_ROUTES, caller_by_password),
+}
 """Who may call a module's routes, if it isn't `caller`."""
 
 _OPENAI_ROUTES = (image_routes, file_routes, batch_routes)
@@ -96,6 +105,7 @@ def create_app(
         cards=RecentCards(store),
         gate=gate,
         signer=signer,
+        sessions=Sessions(settings.data / "sdapi"),
         started=int(time.time()),
     )
     _assemble(app, parts)

@@ -16,6 +16,7 @@ from service.read.events import EventHub
 from service.read.standing import standstill
 from service.read.views import Links
 from service.read.worker_cache import RecentCards, RecentWorkers
+from service.sdapi.sessions import Sessions
 from service.settings import ServiceSettings
 from service.submit.prompt_length import PromptLengths
 
@@ -37,6 +38,7 @@ class ServiceContext:
     cards: RecentCards
     gate: Gate
     signer: UrlSigner
+    sessions: Sessions
     started: int
     """When the service started, in seconds since the epoch."""
 

@@ -12,7 +12,7 @@ from pydantic.json_schema import models_json_schema
 from service.http.for_generators import prepare
 from service.openai.batch_schemas import CreateBatch
 from service.openai.schemas import GenerateImages, OpenAIError
-from service.sdapi.schemas import PngToRead, TextToImage
+from service.sdapi.schemas import ChosenOptions, PngToRead, TaskToFollow, TextToImage
 from service.submit.schemas import Problem, SubmitJob
 
 _MEANINGS = {
@@ -101,6 +101,8 @@ def complete_document(app: FastAPI) -> dict[str, Any]:
                 (GenerateImages, "validation"),
                 (CreateBatch, "validation"),
                 (TextToImage, "validation"),
+                (TaskToFollow, "validation"),
+                (ChosenOptions, "validation"),
                 (PngToRead, "validation"),
                 (Problem, "serialization"),
                 (OpenAIError, "serialization"),

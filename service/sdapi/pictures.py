@@ -17,10 +17,14 @@ _LONGEST_SETTINGS = 4000
 
 
 def from_base64(text: str) -> bytes:
-    """Decode base64, with or without the head of a data URL. Raises InvalidRequest."""
-    head, comma, rest = text.partition(",")
+    """Decode base64, with or without line breaks and the head of a data URL.
+
+    Raises InvalidRequest.
+    """
+    head, comma, rest = text.strip().partition(",")
+    body = rest if comma and head.startswith("data:") else text
     try:
-        return base64.b64decode(rest if comma and head.startswith("data:") else text, validate=True)
+        return base64.b64decode("".join(body.split()), validate=True)
     except (binascii.Error, ValueError) as error:
         raise _bad("must be base64") from error
 

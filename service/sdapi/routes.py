@@ -1,56 +1,41 @@
-"""The routes of A1111's API: txt2img, progress, interrupt, sd-models, png-info.
+"""The main routes of A1111's API: txt2img, sd-models, png-info.
 
-A txt2img is an ordinary job whose request stays open until it's finished. `progress` and
-`interrupt` apply to the caller's own txt2img jobs, which are recognized by their metadata.
+A txt2img is an ordinary job whose request stays open until it's finished.
 """
 
 import base64
 import json
-import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from functools import partial
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Query, Request, Response
-from pydantic import BaseModel, ValidationError
+from fastapi import APIRouter, Depends, Request, Response
+from pydantic import ValidationError
 
-from jobs.errors import InvalidRequest, UnknownModel
-from jobs.job import ImageView, Job, State
+from jobs.errors import Conflict, InvalidRequest, UnknownModel
+from jobs.job import ImageView, Job
 from jobs.queue.decode import Submitted
 from service.context import Context, ServiceContext
 from service.http.auth import Caller, CallerByPassword
 from service.http.body import json_body, json_body_schema
-from service.http.errors import ImagesFailed, invalid
+from service.http.errors import CallerLeft, ImagesFailed, invalid
 from service.http.openapi import problems
-from service.read.eta import eta_seconds, speed, work_of_images
 from service.read.long_poll import enqueue_and_finish
-from service.read.results import failure, preview
+from service.read.results import failure
+from service.sdapi.option_routes import model_of
 from service.sdapi.pictures import from_base64, settings, texts
-from service.sdapi.schemas import (
-    Checkpoint,
-    Pictures,
-    PngInfo,
-    PngToRead,
-    Progress,
-    ProgressState,
-    TextToImage,
-)
+from service.sdapi.progress_routes import timestamp
+from service.sdapi.schemas import Checkpoint, Pictures, PngInfo, PngToRead, TextToImage
+from service.sdapi.sessions import session_of
 from service.submit.enqueue import enqueue
 
 router = APIRouter(prefix="/sdapi/v1", tags=["sdapi"])
 
 
-class ProgressQuery(BaseModel):
-    """Whether to omit the latest preview."""
-
-    skip_current_image: bool = False
-
-
 @router.post(
     "/txt2img",
     response_model=Pictures,
-    responses=problems(400, 404, 408, 413, 415, 422, 429, 502, 503, 504),
+    responses=problems(400, 404, 408, 409, 413, 415, 422, 429, 502, 503, 504),
     openapi_extra=json_body_schema(TextToImage),
 )
 async def text_to_image(
@@ -60,44 +45,18 @@ async def text_to_image(
     caller: CallerByPassword,
 ) -> Response:
     """Generate images from one prompt; after an interrupt, returns the finished ones."""
-    images_json = await enqueue_and_finish(
-        context,
-        caller,
-        request.receive,
-        partial(_enqueue, context, caller, body),
-        partial(_images_json, context, body),
-    )
+    try:
+        images_json = await enqueue_and_finish(
+            context,
+            caller,
+            request.receive,
+            partial(_enqueue, request, context, caller, body),
+            partial(_images_json, context, body),
+        )
+    except CallerLeft:
+        context.sessions.note_departure(session_of(request, caller))
+        raise
     return Response(images_json, media_type="application/json")
-
-
-@router.get("/progress", response_model=Progress, responses=problems(422, 503))
-def progress(
-    query: Annotated[ProgressQuery, Query()], context: Context, caller: CallerByPassword
-) -> Progress:
-    """Progress of the caller's oldest unfinished txt2img."""
-    jobs = _unfinished(context, caller)
-    if not jobs:
-        return _nothing()
-    job = jobs[-1]
-    images = context.store.images(job.id)
-    current = next((image for image in images if image.state is State.RUNNING), images[0])
-    rate = speed(context.workers.all(), job.model)
-    latest = None if query.skip_current_image else preview(context, job.id, current)
-    return Progress(
-        progress=job.progress,
-        eta_relative=eta_seconds(work_of_images(images), context.store.ahead(job.id), rate) or 0.0,
-        state=_state(job, current),
-        current_image=base64.b64encode(latest).decode("ascii") if latest else None,
-        textinfo=None,
-    )
-
-
-@router.post("/interrupt", responses=problems(422, 503))
-def interrupt(context: Context, caller: CallerByPassword) -> dict[str, str]:
-    """Stop the caller's unfinished txt2imgs; each returns the images it has so far."""
-    for job in _unfinished(context, caller):
-        context.store.cancel(job.id, caller.tenant)
-    return {}
 
 
 @router.get("/sd-models", response_model=list[Checkpoint])
@@ -122,10 +81,13 @@ def read_png(body: Annotated[PngToRead, Depends(json_body(PngToRead))]) -> PngIn
     return PngInfo(info=info, items=dict(items), parameters=settings(info) if info else {})
 
 
-def _enqueue(context: ServiceContext, caller: Caller, body: TextToImage) -> tuple[Submitted, str]:
+def _enqueue(
+    request: Request, context: ServiceContext, caller: Caller, body: TextToImage
+) -> tuple[Submitted, str]:
     """The request's job and model; problems refer to the request's fields."""
     try:
-        job_body = body.as_job(next(iter(context.catalog)).name)
+        model = model_of(request, context, caller)
+        job_body = body.as_job(model, session_of(request, caller))
         job, _ = enqueue(context, caller, job_body)
     except UnknownModel:
         raise
@@ -145,10 +107,12 @@ def _images_json(
     if isinstance(problem, ImagesFailed):
         raise problem
     finished = [image for image in images if image.result]
+    if not finished:  # clients take the first image without looking
+        raise Conflict("interrupted before an image was finished")
     files = [context.images.read(image.result.uri) for image in finished if image.result]
     encoded = [base64.b64encode(data).decode("ascii") for data in files]
     return Pictures(
-        images=encoded if body.send_images else [],
+        images=[] if body.send_images is False else encoded,
         parameters=body.model_dump(mode="json"),
         info=json.dumps(_info(job, images[0], finished, files, body)),
     ).model_dump_json()
@@ -171,42 +135,8 @@ def _info(
         "cfg_scale": request.guidance_scale,
         "batch_size": len(finished),
         "sd_model_name": job.model,
-        "job_timestamp": _timestamp(job),
+        "job_timestamp": timestamp(job),
         "infotexts": [texts(data).get("parameters", "") for data in files],
         "ignored": body.ignored,
         "job": job.id,
     }
-
-
-def _unfinished(context: ServiceContext, caller: Caller) -> list[Job]:
-    """The caller's unfinished txt2imgs, newest first."""
-    jobs = [
-        job
-        for state in (State.QUEUED, State.RUNNING)
-        for job in context.store.jobs(caller.tenant, state=state, limit=200)[0]
-        if job.metadata.get("api") == "sdapi"
-    ]
-    return sorted(jobs, key=lambda job: job.created, reverse=True)
-
-
-def _state(job: Job, current: ImageView) -> ProgressState:
-    return ProgressState(
-        job=job.id,
-        job_count=job.counts.total,
-        job_no=current.index,
-        job_timestamp=_timestamp(job),
-        sampling_step=current.step,
-        sampling_steps=current.request.steps,
-    )
-
-
-def _nothing() -> Progress:
-    stamp = time.strftime("%Y%m%d%H%M%S", time.gmtime())
-    state = ProgressState(
-        job="", job_count=0, job_no=0, job_timestamp=stamp, sampling_step=0, sampling_steps=0
-    )
-    return Progress(progress=0.0, eta_relative=0.0, state=state, current_image=None, textinfo=None)
-
-
-def _timestamp(job: Job) -> str:
-    return datetime.fromtimestamp(job.created, UTC).strftime("%Y%m%d%H%M%S")

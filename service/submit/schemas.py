@@ -35,6 +35,12 @@ def _without_nul(text: str) -> str:
     return text
 
 
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise ValueError("must not be blank")
+    return text
+
+
 _WEB = r"^https?://[A-Za-z0-9]"
 
 
@@ -76,7 +82,14 @@ Prompt = Annotated[
         json_schema_extra={"pattern": r"^[^\u0000]*[^\u0000\s][^\u0000]*$"},  # nor blank
     ),
     AfterValidator(_without_nul),
+    AfterValidator(_not_blank),
 ]
+AnyPrompt = Annotated[
+    str,
+    Field(max_length=PROMPT.maximum, json_schema_extra={"pattern": r"^[^\u0000]*$"}),
+    AfterValidator(_without_nul),
+]
+"""A prompt that may be empty."""
 NegativePrompt = Annotated[
     str,
     Field(

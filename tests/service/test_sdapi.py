@@ -73,8 +73,8 @@ def test_minimal_request(deployment: Deployment) -> None:
 @pytest.mark.parametrize(
     ("fields", "pointer"),
     [
-        ({"prompt": ""}, "/prompt"),
-        ({"prompt": " "}, "/prompt"),
+        ({"prompt": "x" * 10_001}, "/prompt"),
+        ({"prompt": "\0"}, "/prompt"),
         ({"width": 100}, "/width"),
         ({"steps": 101}, "/steps"),
         ({"cfg_scale": 99}, "/cfg_scale"),
@@ -83,10 +83,15 @@ def test_minimal_request(deployment: Deployment) -> None:
         ({"batch_size": 10_000, "n_iter": 10_000}, "/batch_size"),
         ({"enable_hr": True}, "/enable_hr"),
         ({"restore_faces": True}, "/restore_faces"),
-        ({"tiling": 0}, "/tiling"),
+        ({"tiling": 1}, "/tiling"),
+        ({"steps": "many"}, "/steps"),
+        ({"steps": 4.5}, "/steps"),
         ({"script_name": "x/y plot"}, "/script_name"),
         ({"styles": ["oil"]}, "/styles"),
-        ({"alwayson_scripts": {"controlnet": {}}}, "/alwayson_scripts"),
+        ({"alwayson_scripts": {"controlnet": {"args": [{"enabled": True}]}}}, "/alwayson_scripts"),
+        ({"alwayson_scripts": {"controlnet": {"args": [{}]}}}, "/alwayson_scripts"),
+        ({"alwayson_scripts": {"ADetailer": {"args": [True, {}]}}}, "/alwayson_scripts"),
+        ({"alwayson_scripts": {"x": "y"}}, "/alwayson_scripts"),
         ({"override_settings": {"sd_model_checkpoint": 7}}, "/override_settings"),
     ],
 )
@@ -94,6 +99,32 @@ def test_unsupported_fields_are_refused(deployment: Deployment, fields: dict, po
     response = deployment.client.post(TXT2IMG, json={**USUAL, **fields})
     assert (response.status_code, pointers(response)) == (422, [pointer])
     assert response.json()["detail"]
+
+
+def test_values_are_read_as_leniently_as_a1111_reads_them(deployment: Deployment) -> None:
+    lenient = {
+        "prompt": "",
+        "seed": "7",
+        "steps": "4",
+        "cfg_scale": "1.5",
+        "width": 64.0,
+        "height": "32",
+        "batch_size": None,
+        "tiling": 0,
+        "script_name": "None",
+        "script_args": [],
+        "alwayson_scripts": {
+            "controlnet": {"args": [{"enabled": False}]},
+            "ADetailer": {"args": [False, True, {"ad_model": "x"}]},
+            "empty": {"args": []},
+        },
+    }
+    with working(deployment) as leases:
+        response = deployment.client.post(TXT2IMG, json={**USUAL, **lenient})
+    assert response.status_code == 200, response.text
+    (request,) = [lease.request for lease in leases]
+    assert (request.prompt, request.seed, request.steps) == ("", 7, 4)
+    assert (request.guidance_scale, request.width, request.height) == (1.5, 64, 32)
 
 
 def test_lone_surrogate_is_refused_anywhere(deployment: Deployment) -> None:
@@ -144,6 +175,64 @@ def test_progress_and_interrupt(fresh: Deployment) -> None:
     fresh.worker.finish(first)
 
 
+def test_interrupt_before_the_first_image_is_a_conflict(fresh: Deployment) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(fresh.client.post, TXT2IMG, json={"prompt": "a"})
+        wait_until(fresh.worker.claim)
+        fresh.client.post("/sdapi/v1/interrupt")
+        response = waiting.result(PATIENCE)
+    assert (response.status_code, "interrupted" in response.json()["detail"]) == (409, True)
+
+
+def test_progress_and_interrupt_of_one_task(fresh: Deployment) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        waiting = [
+            pool.submit(fresh.client.post, TXT2IMG, json={"prompt": task, "force_task_id": task})
+            for task in ("one", "two")
+        ]
+        leases = wait_until(lambda: fresh.store.queue_depth().get("demo", {}).get(5) == 2) and (
+            fresh.worker.claim(2)
+        )
+        (second,) = [lease for lease in leases if lease.request.prompt == "two"]
+        fresh.store.beat("hand", {(second.key, second.token): 4}, 60)
+        seen = fresh.client.get("/sdapi/v1/progress?id_task=two").json()
+        assert seen["state"]["sampling_step"] == 4
+        assert fresh.client.get("/sdapi/v1/progress?id_task=three").json()["progress"] == 0
+        followed = fresh.client.post("/internal/progress", json={"id_task": "two"}).json()
+        assert (followed["active"], followed["progress"]) == (True, 0.5)
+        fresh.client.post("/sdapi/v1/interrupt?id_task=two")
+        assert waiting[1].result(PATIENCE).status_code == 409
+        (first,) = [lease for lease in leases if lease.request.prompt == "one"]
+        fresh.worker.finish(first)
+        assert waiting[0].result(PATIENCE).status_code == 200
+    done = fresh.client.post("/internal/progress", json={"id_task": "one"}).json()
+    assert (done["active"], done["completed"]) == (False, True)
+    unknown = fresh.client.post("/internal/progress", json={"id_task": "three"}).json()
+    assert unknown["completed"] is False
+
+
+def test_interrupt_stops_only_the_running_image(fresh: Deployment) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(fresh.client.post, TXT2IMG, json={"prompt": "first"})
+        (_lease,) = wait_until(fresh.worker.claim)
+        second = pool.submit(fresh.client.post, TXT2IMG, json={"prompt": "second"})
+        wait_until(fresh.store.queue_depth)
+        assert fresh.client.post("/sdapi/v1/skip").json() == {}
+        assert first.result(PATIENCE).status_code == 409
+        fresh.worker.finish_all()
+        assert second.result(PATIENCE).status_code == 200
+
+
+def test_skip_of_one_image_of_several_is_refused(fresh: Deployment) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(fresh.client.post, TXT2IMG, json={"prompt": "a", "n_iter": 2})
+        (lease,) = wait_until(fresh.worker.claim)
+        assert fresh.client.post("/sdapi/v1/skip").status_code == 409
+        fresh.worker.finish(lease)
+        assert fresh.client.post("/sdapi/v1/skip").status_code == 200
+        assert len(waiting.result(PATIENCE).json()["images"]) == 1
+
+
 def test_catalog_as_checkpoints(deployment: Deployment) -> None:
     checkpoints = deployment.client.get("/sdapi/v1/sd-models").json()
     assert [checkpoint["model_name"] for checkpoint in checkpoints] == ["demo", "distilled", "idle"]
@@ -160,8 +249,10 @@ def test_png_info(deployment: Deployment) -> None:
     buffer = io.BytesIO()
     Image.new("RGB", (8, 8)).save(buffer, "PNG", pnginfo=chunks)
     text = base64.b64encode(buffer.getvalue()).decode()
-    for image in (text, f"data:image/png;base64,{text}"):
-        info = deployment.client.post("/sdapi/v1/png-info", json={"image": image}).json()
+    lines = "\r\n".join(text[start : start + 76] for start in range(0, len(text), 76))
+    for image in (text, f"data:image/png;base64,{text}", lines, f"data:image/png;base64,{lines}"):
+        sent = {"image": image, "include_init_images": False}
+        info = deployment.client.post("/sdapi/v1/png-info", json=sent).json()
         assert (info["info"], info["items"]) == (parameters, {"imagemill": "{}"})
         assert info["parameters"] == {
             "Prompt": "a, b: c\nline two",

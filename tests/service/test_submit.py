@@ -78,6 +78,7 @@ REFUSED = [
     ({"prompts": ["a" * 10_001]}, ["/prompts/0"]),
     ({"prompts": [{}]}, ["/prompts/0/prompt"]),
     ({"prompts": [{"prompt": " "}]}, ["/prompts/0/prompt"]),
+    ({"prompts": [" \n"]}, ["/prompts/0"]),
     ({"prompts": [{"prompt": "a", "colour": 1}]}, ["/prompts/0/colour"]),
     ({"prompts": [{"prompt": "a", "a/b~c": 1}]}, ["/prompts/0/a~1b~0c"]),
     ({"prompts": ["a", "b", "c", {"prompt": "d", "width": 100}]}, ["/prompts/3/width"]),

@@ -77,7 +77,7 @@ def test_client_gets_the_error(live: tuple[Deployment, WebUIApi]) -> None:
 
 
 def test_key_as_basic_password(server: EmbeddedServer, tmp_path: Path) -> None:
-    key, _ = KeyRing(tmp_path / "keys.json").add("alice")
+    key, record = KeyRing(tmp_path / "keys.json").add("alice")
     with (
         deployed(server.url, tmp_path, start=False) as deployment,
         listening(deployment.client.app) as address,
@@ -95,7 +95,35 @@ def test_key_as_basic_password(server: EmbeddedServer, tmp_path: Path) -> None:
             api.txt2img(prompt="a", steps=8, width=64, height=64)
         api.session.close()
     assert (response.image.size, elsewhere.status_code) == ((64, 64), 401)
-    assert deployment.store.jobs("alice")[0][0].metadata == {"api": "sdapi"}
+    (made,) = deployment.store.jobs("alice")[0]
+    assert made.metadata == {"api": "sdapi", "session": record.id}
+
+
+def test_a_chosen_model_is_used(live: tuple[Deployment, WebUIApi]) -> None:
+    deployment, api = live
+    assert api.util_get_current_model() == "demo"
+    api.util_set_model("distilled")
+    assert api.util_get_current_model() == "distilled"
+    with working(deployment, model="distilled") as leases:
+        api.txt2img(prompt="a", steps=4, width=64, height=64)
+    assert len(leases) == 1
+    api.util_set_model("demo")
+
+
+def test_lists(live: tuple[Deployment, WebUIApi]) -> None:
+    _, api = live
+    assert api.util_get_sampler_names() == ["Default"]
+    assert api.util_get_scheduler_names() == ["automatic"]
+    assert api.get_loras() == api.get_sd_vae() == api.get_prompt_styles() == []
+    assert api.get_cmd_flags()["api"] is True
+    assert api.get_memory()["ram"]["total"] > 0
+    assert api.get_embeddings()["loaded"] == {}
+
+
+def test_img2img_is_refused_clearly(live: tuple[Deployment, WebUIApi]) -> None:
+    _, api = live
+    with pytest.raises(RuntimeError, match="images are made from text only; use txt2img"):
+        api.img2img(images=[Image.new("RGB", (8, 8))], prompt="a")
 
 
 def test_progress_without_a_job(live: tuple[Deployment, WebUIApi]) -> None:
