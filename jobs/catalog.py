@@ -5,6 +5,7 @@ request that hold for every model are in `jobs/fields.py`. This module imports n
 weights, so only workers can tell whether a hub id or checkpoint is usable.
 """
 
+import math
 import re
 import sys
 import tomllib
@@ -35,6 +36,7 @@ refuses it if the model can't use it. `first_block` decides by the mean over all
 would depend on the others in its batch. The other caches need numbers that only a model's authors
 have."""
 _MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_NAME_RULE = "use up to 100 letters, digits, '.', '_' and '-'"
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _HUB_FOLDER = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9_][\w.-]*)+")
@@ -80,7 +82,8 @@ class Model:
     is left out. `quantization` is the denoiser's, or maps components to theirs. With `workers` None
     there's one per device or device group. `max_memory` maps a device to bytes or a size such as
     "16GB". `unset` names the fields of `defaults` that the entry doesn't set. The model's own
-    values replace them (`jobs.defaults`) once its folder has been read.
+    values replace them (`jobs.defaults`) once its folder has been read. `aliases` are further names
+    that requests may use.
     """
 
     name: str
@@ -111,6 +114,7 @@ class Model:
     unset: tuple[str, ...] = ()
     config: str | None = None
     components: Mapping[str, str | None] = field(default_factory=dict, hash=False)
+    aliases: tuple[str, ...] = ()
 
     @property
     def source(self) -> str:
@@ -150,10 +154,13 @@ class Catalog:
     models: Mapping[str, Model]
 
     def get(self, name: str) -> Model:
-        """The model with that name. Raises UnknownModel."""
-        if name not in self.models:
-            raise UnknownModel(name, tuple(self.models))
-        return self.models[name]
+        """The model with that name or alias. Raises UnknownModel."""
+        if name in self.models:
+            return self.models[name]
+        for model in self:
+            if name in model.aliases:
+                return model
+        raise UnknownModel(name, tuple(self.models))
 
     def __iter__(self) -> Iterator[Model]:
         return iter(self.models.values())
@@ -179,7 +186,9 @@ def load_catalog(path: Path) -> Catalog:
     if not models.names:
         raise ConfigurationError(f"{path}: no [models.NAME] entry")
     folder = path.absolute().parent
-    return Catalog({name: _model(name, models.table(name), folder) for name in models.names})
+    catalog = Catalog({name: _model(name, models.table(name), folder) for name in models.names})
+    _check_aliases(models, catalog)
+    return catalog
 
 
 def problems(model: Model, request: ImageRequest, pointer: str) -> list[FieldProblem]:
@@ -214,15 +223,26 @@ def _size_problems(limits: Limits, request: ImageRequest) -> Iterator[tuple[str,
             yield name, f"must be a multiple of {limits.multiple} and at least {SMALLEST_SIDE}"
     if request.pixels > limits.max_pixels:
         size = f"{request.width}x{request.height}"
-        yield "width", f"and height make {size}, more than {limits.max_pixels} pixels"
+        side = _largest_square(limits)
+        yield (
+            "width",
+            (
+                f"and height make {size}, more than {limits.max_pixels} pixels; "
+                f"the largest square is {side}x{side}"
+            ),
+        )
     elif limits.sizes and (request.width, request.height) not in limits.sizes:
         allowed = ", ".join(f"{width}x{height}" for width, height in limits.sizes)
         yield "width", f"and height must be one of {allowed}"
 
 
+def _largest_square(limits: Limits) -> int:
+    return math.isqrt(limits.max_pixels) // limits.multiple * limits.multiple
+
+
 def _model(name: str, entry: Entry, folder: Path) -> Model:
     if not _MODEL_NAME.fullmatch(name):
-        raise entry.wrong("", "is an invalid name: use up to 100 letters, digits, '.', '_' and '-'")
+        raise entry.wrong("", f"is an invalid name: {_NAME_RULE}")
     path, local = _weights(entry, folder)
     defaults, unset = _defaults(entry.table("defaults"))
     limits = _limits(entry.table("limits"))
@@ -249,6 +269,7 @@ def _model(name: str, entry: Entry, folder: Path) -> Model:
         cache=entry.one_of_or_none("cache", CACHES),
         config=_config(entry, path, folder),
         components=_components(entry, folder),
+        aliases=entry.texts("aliases"),
         **{part: entry.whole(part, 1) for part in _GROUP_FIELDS},
     )
     entry.finish()
@@ -256,6 +277,19 @@ def _model(name: str, entry: Entry, folder: Path) -> Model:
     _check_placement(entry, model)
     _check_defaults(entry, model)
     return model
+
+
+def _check_aliases(models: Entry, catalog: Catalog) -> None:
+    """Refuse an alias that isn't a valid name, or that another model has as name or alias."""
+    owners = {model.name: model.name for model in catalog}
+    for model in catalog:
+        for alias in model.aliases:
+            entry = models.table(model.name)
+            if not _MODEL_NAME.fullmatch(alias):
+                raise entry.wrong("aliases", f"has an invalid name {alias!r}: {_NAME_RULE}")
+            owner = owners.setdefault(alias, model.name)
+            if owner != model.name or alias == model.name:
+                raise entry.wrong("aliases", f"has {alias!r}, which already means {owner!r}")
 
 
 _GROUP_FIELDS = ("ring", "ulysses", "cfg", "tensor", "stages", "chunks")

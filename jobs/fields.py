@@ -24,7 +24,8 @@ class RequestField:
     `in_request`: it's a field of `ImageRequest`, so it reaches the worker and the recipe; otherwise
     only the service uses it. `from_model`: the model has a default for it. `default` applies if
     neither the caller nor the model sets a value. `a1111` is its name in A1111's txt2img, and
-    `label` its name in the `parameters` text that A1111 writes into pictures.
+    `label` its name in the `parameters` text that A1111 writes into pictures. `engine` is its
+    name in diffusers' own calls and the servers that follow them, if it's another one.
     """
 
     name: str
@@ -40,6 +41,7 @@ class RequestField:
     default: Any = None
     a1111: str | None = None
     label: str | None = None
+    engine: str | None = None
 
     @property
     def flag(self) -> str:
@@ -90,6 +92,7 @@ FIELDS: dict[str, RequestField] = {
             from_model=True,
             a1111="steps",
             label="Steps",
+            engine="num_inference_steps",
         ),
         RequestField(
             "guidance_scale",

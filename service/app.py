@@ -32,7 +32,7 @@ from service.http.signed_urls import UrlSigner, viewer
 from service.kept_secret import kept_secret
 from service.keys import KeyRing
 from service.metrics.requests import CountRequests, Metrics
-from service.openai import batch_routes, file_routes, image_routes
+from service.openai import batch_routes, file_routes, health_routes, image_routes
 from service.openai.files import FileStore
 from service.read.events import EventHub
 from service.read.views import Links
@@ -134,6 +134,7 @@ def _assemble(app: FastAPI, parts: ServiceContext) -> None:
         guard = Depends(_GUARDS.get(module, caller))
         app.include_router(module.router, dependencies=[guard], responses=failures)
     app.include_router(health.router)
+    app.include_router(health_routes.router)
     app.include_router(docs.router)
     app.include_router(page.router)
     _set_openapi(app, lambda: complete_document(app))

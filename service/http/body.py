@@ -7,6 +7,7 @@ event loop. Has no schemas of its own.
 
 import json
 import math
+from codecs import BOM_UTF8
 from collections.abc import Awaitable, Callable
 from email.message import Message
 from typing import Any, NoReturn, TypeVar
@@ -66,7 +67,8 @@ async def read_bytes(request: Request, limit: int) -> bytes:
 
 
 def parse(raw: bytes) -> Any:
-    """Strict JSON. Raises MalformedBody."""
+    """Strict JSON; a byte order mark before it is ignored. Raises MalformedBody."""
+    raw = raw.removeprefix(BOM_UTF8)
     if not raw:
         raise MalformedBody("a JSON body is required")
     try:

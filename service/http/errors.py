@@ -122,6 +122,8 @@ RETRY_AFTER_SECONDS = {429: 5, 503: 2}
 _FINAL = frozenset({"images-failed", "conflict", "idempotency-mismatch", "took-too-long"})
 """Failures that OpenAI's clients would retry because of their status, although it can't help."""
 
+_LONGEST_GIVEN = 60
+
 _SENTENCES = {"extra_forbidden": "unknown field", "missing": "required"}
 
 
@@ -178,8 +180,11 @@ def _headers_of(error: ImagemillError) -> dict[str, str]:
     return {}
 
 
-def as_problem(failure: Failure) -> JSONResponse:
-    """An RFC 9457 problem document that lists up to MAX_FIELD_PROBLEMS fields."""
+def as_problem(failure: Failure, *, with_openai: bool = False) -> JSONResponse:
+    """An RFC 9457 problem document that lists up to MAX_FIELD_PROBLEMS fields.
+
+    `with_openai` adds OpenAI's `error`, for paths that both kinds of clients ask.
+    """
     document: dict[str, Any] = {
         "type": f"urn:imagemill:problem:{failure.slug}" if failure.slug else "about:blank",
         "title": http.HTTPStatus(failure.status).phrase,
@@ -190,6 +195,7 @@ def as_problem(failure: Failure) -> JSONResponse:
             for problem in failure.fields[:MAX_FIELD_PROBLEMS]
         ],
         **failure.extensions,
+        **({"error": openai_error(failure)} if with_openai else {}),
     }
     return _response(failure, failure.status, document, "application/problem+json")
 
@@ -205,12 +211,38 @@ def openai_error(failure: Failure) -> dict[str, str | None]:
     """The `error` object of OpenAI's envelope."""
     kind = "invalid_request_error" if failure.status < 500 else "server_error"
     first = failure.fields[0] if failure.fields else None
+    code = failure.slug.replace("-", "_") if failure.slug else None
+    message, param = failure.detail, None
+    if first:
+        param = openai_param(first)
+        message = first.detail
+        if failure.slug == "invalid-request":
+            code, message = openai_field_error(first)
     return {
-        "message": first.detail if first else failure.detail,
+        "message": message,
         "type": "rate_limit_error" if failure.status == 429 else kind,
-        "param": first.pointer.removeprefix("/").replace("/", ".") if first else None,
-        "code": failure.slug.replace("-", "_") if failure.slug else None,
+        "param": param,
+        "code": code,
     }
+
+
+def openai_param(problem: FieldProblem) -> str:
+    """OpenAI's name of an invalid field."""
+    return problem.pointer.removeprefix("/").replace("/", ".")
+
+
+def openai_field_error(problem: FieldProblem) -> tuple[str, str]:
+    """OpenAI's code for an invalid field, and a message that names it.
+
+    Clients show nothing but the message.
+    """
+    name = openai_param(problem)
+    if problem.detail == _SENTENCES["extra_forbidden"]:
+        return "unknown_parameter", f"Unknown parameter: '{name}'."
+    if problem.detail == _SENTENCES["missing"]:
+        return "missing_required_parameter", f"Missing required parameter: '{name}'."
+    named = f"'{name}'" if name else "the request"
+    return "invalid_value", f"Invalid value for {named}: {problem.detail}"
 
 
 def _response(
@@ -226,9 +258,12 @@ def _response(
 
 def invalid(error: ValidationError, prefix: tuple[str, ...] = ()) -> errors.InvalidRequest:
     """Pydantic's validation error as ours, with a pointer to each invalid field."""
-    details = error.errors(include_url=False, include_context=False, include_input=False)
+    details = error.errors(include_url=False, include_context=False)
     fields = tuple(
-        FieldProblem(pointer((*prefix, *detail["loc"])), sentence(detail["type"], detail["msg"]))
+        FieldProblem(
+            pointer((*prefix, *detail["loc"])),
+            sentence(detail["type"], detail["msg"]) + _given(detail["type"], detail["input"]),
+        )
         for detail in details
     )
     return errors.InvalidRequest(summary(len(fields)), fields)
@@ -247,6 +282,16 @@ def pointer(location: tuple[int | str, ...]) -> str:
 def sentence(kind: str, message: str) -> str:
     """Our message for one of Pydantic's error types."""
     return _SENTENCES.get(kind, message.removeprefix("Value error, "))
+
+
+def _given(kind: str, value: Any) -> str:
+    """What the caller sent, if it's short."""
+    if kind in _SENTENCES or not isinstance(value, str | int | float):
+        return ""
+    if isinstance(value, str) and len(value) > _LONGEST_GIVEN:
+        return ""
+    text = json.dumps(value)
+    return f", not {text}" if len(text) <= _LONGEST_GIVEN else ""
 
 
 def summary(count: int) -> str:

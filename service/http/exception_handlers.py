@@ -24,6 +24,10 @@ from service.http.errors import (
 
 OPENAI_PATHS = ("/v1/images/", "/v1/files", "/v1/batches")
 
+_OURS = ("/v1/jobs", "/v1/events", "/v1/workers")
+"""Paths below /v1 that OpenAI doesn't have. At the others its clients may ask for something that we
+don't have, such as a model or a chat."""
+
 log = structlog.get_logger(__name__)
 
 
@@ -36,8 +40,10 @@ def install(app: FastAPI) -> None:
 
 
 def _response(request: Request, failure: Failure) -> Response:
-    speaks_openai = request.url.path.startswith(OPENAI_PATHS)
-    return as_openai(failure) if speaks_openai else as_problem(failure)
+    path = request.url.path
+    if path.startswith(OPENAI_PATHS):
+        return as_openai(failure)
+    return as_problem(failure, with_openai=path.startswith("/v1/") and not path.startswith(_OURS))
 
 
 async def _on_our_error(request: Request, error: Exception) -> Response:

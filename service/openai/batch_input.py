@@ -5,6 +5,7 @@ JSON, missing or duplicate `custom_id`, wrong route) is an error of the whole fi
 lines, doesn't depend on the store.
 """
 
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -16,15 +17,25 @@ from jobs.errors import FieldProblem, InvalidRequest, UnknownModel
 from jobs.reports import ModelCard
 from jobs.request import ImageRequest
 from service.http.body import parse
-from service.http.errors import MalformedBody, failure_of, invalid, openai_error
+from service.http.errors import (
+    MalformedBody,
+    failure_of,
+    invalid,
+    openai_error,
+    openai_field_error,
+    openai_param,
+)
 from service.openai.answers import Form
-from service.openai.batch_schemas import BatchErrorView, BatchLine
+from service.openai.batch_schemas import ENDPOINT, BatchErrorView, BatchLine
+from service.openai.engine_fields import as_served
 from service.submit.schemas import MAX_TEXT_BYTES
 from service.submit.submission import image_requests, text_bytes
 
 MAX_LINES = 50_000
 MAX_ERRORS = 1000
 """Errors reported per file; reading stops there."""
+
+_DUPLICATE = "duplicate custom_id"
 
 _OF_THE_FILE = frozenset({"", "custom_id", "method", "url"})
 """Fields that identify a line's request; an invalid one is an error of the whole file."""
@@ -95,12 +106,12 @@ def plan(raw: Iterable[bytes], rules: Rules) -> BatchPlan:
             batch.errors.append(_error(number, "too_many_lines", f"more than {MAX_LINES} lines"))
         if len(batch.errors) >= MAX_ERRORS or number > MAX_LINES:
             break
-        if not text.strip():
+        if not text.removeprefix(BOM_UTF8).strip():
             continue
         try:
             line = _line(parse(text))
             if line.custom_id in seen:
-                detail = f"duplicate custom_id, already used in line {seen[line.custom_id]}"
+                detail = f"{_DUPLICATE}, already used in line {seen[line.custom_id]}"
                 raise InvalidRequest(detail, (FieldProblem("/custom_id", detail),))
             seen[line.custom_id] = number
             refused = line if isinstance(line, RefusedLine) else _add(batch, current, line, rules)
@@ -163,9 +174,10 @@ def _refused(custom_id: str, error: InvalidRequest) -> RefusedLine:
 def _requests(line: BatchLine, rules: Rules) -> Sequence[ImageRequest]:
     """A line's images; problems refer to the fields of the line's body."""
     try:
-        job = line.body.as_job(next(iter(rules.catalog)).name)
-        model = rules.catalog.get(job.model)
-        return image_requests(job, model, rules.card_of(model.name))
+        model = rules.catalog.get(line.body.model or next(iter(rules.catalog)).name)
+        card = rules.card_of(model.name)
+        job = as_served(line.body, card).as_job(model.name)
+        return image_requests(job, model, card)
     except ValidationError as error:
         refusal = invalid(error)
     except UnknownModel:
@@ -178,10 +190,18 @@ def _requests(line: BatchLine, rules: Rules) -> Sequence[ImageRequest]:
 def _errors(number: int, error: InvalidRequest | MalformedBody) -> list[BatchErrorView]:
     if isinstance(error, MalformedBody):
         return [_error(number, "invalid_json_line", str(error))]
-    return [
-        _error(number, "invalid_request", problem.detail, problem.pointer.removeprefix("/"))
-        for problem in error.problems
-    ]
+    return [_line_error(number, problem) for problem in error.problems]
+
+
+def _line_error(number: int, problem: FieldProblem) -> BatchErrorView:
+    """OpenAI's error for a line whose request can't be identified."""
+    code, message = openai_field_error(problem)
+    if problem.pointer == "/custom_id" and problem.detail.startswith(_DUPLICATE):
+        code, message = "duplicate_custom_id", problem.detail
+    elif problem.pointer == "/url" and code == "invalid_value":
+        code = "url_mismatch"
+        message = f"The URL must be the batch's endpoint, {ENDPOINT}: {problem.detail}"
+    return _error(number, code, message, openai_param(problem))
 
 
 def _error(line: int | None, code: str, message: str, param: str | None = None) -> BatchErrorView:

@@ -22,6 +22,7 @@ from service.http.body import json_body, json_body_schema
 from service.http.errors import invalid
 from service.http.openapi import Responses, event_stream, openai_errors
 from service.openai.answers import generated
+from service.openai.engine_fields import as_served
 from service.openai.schemas import GeneratedImages, GenerateImages
 from service.openai.stream import image_events
 from service.openai.usage import usage
@@ -83,7 +84,8 @@ def _enqueue(
     """The request's job and model; problems refer to the request's fields."""
     first = next(iter(context.catalog)).name
     try:
-        job_body = body.as_job(first)
+        model = context.catalog.get(body.model or first)
+        job_body = as_served(body, context.cards.of(model.name)).as_job(model.name)
         job, _ = enqueue(context, caller, job_body, key)
     except UnknownModel:
         raise
@@ -92,7 +94,7 @@ def _enqueue(
     except InvalidRequest as error:
         refusal = error
     else:
-        return job, job_body.model
+        return job, model.name
     raise InvalidRequest(str(refusal), tuple(map(body.field_of, refusal.problems)))
 
 
@@ -110,4 +112,4 @@ def _images_json(
     response = generated(
         context.images, links, job.id, images, body.response_format, usage(context, images)
     )
-    return response.model_dump_json()
+    return response.model_copy(update={"warnings": body.warnings}).model_dump_json()

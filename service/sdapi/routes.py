@@ -96,7 +96,7 @@ def _enqueue(
     except InvalidRequest as error:
         refusal = error
     else:
-        return job, job_body.model
+        return job, context.catalog.get(job_body.model).name
     raise InvalidRequest(str(refusal), tuple(map(body.field_of, refusal.problems)))
 
 

@@ -42,7 +42,7 @@ VALUES = {
 """Option -> a value that isn't its default."""
 
 ELSEWHERE = {"name", "path", "local", "placement", "defaults", "limits", "unset"}
-ELSEWHERE |= {"config", "components"}  # where the model is
+ELSEWHERE |= {"config", "components", "aliases"}  # where the model is, and its further names
 LEAST = {"context_parallel": ("cfg = 2",), "pipelined": ("stages = 2",)}
 """What an entry needs so that its group isn't one of one."""
 

@@ -122,7 +122,10 @@ config = "city/flux"
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        ("stpes = 1", r"models\.m\.stpes is not a known field; expected one of attention_backend"),
+        (
+            "stpes = 1",
+            r"models\.m\.stpes is not a known field; expected one of aliases, attention_backend",
+        ),
         ("defaults = { step = 1 }", r"models\.m\.defaults\.step is not a known field"),
         ("limits = { size = 1 }", r"models\.m\.limits\.size is not a known field"),
         ('dtype = "int8"', r"models\.m\.dtype must be one of float32, bfloat16, float16"),
@@ -253,3 +256,31 @@ def test_every_problem_has_a_pointer(wrong: dict, pointers: list[str]) -> None:
     limits = Limits(max_pixels=65536, max_steps=50, sizes=((128, 128), (100, 128), (8, 0)))
     listed = problems(Model("m", "x", limits=limits), request(**wrong), "/prompts/3")
     assert [problem.pointer for problem in listed] == [f"/prompts/3{name}" for name in pointers]
+
+
+def test_aliases_are_further_names(tmp_path: Path) -> None:
+    path = tmp_path / "models.toml"
+    path.write_text(
+        '[models.a]\npath = "x/y"\naliases = ["gpt-image-1"]\n[models.b]\npath = "x/z"\n'
+    )
+    catalog = load_catalog(path)
+    assert catalog.get("gpt-image-1").name == "a"
+    assert [model.name for model in catalog] == ["a", "b"]
+
+
+@pytest.mark.parametrize("alias", ["a", "b", "c", "dall-e", "white space"])
+def test_ambiguous_and_invalid_aliases_are_refused(tmp_path: Path, alias: str) -> None:
+    path = tmp_path / "models.toml"
+    path.write_text(
+        f'[models.a]\npath = "x/y"\naliases = ["{alias}"]\n'
+        '[models.b]\npath = "x/z"\naliases = ["c", "dall-e"]\n'
+    )
+    with pytest.raises(ConfigurationError, match=r"models\.[ab]\.aliases has"):
+        load_catalog(path)
+
+
+def test_a_size_that_is_too_large_names_one_that_fits() -> None:
+    (problem,) = problems(
+        Model("m", "x", limits=Limits(max_pixels=65536)), request(width=512, height=512), ""
+    )
+    assert "512x512, more than 65536 pixels; the largest square is 256x256" in problem.detail

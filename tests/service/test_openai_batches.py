@@ -306,11 +306,11 @@ def test_unreadable_file_is_a_failed_batch(live: tuple) -> None:
     named = [(error.line, error.code, error.param) for error in batch.errors.data]
     assert named == [
         (2, "invalid_json_line", None),
-        (3, "invalid_request", "custom_id"),
-        (5, "invalid_request", "method"),
-        (6, "invalid_request", "custom_id"),
-        (6, "invalid_request", "url"),
-        (7, "invalid_request", ""),
+        (3, "duplicate_custom_id", "custom_id"),
+        (5, "invalid_value", "method"),
+        (6, "missing_required_parameter", "custom_id"),
+        (6, "url_mismatch", "url"),
+        (7, "invalid_value", ""),
     ]
     assert deployment.store.queue_depth() == before
     assert client.batches.retrieve(batch.id).status == "failed"

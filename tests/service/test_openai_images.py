@@ -155,12 +155,20 @@ REFUSED = [
     ({"n": 11}, "n"),
     ({"prompt": ""}, "prompt"),
     ({"prompt": "  "}, "prompt"),
-    ({"quality": "hd"}, "quality"),
-    ({"style": "vivid"}, "style"),
+    ({"quality": "best"}, "quality"),
+    ({"style": "loud"}, "style"),
     ({"background": "transparent"}, "background"),
     ({"extra_body": {"steps": 101}}, "steps"),
     ({"extra_body": {"colour": "red"}}, "colour"),
     ({"partial_images": 4, "stream": True}, "partial_images"),
+    ({"extra_body": {"num_inference_steps": 101}}, "num_inference_steps"),
+    ({"extra_body": {"num_inference_steps": 4, "steps": 5}}, ""),
+    ({"extra_body": {"true_cfg_scale": 4}}, "true_cfg_scale"),
+    ({"extra_body": {"max_sequence_length": 99}}, "max_sequence_length"),
+    ({"extra_body": {"generator_device": "cuda"}}, "generator_device"),
+    ({"extra_body": {"flow_shift": 3}}, "flow_shift"),
+    ({"extra_body": {"lora": [{"name": "x"}]}}, "lora"),
+    ({"extra_body": {"enable_upscaling": True}}, "enable_upscaling"),
 ]
 
 
@@ -172,6 +180,84 @@ def test_invalid_field_in_openai_envelope(live: tuple, fields: dict, name: str) 
         client.images.generate(**{"prompt": "a", **fields})
     assert (refusal.value.param, refusal.value.type) == (name, "invalid_request_error")
     assert deployment.store.queue_depth() == before
+
+
+MESSAGES = [
+    ({"extra_body": {"colour": "red"}}, "unknown_parameter", r"Unknown parameter: 'colour'\."),
+    ({"quality": "best"}, "invalid_value", r"'quality'.*'hd'.*not \"best\""),
+    ({"background": "transparent"}, "invalid_value", r"'background'.*'opaque', not \"trans"),
+    ({"size": "1024x1024"}, "invalid_value", r"'size'.*1024x1024.*largest square is 256x256"),
+    ({"n": 11}, "invalid_value", r"'n'.*10, not 11"),
+]
+
+
+@pytest.mark.parametrize(("fields", "code", "message"), MESSAGES)
+def test_message_names_field_value_and_what_works(
+    live: tuple, fields: dict, code: str, message: str
+) -> None:
+    _, client = live
+    with pytest.raises(openai.BadRequestError, match=message) as refusal:
+        client.images.generate(**{"prompt": "a", **fields})
+    assert refusal.value.code == code
+
+
+def test_fields_without_effect_are_named(live: tuple) -> None:
+    deployment, client = live
+    sent = {"quality": "hd", "style": "vivid", "moderation": "low", "output_compression": 80}
+    with working(deployment):
+        response = client.images.generate(prompt="a", **sent)
+        null = dict.fromkeys((*sent, "background", "size", "n", "user", "reproducible", "lora"))
+        plain = web.post(
+            f"{client.base_url}images/generations", json={"prompt": "a", **null}
+        ).json()
+    assert response.warnings == [
+        "quality has no effect",
+        "style has no effect",
+        "output_compression has no effect",
+    ]
+    assert plain["warnings"] == []
+
+
+def test_fields_of_other_engines(live: tuple) -> None:
+    deployment, client = live
+    extra = {
+        "num_inference_steps": 3,
+        "guidance_scale": 2,
+        "true_cfg_scale": 1,
+        "generator_device": "cpu",
+        "enable_upscaling": False,
+        "extra_body": {"seed": 9},
+    }
+    with working(deployment) as leases:
+        client.images.generate(prompt="a", extra_body=extra)
+    (request,) = [lease.request for lease in leases]
+    assert (request.steps, request.guidance_scale, request.seed) == (3, 2, 9)
+
+
+def test_true_cfg_scale_is_the_guidance_of_a_guided_model(live: tuple) -> None:
+    deployment, client = live
+    guided = card(guidance="classifier-free", max_prompt_tokens=77)
+    deployment.store.publish_card("idle", guided)
+    extra = {"true_cfg_scale": 4, "guidance_scale": 1, "max_sequence_length": 77}
+    with working(deployment, model="idle") as leases:
+        client.images.generate(model="idle", prompt="a", extra_body=extra)
+    assert [lease.request.guidance_scale for lease in leases] == [4]
+
+
+def test_health_where_other_servers_have_it(live: tuple) -> None:
+    deployment, _ = live
+    for path in ("/health", "/v1/health"):
+        assert (
+            deployment.client.get(path).status_code == deployment.client.get("/readyz").status_code
+        )
+
+
+def test_unknown_paths_have_a_message_for_openai_clients(live: tuple) -> None:
+    _, client = live
+    with pytest.raises(openai.NotFoundError, match="unknown model 'nope'"):
+        client.models.retrieve("nope")
+    with pytest.raises(openai.NotFoundError, match="not found: /v1/chat/completions"):
+        client.chat.completions.create(model="demo", messages=[])
 
 
 def test_unknown_model_is_openai_not_found(live: tuple) -> None:

@@ -177,7 +177,7 @@ def test_lone_surrogate_in_metadata_is_refused(deployment: Deployment) -> None:
         b'{"\\ud800": 1}',
         b"[" * 100_000,
         b'{"metadata": ' + b"[" * 500 + b"]" * 500 + b"}",
-        b'\xef\xbb\xbf{"model": "demo", "prompts": ["a"]}',
+        b'\xef\xbb\xbf\xef\xbb\xbf{"model": "demo", "prompts": ["a"]}',
     ],
 )
 def test_invalid_json_is_400(deployment: Deployment, body: bytes) -> None:
@@ -356,3 +356,8 @@ def test_negative_prompt_with_guidance_off_warns(fresh: Deployment) -> None:
 def test_webhook_is_stored(deployment: Deployment) -> None:
     hook = {"url": "https://example.org/hook", "events": ["job.failed"]}
     assert deployment.submit("a", webhook=hook)["state"] == "queued"
+
+
+def test_byte_order_mark_is_ignored(deployment: Deployment) -> None:
+    body = b'\xef\xbb\xbf{"model": "demo", "prompts": ["a"]}'
+    assert deployment.client.post("/v1/jobs", content=body, headers=JSON).status_code == 202
