@@ -34,6 +34,24 @@ class Documents:
         with self.writing(tenant, document_id, ".json") as file:
             file.write(json.dumps(document).encode())
 
+    def create(self, tenant: str, document_id: str, document: dict[str, Any]) -> bool:
+        """Write a document unless there's one with this id; whether it was written.
+
+        Raises StorageUnavailable.
+        """
+        path = self.path(tenant, document_id, ".json")
+        draft = f".{secrets.token_hex(4)}.draft"
+        with self.writing(tenant, document_id, draft) as file:
+            file.write(json.dumps(document).encode())
+        complete = self.path(tenant, document_id, draft)
+        try:
+            os.link(complete, path)
+        except FileExistsError:
+            return False
+        finally:
+            complete.unlink(missing_ok=True)
+        return True
+
     def get(self, tenant: str, document_id: str) -> dict[str, Any]:
         """A document. Raises NotFound."""
         try:

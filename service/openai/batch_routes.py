@@ -12,6 +12,7 @@ from service.http.openapi import openai_errors
 from service.openai import batches
 from service.openai.batch_schemas import BatchList, BatchView, CreateBatch
 from service.openai.file_routes import page_of
+from service.submit.enqueue import IdempotencyKey
 
 router = APIRouter(tags=["openai"])
 
@@ -36,10 +37,11 @@ def create_batch(
     body: Annotated[CreateBatch, Depends(json_body(CreateBatch))],
     context: Context,
     caller: AnyCaller,
+    idempotency_key: IdempotencyKey = None,
 ) -> BatchView:
-    """Queue every line of an uploaded file; an invalid line only fails itself."""
+    """Queue every line of an uploaded file, after answering; an invalid line only fails itself."""
     base = context.links.base or str(request.base_url).rstrip("/")
-    return batches.begin(context, caller, body, base)
+    return batches.begin(context, caller, body, base, idempotency_key)
 
 
 @router.get("/v1/batches", response_model=BatchList, responses=openai_errors(400, 503))

@@ -11,7 +11,14 @@ from service.submit.schemas import Input
 ENDPOINT = "/v1/images/generations"
 
 BatchStatus = Literal[
-    "failed", "in_progress", "finalizing", "completed", "expired", "cancelling", "cancelled"
+    "validating",
+    "failed",
+    "in_progress",
+    "finalizing",
+    "completed",
+    "expired",
+    "cancelling",
+    "cancelled",
 ]
 
 

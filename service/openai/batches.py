@@ -1,66 +1,73 @@
 """OpenAI Batches on top of our jobs: create, view, finish, cancel.
 
-A batch is a document on disk that lists its jobs. No background task watches it: the first request
-that reads it after its jobs are finished writes its output files, so a restart loses nothing.
+A batch is a document on disk that lists its jobs. Nothing watches it once its lines are queued: the
+first request that reads it after its jobs are finished writes its output files, so a restart loses
+nothing.
 Doesn't depend on HTTP.
 """
 
+import hashlib
 import json
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
-from functools import partial
 from typing import Any
 
-import structlog
-
-from jobs.errors import FieldProblem, ImagemillError, InvalidRequest, NotFound
+from jobs.errors import FieldProblem, IdempotencyMismatch, InvalidRequest, NotFound
 from jobs.job import Job
 from service.context import ServiceContext
 from service.http.auth import Caller
-from service.openai.batch_input import BatchPlan, PlannedLine, RefusedLine, Rules, plan
+from service.openai.batch_input import PlannedLine, RefusedLine
 from service.openai.batch_output import images_of, is_complete, write_outcome
 from service.openai.batch_schemas import ENDPOINT, BatchView, CreateBatch
-from service.submit.enqueue import priority_of, submit
-
-log = structlog.get_logger(__name__)
+from service.openai.batch_validation import LINES, REFUSED, start_validation, validation_lock
+from service.submit.enqueue import checked_key
 
 WINDOW_SECONDS = 86400
 """The completion window, `24h`; unfinished lines are cancelled after that."""
 
-_LINES, _REFUSED = ".lines", ".refused"
+ABANDONED_SECONDS = 60
+"""After that, a batch that's still being checked may have been left by a process that ended, so the
+next request for it starts the check again."""
+
 _ENDS = ("failed_at", "completed_at", "expired_at", "cancelled_at")
 _finishing: set[str] = set()
 _lock = threading.Lock()
 
 
-def begin(context: ServiceContext, caller: Caller, body: CreateBatch, base: str) -> BatchView:
-    """Queue the requests of an input file; an unreadable file results in a failed batch.
+def begin(
+    context: ServiceContext, caller: Caller, body: CreateBatch, base: str, key: str | None
+) -> BatchView:
+    """Create a batch; its lines are checked and queued on a thread (`batch_validation`).
 
-    `base` is the URL at which the caller reaches us, for URLs in the output. Raises NotFound if
-    there's no such file, InvalidRequest, QuotaExceeded, StorageUnavailable; nothing is queued then.
+    `base` is the URL at which the caller reaches us, for URLs in the output. The same `key` returns
+    the same batch. Raises NotFound if there's no such file, InvalidRequest, MalformedHeader,
+    IdempotencyMismatch, StorageUnavailable.
     """
+    digest = hashlib.sha256(body.model_dump_json().encode()).hexdigest()
+    batch_id = context.batches.new_id()
+    if key is not None:  # the id comes from the key, so that two requests can't make two batches
+        batch_id = f"batch_{hashlib.sha256(checked_key(key).encode()).hexdigest()[:24]}"
+        with suppress(NotFound):
+            return _again(context, caller, batch_id, digest)
     file = context.files.get(caller.tenant, body.input_file_id)
     if file.purpose != "batch":
         detail = f"the file's purpose must be batch, not {file.purpose}"
         raise InvalidRequest(detail, (FieldProblem("/input_file_id", detail),))
-    with context.files.path(caller.tenant, file.id).open("rb") as raw:
-        rules = Rules(context.catalog, context.store.card, partial(priority_of, caller))
-        planned = plan(raw, rules)
-    document = _document(context.batches.new_id(), body, planned, base)
-    document["jobs"] = jobs = [] if planned.errors else _submit(context, caller, planned, document)
-    try:
-        for suffix, lines in ((_LINES, planned.lines), (_REFUSED, planned.refused)):
-            with context.batches.writing(caller.tenant, document["id"], suffix) as target:
-                for line in lines:
-                    target.write(json.dumps(list(asdict(line).values())).encode() + b"\n")
-        context.batches.put(caller.tenant, document["id"], document)
-    except ImagemillError:
-        _delete(context, caller, jobs)
-        raise
-    return _view(document, 0, document["refused"])
+    document = _document(batch_id, caller, body, base) | {"digest": digest}
+    if not context.batches.create(caller.tenant, batch_id, document):
+        return _again(context, caller, batch_id, digest)
+    start_validation(context, caller.tenant, batch_id)
+    return _view(document, 0, 0)
+
+
+def _again(context: ServiceContext, caller: Caller, batch_id: str, digest: str) -> BatchView:
+    """The batch that the same key made before."""
+    if context.batches.get(caller.tenant, batch_id)["digest"] != digest:
+        raise IdempotencyMismatch("this Idempotency-Key was already used with a different body")
+    return look(context, caller, batch_id)
 
 
 def look(context: ServiceContext, caller: Caller, batch_id: str) -> BatchView:
@@ -68,6 +75,10 @@ def look(context: ServiceContext, caller: Caller, batch_id: str) -> BatchView:
     document = context.batches.get(caller.tenant, batch_id)
     if _is_over(document):
         return _view(document, document["completed"], document["failed"])
+    if document.get("validating"):
+        if time.time() > document["created_at"] + ABANDONED_SECONDS:
+            start_validation(context, caller.tenant, batch_id)
+        return _view(document, 0, 0)
     jobs = _jobs(context, caller, document)
     if time.time() > document["expires_at"] and not document["cancelling_at"]:
         _stop(context, caller, document, "batch_expired")
@@ -87,13 +98,18 @@ def look(context: ServiceContext, caller: Caller, batch_id: str) -> BatchView:
 
 def cancel(context: ServiceContext, caller: Caller, batch_id: str) -> BatchView:
     """Cancel a batch. Finished lines are kept; a finished batch is left unchanged."""
-    document = context.batches.get(caller.tenant, batch_id)
+    with validation_lock:
+        document = context.batches.get(caller.tenant, batch_id)
+        if document.get("validating"):  # the validation ends the batch
+            document |= {"cancelling_at": int(time.time()), "stopped": "batch_cancelled"}
+            context.batches.put(caller.tenant, batch_id, document)
+            return _view(document, 0, 0)
     if not _is_over(document) and not document["cancelling_at"]:
         _stop(context, caller, document, "batch_cancelled")
     return look(context, caller, batch_id)
 
 
-def _document(batch_id: str, body: CreateBatch, planned: BatchPlan, base: str) -> dict[str, Any]:
+def _document(batch_id: str, caller: Caller, body: CreateBatch, base: str) -> dict[str, Any]:
     now = int(time.time())
     return {
         "id": batch_id,
@@ -101,10 +117,14 @@ def _document(batch_id: str, body: CreateBatch, planned: BatchPlan, base: str) -
         "expires_at": now + WINDOW_SECONDS,
         "input_file_id": body.input_file_id,
         "metadata": body.metadata,
-        "total": 0 if planned.errors else len(planned.lines) + len(planned.refused),
-        "refused": 0 if planned.errors else len(planned.refused),
-        "single": all(line.count == 1 for line in planned.lines),
-        "errors": [error.model_dump() for error in planned.errors],
+        "validating": True,
+        "caller": asdict(caller),
+        "in_progress_at": None,
+        "jobs": [],
+        "total": 0,
+        "refused": 0,
+        "single": True,
+        "errors": [],
         "base": base,
         "stopped": "batch_expired",
         "completed": 0,
@@ -114,35 +134,7 @@ def _document(batch_id: str, body: CreateBatch, planned: BatchPlan, base: str) -
         "cancelling_at": None,
         "finalizing_at": None,
         **dict.fromkeys(_ENDS),
-        "failed_at": now if planned.errors else None,
     }
-
-
-def _submit(
-    context: ServiceContext, caller: Caller, planned: BatchPlan, document: dict[str, Any]
-) -> list[str]:
-    """Submit all jobs of a plan, or none."""
-    job_ids: list[str] = []
-    metadata = {"batch": document["id"]}
-    try:
-        for job in planned.jobs:
-            submitted = submit(
-                context, caller, job.requests, priority=job.priority, metadata=metadata
-            )
-            job_ids.append(submitted.job_id)
-    except ImagemillError:
-        _delete(context, caller, job_ids)
-        raise
-    return job_ids
-
-
-def _delete(context: ServiceContext, caller: Caller, jobs: Sequence[str]) -> None:
-    """Try to delete the jobs. Raises nothing of ours, because another error is being handled."""
-    for job_id in jobs:
-        try:
-            context.store.delete(job_id, caller.tenant)
-        except ImagemillError as error:
-            log.warning("couldn't delete a job of a failed batch", job=job_id, error=str(error))
 
 
 def _stop(context: ServiceContext, caller: Caller, document: dict[str, Any], code: str) -> None:
@@ -170,7 +162,7 @@ def _jobs(context: ServiceContext, caller: Caller, document: dict[str, Any]) -> 
 
 
 def _lines(context: ServiceContext, caller: Caller, document: dict[str, Any]) -> list[PlannedLine]:
-    path = context.batches.path(caller.tenant, document["id"], _LINES)
+    path = context.batches.path(caller.tenant, document["id"], LINES)
     with path.open("rb") as raw:
         return [PlannedLine(*json.loads(text)) for text in raw]
 
@@ -180,7 +172,7 @@ def _refused(
 ) -> list[RefusedLine]:
     if not document.get("refused"):  # batches from older versions have no such file
         return []
-    with context.batches.path(caller.tenant, document["id"], _REFUSED).open("rb") as raw:
+    with context.batches.path(caller.tenant, document["id"], REFUSED).open("rb") as raw:
         return [RefusedLine(*json.loads(text)) for text in raw]
 
 
@@ -255,11 +247,15 @@ def _status(document: dict[str, Any]) -> str:
             return end.removesuffix("_at")
     if document["finalizing_at"]:
         return "finalizing"
-    return "cancelling" if document["cancelling_at"] else "in_progress"
+    if document["cancelling_at"]:
+        return "cancelling"
+    return "validating" if document.get("validating") else "in_progress"
 
 
 def _view(document: dict[str, Any], completed: int, failed: int) -> BatchView:
     fields = {name: document.get(name) for name in BatchView.model_fields if name in document}
+    if "validating" not in document and not document["errors"]:  # from an older version
+        fields["in_progress_at"] = document["created_at"]
     errors = {"data": document["errors"]} if document["errors"] else None
     counts = {"total": document["total"], "completed": completed, "failed": failed}
     return BatchView.model_validate(
@@ -269,7 +265,6 @@ def _view(document: dict[str, Any], completed: int, failed: int) -> BatchView:
             "completion_window": "24h",
             "errors": errors,
             "status": _status(document),
-            "in_progress_at": None if document["errors"] else document["created_at"],
             "request_counts": counts,
         }
     )

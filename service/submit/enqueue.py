@@ -52,7 +52,7 @@ def enqueue(
     """
     idempotency = None
     if idempotency_key is not None:
-        idempotency = (_checked(idempotency_key), _digest(body))
+        idempotency = (checked_key(idempotency_key), _digest(body))
     if body.webhook and not context.allows_private_webhooks:
         _check_address(body.webhook.url)
     model = context.catalog.get(body.model)
@@ -139,7 +139,8 @@ def _check_address(url: str) -> None:
         raise InvalidRequest(f"webhook {detail}", (FieldProblem("/webhook/url", detail),))
 
 
-def _checked(key: str) -> str:
+def checked_key(key: str) -> str:
+    """The Idempotency-Key, if it's valid. Raises MalformedHeader."""
     if not re.fullmatch(_IDEMPOTENCY_KEY, key):
         raise MalformedHeader("Idempotency-Key must be 1 to 255 visible ASCII characters")
     return key

@@ -56,12 +56,20 @@ def image_requests(
         for problem in [*problems(model, request, ""), *_card_problems(request, properties)]:
             refusals[place.of(problem)] = None
         seed = job.seed if entry.seed is None else entry.seed
-        for copy in range(copies[position]):
-            drawn = draw() if seed is None else (seed + copy) % (MAX_SEED + 1)
-            requests.append(replace(request, seed=drawn))
+        requests += copies_of(request, seed, copies[position], draw)
     if refusals:
         raise _refused(list(refusals))
     return requests
+
+
+def copies_of(
+    request: ImageRequest, seed: int | None, count: int, draw: Callable[[], int] = draw_seed
+) -> list[ImageRequest]:
+    """`count` copies with consecutive seeds, or with random ones if `seed` is None."""
+    return [
+        replace(request, seed=draw() if seed is None else (seed + copy) % (MAX_SEED + 1))
+        for copy in range(count)
+    ]
 
 
 def text_bytes(request: ImageRequest) -> int:

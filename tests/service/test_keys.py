@@ -191,7 +191,14 @@ def test_low_priority_key_can_create_batches(guarded: tuple) -> None:
     file = deployment.client.post("/v1/files", headers=headers["alice"], **upload).json()["id"]
     fields = {"endpoint": "/v1/images/generations", "completion_window": "24h"}
     fields["input_file_id"] = file
-    batch = deployment.client.post("/v1/batches", json=fields, headers=headers["alice"]).json()
+    made = deployment.client.post("/v1/batches", json=fields, headers=headers["alice"]).json()
+
+    def checked() -> dict | None:
+        path = f"/v1/batches/{made['id']}"
+        latest = deployment.client.get(path, headers=headers["alice"]).json()
+        return None if latest["status"] == "validating" else latest
+
+    batch = wait_until(checked)
     assert batch["request_counts"] == {"total": 2, "completed": 0, "failed": 1}
     (job_id,) = batch["jobs"]
     assert deployment.store.job(job_id, "alice").priority == 3

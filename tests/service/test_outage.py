@@ -13,9 +13,9 @@ import httpx
 import pytest
 from structlog.testing import capture_logs
 
-from jobs.errors import StorageUnavailable
+from jobs.errors import QuotaExceeded, StorageUnavailable
 from jobs.runtime.embedded_queue import EmbeddedServer
-from service.openai import stream
+from service.openai import batch_validation, stream
 from service.read import long_poll
 from tests import web
 from tests.service.conftest import Deployment, deployed
@@ -170,6 +170,7 @@ def begin(deployment: Deployment, input_file: str) -> httpx.Response:
 
 def test_batch_cancel_survives_an_outage(live: Deployment, input_file: str) -> None:
     path = f"/v1/batches/{begin(live, input_file).json()['id']}"
+    wait_until(lambda: live.client.get(path).json()["status"] == "in_progress")
     with away(live, "cancel") as outage:
         assert live.client.post(f"{path}/cancel").status_code == 503
         assert live.client.get(path).status_code == 503
@@ -178,13 +179,13 @@ def test_batch_cancel_survives_an_outage(live: Deployment, input_file: str) -> N
     assert jobs(live) == ["cancelled"] * 3
 
 
-def failing_at(turn: int, method: Callable) -> Callable:
+def failing_at(turn: int, method: Callable, kind: type[Exception] = StorageUnavailable) -> Callable:
     """The method, but call number `turn` fails."""
     calls = count(1)
 
     def call(*args: object, **more: object) -> object:
         if next(calls) == turn:
-            raise StorageUnavailable(f"the queue is away at {turn}")
+            raise kind(f"the queue is away at {turn}")
         return method(*args, **more)
 
     return call
@@ -193,8 +194,23 @@ def failing_at(turn: int, method: Callable) -> Callable:
 def test_failed_batch_deletes_the_jobs_it_can(
     live: Deployment, input_file: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for method, turn in (("submit", 3), ("delete", 1)):
-        monkeypatch.setattr(live.store, method, failing_at(turn, getattr(live.store, method)))
-    response = begin(live, input_file)
-    assert response.status_code == 503 and "away at 3" in response.text
+    for method, turn, kind in (("submit", 3, QuotaExceeded), ("delete", 1, StorageUnavailable)):
+        failing = failing_at(turn, getattr(live.store, method), kind)
+        monkeypatch.setattr(live.store, method, failing)
+    path = f"/v1/batches/{begin(live, input_file).json()['id']}"
+    failed = wait_until(
+        lambda: (seen := live.client.get(path).json())["status"] == "failed" and seen
+    )
+    assert "away at 3" in failed["errors"]["data"][0]["message"]
     assert len(jobs(live)) == 1
+
+
+def test_batch_is_queued_once_in_spite_of_an_outage(
+    live: Deployment, input_file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch_validation, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(live.store, "submit", failing_at(3, live.store.submit))
+    path = f"/v1/batches/{begin(live, input_file).json()['id']}"
+    wait_until(lambda: live.client.get(path).json()["status"] == "in_progress")
+    assert jobs(live) == ["queued"] * 3
+    assert len(live.client.get(path).json()["jobs"]) == 3
