@@ -24,8 +24,9 @@ REASONS = (
     # a model's own limits are in the deployment's catalog
     r"a job of \w+ can have at most \d+",
     r"(width|height) must be a multiple of \d+",
-    # which of A1111's scripts are on is decided by their arguments
-    r"isn't supported: disable it or leave it out",
+    # fields of other servers are accepted while they're off, which may depend on their content
+    r"isn't supported",
+    r"they mean the same, so send one of them",
     # `extra_body` has the fields of the body that it's in
     r"Unknown parameter: ",
     r"width and height make \d+x\d+, more than \d+ pixels",
