@@ -16,8 +16,9 @@ from tests.service.conftest import CATALOG, Deployment, pointers
 
 DEMO = CATALOG.get("demo")
 LARGE = replace(DEMO, limits=replace(DEMO.limits, max_prompts=10_000))
+TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1)
 own = st.fixed_dictionaries(
-    {"prompt": (st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1)}).filter(str.strip),
+    {"prompt": TEXT.filter(str.strip)},
     optional={
         "seed": st.none() | st.integers(0, MAX_SEED),
         "n": st.none() | st.integers(1, 4),
