@@ -155,12 +155,10 @@ class Catalog:
 
     def get(self, name: str) -> Model:
         """The model with that name or alias. Raises UnknownModel."""
-        if name in self.models:
-            return self.models[name]
-        for model in self:
-            if name in model.aliases:
-                return model
-        raise UnknownModel(name, tuple(self.models))
+        named = next((model for model in self if name in (model.name, *model.aliases)), None)
+        if named is None:
+            raise UnknownModel(name, tuple(self.models))
+        return named
 
     def __iter__(self) -> Iterator[Model]:
         return iter(self.models.values())
@@ -223,7 +221,7 @@ def _size_problems(limits: Limits, request: ImageRequest) -> Iterator[tuple[str,
             yield name, f"must be a multiple of {limits.multiple} and at least {SMALLEST_SIDE}"
     if request.pixels > limits.max_pixels:
         size = f"{request.width}x{request.height}"
-        side = _largest_square(limits)
+        side = math.isqrt(limits.max_pixels) // limits.multiple * limits.multiple
         yield (
             "width",
             (
@@ -234,10 +232,6 @@ def _size_problems(limits: Limits, request: ImageRequest) -> Iterator[tuple[str,
     elif limits.sizes and (request.width, request.height) not in limits.sizes:
         allowed = ", ".join(f"{width}x{height}" for width, height in limits.sizes)
         yield "width", f"and height must be one of {allowed}"
-
-
-def _largest_square(limits: Limits) -> int:
-    return math.isqrt(limits.max_pixels) // limits.multiple * limits.multiple
 
 
 def _model(name: str, entry: Entry, folder: Path) -> Model:
