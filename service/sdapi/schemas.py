@@ -7,7 +7,15 @@ in A1111, numbers may be texts or have a fraction of zero. Doesn't depend on the
 
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationInfo,
+    field_validator,
+)
 
 from jobs.errors import FieldProblem
 from jobs.fields import FIELDS, PER_PROMPT
@@ -86,6 +94,14 @@ class TextToImage(BaseModel):
     alwayson_scripts: Annotated[dict[str, JsonValue], AfterValidator(_no_scripts)] | None = None
     init_images: Annotated[list[str], Field(max_length=0)] | None = None
     force_task_id: TaskId | None = None
+
+    @field_validator("n_iter")
+    @classmethod
+    def _check_images(cls, n_iter: int | None, others: ValidationInfo) -> int | None:
+        images = (others.data.get("batch_size") or 1) * (n_iter or 1)
+        if images > MAX_COPIES:
+            raise ValueError(f"batch_size and n_iter make {images} images, more than {MAX_COPIES}")
+        return n_iter
 
     @property
     def ignored(self) -> list[str]:

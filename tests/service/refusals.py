@@ -26,6 +26,7 @@ REASONS = (
     r"(width|height) must be a multiple of \d+",
     # fields of other servers are accepted while they're off, which may depend on their content
     r"isn't supported",
+    r"make \d+ images, more than \d+",
     r"they mean the same, so send one of them",
     # `extra_body` has the fields of the body that it's in
     r"Unknown parameter: ",

@@ -80,7 +80,7 @@ def test_minimal_request(deployment: Deployment) -> None:
         ({"cfg_scale": 99}, "/cfg_scale"),
         ({"seed": -2}, "/seed"),
         ({"batch_size": 51}, "/batch_size"),
-        ({"batch_size": 10_000, "n_iter": 10_000}, "/batch_size"),
+        ({"batch_size": 10_000, "n_iter": 10_000}, "/n_iter"),
         ({"enable_hr": True}, "/enable_hr"),
         ({"restore_faces": True}, "/restore_faces"),
         ({"tiling": 1}, "/tiling"),
