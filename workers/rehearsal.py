@@ -61,7 +61,7 @@ def _worth_comparing(costs: Costs, tokens: int, least: int) -> int:
         together = (costs.of(tokens, bucket) for bucket in BUCKETS if 1 < bucket <= largest)
         return largest * costs.of(tokens, 1) + sum(together)
 
-    measured = costs.points[-1][0] // tokens
+    measured = costs.points[-1][0] // tokens if costs.points else 1
     affordable = [b for b in BUCKETS if b <= measured and seconds(b) <= COMPARISON_SECONDS]
     return max([least, *affordable])
 

@@ -132,7 +132,7 @@ def test_every_block_is_placed_and_no_device_is_overfull(encoder, denoiser, deco
 def test_a_model_that_fits_one_device_alone_always_has_a_plan_in_turn(part, room):
     stages = {"encode": [part], "denoise": [part], "decode": [part]}
     if part.size + part.activations <= max(room["a"], room["b"]):
-        planned(room, True, stages)
+        assert devices(planned(room, True, stages))
 
 
 @pytest.mark.parametrize(

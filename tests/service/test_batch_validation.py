@@ -8,10 +8,8 @@ import pytest
 
 from jobs.runtime.embedded_queue import EmbeddedServer
 from service.openai import batches
-from tests import web
-from tests.service.conftest import Deployment, deployed
-from tests.service.live import listening
-from tests.service.test_openai_batches import begin, ended, line, upload, validated
+from tests.service.conftest import Deployment
+from tests.service.test_openai_batches import batch_service, begin, ended, line, upload, validated
 from tests.waiting import PATIENCE
 
 
@@ -20,17 +18,8 @@ def live(
     server: EmbeddedServer, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Deployment, openai.OpenAI]]:
     """A service that listens on a port, and OpenAI's client for it."""
-    folder = tmp_path_factory.mktemp("batches")
-    with (
-        deployed(
-            server.url, folder, start=False, max_file_bytes=100_000, max_unfinished=150
-        ) as service,
-        listening(service.client.app) as address,
-        web.Client(base_url=address, timeout=PATIENCE) as client,
-        openai.OpenAI(base_url=f"{address}/v1", api_key="none", timeout=PATIENCE) as theirs,
-    ):
-        service.client = client
-        yield service, theirs
+    with batch_service(server, tmp_path_factory.mktemp("batches")) as parts:
+        yield parts
 
 
 def test_repeated_post_with_a_key_makes_one_batch(live: tuple) -> None:

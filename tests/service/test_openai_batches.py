@@ -3,6 +3,8 @@
 import base64
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import openai
 import pytest
@@ -15,12 +17,11 @@ from tests.service.live import listening
 from tests.waiting import PATIENCE, wait_until
 
 
-@pytest.fixture(scope="module")
-def live(
-    server: EmbeddedServer, tmp_path_factory: pytest.TempPathFactory
+@contextmanager
+def batch_service(
+    server: EmbeddedServer, folder: Path
 ) -> Iterator[tuple[Deployment, openai.OpenAI]]:
-    """A service that listens on a port, and OpenAI's client for it."""
-    folder = tmp_path_factory.mktemp("batches")
+    """A service with small limits that listens on a port, and OpenAI's client for it."""
     with (
         deployed(
             server.url, folder, start=False, max_file_bytes=100_000, max_unfinished=150
@@ -31,6 +32,15 @@ def live(
     ):
         service.client = client
         yield service, theirs
+
+
+@pytest.fixture(scope="module")
+def live(
+    server: EmbeddedServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Deployment, openai.OpenAI]]:
+    """A service that listens on a port, and OpenAI's client for it."""
+    with batch_service(server, tmp_path_factory.mktemp("batches")) as parts:
+        yield parts
 
 
 def line(custom_id: str, **body: object) -> str:

@@ -129,3 +129,4 @@ def test_img2img_is_refused_clearly(live: tuple[Deployment, WebUIApi]) -> None:
 def test_progress_without_a_job(live: tuple[Deployment, WebUIApi]) -> None:
     _, api = live
     api.util_wait_for_ready(check_interval=0.01)
+    assert api.get_progress()["progress"] == 0

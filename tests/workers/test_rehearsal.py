@@ -84,3 +84,8 @@ def test_measured_batches_that_do_not_pay_yet_are_compared_too() -> None:
     timer = PassTimer(Rounding(99), "cpu", None, on_cpu=True)
     assert costs.largest(32) == 1
     assert rehearse(MODEL, costs, timer) == {"(64, 64, 2)": 16}
+
+
+def test_nothing_measured_compares_nothing_larger() -> None:
+    timer = PassTimer(Rounding(99), "cpu", None, on_cpu=True)
+    assert rehearse(MODEL, Costs(()), timer) == {"(64, 64, 2)": 1}
