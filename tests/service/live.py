@@ -5,10 +5,15 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.client import HTTPConnection
+from pathlib import Path
 
+import openai
 import uvicorn
 from fastapi import FastAPI
 
+from jobs.runtime.embedded_queue import EmbeddedServer
+from tests import web
+from tests.service.conftest import Deployment, deployed
 from tests.waiting import PATIENCE, wait_until
 
 
@@ -37,3 +42,20 @@ def listening(app: FastAPI) -> Iterator[str]:
         app.state.context.hub.close()
         server.should_exit = True
         thread.join()
+
+
+@contextmanager
+def batch_service(
+    server: EmbeddedServer, folder: Path
+) -> Iterator[tuple[Deployment, openai.OpenAI]]:
+    """A service with small limits that listens on a port, and OpenAI's client for it."""
+    with (
+        deployed(
+            server.url, folder, start=False, max_file_bytes=100_000, max_unfinished=150
+        ) as service,
+        listening(service.client.app) as address,
+        web.Client(base_url=address, timeout=PATIENCE) as client,
+        openai.OpenAI(base_url=f"{address}/v1", api_key="none", timeout=PATIENCE) as theirs,
+    ):
+        service.client = client
+        yield service, theirs

@@ -9,7 +9,8 @@ import pytest
 from jobs.runtime.embedded_queue import EmbeddedServer
 from service.openai import batches
 from tests.service.conftest import Deployment
-from tests.service.test_openai_batches import batch_service, begin, ended, line, upload, validated
+from tests.service.live import batch_service
+from tests.service.test_openai_batches import begin, ended, line, upload, validated
 from tests.waiting import PATIENCE
 
 

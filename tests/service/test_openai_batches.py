@@ -3,8 +3,6 @@
 import base64
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 
 import openai
 import pytest
@@ -12,26 +10,9 @@ import pytest
 from jobs.runtime.embedded_queue import EmbeddedServer
 from service.openai import batch_input, batches
 from tests import web
-from tests.service.conftest import CATALOG, Deployment, deployed, picture, working
-from tests.service.live import listening
-from tests.waiting import PATIENCE, wait_until
-
-
-@contextmanager
-def batch_service(
-    server: EmbeddedServer, folder: Path
-) -> Iterator[tuple[Deployment, openai.OpenAI]]:
-    """A service with small limits that listens on a port, and OpenAI's client for it."""
-    with (
-        deployed(
-            server.url, folder, start=False, max_file_bytes=100_000, max_unfinished=150
-        ) as service,
-        listening(service.client.app) as address,
-        web.Client(base_url=address, timeout=PATIENCE) as client,
-        openai.OpenAI(base_url=f"{address}/v1", api_key="none", timeout=PATIENCE) as theirs,
-    ):
-        service.client = client
-        yield service, theirs
+from tests.service.conftest import CATALOG, Deployment, picture, working
+from tests.service.live import batch_service
+from tests.waiting import wait_until
 
 
 @pytest.fixture(scope="module")
